@@ -1,0 +1,170 @@
+"""The control behind "these heads matter": the task with them taken out, beside random heads taken out."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from interp.analyses.scores import HeadScores
+from interp.analyses.tasks.generate import Reply, generate
+from interp.analyses.tasks.needle import judge
+from interp.hooks.heads import HeadSet
+from interp.hooks.outputs import Kind, ablate
+from interp.hooks.prompts import Prompt, Prompts
+from interp.kernels.errors import UsageError
+
+Judge = Callable[[str, Prompt], bool]
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One way to run the task: which heads are out, and by what rule they were drawn."""
+
+    name: str
+    group: str
+    """"as loaded", "top", "random" or "random by layer" """
+    heads: HeadSet
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The verdict on each prompt under one condition."""
+
+    condition: Condition
+    verdicts: tuple[bool, ...]
+    replies: tuple[str, ...] = field(repr=False)
+
+    @property
+    def accuracy(self) -> float:
+        return sum(self.verdicts) / len(self.verdicts)
+
+    def interval(self, level: float = 0.95, draws: int = 1000, seed: int = 0) -> tuple[float, float]:
+        """Percentile bootstrap of the accuracy over prompts, seeded."""
+        return bootstrap([self.verdicts], level, draws, seed)
+
+
+@dataclass(frozen=True)
+class CausalCheck:
+    """Outcomes of all conditions on the same prompts."""
+
+    outcomes: tuple[Outcome, ...]
+    kind: Kind
+    k: int
+    seed: int = 0
+
+    def group(self, name: str) -> tuple[float, float, float]:
+        """Accuracy of a group and its 95% interval; over draws and prompts where there are several draws."""
+        rows = [outcome.verdicts for outcome in self.outcomes if outcome.condition.group == name]
+        if not rows:
+            raise UsageError(f"group {name!r} is not in this check: it has {', '.join(self.groups)}.")
+        mean = sum(map(sum, rows)) / sum(map(len, rows))
+        return mean, *bootstrap(rows, seed=self.seed)
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(outcome.condition.group for outcome in self.outcomes))
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able: heads as names."""
+        rows = [
+            {
+                "name": outcome.condition.name,
+                "group": outcome.condition.group,
+                "heads": [str(head) for head in outcome.condition.heads],
+                "verdicts": list(outcome.verdicts),
+                "replies": list(outcome.replies),
+                "accuracy": outcome.accuracy,
+                "interval": outcome.interval(seed=self.seed),
+            }
+            for outcome in self.outcomes
+        ]
+        return {"kind": self.kind, "k": self.k, "seed": self.seed, "outcomes": rows}
+
+    def __str__(self) -> str:
+        lines = []
+        for name in self.groups:
+            mean, low, high = self.group(name)
+            lines.append(f"{name:16s} {mean:5.0%}  [{low:.0%}, {high:.0%}]")
+        return "\n".join(lines)
+
+
+def bootstrap(
+    rows: list[tuple[bool, ...]], level: float = 0.95, draws: int = 1000, seed: int = 0
+) -> tuple[float, float]:
+    """Percentile interval of the mean over rows (draws of heads) and columns (prompts), both resampled."""
+    values = torch.tensor(rows, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(seed)
+    r, n = values.shape
+    means = torch.stack(
+        [
+            values[torch.randint(r, (r,), generator=generator)][:, torch.randint(n, (n,), generator=generator)].mean()
+            for _ in range(draws)
+        ]
+    )
+    low, high = torch.quantile(means, torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)).tolist()
+    return low, high
+
+
+def conditions(scores: HeadScores, k: int = 10, draws: int = 3, seed: int = 0) -> tuple[Condition, ...]:
+    """As loaded, the top k heads out, and `draws` random k out, drawn freely and matched by layer.
+
+    Retrieval heads sit in few layers: a free draw may only show depth, so the same number of heads per layer is drawn too.
+    """
+    if draws < 1:
+        raise UsageError(f"draws={draws}: a control needs at least one draw of random heads.")
+    top = scores.heads(top=k)
+    free = [scores.random_like(top, seed + i, "free") for i in range(draws)]
+    layer = [scores.random_like(top, seed + i, "layer") for i in range(draws)]
+    return (
+        Condition("as loaded", "as loaded", HeadSet(())),
+        Condition(f"top {k}", "top", top),
+        *(Condition(f"random {i + 1}", "random", heads) for i, heads in enumerate(free)),
+        *(Condition(f"random by layer {i + 1}", "random by layer", heads) for i, heads in enumerate(layer)),
+    )
+
+
+def causal_check(
+    model: nn.Module,
+    prompts: Prompts,
+    scores: HeadScores,
+    *,
+    k: int = 10,
+    draws: int = 3,
+    kind: Kind = "zero",
+    judge: Judge = judge,
+    max_new_tokens: int = 24,
+    batch_size: int = 8,
+    seed: int = 0,
+    progress: bool = False,
+) -> CausalCheck:
+    """Accuracy on a task with the top k heads ablated, against `draws` of k others, drawn freely and matched by layer.
+
+    accuracy[condition] = mean over prompts of judge(reply, prompt), replies decoded greedily; prefill and decode are both
+    ablated, by `kind` (see `ablate`). Use prompts that the scores were not made from. Intervals are over prompts, and over
+    prompts and draws for the random groups.
+    Source: Wu et al. 2404.15574, section 3 (masking against random heads). Differs: random heads never include the top
+    ones, a draw matched by layer is added, and masking is named.
+    Cannot show: that other heads could not take over after training, nor what the heads compute.
+    """
+    from tqdm.auto import tqdm
+
+    rows = conditions(scores, k, draws, seed)
+    outcomes = []
+    for condition in tqdm(rows, desc="causal check", disable=not progress, delay=2, leave=False):
+        replies = list(ask(model, prompts, condition.heads, kind, max_new_tokens, batch_size))
+        verdicts = tuple(judge(reply.text, prompt) for reply, prompt in zip(replies, prompts, strict=True))
+        outcomes.append(Outcome(condition, verdicts, tuple(reply.text for reply in replies)))
+    return CausalCheck(tuple(outcomes), kind, k, seed)
+
+
+def ask(
+    model: nn.Module, prompts: Prompts, heads: HeadSet, kind: Kind, max_new_tokens: int = 24, batch_size: int = 8
+) -> Iterator[Reply]:
+    """Greedy replies with the heads taken out, one a prompt."""
+    with ablate(model, heads, kind):
+        for batch in prompts.batches(batch_size):
+            yield from generate(model, batch, max_new_tokens=max_new_tokens, stop="\n")
+
+

@@ -1,0 +1,222 @@
+"""A needle in a haystack: a made-up fact in a long text, a question about it, and a judge of the reply."""
+
+import json
+import re
+import unicodedata
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from itertools import accumulate, product
+from random import Random
+from typing import Any, Literal
+
+from interp.analyses.tasks.haystack import paragraphs
+from interp.hooks.prompts import Prompt, Prompts
+from interp.kernels.errors import PromptError, UsageError
+
+INSTRUCTION = "Read the text and answer the question by quoting a sentence of the text."
+FILLERS = frozenset({"a", "an", "the", "of", "in", "on", "at", "to", "and", "or", "from", "for", "with", "near"})
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One made-up fact; `sentence` holds `answer` once, `prefix` is how a reply to `question` begins."""
+
+    key: str
+    sentence: str
+    answer: str
+    question: str
+    prefix: str
+
+
+def needle(
+    tokenizer: Any,
+    *,
+    lengths: Sequence[int] = (512,),
+    depths: Sequence[float] = (0.1, 0.5, 0.9),
+    n: int | None = None,
+    needles: int = 1,
+    kind: Literal["literal", "inferred"] = "literal",
+    chat: bool | None = None,
+    seed: int = 0,
+) -> Prompts:
+    """Prompts that can be answered only from one sentence of a long text; each has its own text and its own fact.
+
+    lengths: tokens of the whole prompt; the text is cut at the last sentence that fits.
+    depths: place of the needle as a fraction of the text, 0 first and 1 last, moved to the nearest sentence boundary.
+    n: None gives one prompt for each of lengths x depths (depths fastest); a number cycles over them.
+    needles: facts in each text; one is asked for, the others lie at random depths. 0 leaves the asked one out too: the
+    control, on which no reply can be right.
+    kind: "literal" asks in the needle's words; "inferred" in others, so that only association leads to the needle.
+    chat: None uses the tokenizer's chat template if it has one. The reply is begun with the prefix either way.
+
+    Spans: "needle", "answer" (inside the needle), "distractor" (other needles), "question", "context".
+    meta: answer, kind, length and depth (as asked for), key (of the fact), question, prefix.
+    Prompt i depends on seed and i, not on n. Raises UsageError for a length that cannot hold needle and one sentence.
+    Source: the set-up of Wu et al. 2404.15574. Differs: own texts and facts, and a fact is never used twice in a call.
+    Cannot show: understanding; a literal needle can be answered by copying what followed the prefix.
+    """
+    cells = list(product(lengths, depths))
+    if not cells or min(lengths) < 1 or not all(0 <= depth <= 1 for depth in depths):
+        raise UsageError(f"lengths={lengths}, depths={depths}: give one or more of each, depths between 0 and 1.")
+    if kind not in ("literal", "inferred"):
+        raise UsageError(f"kind={kind!r} is no kind of needle: use 'literal' or 'inferred'.")
+    known = len(grammar()["facts"])
+    if not 0 <= needles <= known:
+        raise UsageError(f"needles={needles}: there are {known} facts, so use 0 to {known}.")
+    if n is not None and n < 1:
+        raise UsageError(f"n={n}: ask for one prompt or more, or leave n out for one of each length and depth.")
+    if chat is None:
+        chat = getattr(tokenizer, "chat_template", None) is not None
+    facts = draw(len(cells) if n is None else n, max(needles, 1), kind, seed)
+    items = []
+    for i, asked in enumerate(facts):
+        length, depth = cells[i % len(cells)]
+        rng = Random(f"depths/{seed}/{i}")
+        placed = [(depth if j == 0 else rng.random(), fact) for j, fact in enumerate(asked)] if needles else []
+        item = hide(tokenizer, asked[0], placed, length, chat, f"{seed}/{i}")
+        item["meta"] = {
+            "answer": asked[0].answer,
+            "kind": kind,
+            "length": length,
+            "depth": depth,
+            "key": asked[0].key,
+            "question": asked[0].question,
+            "prefix": asked[0].prefix,
+        }
+        items.append(item)
+    return Prompts.encode(tokenizer, items, chat=chat, continue_final=chat)
+
+
+def judge(reply: str, prompt: Prompt) -> bool:
+    """Whether the reply holds every content word of the answer, in order; case and punctuation do not count."""
+    spoken = iter(words(reply))
+    return all(word in spoken for word in words(prompt.meta["answer"]) if word not in FILLERS)
+
+
+def rouge1_recall(reference: str, text: str) -> float:
+    """Share of the reference's words that the text recalls, a word counting as often as both have it; no stemming.
+
+    sum over words of min(count in reference, count in text) / words in reference, in 0..1. Source: Lin 2004, ROUGE-1.
+    """
+    wanted = Counter(words(reference))
+    if not wanted:
+        raise UsageError(f"the reference {reference!r} has no words, so recall has no meaning: give the answer's text.")
+    return (wanted & Counter(words(text))).total() / wanted.total()
+
+
+def words(text: str) -> list[str]:
+    plain = unicodedata.normalize("NFKC", text).casefold()
+    return re.findall(r"\w+", re.sub(r"(?<=\w)['’](?=\w)", "", plain))
+
+
+@cache
+def grammar() -> dict[str, Any]:
+    """The word lists and fact templates of facts.json."""
+    return json.loads(files(__package__).joinpath("facts.json").read_text("utf-8"))
+
+
+def draw(n: int, needles: int, kind: str, seed: int) -> list[list[Fact]]:
+    """For each of n prompts the asked fact and its distractors, of different templates; no fact is asked for twice."""
+    templates = grammar()["facts"]
+    seen: set[str] = set()
+    rows: list[list[Fact]] = []
+    for i in range(n):
+        turn = Random(f"deck/{seed}/{i // len(templates)}").sample(templates, len(templates))
+        first = turn[i % len(templates)]
+        rng = Random(f"fact/{seed}/{i}")
+        asked = fill(first, kind, rng)
+        while asked.answer in seen:
+            asked = fill(first, kind, rng)
+        seen.add(asked.answer)
+        others = rng.sample([template for template in templates if template is not first], needles - 1)
+        rows.append([asked, *(fill(template, kind, rng) for template in others)])
+    return rows
+
+
+def fill(template: Mapping[str, str], kind: str, rng: Random) -> Fact:
+    """A fact with its slots filled: {town} and {town2} differ, {Town} is {town} with capitals."""
+    slots: dict[str, str] = {}
+    for name, options in grammar()["lists"].items():
+        for suffix, word in zip(("", "2", "3"), rng.sample(options.split(), 3), strict=True):
+            slots[name + suffix], slots[name.title() + suffix] = word, word.title()
+    answer = template["answer"].format_map(slots)
+    sentence = template["needle"].format_map({**slots, "answer": answer})
+    # a small model that is not told to quote rephrases, or continues from what it knows
+    question, prefix = template["question"], 'The text says: "' + template["needle"].removesuffix(" {answer}.")
+    if kind == "inferred":
+        question, prefix = template["ask"], template["lead"]
+    return Fact(template["key"], sentence, answer, question.format_map(slots), prefix.format_map(slots))
+
+
+def hide(
+    tokenizer: Any, asked: Fact, placed: Sequence[tuple[float, Fact]], length: int, chat: bool, seed: str
+) -> dict[str, Any]:
+    """The longest prompt of at most `length` tokens, as an item for Prompts.encode with spans in characters."""
+    source = paragraphs(seed)
+    sentences: list[str] = []
+
+    def render(count: int) -> tuple[dict[str, Any], str, list[tuple[int, int]]]:
+        context, ranges = compose(sentences[:count], [(depth, fact.sentence) for depth, fact in placed])
+        body = f"{INSTRUCTION}\n\n{context}\n\nQuestion: {asked.question}"
+        if chat:
+            turns = [{"role": "user", "content": body}, {"role": "assistant", "content": asked.prefix}]
+            return {"messages": turns}, context, ranges
+        return {"text": f"{body}\nAnswer: {asked.prefix}"}, context, ranges
+
+    def encode(count: int) -> Prompt:
+        return Prompts.encode(tokenizer, [render(count)[0]], chat=chat, continue_final=chat)[0]
+
+    def tokens(count: int) -> int:
+        return len(encode(count).ids)
+
+    characters = 6 * length
+    while sum(map(len, sentences)) < characters or tokens(len(sentences)) <= length:
+        for _ in range(1 + len(sentences) // 20):
+            first, *rest = next(source)
+            sentences += ["\n\n" + first if sentences else first, *(" " + sentence for sentence in rest)]
+    fitting = bisect_right(range(1, len(sentences)), length, key=tokens)
+    # a sentence more can be a token less where two tokens merge
+    while fitting and tokens(fitting) > length:
+        fitting -= 1
+    if not fitting:
+        raise UsageError(f"length {length} is too short: with one sentence of text the prompt has {tokens(1)} tokens.")
+    item, context, ranges = render(fitting)
+    text = encode(fitting).text
+    start = text.find(context)
+    question = text.find(asked.question, start + len(context))
+    if start < 0 or question < 0:
+        raise PromptError("the chat template changes the text that it is given, so spans are lost: use chat=False.")
+    found = [(start + low, start + high) for low, high in ranges]
+    spans: dict[str, Any] = {
+        "context": (start, start + len(context)),
+        "question": (question, question + len(asked.question)),
+    }
+    if found:
+        low = found[0][0] + asked.sentence.rindex(asked.answer)
+        spans |= {"needle": found[0], "answer": (low, low + len(asked.answer))}
+    if found[1:]:
+        spans["distractor"] = found[1:]
+    return {**item, "spans": spans}
+
+
+def compose(sentences: Sequence[str], placed: Sequence[tuple[float, str]]) -> tuple[str, list[tuple[int, int]]]:
+    """The text with each needle at the sentence boundary nearest to its depth, and the needles' character ranges.
+
+    Sentences begin with the white space before them. A needle never begins a paragraph.
+    """
+    ends = [0, *accumulate(map(len, sentences))]
+    at = [min(range(len(ends)), key=lambda j: abs(ends[j] - depth * ends[-1])) for depth, _ in placed]
+    ranges = [(0, 0)] * len(placed)
+    text = ""
+    for j, sentence in enumerate([*sentences, ""]):
+        for i, (_, inserted) in enumerate(placed):
+            if at[i] == j:
+                start = len(text) + bool(text)
+                ranges[i] = (start, start + len(inserted))
+                text += " " * bool(text) + inserted
+        text += sentence if j or not text else " " + sentence
+    return text, ranges

@@ -1,0 +1,32 @@
+"""Plain prose of an exact length: the input on which sinks and previous-token heads are measured."""
+
+from typing import Any
+
+from interp.analyses.tasks.haystack import paragraphs
+from interp.hooks.prompts import Prompt, Prompts
+from interp.kernels.errors import UsageError
+
+
+def passages(tokenizer: Any, *, n: int = 8, length: int = 256, seed: int = 0) -> Prompts:
+    """`n` prompts of haystack prose, exactly `length` tokens each, every one another text.
+
+    A BOS comes first if the tokenizer adds one by itself, and counts. The last word may be cut between two tokens.
+    meta: length. Passage i depends on seed and i, not on `n`. Raises UsageError for sizes below 1.
+    Cannot show: behaviour on text of the model's own training; the prose is made from a grammar (haystack.py).
+    """
+    if n < 1 or length < 1:
+        raise UsageError(f"n={n}, length={length}: each has to be at least 1.")
+    items = []
+    for i in range(n):
+        source = paragraphs(f"passages/{seed}/{i}")
+        text, ids, ends = "", [], []
+        # one token more than needed, so that an end-of-text token is never among those kept
+        while len(ids) <= length:
+            for _ in range(1 + length // 80):
+                text += " ".join(next(source)) + "\n\n"
+            encoded = tokenizer(text, return_offsets_mapping=True)
+            ids, ends = encoded["input_ids"], [end for _, end in encoded["offset_mapping"]]
+        kept = text[: max(ends[:length])]
+        items.append(Prompt(text=kept, ids=tuple(ids[:length]), spans={}, meta={"length": length}))
+    pad = getattr(tokenizer, "pad_token_id", None)
+    return Prompts(items=tuple(items), tokenizer=tokenizer, pad_id=0 if pad is None else pad)

@@ -1,0 +1,40 @@
+"""What a report is made from: the scores of one model, their causal check, and attention shown on a text."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from interp.analyses.causal import CausalCheck
+from interp.analyses.scores import HeadScores
+from interp.hooks.provenance import Provenance
+
+
+@dataclass(frozen=True)
+class TokenView:
+    """One query's attention on the tokens of one prompt, for some heads."""
+
+    title: str
+    tokens: tuple[str, ...]
+    """text of each token; joined they are the rendered prompt"""
+    weights: dict[str, tuple[float, ...]]
+    """head name to pattern[q k] over the tokens, in the order to show"""
+    marks: dict[str, tuple[tuple[int, int], ...]] = field(default_factory=dict)
+    """named token ranges to outline, such as the answer"""
+    written: str = ""
+    """what the model wrote from this query on"""
+
+
+@dataclass(frozen=True)
+class Findings:
+    """All that one run found out about one model."""
+
+    provenance: Provenance
+    layers: int
+    heads: int
+    kv_heads: int
+    scores: dict[str, HeadScores]
+    causal: CausalCheck | None = None
+    views: tuple[TokenView, ...] = ()
+    settings: dict[str, Any] = field(default_factory=dict)
+    """of the run: what was measured, on what, with which seed"""
+    seconds: float = 0.0
+    """time spent on measuring, all sittings together"""

@@ -1,0 +1,1 @@
+"""One running model: its heads, its tokens, and what passes through it."""

@@ -1,0 +1,93 @@
+"""The modules of a model that the seam and the hooks need: self-attention by layer, and its output projection."""
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from torch import Tensor, nn
+
+from interp.kernels.errors import ModelError
+
+PROJECTIONS = ("o_proj", "c_proj", "dense", "out_proj", "wo")
+"""names of the output projection in the families of transformers"""
+DELEGATING = ("Delegating.forward", "AttentionBridge.forward")
+"""attention of a TransformerLens bridge that calls the model's own module: ours, and its simplest one"""
+
+
+def plain(model: Any) -> Any:
+    """The transformers model itself, also where a TransformerLens bridge over it was given."""
+    inner = getattr(model, "original_model", None)
+    return inner if isinstance(inner, nn.Module) else model
+
+
+def wrapped(module: nn.Module) -> nn.Module | None:
+    """The module inside of a component of a TransformerLens bridge, None for any other module."""
+    return module._modules.get("_original_component")
+
+
+def recomputed(model: Any) -> int:
+    """How many attention layers a TransformerLens bridge over the model computes by its own code."""
+    layers = set(attention_layers(model).values())
+    return sum(
+        wrapped(module) in layers and type(module).forward.__qualname__ not in DELEGATING
+        for module in plain(model).modules()
+    )
+
+
+def attention_layers(model: nn.Module) -> dict[int, nn.Module]:
+    """The self-attention modules of a causal LM by layer: those that have a layer_idx and an output projection.
+
+    Raises ModelError where there is none.
+    """
+    found: dict[int, nn.Module] = {}
+    for module in plain(model).modules():
+        if wrapped(module) is not None:
+            # a component of TransformerLens answers for the module inside of it, which comes next
+            continue
+        index = getattr(module, "layer_idx", None)
+        if isinstance(index, int) and not getattr(module, "is_cross_attention", False) and projection_name(module):
+            found.setdefault(index, module)
+    if not found:
+        raise ModelError(
+            f"{type(model).__name__} has no attention module with a layer_idx and an output projection "
+            f"({', '.join(PROJECTIONS)}): interp reads decoder models of transformers."
+        )
+    return dict(sorted(found.items()))
+
+
+def projection_name(module: nn.Module) -> str | None:
+    """The name of the output projection of an attention module."""
+    return next((name for name in PROJECTIONS if isinstance(getattr(module, name, None), nn.Module)), None)
+
+
+@contextlib.contextmanager
+def projection_inputs(
+    model: nn.Module, layers: Iterable[int], see: Callable[[int, Tensor], Tensor | None], *, inside: bool = False
+) -> Iterator[None]:
+    """Call see(layer, x) with the input of each output projection, x [b q h*d]; what it returns takes x's place.
+
+    Linear and Conv1D alike: the input is one tensor either way. The hooks go when the context closes. Under a
+    TransformerLens bridge the call comes before hook_z, which sees the change; inside=True: after it.
+    """
+    modules = attention_layers(model)
+    handles = []
+    try:
+        for layer in layers:
+            name = projection_name(modules[layer])
+            if name is not None:
+                projection = getattr(modules[layer], name)
+                while inside and (inner := wrapped(projection)) is not None:
+                    projection = inner
+                handles.append(projection.register_forward_pre_hook(_hook(layer, see)))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _hook(layer: int, see: Callable[[int, Tensor], Tensor | None]) -> Callable[..., Any]:
+    def hook(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        x = see(layer, args[0])
+        return None if x is None else (x, *args[1:])
+
+    return hook

@@ -1,0 +1,37 @@
+"""The errors of the project: one sentence each, what was given, what was expected, what to do."""
+
+
+class InterpError(Exception):
+    """Base class of every error that interp raises on purpose."""
+
+
+class HeadError(InterpError, ValueError):
+    """A head, layer or head set that cannot be read or that the model does not have."""
+
+
+class SpanError(InterpError, ValueError):
+    """A named span that is not in its prompt, or that no prompt defines."""
+
+
+class PromptError(InterpError, ValueError):
+    """A prompt that cannot be used: empty, too long for the model, or with a doubled BOS."""
+
+
+class CostError(InterpError, MemoryError):
+    """A capture that cannot fit into the memory that is free."""
+
+
+class ModelError(InterpError, ValueError):
+    """A model that cannot be found, is not safe to load, or is not of a kind that interp can read."""
+
+
+class ScoreError(InterpError, ValueError):
+    """A score file that is broken, or that belongs to another model."""
+
+
+class RunError(InterpError, ValueError):
+    """A run folder that is broken, belongs to another run, or cannot be written."""
+
+
+class UsageError(InterpError, ValueError):
+    """An argument that has no meaning here."""

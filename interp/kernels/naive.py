@@ -1,0 +1,145 @@
+"""The meaning of every output, n x n, in plain torch and any dtype up to float64; all engines are tested against it."""
+
+from functools import singledispatch
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from interp.kernels.contract import (
+    At,
+    Blocks,
+    Call,
+    Columns,
+    Entropy,
+    Lse,
+    Mass,
+    Request,
+    Result,
+    Rows,
+    TopKeys,
+    block_grid,
+)
+
+
+def logits(call: Call) -> Tensor:
+    """Float [b h q k]: logits as the softmax sees them, -inf where a query may not look."""
+    b, h, g, _, _ = call.sizes
+    k = call.k.to(call.dtype).repeat_interleave(h // g, 1)
+    score = call.q.to(call.dtype) @ k.transpose(-1, -2) * call.scale
+    if call.logit_scale is not None:
+        score = score * call.logit_scale.to(call.dtype).expand(b, h)[:, :, None, None]
+    if call.softcap is not None:
+        score = call.softcap * torch.tanh(score / call.softcap)
+    return (score + call.bias()).masked_fill(~call.visible(), -torch.inf)
+
+
+def lse(call: Call, score: Tensor) -> Tensor:
+    """Float [b h q]: log of the denominator, learned sink included."""
+    total = torch.logsumexp(score, -1)
+    if call.sinks is not None:
+        total = torch.logaddexp(total, call.sinks.to(total.dtype)[None, :, None])
+    # a dead row has no denominator of its own, learned sink or not
+    return total.masked_fill(~call.visible().any(-1).expand(total.shape), -torch.inf)
+
+
+def pattern(call: Call) -> Tensor:
+    """Float [b h q k]: exp(logits - lse); a row that sees nothing is zero."""
+    score = logits(call)
+    return torch.exp(score - lse(call, score)[..., None]).nan_to_num(0.0)
+
+
+def attend(call: Call, requests: tuple[Request, ...] = (), queries: Tensor | None = None, out: bool = True) -> Result:
+    """Attention and every reduction by its definition.
+
+    pattern[b h q k] = exp(logits - lse); out[b h q d] = sum over k of pattern v. Memory O(n^2).
+    """
+    p = pattern(call)
+    h, g = call.sizes[1:3]
+    v = call.v.to(p.dtype).repeat_interleave(h // g, 1)
+    index = torch.arange(p.shape[2], device=p.device) if queries is None else queries
+    values = tuple(reduce(request, call, p, index) for request in requests)
+    return Result((p @ v).to(call.v.dtype) if out else None, values)
+
+
+def valued(call: Call, p: Tensor) -> Tensor:
+    """p |v| / sum over k of p |v|: attention weighed by how much each key has to say."""
+    h, g = call.sizes[1:3]
+    weighed = p * call.v.to(p.dtype).norm(dim=-1).repeat_interleave(h // g, 1)[:, :, None]
+    return weighed / weighed.sum(-1, keepdim=True).clamp(min=torch.finfo(p.dtype).tiny)
+
+
+@singledispatch
+def reduce(request: Request, call: Call, p: Tensor, index: Tensor) -> Any:
+    """The value of one request, from the whole pattern."""
+    raise NotImplementedError(type(request).__name__)
+
+
+@reduce.register
+def _(request: Lse, call: Call, p: Tensor, index: Tensor) -> Tensor:
+    return lse(call, logits(call))[:, :, index]
+
+
+@reduce.register
+def _(request: Entropy, call: Call, p: Tensor, index: Tensor) -> Tensor:
+    rows = p[:, :, index]
+    over_keys = rows / rows.sum(-1, keepdim=True).clamp(min=torch.finfo(p.dtype).tiny)
+    return torch.special.entr(over_keys).sum(-1)
+
+
+@reduce.register
+def _(request: TopKeys, call: Call, p: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+    rows, seen = p[:, :, index], call.visible().expand(p.shape)[:, :, index]
+    # a stable descending sort keeps the lowest column first among equals
+    score = logits(call)[:, :, index]
+    order = score.sort(dim=-1, descending=True, stable=True).indices[..., : request.k]
+    found = seen.gather(-1, order)
+    keys = torch.where(found, order + call.k_start, -1)
+    probs = rows.gather(-1, order) * found
+    short = request.k - order.shape[-1]
+    pad = torch.nn.functional.pad
+    return (pad(keys, (0, short), value=-1), pad(probs, (0, short))) if short > 0 else (keys, probs)
+
+
+@reduce.register
+def _(request: Mass, call: Call, p: Tensor, index: Tensor) -> Tensor:
+    rows = (valued(call, p) if request.by_value else p)[:, :, index]
+    return torch.einsum("bhrk,bsk->bhrs", rows, request.sets.to(p.dtype))
+
+
+@reduce.register
+def _(request: At, call: Call, p: Tensor, index: Tensor) -> Tensor:
+    rows = (valued(call, p) if request.by_value else p)[:, :, index]
+    local = request.keys - call.k_start
+    there = (local >= 0) & (local < p.shape[-1]) & (request.keys >= 0)
+    where = local.clamp(0, p.shape[-1] - 1)[:, None].expand(-1, p.shape[1], -1, -1)
+    return rows.gather(-1, where) * there[:, None]
+
+
+@reduce.register
+def _(request: Columns, call: Call, p: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+    rows = (valued(call, p) if request.by_value else p)[:, :, index]
+    b = p.shape[0]
+    weights = torch.ones(b, p.shape[2], dtype=p.dtype, device=p.device)
+    if request.weights is not None:
+        weights = request.weights.to(p.dtype).expand(b, -1)
+    weights = weights[:, None, index, None]
+    seen = (call.visible()[:, :, index] * weights).sum(2).expand(b, p.shape[1], -1)
+    # one row of zeros more, so that the maximum over no rows is 0
+    weighed = torch.nn.functional.pad(rows * weights, (0, 0, 0, 1))
+    return (weighed.sum(2) if request.stat == "sum" else weighed.amax(2)), seen
+
+
+@reduce.register
+def _(request: Rows, call: Call, p: Tensor, index: Tensor) -> Tensor:
+    return (logits(call) if request.logits else p)[:, :, request.queries]
+
+
+@reduce.register
+def _(request: Blocks, call: Call, p: Tensor, index: Tensor) -> tuple[int, Tensor, Tensor]:
+    start, n, m, row_block, key_block = block_grid(call, request, index)
+    row_in = torch.nn.functional.one_hot(row_block, n).to(p.dtype)
+    key_in = torch.nn.functional.one_hot(key_block, m).to(p.dtype)
+    sums = torch.einsum("bhrk,brn,bkm->bhnm", p[:, :, index], row_in, key_in)
+    live = call.visible().any(-1).any(1).expand(p.shape[0], -1)[:, index]
+    return start, sums, (live.to(p.dtype)[..., None] * row_in).sum(1)

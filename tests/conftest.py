@@ -1,0 +1,46 @@
+"""What every test shares: the environment, seeds, the demo model and tiny models of eleven families."""
+
+import os
+import sys
+from pathlib import Path
+
+# before torch and triton are imported: both read these once
+os.environ["TRITON_INTERPRET"] = os.environ.get("TRITON_INTERPRET", "1")
+os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["WANDB_MODE"] = "disabled"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# importlib mode leaves sys.path alone, and helpers such as families.py stand beside the tests
+sys.path.insert(0, str(Path(__file__).parent))
+
+import families
+import pytest
+import torch
+
+import interp
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    """Torch's generator in the same state at the start of every test."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def demo():
+    """The demo model and its tokenizer, loaded once; leave it as you found it."""
+    return interp.load("demo", device="cpu")
+
+
+@pytest.fixture(scope="session")
+def tiny_model():
+    """tiny_model("llama") or any other name in families.CONFIGS; made once for all tests, so do not edit it."""
+    made = {}
+
+    def get(name, **settings):
+        key = name, *sorted(settings.items())
+        if key not in made:
+            made[key] = families.make(name, **settings)
+        return made[key]
+
+    return get

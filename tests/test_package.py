@@ -1,0 +1,116 @@
+"""The package as a whole: what importing it costs, which floor may import which, and the names at the top."""
+
+import ast
+import json
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import interp
+
+ROOT = Path(__file__).resolve().parent.parent
+FLOORS = ("kernels", "hooks", "analyses")
+HEAVY = {"transformer_lens", "transformers", "plotly", "sklearn", "scipy", "pandas"}
+FILES = sorted((ROOT / "interp").rglob("*.py"))
+
+
+def fresh(code: str) -> dict:
+    """What the code, run in a new interpreter, leaves in `out`."""
+    program = f"import json, sys, time\nout = {{}}\n{code}\nprint(json.dumps(out))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
+    return json.loads(done.stdout)
+
+
+def test_import_is_quick_and_light():
+    code = (
+        "start = time.perf_counter()\nimport interp\nout = dict(s=time.perf_counter() - start, loaded=[*sys.modules])"
+    )
+    found = fresh(code)
+    assert found["s"] < 3
+    assert not HEAVY & set(found["loaded"])
+
+
+def test_using_every_name_brings_nothing_heavy():
+    found = fresh("import interp\nfor name in interp.__all__: getattr(interp, name)\nout = [*sys.modules]")
+    assert not HEAVY & set(found)
+
+
+@pytest.mark.parametrize("name", interp.__all__)
+def test_public_name(name):
+    value = getattr(interp, name)
+    assert value is getattr(interp, name)
+    assert name in dir(interp)
+    assert value.__doc__, f"interp.{name} has no docstring"
+
+
+def test_public_names_are_few_and_others_fail():
+    assert len(set(interp.__all__)) == len(interp.__all__) <= 18
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        interp.nothing  # noqa: B018
+
+
+def floor(parts: tuple[str, ...]) -> int:
+    """0 for interp.kernels.*, 1 hooks, 2 analyses, 3 for everything else in interp."""
+    return FLOORS.index(parts[1]) if len(parts) > 1 and parts[1] in FLOORS else len(FLOORS)
+
+
+def imports(tree: ast.AST) -> list[tuple[str, ...]]:
+    """Every interp module that a file names in an import, wherever it stands."""
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"line {node.lineno}: imports are absolute"
+            found += [f"{node.module}.{alias.name}" for alias in node.names]
+    return [parts for name in found if (parts := tuple(name.split(".")))[0] == "interp"]
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_nothing_imports_up_a_floor(file):
+    own = floor(file.relative_to(ROOT).with_suffix("").parts)
+    for parts in imports(ast.parse(file.read_text())):
+        assert floor(parts) <= own, f"{'.'.join(parts)} stands above this file"
+
+
+def test_the_import_walk_sees_what_it_should():
+    tree = ast.parse("import interp.report\ndef f():\n    from interp.hooks import keep\n    from interp import load")
+    assert [floor(parts) for parts in imports(tree)] == [3, 1, 3]
+    with pytest.raises(AssertionError, match="absolute"):
+        imports(ast.parse("from . import x"))
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_file_is_short(file):
+    assert len(file.read_text().splitlines()) <= 400
+
+
+@pytest.mark.parametrize("name", FLOORS)
+def test_root_links_are_relative(name):
+    link = ROOT / name
+    assert link.is_symlink()
+    assert link.readlink() == Path("interp") / name
+    assert link.is_dir()
+
+
+def test_no_top_level_package_shadows_another():
+    # Hugging Face publishes a package called kernels, which a package of ours at the root would hide
+    assert not (ROOT / "interp" / "kernels" / "__init__.py").exists()
+    assert not (ROOT / "__init__.py").exists()
+
+
+def test_every_dependency_is_pinned():
+    def name(requirement: str) -> str:
+        head = requirement.split(";")[0]
+        for sign in ("[", ">", "<", "=", "!", "~"):
+            head = head.split(sign)[0]
+        return head.strip().lower().replace("_", "-")
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    asked = {name(line) for line in [*project["dependencies"], *project["optional-dependencies"]["dev"]]}
+    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
+    assert all(line.count("==") == 1 and "+" not in line for line in lines)
+    assert asked <= {name(line) for line in lines}
