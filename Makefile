@@ -56,5 +56,5 @@ format: $(INSTALLED)
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) report.html build *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) report.html build *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find interp tests benchmarks notebooks -name __pycache__ -prune -exec rm -rf {} +

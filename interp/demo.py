@@ -8,8 +8,8 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from interp.kernels.errors import ModelError
 
@@ -23,6 +23,16 @@ IDENTITY = {
     "interp_name": "SmolLM2-135M-Instruct",
     "interp_note": "weights dequantised from a 4-bit GGUF (Q4_1 matrices, Q8_0 embedding); behaviour is intact, "
     "published benchmark figures may be off by a little",
+}
+# written in full: older releases of transformers read other special tokens from the GGUF
+TOKENIZER = {
+    "tokenizer_class": "PreTrainedTokenizerFast",
+    "bos_token": "<|im_start|>",
+    "eos_token": "<|im_end|>",
+    "pad_token": "<|im_end|>",
+    "unk_token": "<|endoftext|>",
+    "clean_up_tokenization_spaces": False,
+    "model_max_length": 8192,
 }
 # the GGUF form of the tokenizer has lost its first step, which takes digits one by one
 PRE_TOKENIZER = {
@@ -157,20 +167,12 @@ def _convert(gguf: Path, out: Path) -> None:
     _write_json(out / "config.json", config)
 
     tokenizer.save_pretrained(out)
-    _edit_json(out / "tokenizer.json", {"pre_tokenizer": PRE_TOKENIZER})
-    _edit_json(
-        out / "tokenizer_config.json",
-        {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": config["max_position_embeddings"]},
-        drop=("is_local", "local_files_only", "backend"),
-    )
+    tokens = json.loads((out / "tokenizer.json").read_text(encoding="utf-8"))
+    _write_json(out / "tokenizer.json", tokens | {"pre_tokenizer": PRE_TOKENIZER})
+    _write_json(out / "tokenizer_config.json", TOKENIZER)
 
 
-def _edit_json(path: Path, changes: dict[str, Any], drop: tuple[str, ...] = ()) -> None:
-    settings = json.loads(path.read_text(encoding="utf-8"))
-    _write_json(path, {key: value for key, value in settings.items() if key not in drop} | changes)
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
+def _write_json(path: Path, content: Mapping[str, object]) -> None:
     path.write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
 
 

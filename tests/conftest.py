@@ -16,8 +16,11 @@ sys.path.insert(0, str(Path(__file__).parent))
 import families
 import pytest
 import torch
+from jaxtyping import install_import_hook
 
 import interp
+
+install_import_hook(["interp.hooks", "interp.analyses"], "shapes.checked")
 
 
 @pytest.fixture(autouse=True)

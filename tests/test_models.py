@@ -256,6 +256,8 @@ def test_demo_is_the_model_that_it_says(demo):
     assert model.dtype == torch.float32
     assert config.interp_name == "SmolLM2-135M-Instruct"
     assert "4-bit GGUF" in config.interp_note
+    assert (tokenizer.bos_token, tokenizer.eos_token) == ("<|im_start|>", "<|im_end|>")
+    assert tokenizer.decode(tokenizer("so , it 's").input_ids) == "so , it 's"
     assert tokenizer.tokenize("in 2024") == ["in", "Ġ", "2", "0", "2", "4"]
     chat = [{"role": "user", "content": "What is the capital of France?"}]
     inputs = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)

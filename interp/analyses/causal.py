@@ -10,7 +10,7 @@ from torch import nn
 from interp.analyses.scores import HeadScores
 from interp.analyses.tasks.generate import Reply, generate
 from interp.analyses.tasks.needle import judge
-from interp.hooks.heads import HeadSet
+from interp.hooks.heads import HeadLayout, HeadSet
 from interp.hooks.outputs import Kind, ablate
 from interp.hooks.prompts import Prompt, Prompts
 from interp.kernels.errors import UsageError
@@ -35,6 +35,8 @@ class Outcome:
     condition: Condition
     verdicts: tuple[bool, ...]
     replies: tuple[str, ...] = field(repr=False)
+    answers: tuple[str, ...] = field(default=(), repr=False)
+    """what was expected, one a prompt"""
 
     @property
     def accuracy(self) -> float:
@@ -75,6 +77,7 @@ class CausalCheck:
                 "heads": [str(head) for head in outcome.condition.heads],
                 "verdicts": list(outcome.verdicts),
                 "replies": list(outcome.replies),
+                "answers": list(outcome.answers),
                 "accuracy": outcome.accuracy,
                 "interval": outcome.interval(seed=self.seed),
             }
@@ -107,64 +110,64 @@ def bootstrap(
     return low, high
 
 
-def conditions(scores: HeadScores, k: int = 10, draws: int = 3, seed: int = 0) -> tuple[Condition, ...]:
-    """As loaded, the top k heads out, and `draws` random k out, drawn freely and matched by layer.
+def conditions(heads: HeadSet, layout: HeadLayout, draws: int = 3, seed: int = 0) -> tuple[Condition, ...]:
+    """As loaded, the heads out, and `draws` times as many random heads of the rest, drawn freely and matched by layer.
 
-    Retrieval heads sit in few layers: a free draw may only show depth, so the same number of heads per layer is drawn too.
+    Retrieval heads sit in few layers: a free draw may only show depth, so the same number of heads per layer is drawn
+    too.
     """
     if draws < 1:
         raise UsageError(f"draws={draws}: a control needs at least one draw of random heads.")
-    top = scores.heads(top=k)
-    free = [scores.random_like(top, seed + i, "free") for i in range(draws)]
-    layer = [scores.random_like(top, seed + i, "layer") for i in range(draws)]
+    free = [heads.random_like(layout, seed + i, "free") for i in range(draws)]
+    layer = [heads.random_like(layout, seed + i, "layer") for i in range(draws)]
     return (
         Condition("as loaded", "as loaded", HeadSet(())),
-        Condition(f"top {k}", "top", top),
-        *(Condition(f"random {i + 1}", "random", heads) for i, heads in enumerate(free)),
-        *(Condition(f"random by layer {i + 1}", "random by layer", heads) for i, heads in enumerate(layer)),
+        Condition(f"top {len(heads)}", "top", heads),
+        *(Condition(f"random {i + 1}", "random", drawn) for i, drawn in enumerate(free)),
+        *(Condition(f"random by layer {i + 1}", "random by layer", drawn) for i, drawn in enumerate(layer)),
     )
 
 
 def causal_check(
     model: nn.Module,
     prompts: Prompts,
-    scores: HeadScores,
+    scores: HeadScores | HeadSet,
     *,
     k: int = 10,
     draws: int = 3,
     kind: Kind = "zero",
     judge: Judge = judge,
-    max_new_tokens: int = 24,
+    max_new_tokens: int = 16,
     batch_size: int = 8,
     seed: int = 0,
     progress: bool = False,
 ) -> CausalCheck:
-    """Accuracy on a task with the top k heads ablated, against `draws` of k others, drawn freely and matched by layer.
+    """Accuracy on a task with the top k heads of `scores` (or a head set of your own) ablated, against random heads.
 
-    accuracy[condition] = mean over prompts of judge(reply, prompt), replies decoded greedily; prefill and decode are both
-    ablated, by `kind` (see `ablate`). Use prompts that the scores were not made from. Intervals are over prompts, and over
-    prompts and draws for the random groups.
-    Source: Wu et al. 2404.15574, section 3 (masking against random heads). Differs: random heads never include the top
-    ones, a draw matched by layer is added, and masking is named.
-    Cannot show: that other heads could not take over after training, nor what the heads compute.
+    `draws` times as many heads are drawn from the rest, freely and matched by layer.
+    accuracy[condition] = mean over prompts of judge(reply, prompt), replies decoded greedily; prefill and decode are
+    both ablated, by `kind` (see `ablate`). Use prompts that the scores were not made from. Intervals are over
+    prompts, and over prompts and draws for the random groups. Source: Wu et al. 2404.15574, section 3 (masking
+    against random heads). Differs: random heads never include the top ones, a draw matched by layer is added, and
+    masking is named. Cannot show: that other heads could not take over after training, nor what the heads compute.
     """
     from tqdm.auto import tqdm
 
-    rows = conditions(scores, k, draws, seed)
+    heads = scores.heads(top=k) if isinstance(scores, HeadScores) else scores
+    rows = conditions(heads, HeadLayout.of(model), draws, seed)
+    answers = tuple(str(prompt.meta.get("answer", "")) for prompt in prompts)
     outcomes = []
     for condition in tqdm(rows, desc="causal check", disable=not progress, delay=2, leave=False):
         replies = list(ask(model, prompts, condition.heads, kind, max_new_tokens, batch_size))
         verdicts = tuple(judge(reply.text, prompt) for reply, prompt in zip(replies, prompts, strict=True))
-        outcomes.append(Outcome(condition, verdicts, tuple(reply.text for reply in replies)))
-    return CausalCheck(tuple(outcomes), kind, k, seed)
+        outcomes.append(Outcome(condition, verdicts, tuple(reply.text for reply in replies), answers))
+    return CausalCheck(tuple(outcomes), kind, len(heads), seed)
 
 
 def ask(
-    model: nn.Module, prompts: Prompts, heads: HeadSet, kind: Kind, max_new_tokens: int = 24, batch_size: int = 8
+    model: nn.Module, prompts: Prompts, heads: HeadSet, kind: Kind, max_new_tokens: int = 16, batch_size: int = 8
 ) -> Iterator[Reply]:
     """Greedy replies with the heads taken out, one a prompt."""
     with ablate(model, heads, kind):
         for batch in prompts.batches(batch_size):
             yield from generate(model, batch, max_new_tokens=max_new_tokens, stop="\n")
-
-

@@ -113,7 +113,8 @@ class Capture:
         for layer in self.layers:
             if layer not in every:
                 raise HeadError(
-                    f"layer {layer} of a {self.layout.layers}-layer model (layers run from 0 to {self.layout.layers - 1})."
+                    f"layer {layer} of a {self.layout.layers}-layer model "
+                    f"(layers run from 0 to {self.layout.layers - 1})."
                 )
         if self.heads is not None:
             self.layout.check(self.heads)
@@ -207,8 +208,8 @@ class Capture:
         cost = self.cost(site.call.q.shape[0], site.call.k.shape[2], n)
         if not cost.fits:
             raise CostError(
-                f"this capture needs {_bytes(cost.total)} for {site.call.k.shape[2]:,} tokens and {_bytes(cost.free)} is "
-                f"free: read fewer layers, heads or queries, or a reduction instead of rows."
+                f"this capture needs {_bytes(cost.total)} for {site.call.k.shape[2]:,} tokens and {_bytes(cost.free)} "
+                f"is free: read fewer layers, heads or queries, or a reduction instead of rows."
             )
 
     def _per_prompt(self, rows: int) -> int:
@@ -247,8 +248,12 @@ class Capture:
             return mask.gather(1, position.clamp(min=0)) & inside
         if isinstance(choice, slice):
             if (choice.start or 0) < 0 or (choice.stop or 0) < 0 or choice.step not in (None, 1):
-                raise UsageError(f"queries={choice} counts from the end or in steps: name positions from 0 in steps of 1.")
-            return inside & (position >= (choice.start or 0)) & (position < (choice.stop or torch.iinfo(torch.int64).max))
+                raise UsageError(
+                    f"queries={choice} counts from the end or in steps: name positions from 0 in steps of 1."
+                )
+            return (
+                inside & (position >= (choice.start or 0)) & (position < (choice.stop or torch.iinfo(torch.int64).max))
+            )
         wanted = torch.tensor([choice] if isinstance(choice, int) else list(choice), device=position.device)
         if (wanted < 0).any():
             raise UsageError(f"queries={choice!r} holds a negative position: positions count from 0.")
@@ -277,7 +282,9 @@ class Capture:
         Raises UsageError for what was not asked for, ModelError where a layer gave nothing.
         """
         if item not in self.keep:
-            raise UsageError(f"{item!r} was not captured: this capture holds {', '.join(map(repr, self.keep)) or 'nothing'}.")
+            raise UsageError(
+                f"{item!r} was not captured: this capture holds {', '.join(map(repr, self.keep)) or 'nothing'}."
+            )
         missing = [layer for layer in self.layers if (layer, item) not in self._chunks]
         if missing:
             raise ModelError(
@@ -342,4 +349,3 @@ def _bytes(size: float) -> str:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
         size /= 1000
     return f"{size:.1f} TB"
-

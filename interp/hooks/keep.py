@@ -59,7 +59,7 @@ def where_of(spans: tuple[Any, ...]) -> tuple[Where, ...]:
             span = (span.start or 0, span.stop)
         if isinstance(span, bool) or not isinstance(span, str | int | tuple):
             raise SpanError(f"{span!r} is not a span: give a name, a position, or a range (start, stop).")
-        if isinstance(span, int) and span < 0 or isinstance(span, tuple) and not 0 <= span[0] < span[1]:
+        if (isinstance(span, int) and span < 0) or (isinstance(span, tuple) and not 0 <= span[0] < span[1]):
             raise SpanError(f"{span!r} is not a span: positions count from 0 and a range (start, stop) is not empty.")
         made.append(span)
     return tuple(made)
@@ -156,7 +156,10 @@ class at(Keep):
 
 @dataclass(frozen=True, repr=False)
 class top_keys(Keep):
-    """The k most attended keys of each query: Top(keys Int64, probs Float), [b l h q k] each; ties to the earlier key."""
+    """The k most attended keys of each query, ties to the earlier key.
+
+    Top(keys Int64, probs Float), [b l h q k] each; -1 and 0 where fewer keys are seen.
+    """
 
     k: int = 1
 

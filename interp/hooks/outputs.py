@@ -36,8 +36,8 @@ def ablate(
     heads: anything HeadSet.parse takes.
     Raises HeadError for heads the model does not have, UsageError for a missing or needless reference.
     Source: zero as in causal head studies; uniform is what "masking" means in the code of Wu et al. 2404.15574, which
-    masks decode steps only, while we hold prefill and decode to the same. Cannot show: what a head would do had the rest
-    been trained without it; zero moves the residual stream off its distribution.
+    masks decode steps only, while we hold prefill and decode to the same. Cannot show: what a head would do had the
+    rest been trained without it; zero moves the residual stream off its distribution.
     """
     if kind not in get_args(Kind):
         raise UsageError(f"ablation {kind!r} does not exist: take one of {', '.join(get_args(Kind))}.")
@@ -110,7 +110,9 @@ class Ablation:
         call = site.call
         index = torch.tensor(self.heads.by_layer()[site.layer], device=call.q.device)
         if self.kind == "uniform":
-            scale = torch.ones(self.layout.heads, device=call.q.device) if call.logit_scale is None else call.logit_scale
+            scale = (
+                torch.ones(self.layout.heads, device=call.q.device) if call.logit_scale is None else call.logit_scale
+            )
             return replace(call, logit_scale=scale.index_fill(-1, index, 0.0))
         if self.kind == "first":
             bias = torch.zeros(call.sizes[0], self.layout.heads, call.sizes[4], device=call.q.device)

@@ -293,7 +293,7 @@ def _text(
     return text, True
 
 
-def _tokens(tokenizer: Any, text: str, number: int, special: bool) -> dict[str, Any]:
+def _tokens(tokenizer: Any, text: str, number: int, special: bool) -> Mapping[str, Any]:
     encoded = tokenizer(
         text,
         add_special_tokens=special,

@@ -21,6 +21,7 @@ from interp.kernels.contract import Call, Request
 from interp.kernels.errors import ModelError, UsageError
 from interp.kernels.select import select
 
+
 @dataclass(frozen=True, eq=False)
 class Want:
     """What a tap asks of one attention call."""
@@ -292,7 +293,9 @@ class Seam:
         if not wants and not site.call.edited and hooked is None:
             return own()
         if kw.get("dropout") and (site.call.edited or hooked is not None):
-            raise UsageError("the model is in training mode with attention dropout, which an edit cannot keep: call model.eval().")
+            raise UsageError(
+                "the model is in training mode with attention dropout, which an edit cannot keep: call model.eval()."
+            )
 
         if hooked is not None:
             out, pattern = hooked.attend(site.call)
@@ -346,7 +349,8 @@ class Seam:
         if isinstance(mask, Mask):
             if not hasattr(mask, "facts"):
                 raise ModelError(
-                    f"{type(module).__name__} reshapes its attention mask, so that interp cannot tell padding from text."
+                    f"{type(module).__name__} reshapes its attention mask, so that interp cannot tell padding "
+                    "from text: use a model that passes its mask on as it was made."
                 )
             facts = mask.facts
             q_start, k_start, live = facts.start

@@ -101,7 +101,7 @@ def attend(
 def _sweep(
     call: Call, requests: tuple[Request, ...], queries: Tensor | None, out: bool, size: int
 ) -> tuple[Tensor | None, list[Any]]:
-    b, h, g, n, _ = call.sizes
+    b, h, g = call.sizes[:3]
     steps = [_accumulator(request, call, queries) for request in requests]
     scorer = Scorer.of(call, requests)
     outs = []
@@ -133,7 +133,7 @@ class Scorer:
 
     @classmethod
     def of(cls, call: Call, requests: tuple[Request, ...]) -> "Scorer":
-        b, h, g, _, n_keys = call.sizes
+        b, h, g = call.sizes[:3]
         q = call.q.to(call.dtype) * call.scale
         if call.logit_scale is not None:
             q = q * call.logit_scale.to(call.dtype).expand(b, h)[:, :, None, None]

@@ -114,6 +114,7 @@ def test_chunks_do_not_change_the_interval(monkeypatch):
     assert all(map(torch.equal, whole, random_scores().interval()))
 
 
+@pytest.mark.slow
 def test_intervals_are_bit_equal_in_another_process_with_other_threads():
     code = (
         f"import sys; sys.path[:0] = {sys.path!r}\nimport torch; torch.set_num_threads(2)\n"

@@ -37,6 +37,7 @@ def llama(**settings) -> Any:
     return LlamaForCausalLM(LlamaConfig(**{**sizes, **settings}))
 
 
+@pytest.mark.slow
 def test_hashes_are_the_same_in_another_process():
     made = Provenance.of(llama(), byte_level())
     found = subprocess.run(

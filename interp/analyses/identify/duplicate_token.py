@@ -24,5 +24,12 @@ def duplicate_token(
     Cannot show: that the head reads identity rather than position, unless copies lie at several distances.
     """
     return score_targets(
-        model, prompts, "duplicate_token", earlier, by_value=by_value, batch_size=batch_size, seed=seed, progress=progress
+        model,
+        prompts,
+        "duplicate_token",
+        earlier,
+        by_value=by_value,
+        batch_size=batch_size,
+        seed=seed,
+        progress=progress,
     )

@@ -18,11 +18,11 @@ def induction(
 ) -> HeadScores:
     """Prefix matching: attention on the token after the previous occurrence of the current token.
 
-    score[n l h] = mean over q in the second copy of pattern[n l h q q-s+1], s the distance of the copies; 1 for a perfect
-    head. On other text: mean over the queries whose token occurred before, at the key after its latest occurrence.
-    prompts: tasks.repeated. by_value weighs keys by their value's norm. extras["mul"]: TransformerLens' measure.
-    Source: Olsson et al. 2022, prefix matching. Differs: one repetition as given, the latest earlier occurrence only.
-    Cannot show: that the head copies (see its OV circuit), nor that it matters.
+    score[n l h] = mean over q in the second copy of pattern[n l h q q-s+1], s the distance of the copies; 1 for a
+    perfect head. On other text: mean over the queries whose token occurred before, at the key after its latest
+    occurrence. prompts: tasks.repeated. by_value weighs keys by their value's norm. extras["mul"]: TransformerLens'
+    measure. Source: Olsson et al. 2022, prefix matching. Differs: one repetition as given, the latest earlier
+    occurrence only. Cannot show: that the head copies (see its OV circuit), nor that it matters.
     """
     return score_targets(
         model, prompts, "induction", _after, by_value=by_value, batch_size=batch_size, seed=seed, progress=progress

@@ -24,7 +24,14 @@ def previous_token(
     Cannot show: what the head moves; a head may attend there by default and write nothing.
     """
     return score_targets(
-        model, prompts, "previous_token", _before, by_value=by_value, batch_size=batch_size, seed=seed, progress=progress
+        model,
+        prompts,
+        "previous_token",
+        _before,
+        by_value=by_value,
+        batch_size=batch_size,
+        seed=seed,
+        progress=progress,
     )
 
 

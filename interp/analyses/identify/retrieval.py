@@ -51,7 +51,9 @@ def retrieval(
         raise UsageError(f"form={form!r}, count={count!r}: form is 'decode' or 'forced', count is 'steps' or 'set'.")
     for number, spans in enumerate(prompts.span("answer")):
         if len(spans) != 1:
-            raise SpanError(f"prompt {number} has its answer in {len(spans)} places: name the one that it is copied from.")
+            raise SpanError(
+                f"prompt {number} has its answer in {len(spans)} places: name the one that it is copied from."
+            )
     parts = []
     if form == "decode":
         bar = tqdm(total=len(prompts), desc="retrieval", disable=not progress, delay=2, leave=False)
@@ -98,9 +100,7 @@ def _with_answer(prompt: Prompt) -> Prompt:
     return replace(prompt, ids=ids, spans={**prompt.spans, "forced": ((len(prompt.ids) - 1, len(ids)),)})
 
 
-def _hits(
-    batch: Prompts, cap: Capture, replies: list[Reply], count: str, recall: float | None
-) -> list[Tensor]:
+def _hits(batch: Prompts, cap: Capture, replies: list[Reply], count: str, recall: float | None) -> list[Tensor]:
     keys = cap[TOP].keys[..., 0]
     found = []
     for b, (prompt, reply) in enumerate(zip(batch, replies, strict=True)):

@@ -31,12 +31,11 @@ def sinks(
     alpha[n l h k] = mean over q >= k of pattern[n l h q k]; score = alpha at k = 0, a head is a sink above `threshold`.
     extras, per prompt: "sink" 1[alpha_0 > threshold], whose mean over everything is the paper's Sink_1(threshold);
     "positions" alpha of the first 32 positions; "columns" how many keys have alpha > column_threshold (ACT's sinks,
-    the first included); "learned" mass of a learned sink (gpt-oss), 0 without one. by_value: alpha over p |v| / sum p |v|,
-    small where the first token is attended to and says nothing.
-    alpha falls with the length T, which the labels state: compare at equal T.
-    Source: Gu et al. 2410.10781 (metric, eps 0.3, T 64); Yu et al. 2406.15765 (columns; the code's constant, not the
-    paper's multiple of 1/N). Differs: the first *real* token, never column 0 of a padded batch.
-    Cannot show: that the head is idle; it may rest on the first token and still write.
+    the first included); "learned" mass of a learned sink (gpt-oss), 0 without one. by_value: alpha over p |v| / sum p
+    |v|, small where the first token is attended to and says nothing. alpha falls with the length T, which the labels
+    state: compare at equal T. Source: Gu et al. 2410.10781 (metric, eps 0.3, T 64); Yu et al. 2406.15765 (columns;
+    the code's constant, not the paper's multiple of 1/N). Differs: the first *real* token, never column 0 of a padded
+    batch. Cannot show: that the head is idle; it may rest on the first token and still write.
     """
     learned = any(getattr(module, "sinks", None) is not None for module in attention_layers(model).values())
     mean, found = columns("mean", by_value=by_value), {"positions": [], "columns": [], "learned": []}

@@ -33,11 +33,14 @@ def generate(model: nn.Module, prompts: Prompts, *, max_new_tokens: int = 32, st
     ends = getattr(own, "eos_token_id", None)
     ends = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
     config = GenerationConfig(
-        do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=ends or None, pad_token_id=prompts.pad_id
+        do_sample=False,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=ends or None,
+        pad_token_id=prompts.pad_id,
+        stop_strings=None if stop is None or tokenizer is None else [stop],
     )
-    stopping = {} if stop is None or tokenizer is None else {"stop_strings": [stop], "tokenizer": tokenizer}
     with torch.no_grad():
-        tokens = model.generate(**inputs, generation_config=config, **stopping)
+        tokens = model.generate(**inputs, generation_config=config, tokenizer=tokenizer)
     new = tokens[:, inputs["input_ids"].shape[1] :].tolist()
     return [_reply(row, ends, stop, tokenizer) for row in new]
 

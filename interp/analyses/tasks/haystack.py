@@ -15,7 +15,7 @@ def grammar() -> tuple[Lists, tuple[Topic, ...]]:
     """The word lists and the topics of haystack.txt; a topic holds its opening, middle and closing sentences."""
     lists: Lists = {}
     topics: list[Topic] = []
-    for line in files(__package__).joinpath("haystack.txt").read_text("utf-8").splitlines():
+    for line in files("interp.analyses.tasks").joinpath("haystack.txt").read_text("utf-8").splitlines():
         mark, _, rest = line.partition(" ")
         if mark == "=":
             topics.append({">": [], "-": [], "<": []})

@@ -116,7 +116,7 @@ def words(text: str) -> list[str]:
 @cache
 def grammar() -> dict[str, Any]:
     """The word lists and fact templates of facts.json."""
-    return json.loads(files(__package__).joinpath("facts.json").read_text("utf-8"))
+    return json.loads(files("interp.analyses.tasks").joinpath("facts.json").read_text("utf-8"))
 
 
 def draw(n: int, needles: int, kind: str, seed: int) -> list[list[Fact]]:

@@ -23,8 +23,12 @@ def content(text):
     return {word for word in words(text) if word not in COMMON}
 
 
+def decoded(tokenizer, ids) -> str:
+    return tokenizer.decode(list(ids))
+
+
 def said(prompt, name, tokenizer):
-    return [tokenizer.decode(prompt.ids[start:stop]).strip() for start, stop in prompt.spans[name]]
+    return [decoded(tokenizer, prompt.ids[start:stop]).strip() for start, stop in prompt.spans[name]]
 
 
 @pytest.mark.parametrize("chat", [True, False])
@@ -58,7 +62,7 @@ def test_depth_places_the_needle_between_sentences():
     for prompt in needle(tokenizer, lengths=(6000,), depths=depths):
         (low, high), (start, stop) = prompt.spans["context"][0], prompt.spans["needle"][0]
         starts.append((start - low) / (high - low - (stop - start)))
-        before = tokenizer.decode(prompt.ids[:start])
+        before = decoded(tokenizer, prompt.ids[:start])
         assert start - low <= 1 or before.rstrip().endswith(".")
     assert starts == pytest.approx(depths, abs=0.03)
     assert starts == sorted(starts)
@@ -201,7 +205,7 @@ def test_errors(settings, message):
 
 def test_a_template_that_changes_the_text_is_refused():
     tokenizer = byte_level()
-    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] | replace('the', 'THE') }}{% endfor %}"
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] | replace('\n\n', ' ') }}{% endfor %}"
     with pytest.raises(InterpError, match="use chat=False"):
         needle(tokenizer, lengths=(900,))
 

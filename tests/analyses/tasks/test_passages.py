@@ -16,7 +16,7 @@ def test_every_passage_has_the_length(length, bos, eos):
     for prompt in prompts:
         assert (prompt.ids[0] == tokenizer.bos_token_id) is bos
         assert tokenizer.eos_token_id not in prompt.ids
-        assert tokenizer.decode(prompt.ids, skip_special_tokens=True) == prompt.text
+        assert tokenizer.decode(list(prompt.ids), skip_special_tokens=True) == prompt.text
 
 
 def test_texts_differ_and_seed_and_place_decide():

@@ -1,0 +1,245 @@
+"""The command line: doctor, score, report, show."""
+
+import json
+import os
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import click
+import typer
+
+import interp
+from interp.kernels.errors import InterpError, RunError, UsageError
+
+app = typer.Typer(
+    name="interp",
+    help="Read, identify and report the attention heads of causal language models.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+MODEL_HELP = "Hub name, folder with safetensors, .gguf file, or demo."
+Model = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; by default CUDA where there is one.")]
+Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16, float16; by default float32 on a CPU.")]
+
+
+class Kind(StrEnum):
+    zero = "zero"
+    uniform = "uniform"
+    first = "first"
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"interp {interp.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def doctor(model: Model, as_json: AsJson = False, device: Device = None, dtype: Dtype = None) -> None:
+    """Say what works for a model, and why not: seam, rows, idle logits, layout, windows, sinks."""
+    loaded = interp.load(model, device=device, dtype=dtype)
+    found = interp.doctor(loaded.model, loaded.tokenizer)
+    typer.echo(json.dumps(found.to_dict(), indent=1) if as_json else str(found))
+    if not found.ok:
+        raise typer.Exit(1)
+
+
+@app.command()
+def score(
+    analyses: Annotated[str, typer.Argument(metavar="ANALYSES", help="Names separated by commas, or all.")],
+    model: Model,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Run folder; an unfinished run in it goes on.")],
+    prompts: Annotated[Path | None, typer.Option(help="Your own prompts, .txt or .jsonl, for all analyses.")] = None,
+    seed: Annotated[int, typer.Option(help="Of prompts, draws and intervals.")] = 0,
+    needles: Annotated[int, typer.Option(help="Prompts of retrieval.")] = 24,
+    length: Annotated[int, typer.Option(help="Tokens of a retrieval prompt.")] = 400,
+    texts: Annotated[int, typer.Option(help="Prompts of the other analyses.")] = 16,
+    text_length: Annotated[int, typer.Option(help="Tokens of a plain text.")] = 256,
+    check: Annotated[bool, typer.Option(help="Causal check: the task with heads taken out.")] = True,
+    heads: Annotated[str, typer.Option(help="Heads of the causal check; by default the top retrieval heads.")] = "",
+    top: Annotated[int, typer.Option(help="How many top heads the causal check takes out.")] = 10,
+    draws: Annotated[int, typer.Option(help="Random draws per control.")] = 3,
+    kind: Annotated[Kind, typer.Option(help="Ablation of the causal check.")] = Kind.zero,
+    check_needles: Annotated[int, typer.Option(help="Prompts of the causal check.")] = 16,
+    batch_size: Annotated[int, typer.Option(help="Prompts at once.")] = 8,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the cost and stop.")] = False,
+    as_json: AsJson = False,
+    device: Device = None,
+    dtype: Dtype = None,
+) -> None:
+    """Score heads: retrieval, induction, previous_token, duplicate_token, sinks, or all."""
+    from interp.studies import Plan, parse_analyses
+
+    plan = Plan(
+        analyses=parse_analyses(analyses),
+        seed=seed,
+        needles=needles,
+        length=length,
+        texts=texts,
+        text_length=text_length,
+        check=check,
+        heads=heads,
+        k=top,
+        draws=draws,
+        kind=kind.value,
+        check_needles=check_needles,
+        batch_size=batch_size,
+    )
+    _finish(plan, model, out, prompts, dry_run, as_json, device, dtype)
+
+
+@app.command()
+def report(
+    source: Annotated[str, typer.Argument(metavar="[MODEL|DIR]", help=f"{MODEL_HELP} Or a run folder.")] = "demo",
+    output: Annotated[Path, typer.Option("--output", "-o", help="The HTML file to write.")] = Path("report.html"),
+    run: Annotated[Path | None, typer.Option(help="Run folder; by default beside the output.")] = None,
+    seed: Annotated[int, typer.Option(help="Of prompts, draws and intervals.")] = 0,
+    device: Device = None,
+    dtype: Dtype = None,
+) -> None:
+    """Make one HTML report, offline and mailable, of a model or of a run folder."""
+    from interp.runs import findings
+    from interp.studies import Plan
+
+    _writable(output)
+    if (Path(source) / "manifest.json").is_file():
+        found = findings(source)
+    else:
+        folder = output.with_name(f"{output.stem}-run") if run is None else run
+        found = _run(Plan(seed=seed), source, folder, None, device, dtype).finish()
+    typer.echo(str(interp.make_report(found, output).resolve()))
+
+
+@app.command()
+def show(
+    path: Annotated[Path, typer.Argument(help="A run folder or a score file.")],
+    top: Annotated[int, typer.Option(help="How many heads.")] = 10,
+    model: Annotated[str | None, typer.Option(help="Check that the scores belong to this model.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Print the top heads of a run folder or a score file, and its causal check."""
+    from interp.analyses.scores import HeadScores
+    from interp.runs import findings
+
+    loaded = None if model is None else interp.load(model).model
+    if path.is_dir():
+        found = findings(path)
+        if loaded is not None:
+            found.provenance.check_model(loaded)
+        _print(found.scores, found.causal, top, as_json)
+    else:
+        scores = HeadScores.load(path, loaded)
+        _print({scores.name: scores}, None, top, as_json)
+
+
+def _run(plan: Any, model: str, out: Path, prompts: Path | None, device: str | None, dtype: str | None) -> Any:
+    from interp.runs import Run
+
+    loaded = interp.load(model, device=device, dtype=dtype)
+    if loaded.tokenizer is None:
+        raise UsageError(f"{model} has no tokenizer, which the prompts need: put its tokenizer files into the folder.")
+    own = None if prompts is None else interp.Prompts.from_file(prompts, loaded.tokenizer)
+    return Run.open(out, plan, loaded.model, loaded.tokenizer, own)
+
+
+def _finish(
+    plan: Any,
+    model: str,
+    out: Path,
+    prompts: Path | None,
+    dry_run: bool,
+    as_json: bool,
+    device: str | None,
+    dtype: str | None,
+) -> None:
+    from interp.costs import estimate
+
+    if dry_run:
+        loaded = interp.load(model, device=device, dtype=dtype)
+        own = None if prompts is None else interp.Prompts.from_file(prompts, loaded.tokenizer)
+        cost = estimate(plan, loaded.model, loaded.tokenizer, own)
+        typer.echo(json.dumps(cost.to_dict(), indent=1) if as_json else str(cost))
+        return
+    found = _run(plan, model, out, prompts, device, dtype).finish()
+    _print(found.scores, found.causal, 10, as_json)
+    typer.echo(f"{out.resolve()}", err=True)
+
+
+def _print(scores: dict[str, Any], causal: Any, top: int, as_json: bool) -> None:
+    if as_json:
+        tables = {
+            name: {
+                "unit": table.unit,
+                "threshold": table.threshold,
+                "counted": table.counted,
+                "top": [_row(table, head) for head in table.top(top)],
+            }
+            for name, table in scores.items()
+        }
+        typer.echo(json.dumps({"scores": tables, "causal": None if causal is None else causal.to_dict()}, indent=1))
+        return
+    for name, table in scores.items():
+        limit = "" if table.threshold is None else f", {len(table.heads())} heads above {table.threshold:g}"
+        typer.echo(f"{name}: {table.unit}, {table.counted} prompts counted{limit}")
+        for head in table.top(top):
+            row = _row(table, head)
+            interval = "" if row["low"] is None else f"  [{row['low']:.3f}, {row['high']:.3f}]"
+            typer.echo(f"  {row['head']:8s} {row['value']:.3f}{interval}")
+    if causal is not None:
+        typer.echo(f"causal check: {causal.k} heads ablated ({causal.kind}), accuracy [95% interval]")
+        typer.echo("\n".join(f"  {line}" for line in str(causal).splitlines()))
+
+
+def _row(table: Any, head: Any) -> dict[str, Any]:
+    low, high = float(table.low[head]), float(table.high[head])
+    known = low == low
+    return {"head": str(head), "value": table[head], "low": low if known else None, "high": high if known else None}
+
+
+def _writable(path: Path) -> None:
+    """Raise RunError now rather than after the run."""
+    if path.is_dir():
+        raise RunError(f"{path} is a folder: name the HTML file to write.")
+    if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+        raise RunError(f"{path} cannot be written: {path.parent} is not a folder you may write to; name another place.")
+
+
+def main() -> None:
+    """Run the command line: exit code 0, 2 for a wrong input, 130 for Ctrl-C, 1 for anything else."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        sys.exit(app(standalone_mode=False) or 0)
+    except click.ClickException as error:
+        _fail(error.format_message(), error.exit_code)
+    except click.Abort:
+        _fail("stopped; the same command goes on where it stood.", 130)
+    except InterpError as error:
+        _fail(str(error), 2)
+    except KeyboardInterrupt:
+        _fail("stopped; the same command goes on where it stood.", 130)
+    except Exception as error:
+        if os.environ.get("INTERP_TRACEBACK"):
+            raise
+        _fail(f"{type(error).__name__}: {error} (set INTERP_TRACEBACK=1 to see where).", 1)
+
+
+def _fail(message: str, code: int) -> None:
+    typer.echo(f"interp: {' '.join(message.split())}", err=True)
+    sys.exit(code)

@@ -1,0 +1,180 @@
+"""One HTML file that says what a run found; it opens offline, and no text in it can run."""
+
+import json
+from base64 import b64encode
+from dataclasses import dataclass
+from hashlib import sha256
+from html import unescape
+from importlib.resources import files
+from itertools import combinations
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from interp import plots
+from interp.analyses.scores import HeadScores
+from interp.analyses.storage import write_atomic
+from interp.findings import Findings
+from interp.kernels.errors import RunError, ScoreError
+from interp.report import views, words
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+TOP = 10
+
+
+def make_report(findings: Findings, path: str | Path) -> Path:
+    """Write the findings as one HTML page that opens offline; returns its path.
+
+    The page is written whole or not at all. It holds plotly.js (4.8 MB) and asks the browser to run no other script and
+    to load nothing; every text from outside (model name, prompts, replies, labels, command) is escaped.
+    Raises RunError without scores, for scores of another shape, and where the file cannot be written; ScoreError for
+    scores of another model.
+    """
+    _check(findings)
+    path = Path(path)
+    page = render(findings).encode()
+    if path.is_dir():
+        raise RunError(f"{path} is a folder; give a file name for the report, such as {path / 'report.html'}.")
+    try:
+        write_atomic(path, page)
+    except ScoreError as error:
+        raise RunError(f"the report {error}") from error
+    return path
+
+
+def render(findings: Findings) -> str:
+    """The page as text."""
+    from jinja2 import Environment, StrictUndefined
+    from markupsafe import Markup
+    from plotly.offline import get_plotlyjs
+
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+        # a plain str is text from somewhere; Markup is ours
+        finalize=lambda value: plots.visible(value) if type(value) is str else value,
+    )  # fmt: skip
+    environment.filters |= {"number": plots.number, "cut": words.cut, "title": plots.title_of}
+    drawn = _Figures()
+    shown = [views.show(view) for view in findings.views]
+    scripts = [get_plotlyjs(), _own("report.js")]
+    context = {
+        "findings": findings,
+        "origin": findings.provenance,
+        "date": words.date(findings.provenance.time),
+        "duration": words.duration(findings.seconds),
+        "summaries": [words.summary(scores) for scores in findings.scores.values()],
+        "causal_words": words.causal_words(findings),
+        "sections": [_section(name, scores, drawn) for name, scores in findings.scores.items()],
+        "scatter": _scatter(findings.scores, drawn),
+        "overlaps": _overlaps(findings.scores),
+        "causal": drawn.add(plots.causal(findings.causal)) if findings.causal else None,
+        "replies": words.replies(findings.causal) if findings.causal else [],
+        "views": shown,
+        "provenance": words.provenance(findings),
+        "style": Markup(_own("report.css")),
+        "plotly": Markup(scripts[0]),
+        "script": Markup(scripts[1]),
+        "allowed": Markup(" ".join(f"'sha256-{b64encode(sha256(s.encode()).digest()).decode()}'" for s in scripts)),
+        "figures": Markup(embed(f"[{','.join(drawn.json)}]")),
+        "weights": Markup(embed(json.dumps([view.weights for view in shown]))),
+        "top": TOP,
+    }
+    return environment.from_string(_own("report.html.j2")).render(context)
+
+
+def embed(text: str) -> str:
+    """JSON that may stand in a script element: nothing in it can end the element or begin another."""
+    return text.translate({ord(sign): f"\\u{ord(sign):04x}" for sign in "<>&\u2028\u2029"})
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A figure of the page: its place in the embedded list, and its heading as text."""
+
+    number: int
+    title: str
+    subtitle: str
+    height: int
+
+
+class _Figures:
+    """The figures of one page, as JSON; headings are set in HTML, where they wrap."""
+
+    def __init__(self) -> None:
+        self.json: list[str] = []
+
+    def add(self, figure: "Figure") -> Drawn:
+        layout: Any = figure.layout
+        drawn = Drawn(
+            len(self.json), unescape(layout.title.text), unescape(layout.title.subtitle.text), int(layout.height) - 40
+        )
+        legend = any(trace.showlegend is not False and trace.type == "scatter" for trace in figure.data)
+        figure.update_layout(title=None, height=drawn.height, margin_t=40 if legend else 12)
+        self.json.append(str(figure.to_json()))
+        return drawn
+
+
+def _check(findings: Findings) -> None:
+    if not findings.scores:
+        raise RunError("the findings hold no scores; run at least one analysis before making a report.")
+    for name, scores in findings.scores.items():
+        if (scores.layers, scores.n_heads) != (findings.layers, findings.heads):
+            raise RunError(
+                f"the scores '{name}' are of {scores.layers} layers x {scores.n_heads} heads, the findings of "
+                f"{findings.layers} x {findings.heads}; report the scores of one model."
+            )
+        if scores.provenance is not None:
+            findings.provenance.check_model(scores.provenance)
+
+
+def _own(name: str) -> str:
+    return files("interp.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def _section(name: str, scores: HeadScores, drawn: _Figures) -> dict[str, Any]:
+    heads = scores.top(TOP)
+    return {
+        "title": plots.title_of(name),
+        "about": words.about(name),
+        "facts": words.facts(scores),
+        "map": drawn.add(plots.head_map(scores)),
+        "top": drawn.add(plots.top_heads(scores, TOP)) if heads else None,
+        "positions": drawn.add(plots.positions(scores)) if "positions" in scores.extras and heads else None,
+        "rows": [
+            (head, *(float(t[head]) for t in (scores.values, scores.low, scores.high, scores.frequency)))
+            for head in heads
+        ],
+        "unit": scores.unit,
+    }
+
+
+def _scatter(scores: dict[str, HeadScores], drawn: _Figures) -> Drawn | None:
+    """Retrieval against induction, or else the first two analyses that score the same heads."""
+    pairs = list(combinations(scores, 2))
+    wanted = [pair for pair in pairs if set(pair) == {"retrieval", "induction"}]
+    for one, other in wanted + pairs:
+        shared = _shared(scores[one], scores[other])
+        if shared > 1:
+            return drawn.add(plots.scatter(scores[one], scores[other], min(TOP, shared)))
+    return None
+
+
+def _overlaps(scores: dict[str, HeadScores]) -> dict[str, Any] | None:
+    """Heads shared by the tops of each two analyses, beside what chance gives."""
+    if len(scores) < 2:
+        return None
+    tops = {name: set(table.top(TOP)) for name, table in scores.items()}
+    size = len(next(iter(scores.values())))
+    rows = [[None if one == other else len(tops[one] & tops[other]) for other in tops] for one in tops]
+    common = [(head, [name for name in tops if head in tops[name]]) for head in sorted(set.union(*tops.values()))]
+    return {
+        "names": [plots.title_of(name) for name in tops],
+        "rows": rows,
+        "chance": min(TOP, size) ** 2 / size,
+        "common": [(head, [plots.title_of(name) for name in names]) for head, names in common if len(names) > 1],
+    }
+
+
+def _shared(one: HeadScores, other: HeadScores) -> int:
+    return int((~(one.values.isnan() | other.values.isnan())).sum())

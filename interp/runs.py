@@ -1,0 +1,299 @@
+"""A run's folder: a manifest and the finished cells. Killed at any moment, the same call goes on where it stood."""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+import interp
+from interp.analyses.causal import CausalCheck, Condition, Outcome, ask, conditions
+from interp.analyses.scores import HeadScores
+from interp.analyses.storage import write_atomic
+from interp.analyses.tasks import judge
+from interp.findings import Findings, TokenView
+from interp.hooks.heads import HeadLayout, HeadSet
+from interp.hooks.prompts import Prompts
+from interp.hooks.provenance import Provenance
+from interp.kernels.errors import InterpError, RunError, ScoreError
+from interp.studies import Plan, Study, check_prompts, studies
+from interp.views import view
+
+FORMAT = "interp.run/1"
+
+
+@dataclass(frozen=True, eq=False)
+class Cell:
+    """The smallest piece of work that is kept: one batch of prompts under one analysis or condition."""
+
+    name: str
+    path: Path
+    work: Callable[[], dict[str, Any]]
+    """does it and gives what to write; scores write themselves"""
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """One plan on one model, in one folder."""
+
+    folder: Path
+    plan: Plan
+    model: nn.Module
+    tokenizer: Any
+    provenance: Provenance
+    studies: tuple[Study, ...]
+    needles: Prompts | None
+
+    @classmethod
+    def open(
+        cls, folder: str | Path, plan: Plan, model: nn.Module, tokenizer: Any, own: Prompts | None = None
+    ) -> "Run":
+        """Begin a run, or go on with the one that the folder holds.
+
+        Raises RunError where the folder cannot be written, holds something else, or holds a run of another model, plan
+        or version; every prompt is checked against the model's context before anything is computed.
+        """
+        folder = Path(folder)
+        limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        found = studies(plan, tokenizer, own)
+        needles = check_prompts(plan, tokenizer) if plan.checked else None
+        for prompts in [study.prompts for study in found] + ([needles] if needles else []):
+            if limit is not None:
+                prompts.check_length(limit)
+        run = cls(
+            folder, plan, model, tokenizer, Provenance.of(model, tokenizer, seed=plan.seed), tuple(found), needles
+        )
+        run._begin()
+        return run
+
+    def _begin(self) -> None:
+        manifest = {
+            "format": FORMAT,
+            "interp": interp.__version__,
+            "plan": json.loads(json.dumps(asdict(self.plan))),
+            "layout": asdict(HeadLayout.of(self.model)),
+            "prompts": {study.name: study.prompts.fingerprint() for study in self.studies},
+            "provenance": self.provenance.to_dict(),
+        }
+        if (self.folder / "manifest.json").exists():
+            stored = read_manifest(self.folder)
+            before = Provenance.from_dict(stored["provenance"])
+            if not before.same_model(self.provenance):
+                raise RunError(
+                    f"{self.folder} holds a run of {before.model} (weights {before.weights_hash}), not of "
+                    f"{self.provenance.model} (weights {self.provenance.weights_hash}): name another folder."
+                )
+            for key in ("interp", "plan", "prompts"):
+                if stored.get(key) != manifest[key]:
+                    raise RunError(
+                        f"{self.folder} holds a run with another {_what(stored.get(key), manifest[key], key)}: "
+                        "use the same settings to continue it, or name another folder."
+                    )
+            return
+        try:
+            if self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
+                raise RunError(f"{self.folder} exists and is no run folder: name a new or empty one.")
+            (self.folder / "cells").mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunError(
+                f"{self.folder} cannot be made ({error.strerror}): name a folder you may write to."
+            ) from error
+        _write(self.folder / "manifest.json", manifest)
+
+    def cells(self) -> Iterator[Cell]:
+        """All cells in order; those of the causal check need the scores before them."""
+        for study in self.studies:
+            for number, batch in enumerate(study.prompts.batches(self.plan.batch_size)):
+                path = self.folder / "cells" / f"{study.name}-{number:04d}.json"
+                yield Cell(f"{study.name} {number}", path, lambda s=study, b=batch: self._score(s, b))
+        if self.needles is not None:
+            for c, condition in enumerate(self.conditions()):
+                for number, batch in enumerate(self.needles.batches(self.plan.batch_size)):
+                    path = self.folder / "cells" / f"check-{c:02d}-{number:04d}.json"
+                    yield Cell(condition.name, path, lambda d=condition, b=batch: self._ask(d, b))
+        if any(study.name == "retrieval" for study in self.studies):
+            yield Cell("attention on a text", self.folder / "cells" / "view.json", self._view)
+
+    def count(self) -> int:
+        """How many cells there are."""
+        size = self.plan.batch_size
+        total = sum(-(-len(study.prompts) // size) for study in self.studies)
+        if self.needles is not None:
+            total += (2 + 2 * self.plan.draws) * -(-len(self.needles) // size)
+        return total + any(study.name == "retrieval" for study in self.studies)
+
+    def _score(self, study: Study, batch: Prompts) -> dict[str, Any]:
+        scores = study.run(self.model, batch, batch_size=self.plan.batch_size, seed=self.plan.seed, **study.settings)
+        return {"scores": scores}
+
+    def _ask(self, condition: Condition, batch: Prompts) -> dict[str, Any]:
+        kind: Any = self.plan.kind
+        replies = [reply.text for reply in ask(self.model, batch, condition.heads, kind, batch_size=len(batch))]
+        verdicts = [judge(reply, prompt) for reply, prompt in zip(replies, batch, strict=True)]
+        return {"verdicts": verdicts, "replies": replies, "answers": [prompt.meta.get("answer") for prompt in batch]}
+
+    def _view(self) -> dict[str, Any]:
+        scores = self.scores("retrieval")
+        prompts = next(study.prompts for study in self.studies if study.name == "retrieval")
+        shown = min(range(len(prompts)), key=lambda i: (bool(scores.per_prompt[i].isnan().all()), len(prompts[i])))
+        return asdict(view(self.model, prompts[shown : shown + 1], scores.top(8)))
+
+    def scores(self, name: str) -> HeadScores:
+        """The whole of one finished analysis."""
+        return join_scores(self.folder, name)
+
+    def conditions(self) -> tuple[Condition, ...]:
+        """What the causal check takes out."""
+        layout = HeadLayout.of(self.model)
+        heads = (
+            HeadSet.parse(self.plan.heads, layout)
+            if self.plan.heads
+            else self.scores("retrieval").heads(top=self.plan.k)
+        )
+        layout.check(heads)
+        return conditions(heads, layout, draws=self.plan.draws, seed=self.plan.seed)
+
+    def finish(self, progress: bool = True) -> Findings:
+        """Do what is not done yet, cell by cell, and read the whole run back."""
+        from tqdm.auto import tqdm
+
+        bar = tqdm(total=self.count(), desc="cells", disable=not progress, delay=2)
+        for cell in self.cells():
+            bar.set_description(cell.name)
+            if not _done(cell.path):
+                started = time.perf_counter()
+                value = cell.work()
+                scores = value.pop("scores", None)
+                if scores is not None:
+                    scores.save(cell.path.with_name(f"{cell.path.stem}.scores.json"))
+                # written last: a cell is done where this file is
+                _write(cell.path, value | {"seconds": time.perf_counter() - started})
+            bar.update()
+        bar.close()
+        return findings(self.folder)
+
+
+def read_manifest(folder: str | Path) -> dict[str, Any]:
+    """The manifest of a run folder. Raises RunError."""
+    path = Path(folder) / "manifest.json"
+    if not path.is_file():
+        raise RunError(f"{folder} is no run folder (it has no manifest.json): make one with interp score.")
+    manifest = _read(path)
+    if manifest.get("format") != FORMAT:
+        raise RunError(f"{path} has format {manifest.get('format')!r}, expected {FORMAT!r}: make the run again.")
+    return manifest
+
+
+def findings(folder: str | Path) -> Findings:
+    """What the finished cells of a run folder say; no model is needed. Raises RunError where nothing is finished."""
+    folder = Path(folder)
+    manifest = read_manifest(folder)
+    plan, layout = manifest["plan"], manifest["layout"]
+    done = sorted(path for path in (folder / "cells").glob("*.json") if _is_cell(path) and _done(path))
+    names = [name for name in plan["analyses"] if any(path.stem.startswith(f"{name}-") for path in done)]
+    if not names:
+        raise RunError(f"{folder} has no finished cell yet: run interp score with the same settings to continue.")
+    views = tuple(_token_view(_read(path)) for path in done if path.stem == "view")
+    return Findings(
+        provenance=Provenance.from_dict(manifest["provenance"]),
+        layers=layout["layers"],
+        heads=layout["heads"],
+        kv_heads=layout["kv_heads"],
+        scores={name: join_scores(folder, name) for name in names},
+        causal=_causal(folder, plan, layout),
+        views=views,
+        settings=plan,
+        seconds=sum(_read(path)["seconds"] for path in done),
+    )
+
+
+def join_scores(folder: Path, name: str) -> HeadScores:
+    """The scores of all finished cells of one analysis, prompts in order. Raises RunError where there is none."""
+    paths = sorted((folder / "cells").glob(f"{name}-[0-9]*.scores.json"))
+    parts = [HeadScores.load(path) for path in paths if _done(path.with_name(path.name.replace(".scores", "")))]
+    if not parts:
+        raise RunError(f"{folder} has no finished cell of {name!r}: run interp score {name} into it.")
+    return HeadScores.concat(parts)
+
+
+def _causal(folder: Path, plan: dict[str, Any], layout: dict[str, Any]) -> CausalCheck | None:
+    whole = -(-plan["check_needles"] // plan["batch_size"])
+    rows: dict[int, list[dict[str, Any]]] = {}
+    for path in sorted((folder / "cells").glob("check-*.json")):
+        rows.setdefault(int(path.stem.split("-")[1]), []).append(_read(path))
+    # a condition counts when all of its needles were asked
+    complete = {c: parts for c, parts in rows.items() if len(parts) == whole}
+    if not {0, 1} <= set(complete) or len(complete) < 3:
+        return None
+    shape = HeadLayout(**layout)
+    heads = (
+        HeadSet.parse(plan["heads"], shape) if plan["heads"] else join_scores(folder, "retrieval").heads(top=plan["k"])
+    )
+    named = conditions(heads, shape, draws=plan["draws"], seed=plan["seed"])
+    outcomes = [
+        Outcome(
+            named[c],
+            tuple(verdict for part in parts for verdict in part["verdicts"]),
+            tuple(reply for part in parts for reply in part["replies"]),
+            tuple(answer or "" for part in parts for answer in part["answers"]),
+        )
+        for c, parts in sorted(complete.items())
+    ]
+    return CausalCheck(tuple(outcomes), plan["kind"], len(heads), plan["seed"])
+
+
+def _token_view(stored: dict[str, Any]) -> TokenView:
+    return TokenView(
+        stored["title"],
+        tuple(stored["tokens"]),
+        {name: tuple(weights) for name, weights in stored["weights"].items()},
+        {name: tuple((start, stop) for start, stop in ranges) for name, ranges in stored["marks"].items()},
+        stored["written"],
+    )
+
+
+def _is_cell(path: Path) -> bool:
+    return not path.name.endswith(".scores.json")
+
+
+def _done(path: Path) -> bool:
+    """Whether a cell is finished: its file is whole, and so are its scores."""
+    if not path.is_file():
+        return False
+    try:
+        _read(path)
+        scores = path.with_name(f"{path.stem}.scores.json")
+        if scores.exists():
+            HeadScores.load(scores)
+    except InterpError:
+        return False
+    return True
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path} cannot be read as JSON ({error}): delete it and run again.") from error
+    if not isinstance(content, dict):
+        raise RunError(f"{path} holds a {type(content).__name__}, expected an object: delete it and run again.")
+    return content
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    try:
+        write_atomic(path, (json.dumps(content, indent=1) + "\n").encode())
+    except ScoreError as error:
+        raise RunError(str(error)) from error
+
+
+def _what(before: Any, now: Any, key: str) -> str:
+    if isinstance(before, dict) and isinstance(now, dict):
+        changed = [name for name in now if before.get(name) != now[name]]
+        if changed:
+            first = changed[0]
+            return f"{key} ({first} was {before.get(first)!r}, now {now[first]!r})"
+    return f"{key} ({before!r}, now {now!r})"

@@ -1,0 +1,102 @@
+"""What a run measures: each analysis with the prompts that it is asked on, and the settings of all of it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from interp.analyses import identify, tasks
+from interp.analyses.scores import HeadScores
+from interp.hooks.prompts import Prompts
+from interp.kernels.errors import UsageError
+
+ORDER = ("retrieval", "induction", "previous_token", "duplicate_token", "sinks")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The settings of a run. Two runs with one plan, one model and one version of interp give the same numbers."""
+
+    analyses: tuple[str, ...] = ORDER
+    seed: int = 0
+    needles: int = 24
+    """prompts of retrieval"""
+    length: int = 400
+    """tokens of a needle prompt"""
+    depths: tuple[float, ...] = (0.1, 0.3, 0.5, 0.7, 0.9)
+    texts: int = 16
+    """prompts of every other analysis"""
+    text_length: int = 256
+    """tokens of a plain text"""
+    repeat: int = 50
+    """random tokens that are repeated once"""
+    check: bool = True
+    """run the causal check where retrieval is measured"""
+    check_needles: int = 16
+    check_length: int = 256
+    k: int = 10
+    draws: int = 3
+    kind: str = "zero"
+    heads: str = ""
+    """heads of the causal check; empty for the top k of retrieval"""
+    batch_size: int = 8
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.analyses if name not in identify.__all__]
+        if unknown or not self.analyses:
+            raise UsageError(
+                f"analyses {', '.join(unknown) or 'none'} do not exist: take some of {', '.join(ORDER)}, or all."
+            )
+        for name in ("needles", "texts", "check_needles", "k", "draws", "batch_size", "repeat"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name}={getattr(self, name)}: give at least 1.")
+
+    @property
+    def checked(self) -> bool:
+        return self.check and ("retrieval" in self.analyses or bool(self.heads))
+
+
+@dataclass(frozen=True, eq=False)
+class Study:
+    """One analysis on its prompts."""
+
+    name: str
+    run: Callable[..., HeadScores]
+    prompts: Prompts
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+def parse_analyses(text: str) -> tuple[str, ...]:
+    """The names in "retrieval,sinks" or "all", hyphens for underscores allowed, each once, in the order of a report."""
+    names = [name.strip().replace("-", "_") for name in text.split(",") if name.strip()]
+    if names == ["all"]:
+        return ORDER
+    unknown = [name for name in names if name not in ORDER]
+    if unknown or not names:
+        raise UsageError(
+            f"analysis {', '.join(map(repr, unknown)) or repr(text)} does not exist: "
+            f"take some of {', '.join(ORDER)}, separated by commas, or all."
+        )
+    return tuple(name for name in ORDER if name in names)
+
+
+def studies(plan: Plan, tokenizer: Any, own: Prompts | None = None) -> list[Study]:
+    """The analyses of a plan with their prompts; `own` prompts take the place of the made ones in all of them."""
+    makers: dict[str, Callable[[], Prompts]] = {
+        "retrieval": lambda: needles(plan, tokenizer),
+        "induction": lambda: tasks.repeated(tokenizer, n=plan.repeat, batch=plan.texts, seed=plan.seed),
+        "duplicate_token": lambda: tasks.repeated(tokenizer, n=plan.repeat, batch=plan.texts, seed=plan.seed),
+        "previous_token": lambda: tasks.passages(tokenizer, n=plan.texts, length=plan.text_length, seed=plan.seed),
+        "sinks": lambda: tasks.passages(tokenizer, n=plan.texts, length=plan.text_length, seed=plan.seed),
+    }
+    return [Study(name, getattr(identify, name), makers[name]() if own is None else own) for name in plan.analyses]
+
+
+def needles(plan: Plan, tokenizer: Any) -> Prompts:
+    """The prompts of retrieval."""
+    return tasks.needle(tokenizer, lengths=(plan.length,), depths=plan.depths, n=plan.needles, seed=plan.seed)
+
+
+def check_prompts(plan: Plan, tokenizer: Any) -> Prompts:
+    """Needles for the causal check; another seed, so that none of the prompts the heads were found on comes again."""
+    other = replace(plan, seed=plan.seed + 1_000_003, length=plan.check_length, needles=plan.check_needles)
+    return needles(other, tokenizer)

@@ -1,0 +1,79 @@
+"""Attention calls of every shape that the contract allows, drawn from a seed."""
+
+import random
+from typing import Any
+
+import torch
+
+from interp.kernels.contract import (
+    At,
+    Blocks,
+    Call,
+    Columns,
+    Entropy,
+    Lse,
+    Mass,
+    Request,
+    Rows,
+    TopKeys,
+)
+
+
+def draw(seed: int, dtype: torch.dtype = torch.float64) -> tuple[Call, tuple[Request, ...], torch.Tensor | None]:
+    """One call, all requests on it, and the queries they are asked for."""
+    rng, torch_rng = random.Random(seed), torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=torch_rng, dtype=torch.float64).to(dtype)
+
+    b, g = rng.choice([1, 2, 3]), rng.choice([1, 2])
+    h, n = g * rng.choice([1, 4, 8]), rng.choice([1, 2, 7, 63, 100])
+    before, k_start = rng.choice([0, 0, 5, 40]), rng.choice([0, 0, 3])
+    m, d = n + before, 16
+    more: dict[str, Any] = {"q_start": before + k_start, "k_start": k_start}
+    if rng.random() < 0.3:
+        more["window"] = rng.choice([1, 5, 17, 500])
+    if rng.random() < 0.3:
+        more["softcap"] = 3.0
+    if rng.random() < 0.3:
+        more["sinks"] = normal(h)
+    if rng.random() < 0.4:
+        live = torch.ones(b, m, dtype=torch.bool)
+        for row in live:
+            row[: rng.randrange(m)] = False
+        more["live"] = live
+        more["row_live"] = live[:, before:]
+    if rng.random() < 0.3:
+        more["key_bias"] = normal(b, h, m)
+        more["key_bias"][:, :, rng.randrange(m)] = -torch.inf
+    if rng.random() < 0.2:
+        more["row_coef"] = normal(b, h, n, 2)
+        more["key_group"] = torch.randint(0, 3, (b, m), generator=torch_rng)
+    if rng.random() < 0.3:
+        more["logit_scale"] = torch.rand(h, generator=torch_rng)
+    if rng.random() < 0.2:
+        seen = torch.rand(b, 1, n, m, generator=torch_rng) < 0.7
+        more["mask"] = seen if rng.random() < 0.5 else normal(b, h, n, m)
+    call = Call(normal(b, h, n, d) * 2, normal(b, g, m, d), normal(b, g, m, d), d**-0.5, **more)
+    queries = None if rng.random() < 0.6 else torch.tensor(sorted(rng.sample(range(n), rng.randrange(1, n + 1))))
+    rows = n if queries is None else len(queries)
+    sets, weights = torch.rand(b, 4, m, generator=torch_rng), torch.rand(b, n, generator=torch_rng)
+    keys = torch.randint(-1, m + k_start + 3, (b, rows, 3), generator=torch_rng)
+    requests = (
+        Lse(),
+        Entropy(),
+        TopKeys(1),
+        TopKeys(5),
+        Mass(sets),
+        Mass(sets, by_value=True),
+        At(keys),
+        At(keys, by_value=True),
+        Columns(),
+        Columns("max"),
+        Columns(weights=weights),
+        Columns(by_value=True),
+        Rows(torch.tensor([0, n - 1])),
+        Rows(torch.tensor([n - 1]), logits=True),
+        Blocks(8, torch.randint(0, 4, (b,), generator=torch_rng)),
+    )
+    return call, requests, queries

@@ -1,0 +1,393 @@
+"""A bridge on our seam gives what TransformerLens' own bridge gives, and leaves the model as it was."""
+
+import functools
+import importlib.util
+
+import families
+import pytest
+import tokenizers_tiny
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformer_lens import patching
+from transformer_lens.head_detector import detect_head
+from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
+from transformer_lens.tools.analysis import attribution_patching
+from transformer_lens.tools.analysis.direct_logit_attribution import direct_logit_attribution
+
+from interp.hooks import keep
+from interp.hooks.bridge import bridge
+from interp.hooks.capture import capture
+from interp.hooks.outputs import ablate
+from interp.kernels.errors import ModelError, UsageError
+
+QUICK = ("llama", "qwen3", "gpt2")
+FAMILIES = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in families.CONFIGS]
+FUSED = ("gpt2", "gpt_neox", "phi3")
+TOLERANCE = {"atol": 1e-5, "rtol": 1e-5}
+Z1 = "blocks.1.attn.hook_z"
+PATTERN0 = "blocks.0.attn.hook_pattern"
+
+
+@functools.cache
+def plain(name):
+    """TransformerLens' own bridge over a model of equal weights; attention is in its own code."""
+    model = families.make(name)
+    return build_bridge_from_module(model, type(model).__name__, hf_config=model.config)
+
+
+def tokens(batch=1, length=12, seed=0):
+    return torch.randint(3, families.VOCAB, (batch, length), generator=torch.Generator().manual_seed(seed))
+
+
+def padded():
+    """Two prompts, 40 and 29 long, on the left."""
+    ids, mask = tokens(2, 40), torch.ones(2, 40, dtype=torch.int64)
+    mask[1, :11] = 0
+    return {"input": ids, "attention_mask": mask}
+
+
+def close(a, b):
+    torch.testing.assert_close(a, b, **TOLERANCE)
+
+
+def self_only(pattern, hook):
+    pattern = pattern.clone()
+    pattern[:, 1] = torch.eye(pattern.shape[-2], pattern.shape[-1])
+    return pattern
+
+
+def halved(z, hook):
+    return z * torch.tensor([1.0, 0.5, 0.0, 2.0])[:, None]
+
+
+def metric(logits):
+    return logits[0, -1, 5] - logits[0, -1, 9]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@torch.no_grad()
+def test_every_site_of_the_own_bridge_fires_with_its_value(name):
+    model, theirs = families.make(name), plain(name)
+    alone = model(tokens(2, 40)).logits
+    with bridge(model) as tl:
+        idle = tl(tokens(2, 40))
+        logits, cache = tl.run_with_cache(tokens(2, 40))
+    _, expected = theirs.run_with_cache(tokens(2, 40))
+    close(idle, alone) if name in FUSED else torch.testing.assert_close(idle, alone, atol=0, rtol=0)
+    close(logits, alone)
+    assert set(expected) <= set(cache)
+    for site in expected:
+        # what a query may not see is -inf with us, and the lowest float there
+        floor = -1e9 if "attn_scores" in site else -torch.inf
+        torch.testing.assert_close(cache[site].clamp(floor), expected[site].clamp(floor), **TOLERANCE, msg=site)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@torch.no_grad()
+def test_edits_act_as_on_the_own_bridge(name):
+    sites = {
+        PATTERN0: self_only,
+        Z1: halved,
+        "blocks.0.attn.hook_q": halved,
+        "blocks.0.attn.hook_attn_scores": lambda x, hook: x * 0.5,
+        "blocks.1.attn.hook_rot_q": halved,
+        "blocks.0.hook_resid_mid": lambda x, hook: x * 1.5,
+    }
+    theirs = plain(name)
+    with bridge(families.make(name)) as tl:
+        idle = tl(tokens(2, 40))
+        for site, edit in sites.items():
+            if "rot_q" in site and name in FUSED:
+                # they show it, we are the only ones who fire it
+                continue
+            edited = tl.run_with_hooks(tokens(2, 40), fwd_hooks=[(site, edit)])
+            assert (edited - idle).abs().max() > 1e-4, site
+            close(edited, theirs.run_with_hooks(tokens(2, 40), fwd_hooks=[(site, edit)]))
+        close(tl.run_with_hooks(tokens(2, 40), fwd_hooks=[]), idle)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@torch.no_grad()
+def test_padded_batches(name):
+    theirs, real = plain(name), padded()["attention_mask"].bool()
+    with bridge(families.make(name)) as tl:
+        close(tl(**padded())[real], theirs(**padded())[real])
+        edited = tl.run_with_hooks(**padded(), fwd_hooks=[(PATTERN0, lambda p, hook: p * 0.7)])
+    close(edited[real], theirs.run_with_hooks(**padded(), fwd_hooks=[(PATTERN0, lambda p, hook: p * 0.7)])[real])
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(
+    "patch",
+    ["resid_pre", "attn_out", "attn_head_out_all_pos", "attn_head_q_all_pos", "attn_head_v_all_pos",
+     "attn_head_k_all_pos", "attn_head_pattern_all_pos"],
+)  # fmt: skip
+@torch.no_grad()
+def test_activation_patching(name, patch, capsys):
+    sweep = getattr(patching, f"get_act_patch_{patch}")
+    clean, corrupted = tokens(seed=1), tokens(seed=2)
+    results = []
+    with bridge(families.make(name)) as tl:
+        for model in (tl, plain(name)):
+            _, cache = model.run_with_cache(clean)
+            results.append(sweep(model, corrupted, cache, metric))
+    assert results[1].std() > 1e-5
+    close(*results)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("granularity", ["node", "edge"])
+def test_attribution_patching(name, granularity):
+    config = attribution_patching.EdgeAttributionConfig(granularity=granularity)
+    clean, corrupt = tokens(seed=1), tokens(seed=2)
+
+    def scores(model):
+        return attribution_patching.attribution_patch(model, clean, corrupt, metric, config)
+
+    try:
+        expected = scores(plain(name))
+    except ValueError:
+        assert granularity == "edge"
+        with bridge(families.make(name)) as tl, pytest.raises(ValueError):
+            scores(tl)
+        return
+    with bridge(families.make(name)) as tl:
+        found = scores(tl)
+    assert max(map(abs, expected.node_scores.values())) > 1e-4
+    assert found.node_scores == pytest.approx(expected.node_scores, abs=1e-5)
+    assert found.edge_scores == pytest.approx(expected.edge_scores, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@torch.no_grad()
+def test_detection_and_logit_attribution(name):
+    theirs, tokenizer = plain(name), tokenizers_tiny.words()
+    ids = tokens(length=20).repeat(1, 2)
+    with bridge(families.make(name), tokenizer) as tl:
+        pairs = [model.run_with_cache(ids) for model in (tl, theirs)]
+        (_, cache), (_, expected) = pairs
+        close(cache.stack_head_results(), expected.stack_head_results())
+        answers = {"answer_tokens": torch.tensor([5]), "incorrect_tokens": torch.tensor([9]), "unit": "head"}
+        try:
+            wanted = direct_logit_attribution(theirs, cache=expected, **answers).attribution
+        except (ValueError, NotImplementedError):
+            with pytest.raises((ValueError, NotImplementedError)):
+                direct_logit_attribution(tl, cache=cache, **answers)
+        else:
+            close(direct_logit_attribution(tl, cache=cache, **answers).attribution, wanted)
+        text = "the cat sat the cat sat the cat"
+        found = {error: detect_head(tl, text, "induction_head", error_measure=error) for error in ("mul", "abs")}
+        _, short = theirs.run_with_cache(tl.to_tokens(text), remove_batch_dim=True)
+        for error, scores in found.items():
+            # their bridge has no tokenizer, so it lends the activations only
+            close(scores, detect_head(tl, text, "induction_head", cache=short, error_measure=error))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@torch.no_grad()
+def test_results_and_forks_of_each_head(name):
+    theirs, ids = plain(name), tokens(2, 40)
+    with bridge(families.make(name)) as tl:
+        for flag, site in (("attn_result", "result"), ("split_qkv_input", "q_input"), ("attn_in", "attn_in")):
+            edit = [(f"blocks.1.attn.hook_{site}", halved)]
+            values = []
+            for model in (tl, theirs):
+                getattr(model, f"set_use_{flag}")(True)
+                cached = model.run_with_cache(ids, names_filter=edit[0][0])[1]
+                values.append((cached[edit[0][0]], model.run_with_hooks(ids, fwd_hooks=edit)))
+                getattr(model, f"set_use_{flag}")(False)
+            close(*values)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@torch.no_grad()
+def test_generation(name):
+    model = families.make(name)
+    settings = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
+    expected = model.generate(tokens(), min_new_tokens=8, **settings)
+    lengths = []
+    with bridge(model) as tl:
+        assert torch.equal(model.generate(tokens(), min_new_tokens=8, **settings), expected)
+        with tl.hooks(fwd_hooks=[(Z1, lambda z, hook: lengths.append(z.shape[1])), (PATTERN0, self_only_new)]):
+            edited = model.generate(tokens(), min_new_tokens=8, **settings)
+        assert lengths == [12] + [1] * 7
+        with tl.hooks(fwd_hooks=[(PATTERN0, self_only_new)]):
+            again = tl(edited[:, :-1]).argmax(-1)
+    close(again[:, 11:], edited[:, 12:])
+
+
+def self_only_new(pattern, hook):
+    """Head 1 attends to itself, one query of a cached step or many."""
+    pattern = pattern.clone()
+    rows, keys = pattern.shape[-2:]
+    pattern[:, 1] = torch.eye(keys)[-rows:]
+    return pattern
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@torch.no_grad()
+def test_folded_weights(name):
+    theirs = families.make(name)
+    theirs = build_bridge_from_module(theirs, type(theirs).__name__, hf_config=theirs.config)
+    theirs.enable_compatibility_mode(disable_warnings=True)
+    model = families.make(name)
+    before, weights = model(tokens()).logits, {k: v.clone() for k, v in model.state_dict().items()}
+    with bridge(model) as tl:
+        tl.enable_compatibility_mode(disable_warnings=True)
+        close(tl(tokens()), theirs(tokens()))
+    assert torch.equal(model(tokens()).logits, before)
+    assert all(torch.equal(v, weights[k]) for k, v in model.state_dict().items())
+
+
+def anatomy(model):
+    """All that a bridge could change, in comparable form; the order of entries counts."""
+    parts = {"config": repr(model.config), "implementation": model.config._attn_implementation, "keys": []}
+    for name, module in model.named_modules():
+        parts[name] = type(module), sorted(vars(module)), [(k, id(v)) for k, v in module._modules.items()]
+        parts[name] += tuple(
+            [(k, id(v), None if v is None else v.data_ptr()) for k, v in kind.items()]
+            for kind in (module._parameters, module._buffers)
+        )
+        parts[name] += (module.training, len(module._forward_hooks), len(module._forward_pre_hooks))
+    return parts | {"keys": list(model.state_dict())}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@torch.no_grad()
+def test_the_model_is_left_as_it_was(name):
+    model = families.make(name)
+    calls = []
+    foreign = model.get_input_embeddings().register_forward_hook(lambda *_: calls.append(1))
+    before, logits = anatomy(model), model(tokens()).logits
+    with bridge(model) as tl:
+        assert tl.run_with_cache(tokens())[0].shape == logits.shape
+        later = model.get_input_embeddings()._original_component.register_forward_hook(lambda *_: calls.append(2))
+    later.remove()
+    assert anatomy(model) == before
+    with pytest.raises(ZeroDivisionError), bridge(model) as tl:
+        tl.run_with_hooks(tokens(), fwd_hooks=[(PATTERN0, lambda p, hook: 1 / 0)])
+    assert anatomy(model) == before
+    calls.clear()
+    assert torch.equal(model(tokens()).logits, logits)
+    assert calls == [1]
+    foreign.remove()
+    with pytest.raises(UsageError, match="closed when its context ended"):
+        tl(tokens())
+
+
+class Largest(TorchDispatchMode):
+    """The most elements of a tensor that any operation gave."""
+
+    numel = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for x in out if isinstance(out, tuple) else (out,):
+            if isinstance(x, torch.Tensor) and x.untyped_storage().nbytes():
+                self.numel = max(self.numel, x.untyped_storage().nbytes() // x.element_size())
+        return out
+
+
+@torch.no_grad()
+def test_a_pattern_is_made_only_where_it_is_hooked():
+    ids = tokens(length=400)
+    pattern = 4 * 400 * 400
+    with bridge(families.make("llama")) as tl:
+        with Largest() as idle:
+            tl.run_with_cache(ids, names_filter=lambda site: site.endswith(("hook_z", "hook_resid_post")))
+        with Largest() as hooked:
+            tl.run_with_cache(ids, names_filter=PATTERN0)
+    assert idle.numel < pattern / 4 <= hooked.numel
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@torch.no_grad()
+def test_capture_on_a_bridge(name):
+    model, ids = families.make(name), tokens(2, 40)
+    keeps = [keep.entropy(), keep.mass(0, (3, 9)), keep.top_keys(2), keep.columns(), keep.z(), keep.pattern()]
+    with capture(model, keeps) as expected:
+        model(ids)
+    with bridge(model) as tl:
+        with capture(tl, keeps) as found:
+            tl(ids)
+        for item in keeps[:2] + keeps[3:]:
+            close(found[item], expected[item])
+        assert torch.equal(found[keeps[2]].keys, expected[keeps[2]].keys)
+
+        with capture(tl, keeps, heads="L0H0 L0H1 L1H2") as edited:
+            _, cache = tl.run_with_cache(ids)
+            seen = torch.stack([cache["pattern", 0][:, 0], cache["pattern", 0][:, 1], cache["pattern", 1][:, 2]], 1)
+        close(edited[keep.pattern()], seen)
+        with capture(tl, keeps, heads="L0H1") as edited:
+            tl.run_with_hooks(ids, fwd_hooks=[(PATTERN0, self_only), ("blocks.0.attn.hook_z", lambda z, hook: z * 0)])
+        own = torch.arange(40)
+        assert torch.equal(edited[keep.top_keys(2)].keys[0, 0, :, 0], own)
+        assert edited[keep.entropy()].abs().max() == 0
+        close(edited[keep.mass(0, (3, 9))][0, 0, :, 0], (own == 0).float())
+        # z is what the output projection gets, after TransformerLens' edit
+        assert edited[keep.z()].abs().max() == 0
+
+
+@torch.no_grad()
+def test_ablation_on_a_bridge_is_seen_by_its_cache():
+    model, ids = families.make("qwen2"), tokens(2, 40)
+    with ablate(model, "L1H2", "zero"):
+        expected = model(ids).logits
+    with bridge(model) as tl, ablate(tl, "L1H2", "zero"):
+        logits, cache = tl.run_with_cache(ids, names_filter=Z1)
+    close(logits, expected)
+    assert cache[Z1][:, :, 2].abs().max() == 0 < cache[Z1][:, :, 1].abs().max()
+
+
+@torch.no_grad()
+def test_contexts_nest_both_ways():
+    model, ids = families.make("llama"), tokens(2, 40)
+    before = anatomy(model)
+    with capture(model, keep.entropy()) as outer, bridge(model) as tl:
+        logits = tl(ids)
+    assert outer[keep.entropy()].shape == (2, 2, 4, 40)
+    assert anatomy(model) == before
+    close(logits, model(ids).logits)
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_a_bridge_of_their_own_is_refused_rather_than_read_as_nothing(name):
+    refused = pytest.raises(ModelError, match="computes the attention of 2 of 2 layers by itself")
+    with refused, capture(plain(name), keep.entropy()):
+        pytest.fail("the context must not open")
+    with pytest.raises(ModelError, match="in a TransformerBridge already"), bridge(plain(name)):
+        pytest.fail("the context must not open")
+    plain(name)(tokens())
+
+
+def test_refusals(monkeypatch):
+    model = families.make("llama")
+    before = anatomy(model)
+    with bridge(model) as tl:
+        with pytest.raises(UsageError, match="edit hook_k"):
+            tl.run_with_hooks(tokens(), fwd_hooks=[("blocks.0.attn.hook_rot_k", halved_keys)])
+        with pytest.raises(ModelError, match="already"), bridge(tl):
+            pytest.fail("the context must not open")
+    unknown = type("Unheard", (type(model),), {})
+    model.__class__ = unknown
+    with pytest.raises(ModelError, match="cannot bridge Unheard"), bridge(model):
+        pytest.fail("the context must not open")
+    model.__class__ = unknown.__mro__[1]
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *a: None if name == "transformer_lens" else find(name)
+    )
+    with pytest.raises(ModelError, match="pip install 'transformer-lens>=4.3,<5'"), bridge(model):
+        pytest.fail("the context must not open")
+    assert anatomy(model) == before
+
+
+def halved_keys(k, hook):
+    return k * 0.5
+
+
+def test_the_tokenizer_is_not_touched():
+    tokenizer = tokenizers_tiny.words()
+    with bridge(families.make("llama"), tokenizer) as tl:
+        assert tl.tokenizer is not tokenizer
+    assert tokenizer.pad_token is None
