@@ -76,8 +76,8 @@ def head_map(scores: HeadScores) -> "Figure":
             "colorbar": {"thickness": 10, "outlinewidth": 0, "nticks": 5},
         },
     )  # fmt: skip
-    figure.update_xaxes(title="layer", range=[-0.6, scores.layers - 0.4], dtick=_step(scores.layers), showgrid=False)
-    figure.update_yaxes(title="head", range=[scores.n_heads - 0.4, -0.6], dtick=_step(scores.n_heads), showgrid=False)
+    figure.update_xaxes(title="layer", range=[-0.6, scores.layers - 0.4], **_whole(scores.layers))
+    figure.update_yaxes(title="head", range=[scores.n_heads - 0.4, -0.6], **_whole(scores.n_heads))
     return figure
 
 
@@ -104,6 +104,7 @@ def top_heads(scores: HeadScores, k: int = 10) -> "Figure":
             },
             text=[about[head.layer][head.head] for head in heads],
             hovertemplate="%{text}<extra></extra>",
+            showlegend=False,
         )
     )
     if scores.threshold is not None:
@@ -137,6 +138,9 @@ def scatter(one: HeadScores, other: HeadScores, k: int = 10) -> "Figure":
         ("other heads", BLUE, [head for head in heads if head not in both]),
         (f"in both top {k}", ORANGE, [head for head in heads if head in both]),
     ):
+        if not chosen:
+            continue
+        chosen.sort(key=lambda head: float(one.values[head]))
         figure.add_scatter(
             x=_at(one.values, chosen).numpy(),
             y=_at(other.values, chosen).numpy(),
@@ -144,7 +148,8 @@ def scatter(one: HeadScores, other: HeadScores, k: int = 10) -> "Figure":
             name=label,
             marker={"size": 7, "color": color, "opacity": 0.75},
             text=[str(head) if head in named else "" for head in chosen],
-            textposition="top center",
+            # neighbours above and below in turn, so that they do not cover each other
+            textposition=[("top center", "bottom center")[i % 2] for i in range(len(chosen))],
             textfont={"size": 10},
             customdata=[str(head) for head in chosen],
             hovertemplate="%{customdata}<br>%{x:.3f}, %{y:.3f}<extra></extra>",
@@ -214,7 +219,7 @@ def positions(scores: HeadScores, k: int = 5) -> "Figure":
     received = scores.extras["positions"].float().nanmean(0)
     heads = scores.top(k)
     lines = [(str(head), received[head], LINES[i % len(LINES)], 1.8) for i, head in enumerate(heads)]
-    lines.append(("mean of all heads", received.flatten(0, 1).nanmean(0), GREY, 4.0))
+    lines.append(("all heads", received.flatten(0, 1).nanmean(0), GREY, 4.0))
     figure = go.Figure()
     for name, line, color, width in lines:
         figure.add_scatter(
@@ -222,7 +227,9 @@ def positions(scores: HeadScores, k: int = 5) -> "Figure":
             line={"width": width, "color": color}, hovertemplate=f"{name}<br>position %{{x}}: %{{y:.3f}}<extra></extra>",
         )  # fmt: skip
     said = ["mean over the queries that see the position, and over prompts", "0 is the first token"]
-    figure.update_layout(**_layout(f"{title_of(scores.name)}: attention by position", said, 360), legend=_LEGEND)
+    figure.update_layout(**_layout(f"{title_of(scores.name)}: attention by position", said, 360))
+    # within the axes: past the first positions the lines lie low
+    figure.update_layout(legend={"x": 1, "xanchor": "right", "y": 1, "yanchor": "top", "bgcolor": "rgba(0,0,0,0)"})
     figure.update_xaxes(title="position of the key")
     figure.update_yaxes(title="attention received", rangemode="tozero")
     return figure
@@ -298,8 +305,9 @@ def _outline(inside: Tensor) -> tuple[list[float | None], list[float | None]]:
     return xs, ys
 
 
-def _step(count: int) -> int:
-    return next(step for step, most in ((1, 16), (2, 32), (5, 80), (10, 200), (50, 1 << 30)) if count <= most)
+def _whole(count: int) -> dict[str, Any]:
+    """Axis of layers or heads: whole numbers, as many as there is room for."""
+    return {"dtick": 1 if count <= 12 else None, "tickangle": 0, "showgrid": False, "zeroline": False}
 
 
 def _listed(heads: HeadSet) -> str:

@@ -104,18 +104,23 @@ class Run:
         _write(self.folder / "manifest.json", manifest)
 
     def cells(self) -> Iterator[Cell]:
-        """All cells in order; those of the causal check need the scores before them."""
+        """All cells in order; those of the causal check need the scores before them, so finish each as it comes."""
         for study in self.studies:
             for number, batch in enumerate(study.prompts.batches(self.plan.batch_size)):
                 path = self.folder / "cells" / f"{study.name}-{number:04d}.json"
                 yield Cell(f"{study.name} {number}", path, lambda s=study, b=batch: self._score(s, b))
-        if self.needles is not None:
+        if self.needles is not None and (self.plan.heads or self._answered):
             for c, condition in enumerate(self.conditions()):
                 for number, batch in enumerate(self.needles.batches(self.plan.batch_size)):
                     path = self.folder / "cells" / f"check-{c:02d}-{number:04d}.json"
                     yield Cell(condition.name, path, lambda d=condition, b=batch: self._ask(d, b))
-        if any(study.name == "retrieval" for study in self.studies):
+        if self._answered:
             yield Cell("attention on a text", self.folder / "cells" / "view.json", self._view)
+
+    @property
+    def _answered(self) -> bool:
+        """Whether retrieval scored any head: a model that answers no needle has no retrieval heads to take out."""
+        return "retrieval" in self.plan.analyses and self.scores("retrieval").counted > 0
 
     def count(self) -> int:
         """How many cells there are."""

@@ -118,6 +118,8 @@ def conditions(heads: HeadSet, layout: HeadLayout, draws: int = 3, seed: int = 0
     """
     if draws < 1:
         raise UsageError(f"draws={draws}: a control needs at least one draw of random heads.")
+    if not len(heads):
+        raise UsageError("there are no heads to take out: the scores count no prompt, or the set is empty.")
     free = [heads.random_like(layout, seed + i, "free") for i in range(draws)]
     layer = [heads.random_like(layout, seed + i, "layer") for i in range(draws)]
     return (

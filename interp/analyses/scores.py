@@ -256,7 +256,7 @@ class HeadScores:
         try:
             stored = about.get("provenance")
             provenance = None if stored is None else Provenance.from_dict(stored)
-            entries = {key: about[key] for key in _TYPES} | {"labels": tuple(about["labels"])}
+            entries: dict[str, Any] = {key: about[key] for key in _TYPES} | {"labels": tuple(about["labels"])}
             scores = cls(per_prompt=tensors["per_prompt"], provenance=provenance, extras=extras, **entries)
         except (ValueError, TypeError, AttributeError) as error:
             raise ScoreError(f"{path} is broken: {error}") from error

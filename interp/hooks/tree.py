@@ -4,11 +4,14 @@ from typing import Any
 
 from torch import nn
 
+LIBRARIES = ("transformers.", "transformer_lens.")
+
 
 class Tree:
     """What a model is made of, noted to be put back: modules, parameters, buffers, attributes and configs.
 
-    Hooks are left alone, since others may come and go meanwhile; values changed in place stay changed.
+    Hooks of a library that came meanwhile go (transformers installs its own once outputs are recorded, and notes that
+    in an attribute); those of anybody else stay. Values changed in place stay changed.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -26,8 +29,8 @@ class Tree:
             now = vars(module)
             for name, value in was.items():
                 if "hooks" in name:
-                    continue
-                if isinstance(value, dict) and isinstance(now.get(name), dict):
+                    _drop(now[name], value)
+                elif isinstance(value, dict) and isinstance(now.get(name), dict):
                     _refill(now[name], value)
                 elif now.get(name) is not value:
                     now[name] = value
@@ -38,11 +41,18 @@ class Tree:
                 parameter.data = data
 
 
+def _drop(now: dict[int, Any], was: dict[int, Any]) -> None:
+    for number in [
+        n for n in now.keys() - was.keys() if (getattr(now[n], "__module__", None) or "").startswith(LIBRARIES)
+    ]:
+        del now[number]
+
+
 def _copy(value: Any) -> Any:
     return dict(value) if isinstance(value, dict) else value
 
 
-def _refill(now: dict[str, Any], was: dict[str, Any]) -> None:
+def _refill(now: dict[Any, Any], was: dict[Any, Any]) -> None:
     """The entries of before in the order of before, in the same dict."""
     now.clear()
     now.update(was)

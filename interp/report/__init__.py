@@ -106,11 +106,10 @@ class _Figures:
 
     def add(self, figure: "Figure") -> Drawn:
         layout: Any = figure.layout
-        drawn = Drawn(
-            len(self.json), unescape(layout.title.text), unescape(layout.title.subtitle.text), int(layout.height) - 40
-        )
-        legend = any(trace.showlegend is not False and trace.type == "scatter" for trace in figure.data)
-        figure.update_layout(title=None, height=drawn.height, margin_t=40 if legend else 12)
+        above = 44 if layout.legend.orientation == "h" else 12
+        height = int(layout.height) - layout.margin.t + above
+        drawn = Drawn(len(self.json), unescape(layout.title.text), unescape(layout.title.subtitle.text), height)
+        figure.update_layout(title=None, height=height, margin_t=above)
         self.json.append(str(figure.to_json()))
         return drawn
 

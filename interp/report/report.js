@@ -16,13 +16,18 @@
     const axis = (given) => ({ ...given, gridcolor: grid, zerolinecolor: grid, linecolor: grid });
     const changed = {
       ...layout, autosize: true, font: { ...layout.font, color: ink },
-      xaxis: axis(layout.xaxis), yaxis: axis(layout.yaxis),
+      xaxis: axis(layout.xaxis), yaxis: axis(layout.yaxis), dragmode: pointer && "zoom",
+      modebar: { bgcolor: "rgba(0,0,0,0)", color: grid, activecolor: ink },
       hoverlabel: { ...layout.hoverlabel, bgcolor: page, bordercolor: grid, font: { ...layout.hoverlabel.font, color: ink } },
     };
     if (night && layout.coloraxis) changed.coloraxis = { ...layout.coloraxis, colorscale: darkScale };
     return changed;
   };
-  const config = { responsive: true, displaylogo: false, modeBarButtons: [["toImage", "zoom2d", "resetScale2d"]] };
+  // a finger on a figure scrolls the page
+  const pointer = window.matchMedia("(hover: hover)").matches;
+  const config = {
+    responsive: true, displaylogo: false, displayModeBar: pointer && "hover", modeBarButtons: [["toImage", "zoom2d", "resetScale2d"]],
+  };
   const draw = (night) => places.forEach((place) => {
     const figure = figures[Number(place.dataset.figure)];
     Plotly.react(place, figure.data, structuredClone(themed(figure.layout, night)), config);
@@ -53,6 +58,6 @@
     const checked = view.querySelector("input:checked");
     if (checked) show(Number(checked.value));
     const mark = box.querySelector("mark");
-    if (mark) box.scrollTop = mark.offsetTop - box.offsetTop - box.clientHeight / 2;
+    if (mark) box.scrollTop = mark.offsetTop - box.clientHeight / 2;
   });
 })();

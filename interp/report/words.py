@@ -169,10 +169,18 @@ def replies(check: CausalCheck) -> list[dict[str, Any]]:
             "number": i,
             "asked": asked[i] if i < len(asked) else "",
             "expected": first.answers[i] if i < len(first.answers) else "",
-            "rows": [(row.condition.name, row.verdicts[i], cut(row.replies[i].strip())) for row in check.outcomes],
+            "rows": _same([(row.condition.name, row.verdicts[i], cut(row.replies[i].strip())) for row in check.outcomes]),
         }
         for i in order[:_ASKED]
     ]
+
+
+def _same(rows: list[tuple[str, bool, str]]) -> list[tuple[str, bool, str]]:
+    """Conditions under which the same was written, in one row."""
+    names: dict[tuple[bool, str], list[str]] = {}
+    for name, right, reply in rows:
+        names.setdefault((right, reply), []).append(name)
+    return [(", ".join(found), *written) for written, found in names.items()]
 
 
 def about(name: str) -> list[tuple[str, str]]:
@@ -194,11 +202,14 @@ def facts(scores: HeadScores) -> list[str]:
     """What the side results of an analysis add."""
     told = []
     if (sink := scores.extras.get("sink")) is not None:
-        told.append(f"Over all heads and prompts, {float(sink.float().nanmean()):.1%} are sinks (mean of the extra “sink”).")
+        told.append(
+            f"Prompt by prompt, {float(sink.float().nanmean()):.1%} of the heads are above the threshold on average."
+        )
     if (columns := scores.extras.get("columns")) is not None and "positions" in scores.extras:
         limit = scores.settings.get("column_threshold")
-        bar = f" more than {limit:g}" if isinstance(limit, int | float) else " much"
-        told.append(f"{number(float(columns.float().nanmean()))} keys per head receive{bar} attention on average.")
+        bar = f"more than {limit:g}" if isinstance(limit, int | float) else "much"
+        mean = number(float(columns.float().nanmean()))
+        told.append(f"A head has {mean} keys on average that receive {bar} of the attention.")
     if (learned := scores.extras.get("learned")) is not None and bool((learned > 0).any()):
         told.append(f"Learned sinks of the model take {float(learned.float().nanmean()):.1%} of the attention.")
     return told

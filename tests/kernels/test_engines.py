@@ -137,7 +137,8 @@ def test_extreme_logits(engine):
     lse, entropy, at = ENGINES[engine](Call(q, k, k, 1.0), (Lse(), Entropy(), At(torch.zeros(1, 3, 1).long()))).values
     assert lse.isfinite().all()
     assert entropy.isfinite().all()
-    torch.testing.assert_close(at[0, 0, :, 0], torch.tensor([1.0, 1.0, 0.5]))
+    # exp(logit - lse) knows a logit of 4e4 to 4e-3 in float32
+    torch.testing.assert_close(at[0, 0, :, 0], torch.tensor([1.0, 1.0, 0.5]), atol=2e-3, rtol=0)
 
 
 def test_gradients_flow_through_chunked():

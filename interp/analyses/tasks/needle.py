@@ -156,8 +156,7 @@ def hide(
     tokenizer: Any, asked: Fact, placed: Sequence[tuple[float, Fact]], length: int, chat: bool, seed: str
 ) -> dict[str, Any]:
     """The longest prompt of at most `length` tokens, as an item for Prompts.encode with spans in characters."""
-    source = paragraphs(seed)
-    sentences: list[str] = []
+    sentences, ends = supply(tokenizer, length, seed)
 
     def render(count: int) -> tuple[dict[str, Any], str, list[tuple[int, int]]]:
         context, ranges = compose(sentences[:count], [(depth, fact.sentence) for depth, fact in placed])
@@ -170,18 +169,18 @@ def hide(
     def encode(count: int) -> Prompt:
         return Prompts.encode(tokenizer, [render(count)[0]], chat=chat, continue_final=chat)[0]
 
+    @cache
     def tokens(count: int) -> int:
         return len(encode(count).ids)
 
-    characters = 6 * length
-    while sum(map(len, sentences)) < characters or tokens(len(sentences)) <= length:
-        for _ in range(1 + len(sentences) // 20):
-            first, *rest = next(source)
-            sentences += ["\n\n" + first if sentences else first, *(" " + sentence for sentence in rest)]
-    fitting = bisect_right(range(1, len(sentences)), length, key=tokens)
-    # a sentence more can be a token less where two tokens merge
+    # the sentences' own sizes point near the end of what fits; whole prompts, counted, decide
+    fitting = 1
+    for _ in range(3):
+        fitting = max(1, bisect_right(ends, length - tokens(fitting) + ends[fitting - 1]))
     while fitting and tokens(fitting) > length:
         fitting -= 1
+    while fitting and fitting < len(ends) and tokens(fitting + 1) <= length:
+        fitting += 1
     if not fitting:
         raise UsageError(f"length {length} is too short: with one sentence of text the prompt has {tokens(1)} tokens.")
     item, context, ranges = render(fitting)
@@ -203,10 +202,25 @@ def hide(
     return {**item, "spans": spans}
 
 
+def supply(tokenizer: Any, length: int, seed: str) -> tuple[list[str], list[int]]:
+    """More sentences than a prompt of `length` tokens can hold, and the tokens up to the end of each one."""
+    source = paragraphs(seed)
+    sentences: list[str] = []
+    ends: list[int] = [0]
+    # a fifth more: a tokenizer may count the space before a lone sentence as a token of its own
+    while ends[-1] <= 1.2 * length:
+        first, *rest = next(source)
+        new = ["\n\n" + first if sentences else first, *(" " + sentence for sentence in rest)]
+        sizes = map(len, tokenizer(new, add_special_tokens=False)["input_ids"])
+        sentences += new
+        ends += [*accumulate(sizes, initial=ends[-1])][1:]
+    return sentences, ends[1:]
+
+
 def compose(sentences: Sequence[str], placed: Sequence[tuple[float, str]]) -> tuple[str, list[tuple[int, int]]]:
     """The text with each needle at the sentence boundary nearest to its depth, and the needles' character ranges.
 
-    Sentences begin with the white space before them. A needle never begins a paragraph.
+    Sentences begin with the white space before them. A needle between two paragraphs joins the first of them.
     """
     ends = [0, *accumulate(map(len, sentences))]
     at = [min(range(len(ends)), key=lambda j: abs(ends[j] - depth * ends[-1])) for depth, _ in placed]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tokenizers_tiny import byte_level
+from tokenizers_tiny import byte_fallback, byte_level
 
 from interp.analyses.tasks import judge, needle, rouge1_recall
 from interp.analyses.tasks.haystack import paragraphs
@@ -49,9 +49,10 @@ def test_spans_are_the_exact_texts(chat, trim, kind):
         assert context in prompt.text.replace(question, "")
 
 
-def test_length_is_kept_within_a_sentence():
+@pytest.mark.parametrize("tokenizer", [byte_level(), byte_level(bos=True, chat=False), byte_fallback()])
+def test_length_is_kept_within_a_sentence(tokenizer):
     longest = max(len(sentence) + 2 for sentences in islice(paragraphs(), 500) for sentence in sentences)
-    for prompt in needle(byte_level(), lengths=(700, 1500, 4001), depths=(0, 0.33, 1)):
+    for prompt in needle(tokenizer, lengths=(700, 4001), depths=(0, 0.33, 1)):
         assert prompt.meta["length"] - longest - 20 <= len(prompt) <= prompt.meta["length"]
 
 

@@ -1,0 +1,164 @@
+"""Detectors against the definition on eager attention maps, and against TransformerLens' detect_head."""
+
+import pytest
+import torch
+
+from interp.analyses import identify, tasks
+from interp.analyses.identify.retrieval import answer
+from interp.hooks.capture import placed
+from interp.hooks.prompts import Prompts
+from interp.kernels.errors import PromptError, SpanError, UsageError
+
+
+@pytest.fixture(scope="module")
+def eager():
+    """Patterns [l h q k] of one unpadded prompt from the model's own eager attention."""
+
+    def patterns(model, prompt):
+        before = model.config._attn_implementation
+        model.set_attn_implementation("eager")
+        try:
+            with torch.no_grad():
+                out = model(**placed(model, Prompts((prompt,))), output_attentions=True, use_cache=False)
+        finally:
+            model.set_attn_implementation(before)
+        return torch.cat(out.attentions)
+
+    return patterns
+
+
+def test_position_scores_equal_eager_on_the_demo_model(demo, eager):
+    model, tokenizer = demo
+    repeated = tasks.repeated(tokenizer, n=25, batch=2, seed=3)
+    texts = tasks.passages(tokenizer, n=2, length=64, seed=3)
+    scores = {
+        "induction": identify.induction(model, repeated),
+        "duplicate": identify.duplicate_token(model, repeated),
+        "previous": identify.previous_token(model, texts),
+        "sinks": identify.sinks(model, texts),
+    }
+    for i in range(2):
+        p = eager(model, repeated[i])
+        start = repeated[i].spans["second"][0][0]
+        n = start - repeated[i].spans["first"][0][0]
+        rows = torch.arange(start, len(repeated[i]))
+        torch.testing.assert_close(
+            scores["induction"].per_prompt[i], p[:, :, rows, rows - n + 1].mean(-1), atol=1e-4, rtol=0
+        )
+        torch.testing.assert_close(
+            scores["duplicate"].per_prompt[i], p[:, :, rows, rows - n].mean(-1), atol=1e-4, rtol=0
+        )
+        p = eager(model, texts[i])
+        torch.testing.assert_close(scores["previous"].per_prompt[i], p.diagonal(-1, -2, -1).mean(-1), atol=1e-4, rtol=0)
+        torch.testing.assert_close(scores["sinks"].per_prompt[i], p[..., 0].mean(-1), atol=1e-4, rtol=0)
+        alpha = p.sum(-2) / torch.arange(64, 0, -1)
+        torch.testing.assert_close(scores["sinks"].extras["positions"][i], alpha[..., :32], atol=1e-4, rtol=0)
+        assert ((scores["sinks"].extras["columns"][i] - (alpha > 0.1).sum(-1)).abs() > 0).float().mean() < 0.01
+
+
+def test_retrieval_counts_equal_eager_exactly_on_the_demo_model(demo, eager):
+    model, tokenizer = demo
+    prompts = tasks.needle(tokenizer, lengths=(180,), n=2, seed=5)
+    found = identify.retrieval(model, prompts, form="forced")
+    decoded = identify.retrieval(model, prompts, recall=-1.0)
+    for i, prompt in enumerate(prompts):
+        forced = answer(prompt)
+        replies = {"forced": forced, "decode": _greedy(model, tokenizer, prompt)}
+        start, stop = prompt.spans["answer"][0]
+        for form, ids in replies.items():
+            longer = Prompts.from_ids([[*prompt.ids, *ids]])[0]
+            p = eager(model, longer)
+            count = torch.zeros(p.shape[:2])
+            for t, token in enumerate(ids):
+                best = p[:, :, len(prompt.ids) - 1 + t].argmax(-1)
+                pasted = torch.tensor(longer.ids)[best] == token
+                count += (best >= start) & (best < stop) & pasted
+            scores = found if form == "forced" else decoded
+            assert torch.equal(scores.per_prompt[i] * (stop - start), count), form
+
+
+def _greedy(model, tokenizer, prompt):
+    """What the model writes, by plain repeated forward passes without a cache."""
+    ids = list(prompt.ids)
+    for _ in range(32):
+        with torch.no_grad():
+            token = int(model(torch.tensor([ids]), use_cache=False, logits_to_keep=1).logits[0, -1].argmax())
+        if token == model.generation_config.eos_token_id or "\n" in tokenizer.decode([*ids[len(prompt.ids) :], token]):
+            break
+        ids.append(token)
+    return tuple(ids[len(prompt.ids) :])
+
+
+@pytest.mark.parametrize("name", ["induction", "previous_token", "duplicate_token"])
+def test_mul_is_what_transformer_lens_finds(tiny_model, name):
+    pytest.importorskip("transformer_lens")
+    import families
+    from transformer_lens.head_detector import detect_head
+    from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
+
+    model = tiny_model("llama")
+    rng = torch.Generator().manual_seed(0)
+    half = torch.randperm(100, generator=rng)[:30] + 10
+    ids = torch.cat([half, half])
+    span = {"first": (0, 30), "second": (30, 60)}
+    prompts = Prompts.from_ids([ids.tolist()], spans=[{} if name == "previous_token" else span])
+    ours = getattr(identify, name)(model, prompts).extras["mul"][0]
+
+    class Tokens:
+        """detect_head asks a model for the tokens of a text; the ids are given here."""
+
+        def to_tokens(self, text, **_):
+            return ids[None]
+
+    other = build_bridge_from_module(families.make("llama"), type(model).__name__, hf_config=model.config)
+    pattern = {"induction": "induction_head", "previous_token": "previous_token_head"}.get(name, "duplicate_token_head")
+    other.to_tokens = Tokens().to_tokens
+    theirs = detect_head(other, "text", pattern, error_measure="mul")
+    torch.testing.assert_close(ours, theirs.float(), atol=1e-4, rtol=0)
+
+
+def test_induction_on_text_uses_the_latest_earlier_occurrence(tiny_model, eager):
+    model = tiny_model("llama")
+    prompts = Prompts.from_ids([[5, 6, 7, 5, 8, 5, 5]])
+    p = eager(model, prompts[0])
+    scores = identify.induction(model, prompts)
+    # query 3 looks back to key 0, query 5 to key 3; query 6 follows its own copy at once
+    torch.testing.assert_close(scores.per_prompt[0], (p[:, :, 3, 1] + p[:, :, 5, 4]) / 2, atol=1e-5, rtol=0)
+    duplicates = identify.duplicate_token(model, prompts)
+    expected = (p[:, :, 3, 0] + p[:, :, 5, [0, 3]].sum(-1) + p[:, :, 6, [0, 3, 5]].sum(-1)) / 3
+    torch.testing.assert_close(duplicates.per_prompt[0], expected, atol=1e-5, rtol=0)
+
+
+def test_value_weighted_sinks(tiny_model, eager):
+    model = tiny_model("qwen3")
+    prompts = Prompts.from_ids([list(range(5, 40))])
+    weighted = identify.sinks(model, prompts, by_value=True)
+    from interp.hooks import keep
+    from interp.hooks.capture import capture, run
+
+    with capture(model, keep.v(), prompts) as cap:
+        run(model, prompts)
+    norm = cap[keep.v()][0].norm(dim=-1).repeat_interleave(2, 1)[:, :, None]
+    p = eager(model, prompts[0]) * norm
+    alpha = (p / p.sum(-1, keepdim=True))[..., 0].mean(-1)
+    torch.testing.assert_close(weighted.per_prompt[0], alpha, atol=1e-5, rtol=0)
+
+
+def test_learned_sinks_are_reported_apart(tiny_model):
+    prompts = Prompts.from_ids([list(range(5, 40))])
+    assert (identify.sinks(tiny_model("gpt_oss"), prompts).extras["learned"] > 1e-3).all()
+    assert (identify.sinks(tiny_model("llama"), prompts).extras["learned"] == 0).all()
+
+
+def test_what_has_no_target_or_answer_is_an_error(tiny_model):
+    model = tiny_model("llama")
+    fresh = Prompts.from_ids([list(range(5, 20))])
+    with pytest.raises(PromptError, match="no query with a target"):
+        identify.duplicate_token(model, fresh)
+    with pytest.raises(SpanError, match='prompt 0 has no span "answer"'):
+        identify.retrieval(model, fresh)
+    twice = Prompts.from_ids([list(range(5, 20))], spans=[{"answer": [(1, 2), (5, 6)]}])
+    with pytest.raises(SpanError, match="in 2 places"):
+        identify.retrieval(model, twice)
+    with pytest.raises(UsageError, match="form is 'decode' or 'forced'"):
+        identify.retrieval(model, twice, form="greedy")  # pyright: ignore[reportArgumentType]

@@ -1,0 +1,188 @@
+"""Run folders on a tiny model: resume after a kill at any cell, refuse what is not theirs, join to the same numbers."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import speaking
+import torch
+
+from interp.costs import estimate
+from interp.hooks.capture import capture, run
+from interp.hooks.heads import Head
+from interp.hooks.keep import pattern
+from interp.kernels.errors import HeadError, PromptError, RunError, UsageError
+from interp.runs import Run, findings, read_manifest
+from interp.studies import Plan, check_prompts, parse_analyses
+from interp.views import view
+
+PLAN = Plan(
+    needles=3, length=700, depths=(0.5,), texts=3, text_length=40, repeat=12, check_needles=3, check_length=700,
+    heads="L0H1, L1H2", draws=2, batch_size=2,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return speaking.tokenizer()
+
+
+@pytest.fixture(scope="module")
+def model():
+    return speaking.model()
+
+
+@pytest.fixture(scope="module")
+def whole(model, tokenizer, tmp_path_factory):
+    """One run made in one go."""
+    folder = tmp_path_factory.mktemp("run") / "whole"
+    return folder, Run.open(folder, PLAN, model, tokenizer).finish(progress=False)
+
+
+def same(one, other):
+    assert one.scores.keys() == other.scores.keys()
+    for name, table in one.scores.items():
+        assert torch.equal(table.per_prompt.nan_to_num(-1), other.scores[name].per_prompt.nan_to_num(-1)), name
+        assert torch.equal(table.low.nan_to_num(-1), other.scores[name].low.nan_to_num(-1)), name
+    assert one.causal == other.causal
+    assert one.views == other.views
+
+
+def test_a_run_holds_every_analysis(whole):
+    _, found = whole
+    assert tuple(found.scores) == PLAN.analyses
+    assert [len(table.per_prompt) for table in found.scores.values()] == [3] * 5
+    assert found.causal is not None
+    groups = ["as loaded", "top", "random", "random", "random by layer", "random by layer"]
+    assert [outcome.condition.group for outcome in found.causal.outcomes] == groups
+    top, rest = found.causal.outcomes[1].condition.heads, found.causal.outcomes[2:]
+    assert all(len(o.condition.heads) == len(top) and not (o.condition.heads & top) for o in rest)
+    assert found.seconds > 0
+
+
+def test_killed_at_every_cell_it_ends_with_the_same_numbers(whole, model, tokenizer, tmp_path, monkeypatch):
+    folder, found = whole[0], whole[1]
+    other = tmp_path / "killed"
+    work = Run._score
+    calls = []
+
+    def dying(self, study, batch):
+        calls.append(study.name)
+        if len(calls) % 2:
+            raise KeyboardInterrupt
+        return work(self, study, batch)
+
+    monkeypatch.setattr(Run, "_score", dying)
+    for _ in range(40):
+        try:
+            again = Run.open(other, PLAN, model, tokenizer).finish(progress=False)
+            break
+        except KeyboardInterrupt:
+            continue
+    same(found, again)
+    # each of the ten score cells died once and was done once
+    assert len(calls) == 20
+    assert {p.name for p in (folder / "cells").iterdir()} == {p.name for p in (other / "cells").iterdir()}
+
+
+def test_a_half_written_cell_is_done_again(whole, model, tokenizer, tmp_path):
+    import shutil
+
+    folder, found = whole
+    copy = tmp_path / "torn"
+    shutil.copytree(folder, copy)
+    (copy / "cells" / "sinks-0001.json").write_text('{"seconds"')
+    tensors = copy / "cells" / "induction-0000.scores.safetensors"
+    tensors.write_bytes(tensors.read_bytes()[:-7])
+    (copy / "cells" / "check-01-0000.json").unlink()
+    partial = findings(copy)
+    assert len(partial.scores["sinks"].per_prompt) == 2
+    assert 1 not in [o.condition.group for o in (partial.causal.outcomes if partial.causal else ())]
+    same(found, Run.open(copy, PLAN, model, tokenizer).finish(progress=False))
+
+
+def test_a_finished_run_is_read_without_the_model(whole):
+    folder, found = whole
+    same(found, findings(folder))
+    assert read_manifest(folder)["plan"]["seed"] == 0
+
+
+def test_other_model_plan_or_folder_is_refused(whole, tokenizer, tmp_path, model):
+    folder, _ = whole
+    other = speaking.model(seed=1)
+    with pytest.raises(RunError, match=r"holds a run of .* \(weights [0-9a-f]+\), not of .* \(weights [0-9a-f]+\)"):
+        Run.open(folder, PLAN, other, tokenizer)
+    with pytest.raises(RunError, match=r"another plan \(seed was 0, now 1\)"):
+        Run.open(folder, replace(PLAN, seed=1), model, tokenizer)
+    (tmp_path / "mine.txt").write_text("x")
+    with pytest.raises(RunError, match="is no run folder"):
+        Run.open(tmp_path, PLAN, model, tokenizer)
+    with pytest.raises(RunError, match="is no run folder"):
+        findings(tmp_path)
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(RunError, match="name a"):
+        Run.open(tmp_path / "file" / "run", PLAN, model, tokenizer)
+
+
+def test_a_run_of_another_format_is_refused(whole, tmp_path):
+    (tmp_path / "manifest.json").write_text(json.dumps({"format": "other/9"}))
+    with pytest.raises(RunError, match="format 'other/9'"):
+        findings(tmp_path)
+    (tmp_path / "manifest.json").write_text("[1]")
+    with pytest.raises(RunError, match="holds a list"):
+        findings(tmp_path)
+
+
+def test_prompts_too_long_are_refused_before_anything_is_computed(model, tokenizer, tmp_path):
+    with pytest.raises(PromptError, match="context of this model is 2,048"):
+        Run.open(tmp_path / "run", replace(PLAN, text_length=3000), model, tokenizer)
+    assert not (tmp_path / "run").exists()
+
+
+def test_named_heads_are_checked_and_ablated(model, tokenizer, tmp_path):
+    with pytest.raises(HeadError, match="layer 7 of a 2-layer model"):
+        Run.open(tmp_path / "bad", replace(PLAN, analyses=("sinks",), heads="L7H0"), model, tokenizer).finish(False)
+    plan = replace(PLAN, analyses=("sinks",), heads="L1H0, L1H2")
+    found = Run.open(tmp_path / "run", plan, model, tokenizer).finish(progress=False)
+    assert found.causal is not None
+    assert [str(head) for head in found.causal.outcomes[1].condition.heads] == ["L1H0", "L1H2"]
+
+
+def test_a_model_that_answers_nothing_has_no_causal_check(model, tokenizer, tmp_path):
+    plan = replace(PLAN, analyses=("retrieval",), heads="")
+    found = Run.open(tmp_path / "run", plan, model, tokenizer).finish(progress=False)
+    assert found.scores["retrieval"].counted == 0
+    assert found.causal is None
+    assert not found.views
+
+
+def test_the_view_is_the_row_of_the_pattern(model, tokenizer):
+    prompts = check_prompts(PLAN, tokenizer)[:1]
+    shown = view(model, prompts, [Head(1, 2), Head(0, 1)])
+    assert list(shown.weights) == ["L1H2", "L0H1"]
+    assert "".join(shown.tokens) == prompts[0].text
+    with capture(model, pattern(), prompts) as cap:
+        run(model, prompts)
+    for name, (layer, head) in {"L1H2": (1, 2), "L0H1": (0, 1)}.items():
+        row = cap[pattern()][0, layer, head, -1]
+        torch.testing.assert_close(torch.tensor(shown.weights[name]), row, atol=1e-5, rtol=0)
+    start, stop = shown.marks["answer"][0]
+    assert prompts[0].meta["answer"] in "".join(shown.tokens[start:stop])
+
+
+def test_plans_say_what_is_wrong():
+    assert parse_analyses("sinks, previous-token") == ("previous_token", "sinks")
+    assert parse_analyses("all") == Plan().analyses
+    with pytest.raises(UsageError, match="'speed' does not exist: take some of retrieval"):
+        parse_analyses("speed")
+    with pytest.raises(UsageError, match="draws=0: give at least 1"):
+        Plan(draws=0)
+
+
+def test_the_cost_counts_what_will_run(model, tokenizer):
+    cost = estimate(PLAN, model, tokenizer)
+    assert [line.name for line in cost.lines] == [*PLAN.analyses, "causal check"]
+    assert cost.lines[-1].forwards == 6 * 2
+    assert cost.lines[1].tokens == 3 * (2 * 12 + (tokenizer.bos_token_id is not None))
+    assert "in all" in str(cost)
+    assert cost.to_dict()["tokens"] == cost.tokens
