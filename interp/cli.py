@@ -5,9 +5,8 @@ import os
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
-import click
 import typer
 
 import interp
@@ -21,6 +20,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+STOPPED = 130
+"""exit code after Ctrl-C, as shells have it"""
 
 MODEL_HELP = "Hub name, folder with safetensors, .gguf file, or demo."
 Model = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)]
@@ -75,6 +77,7 @@ def score(
     draws: Annotated[int, typer.Option(help="Random draws per control.")] = 3,
     kind: Annotated[Kind, typer.Option(help="Ablation of the causal check.")] = Kind.zero,
     check_needles: Annotated[int, typer.Option(help="Prompts of the causal check.")] = 16,
+    check_length: Annotated[int, typer.Option(help="Tokens of a prompt of the causal check.")] = 256,
     batch_size: Annotated[int, typer.Option(help="Prompts at once.")] = 8,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the cost and stop.")] = False,
     as_json: AsJson = False,
@@ -97,6 +100,7 @@ def score(
         draws=draws,
         kind=kind.value,
         check_needles=check_needles,
+        check_length=check_length,
         batch_size=batch_size,
     )
     _finish(plan, model, out, prompts, dry_run, as_json, device, dtype)
@@ -225,21 +229,25 @@ def main() -> None:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        sys.exit(app(standalone_mode=False) or 0)
-    except click.ClickException as error:
-        _fail(error.format_message(), error.exit_code)
-    except click.Abort:
-        _fail("stopped; the same command goes on where it stood.", 130)
+        code = app(standalone_mode=False) or 0
+    except (KeyboardInterrupt, typer.Abort):
+        code = STOPPED
+    except SystemExit as stop:
+        code = stop.code
     except InterpError as error:
         _fail(str(error), 2)
-    except KeyboardInterrupt:
-        _fail("stopped; the same command goes on where it stood.", 130)
     except Exception as error:
+        # a wrong option; typer brings click's errors under a name that depends on its version
+        if hasattr(error, "format_message"):
+            _fail(error.format_message(), getattr(error, "exit_code", 2))
         if os.environ.get("INTERP_TRACEBACK"):
             raise
         _fail(f"{type(error).__name__}: {error} (set INTERP_TRACEBACK=1 to see where).", 1)
+    if code == STOPPED:
+        _fail("stopped; the same command goes on where it stood.", STOPPED)
+    sys.exit(code)
 
 
-def _fail(message: str, code: int) -> None:
+def _fail(message: str, code: int) -> NoReturn:
     typer.echo(f"interp: {' '.join(message.split())}", err=True)
     sys.exit(code)

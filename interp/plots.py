@@ -40,7 +40,8 @@ def number(value: float) -> str:
     """Two decimals, more for small numbers; "–" for none."""
     if value != value:
         return "–"
-    return f"{value:.2f}" if value == 0 or abs(value) >= 0.1 else f"{value:.3f}" if abs(value) >= 0.001 else f"{value:.1g}"
+    size = abs(value)
+    return f"{value:.2f}" if size == 0 or size >= 0.1 else f"{value:.3f}" if size >= 0.001 else f"{value:.1g}"
 
 
 def head_map(scores: HeadScores) -> "Figure":
@@ -223,9 +224,14 @@ def positions(scores: HeadScores, k: int = 5) -> "Figure":
     figure = go.Figure()
     for name, line, color, width in lines:
         figure.add_scatter(
-            x=list(range(len(line))), y=line.numpy(), mode="lines+markers", name=name, marker={"size": 4, "color": color},
-            line={"width": width, "color": color}, hovertemplate=f"{name}<br>position %{{x}}: %{{y:.3f}}<extra></extra>",
-        )  # fmt: skip
+            x=list(range(len(line))),
+            y=line.numpy(),
+            mode="lines+markers",
+            name=name,
+            marker={"size": 4, "color": color},
+            line={"width": width, "color": color},
+            hovertemplate=f"{name}<br>position %{{x}}: %{{y:.3f}}<extra></extra>",
+        )
     said = ["mean over the queries that see the position, and over prompts", "0 is the first token"]
     figure.update_layout(**_layout(f"{title_of(scores.name)}: attention by position", said, 360))
     # within the axes: past the first positions the lines lie low

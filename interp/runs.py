@@ -58,6 +58,8 @@ class Run:
         """
         folder = Path(folder)
         limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        layout = HeadLayout.of(model)
+        layout.check(HeadSet.parse(plan.heads, layout))
         found = studies(plan, tokenizer, own)
         needles = check_prompts(plan, tokenizer) if plan.checked else None
         for prompts in [study.prompts for study in found] + ([needles] if needles else []):
@@ -167,7 +169,7 @@ class Run:
 
         bar = tqdm(total=self.count(), desc="cells", disable=not progress, delay=2)
         for cell in self.cells():
-            bar.set_description(cell.name)
+            bar.set_description(cell.name, refresh=False)
             if not _done(cell.path):
                 started = time.perf_counter()
                 value = cell.work()

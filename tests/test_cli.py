@@ -14,7 +14,7 @@ from interp import cli
 
 SMALL = [
     *("--needles", "2", "--length", "700", "--texts", "2", "--text-length", "40", "--heads", "L0H1"),
-    *("--draws", "1", "--check-needles", "2", "--batch-size", "2"),
+    *("--draws", "1", "--check-needles", "2", "--check-length", "700", "--batch-size", "2"),
 ]
 
 
@@ -131,7 +131,7 @@ BAD = {
         'has no span "answer"',
     ),
     "head out of range": (
-        lambda t, f, r: ["score", "sinks", f, "--out", t / "x", "--heads", "L9H0", *SMALL],
+        lambda t, f, r: ["score", "sinks", f, "--out", t / "x", *SMALL, "--heads", "L9H0"],
         "layer 9 of a 2-layer model",
     ),
     "unwritable output": (lambda t, f, r: ["report", r, "-o", t / "none" / "r.html"], "not a folder you may write to"),

@@ -85,7 +85,8 @@ def test_the_import_walk_sees_what_it_should():
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
 def test_file_is_short(file):
-    assert len(file.read_text().splitlines()) <= 400
+    lines = file.read_text().count("\n")
+    assert lines <= 400
 
 
 @pytest.mark.parametrize("name", FLOORS)

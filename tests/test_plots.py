@@ -2,16 +2,20 @@
 
 import json
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from interp import plots
+import interp.plots
 from interp.analyses.causal import CausalCheck, Condition, Outcome
 from interp.analyses.scores import HeadScores
 from interp.hooks.heads import Head, HeadSet
 from interp.kernels.errors import UsageError
+
+# plotly makes the attributes of its figures at run time
+plots: Any = interp.plots
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(1)>\u2028\u202e\x00"
 
@@ -62,7 +66,7 @@ def test_a_head_without_a_score_is_a_gap():
 
 def test_a_table_without_any_score_can_be_drawn():
     empty = HeadScores("x", torch.full((2, 4, 3), torch.nan), threshold=0.1)
-    assert plots.head_map(empty).layout.coloraxis.cmax == 1.0
+    assert plain(plots.head_map(empty))["layout"]["coloraxis"]["cmax"] == 1.0
     assert len(plots.top_heads(empty).data[0].x) == 0
 
 
@@ -74,8 +78,9 @@ def test_top_heads_are_ordered_with_their_intervals():
     assert [text.split("<br>")[0] for text in dots.text] == [str(head) for head in best]
     assert np.allclose(dots.x + dots.error_x.array, [float(table.high[head]) for head in best])
     assert np.allclose(dots.x - dots.error_x.arrayminus, [float(table.low[head]) for head in best])
-    assert figure.layout.yaxis.ticktext[0].startswith(str(best[0]))
-    assert figure.layout.shapes[0].x0 == 0.5
+    layout = plain(figure)["layout"]
+    assert layout["yaxis"]["ticktext"][0].startswith(str(best[0]))
+    assert layout["shapes"][0]["x0"] == 0.5
 
 
 def test_one_prompt_has_no_bars():
@@ -150,7 +155,8 @@ def test_hostile_names_are_text_in_every_figure():
     )
     rows = check().outcomes
     named = Condition(HOSTILE, HOSTILE, rows[2].condition.heads)
-    causal = CausalCheck((*rows, Outcome(named, rows[2].verdicts, ("",) * 8), Outcome(named, (True,) * 8, ("",) * 8)), "zero", 2)
+    more = [Outcome(named, verdicts, ("",) * 8) for verdicts in (rows[2].verdicts, (True,) * 8)]
+    causal = CausalCheck((*rows, *more), "zero", 2)
     figures = [
         plots.head_map(one), plots.top_heads(one), plots.scatter(one, scores(1), 4), plots.positions(one),
         plots.causal(causal),
@@ -166,9 +172,11 @@ def test_hostile_names_are_text_in_every_figure():
 
 def test_a_map_of_many_heads_stays_small():
     big = HeadScores("retrieval", torch.rand(3, 80, 64), threshold=0.5)
-    assert len(plots.head_map(big).to_json()) < 1_000_000
+    assert len(str(plots.head_map(big).to_json())) < 1_000_000
 
 
-@pytest.mark.parametrize(("value", "text"), [(0.614, "0.61"), (0.0, "0.00"), (0.0142, "0.014"), (2e-5, "2e-05"), (math.nan, "–")])
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.614, "0.61"), (0.0, "0.00"), (0.0142, "0.014"), (2e-5, "2e-05"), (math.nan, "–")]
+)
 def test_numbers(value, text):
     assert plots.number(value) == text

@@ -32,10 +32,10 @@ ORIGIN = Provenance(
 )  # fmt: skip
 
 
-def table(name: str, seed: int, threshold: float | None = None, **more) -> HeadScores:
+def table(name: str, seed: int, threshold: float | None = None) -> HeadScores:
     values = torch.rand(PROMPTS, LAYERS, HEADS, generator=torch.Generator().manual_seed(seed)) * 0.2
     values[:, seed + 1, 2] += 0.6
-    return HeadScores(name, values, unit="share of attention", kv_heads=2, threshold=threshold, provenance=ORIGIN, **more)
+    return HeadScores(name, values, "share of attention", kv_heads=2, threshold=threshold, provenance=ORIGIN)
 
 
 def check(top: HeadSet, right: tuple[int, ...] = (8, 1, 8, 6, 7, 7)) -> CausalCheck:
@@ -76,10 +76,16 @@ def findings() -> Findings:
 @pytest.fixture(scope="module")
 def hostile(findings: Findings) -> Findings:
     text = HOSTILE.replace("\ud800", "")
-    origin = replace(ORIGIN, model=HOSTILE, architecture=HOSTILE, command=HOSTILE, note=HOSTILE, versions={HOSTILE: HOSTILE})
+    origin = replace(ORIGIN, model=HOSTILE, architecture=HOSTILE, command=HOSTILE, note=HOSTILE)
+    origin = replace(origin, versions={HOSTILE: HOSTILE})
     scores = {
         f"{name}{HOSTILE}": replace(
-            one, name=HOSTILE, unit=HOSTILE, labels=(HOSTILE,) * PROMPTS, settings={text: {text: text}}, provenance=origin
+            one,
+            name=HOSTILE,
+            unit=HOSTILE,
+            labels=(HOSTILE,) * PROMPTS,
+            settings={text: {text: text}},
+            provenance=origin,
         )
         for name, one in findings.scores.items()
     }
@@ -94,7 +100,8 @@ def hostile(findings: Findings) -> Findings:
         {f"{head}{HOSTILE}": row for head, row in view.weights.items()}, {HOSTILE: ((503, 505),)}, HOSTILE,
     )  # fmt: skip
     causal = replace(findings.causal, outcomes=rows)
-    return replace(findings, provenance=origin, scores=scores, causal=causal, views=(view,), settings={HOSTILE: HOSTILE})
+    settings = {HOSTILE: HOSTILE}
+    return replace(findings, provenance=origin, scores=scores, causal=causal, views=(view,), settings=settings)
 
 
 class Page(HTMLParser):
@@ -112,6 +119,8 @@ class Page(HTMLParser):
         self.elements.append((tag, dict(attrs)))
         if tag == "script":
             self.scripts.append("")
+        if tag in {"dt", "dd", "td", "th", "p", "svg"}:
+            self.text += " "
 
     def handle_data(self, data):
         if self.elements and self.cdata_elem == "script":
@@ -144,7 +153,7 @@ def test_four_scripts_of_our_own_and_nothing_from_elsewhere(which, request):
     for tag, attrs in page.elements:
         assert tag not in {"iframe", "object", "embed", "link", "base", "form", "img"}
         assert not [name for name in attrs if name.startswith("on") or name in {"src", "srcdoc", "action"}]
-        assert attrs.get("href", "#") in {"#", "#found", "#compared", "#causal", "#text", "#origin", "#a1", "#a2", "#a3"}
+        assert re.fullmatch("#(found|compared|causal|text|origin|a[123])", attrs.get("href", "#found") or "")
         assert not re.search(r"url\(|expression|[<>&]", attrs.get("style") or "")
 
 
@@ -298,7 +307,8 @@ def test_one_analysis_alone_makes_a_report(findings: Findings):
 
 def test_scores_of_which_no_prompt_counts_are_reported_as_such(findings: Findings):
     nothing = HeadScores("retrieval", torch.full((3, LAYERS, HEADS), torch.nan), threshold=0.1)
-    page = Page(render(replace(findings, scores={"retrieval": nothing, "induction": table("induction", 1)}, causal=None)))
+    scores = {"retrieval": nothing, "induction": table("induction", 1)}
+    page = Page(render(replace(findings, scores=scores, causal=None)))
     assert "No prompt counted, so no head has a score." in page.words
     assert "0 of 3 prompts counted" in page.words
 
@@ -313,7 +323,7 @@ def test_nothing_to_report_is_refused(findings: Findings, tmp_path: Path):
 
 def test_scores_of_another_model_are_refused(findings: Findings, tmp_path: Path):
     other = replace(table("induction", 1), provenance=replace(ORIGIN, weights_hash="0" * 16))
-    with pytest.raises(ScoreError, match="wwww.*0000|0000.*wwww"):
+    with pytest.raises(ScoreError, match=r"w{16}.*0{16}"):
         make_report(replace(findings, scores={"induction": other}), tmp_path / "report.html")
     assert os.listdir(tmp_path) == []
 

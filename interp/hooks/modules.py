@@ -1,6 +1,7 @@
 """The modules of a model that the seam and the hooks need: self-attention by layer, and its output projection."""
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -31,6 +32,13 @@ def recomputed(model: Any) -> int:
     return sum(
         wrapped(module) in layers and type(module).forward.__qualname__ not in DELEGATING
         for module in plain(model).modules()
+    )
+
+
+def uses_interface(model: Any, layers: Iterable[nn.Module]) -> bool:
+    """Whether attention goes through transformers' AttentionInterface, by the model's word or its code."""
+    return getattr(plain(model), "_supports_attention_backend", False) or any(
+        hasattr(sys.modules.get(type(layer).__module__), "ALL_ATTENTION_FUNCTIONS") for layer in layers
     )
 
 

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from interp.hooks.modules import attention_layers, plain, recomputed
+from interp.hooks.modules import attention_layers, plain, recomputed, uses_interface
 from interp.kernels.contract import Call, Request
 from interp.kernels.errors import ModelError, UsageError
 from interp.kernels.select import select
@@ -187,6 +187,7 @@ def tapping(model: nn.Module, tap: Tap) -> Iterator["Seam"]:
             seam.open()
         except BaseException:
             del _seams[model]
+            seam.close()
             raise
     seam.taps.append(tap)
     try:
@@ -219,6 +220,11 @@ class Seam:
             raise ModelError(
                 f"this TransformerBridge computes the attention of {foreign} of {len(layers)} layers by itself, where "
                 "interp sees nothing: give the transformers model, or a bridge made by interp.bridge(model)."
+            )
+        if not uses_interface(self.model, layers.values()):
+            raise ModelError(
+                f"{type(self.model).__name__} computes attention in code of its own instead of transformers' "
+                "AttentionInterface, so interp cannot read or edit it: only ablate(kind='zero') works here."
             )
         # a name with "flash" or "/" in it would be taken for a kernel to fetch
         self._name = f"interp-{next(_numbers)}"
@@ -278,9 +284,9 @@ class Seam:
         """Registered as the attention function: [b h q d], [b g k d] -> ([b q h d], weights of the model's own)."""
         taps = [tap for tap in self.taps if tap.at(getattr(module, "layer_idx", -1))]
 
-        def own(q: Tensor = query, k: Tensor = key, v: Tensor = value) -> tuple[Tensor, Tensor | None]:
+        def own() -> tuple[Tensor, Tensor | None]:
             whole = mask.facts.mask if isinstance(mask, Mask) else mask
-            return self._own_function(module)(module, q, k, v, whole, **kw)
+            return self._own_function(module)(module, query, key, value, whole, **kw)
 
         points = self.points.get(module)
         hooked = points if points is not None and points.live else None

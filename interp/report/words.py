@@ -89,7 +89,8 @@ def _sure(scores: HeadScores) -> str:
     low, high = float(scores.low[best]), float(scores.high[best])
     if low != low:
         return f"{prompts}: too few for an interval."
-    text = f"{prompts}; the 95% interval of {best} runs from {number(low)} to {number(high)} ({number(high - low)} wide)"
+    span = f"{number(low)} to {number(high)} ({number(high - low)} wide)"
+    text = f"{prompts}; the 95% interval of {best} runs from {span}"
     if len(heads) < 2 or float(scores.high[heads[1]]) != float(scores.high[heads[1]]):
         return f"{text}."
     apart = low > float(scores.high[heads[1]])
@@ -108,8 +109,8 @@ def causal_words(findings: Findings) -> list[str]:
     if "top" in groups:
         size = len(groups["top"][0].condition.heads)
         done = TAKEN_OUT.get(check.kind, f"ablated ({check.kind})")
-        kind = top_of(findings)
-        said.append(f"With the top {size}{f' {kind}' if kind else ''} heads {done} it answered {_right(groups['top'])}.")
+        which = " ".join(part for part in (f"top {size}", top_of(findings), "heads") if part)
+        said.append(f"With the {which} {done} it answered {_right(groups['top'])}.")
     controls = []
     for name, told in (("random", "drawn freely"), ("random by layer", "matched by layer")):
         if name in groups:
@@ -125,7 +126,8 @@ def causal_words(findings: Findings) -> list[str]:
 
 def top_of(findings: Findings) -> str:
     """The analysis whose top heads the causal check took out, in words; "" where it is none of these."""
-    tops = [row.condition.heads for row in findings.causal.outcomes if row.condition.group == "top"]
+    outcomes = findings.causal.outcomes if findings.causal else ()
+    tops = [row.condition.heads for row in outcomes if row.condition.group == "top"]
     for name, scores in findings.scores.items():
         if tops and set(scores.top(len(tops[0]))) == set(tops[0]):
             return name.replace("_", " ")
@@ -164,15 +166,18 @@ def replies(check: CausalCheck) -> list[dict[str, Any]]:
     order = sorted(range(len(first.verdicts)), key=lambda i: not (first.verdicts[i] and not tops[0].verdicts[i]))
     # questions beside the answers, where a check holds them
     asked = getattr(first, "questions", ())
-    return [
-        {
-            "number": i,
-            "asked": asked[i] if i < len(asked) else "",
-            "expected": first.answers[i] if i < len(first.answers) else "",
-            "rows": _same([(row.condition.name, row.verdicts[i], cut(row.replies[i].strip())) for row in check.outcomes]),
-        }
-        for i in order[:_ASKED]
-    ]
+    told = []
+    for i in order[:_ASKED]:
+        rows = [(row.condition.name, row.verdicts[i], cut(row.replies[i].strip())) for row in check.outcomes]
+        told.append(
+            {
+                "number": i,
+                "asked": asked[i] if i < len(asked) else "",
+                "expected": first.answers[i] if i < len(first.answers) else "",
+                "rows": _same(rows),
+            }
+        )
+    return told
 
 
 def _same(rows: list[tuple[str, bool, str]]) -> list[tuple[str, bool, str]]:
@@ -184,7 +189,7 @@ def _same(rows: list[tuple[str, bool, str]]) -> list[tuple[str, bool, str]]:
 
 
 def about(name: str) -> list[tuple[str, str]]:
-    """What an analysis measures, cannot show and rests on, from the docstring of its function; none if there is none."""
+    """What an analysis measures, cannot show and rests on, from its docstring; none if there is none."""
     from interp.analyses import identify
 
     known = [entry for entry in identify.__all__ if name == entry or name.startswith(f"{entry}_")]
@@ -192,10 +197,9 @@ def about(name: str) -> list[tuple[str, str]]:
     if not text:
         return []
     told = [("Measures", text.split(". ")[0].rstrip(".") + ".")]
-    for heading in ("Cannot show", "Source"):
-        if found := re.search(rf"\b{heading}: (.*?)(?= (?:Cannot show|Source|Differs): |$)", text):
-            told.append((heading, found[1][:1].upper() + found[1][1:]))
-    return told
+    found = re.findall(r"\b(Cannot show|Source|Differs): (.*?)(?= (?:Cannot show|Source|Differs): |$)", text)
+    parts = {heading: said[:1].upper() + said[1:] for heading, said in found}
+    return told + [(heading, parts[heading]) for heading in ("Cannot show", "Source") if heading in parts]
 
 
 def facts(scores: HeadScores) -> list[str]:

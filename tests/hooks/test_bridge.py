@@ -2,6 +2,7 @@
 
 import functools
 import importlib.util
+from typing import Any
 
 import families
 import pytest
@@ -29,7 +30,7 @@ PATTERN0 = "blocks.0.attn.hook_pattern"
 
 
 @functools.cache
-def plain(name):
+def plain(name) -> Any:
     """TransformerLens' own bridge over a model of equal weights; attention is in its own code."""
     model = families.make(name)
     return build_bridge_from_module(model, type(model).__name__, hf_config=model.config)
