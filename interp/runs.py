@@ -23,6 +23,7 @@ from interp.studies import Plan, Study, check_prompts, studies
 from interp.views import view
 
 FORMAT = "interp.run/1"
+OUTCOME = ("verdicts", "replies", "answers", "questions")
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,8 +59,9 @@ class Run:
         """
         folder = Path(folder)
         limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-        layout = HeadLayout.of(model)
-        layout.check(HeadSet.parse(plan.heads, layout))
+        if plan.heads:
+            layout = HeadLayout.of(model)
+            layout.check(HeadSet.parse(plan.heads, layout))
         found = studies(plan, tokenizer, own)
         needles = check_prompts(plan, tokenizer) if plan.checked else None
         for prompts in [study.prompts for study in found] + ([needles] if needles else []):
@@ -140,7 +142,8 @@ class Run:
         kind: Any = self.plan.kind
         replies = [reply.text for reply in ask(self.model, batch, condition.heads, kind, batch_size=len(batch))]
         verdicts = [judge(reply, prompt) for reply, prompt in zip(replies, batch, strict=True)]
-        return {"verdicts": verdicts, "replies": replies, "answers": [prompt.meta.get("answer") for prompt in batch]}
+        asked = {key: [str(prompt.meta.get(key[:-1], "")) for prompt in batch] for key in ("answers", "questions")}
+        return {"verdicts": verdicts, "replies": replies, **asked}
 
     def _view(self) -> dict[str, Any]:
         scores = self.scores("retrieval")
@@ -241,12 +244,7 @@ def _causal(folder: Path, plan: dict[str, Any], layout: dict[str, Any]) -> Causa
     )
     named = conditions(heads, shape, draws=plan["draws"], seed=plan["seed"])
     outcomes = [
-        Outcome(
-            named[c],
-            tuple(verdict for part in parts for verdict in part["verdicts"]),
-            tuple(reply for part in parts for reply in part["replies"]),
-            tuple(answer or "" for part in parts for answer in part["answers"]),
-        )
+        Outcome(named[c], *(tuple(x for part in parts for x in part[key]) for key in OUTCOME))
         for c, parts in sorted(complete.items())
     ]
     return CausalCheck(tuple(outcomes), plan["kind"], len(heads), plan["seed"])

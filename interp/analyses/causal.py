@@ -37,6 +37,8 @@ class Outcome:
     replies: tuple[str, ...] = field(repr=False)
     answers: tuple[str, ...] = field(default=(), repr=False)
     """what was expected, one a prompt"""
+    questions: tuple[str, ...] = field(default=(), repr=False)
+    """what was asked, one a prompt"""
 
     @property
     def accuracy(self) -> float:
@@ -78,6 +80,7 @@ class CausalCheck:
                 "verdicts": list(outcome.verdicts),
                 "replies": list(outcome.replies),
                 "answers": list(outcome.answers),
+                "questions": list(outcome.questions),
                 "accuracy": outcome.accuracy,
                 "interval": outcome.interval(seed=self.seed),
             }
@@ -157,12 +160,12 @@ def causal_check(
 
     heads = scores.heads(top=k) if isinstance(scores, HeadScores) else scores
     rows = conditions(heads, HeadLayout.of(model), draws, seed)
-    answers = tuple(str(prompt.meta.get("answer", "")) for prompt in prompts)
+    answers, questions = (tuple(str(prompt.meta.get(key, "")) for prompt in prompts) for key in ("answer", "question"))
     outcomes = []
     for condition in tqdm(rows, desc="causal check", disable=not progress, delay=2, leave=False):
         replies = list(ask(model, prompts, condition.heads, kind, max_new_tokens, batch_size))
         verdicts = tuple(judge(reply.text, prompt) for reply, prompt in zip(replies, prompts, strict=True))
-        outcomes.append(Outcome(condition, verdicts, tuple(reply.text for reply in replies), answers))
+        outcomes.append(Outcome(condition, verdicts, tuple(reply.text for reply in replies), answers, questions))
     return CausalCheck(tuple(outcomes), kind, len(heads), seed)
 
 

@@ -53,7 +53,8 @@ def bridge(model: nn.Module, tokenizer: Any = None) -> Iterator[Any]:
             # some adapters ask for eager attention
             tree.restore_configs()
         points: dict[nn.Module, AttentionPoints] = {}
-        for attn in (m for m in model.modules() if isinstance(m, Delegating)):
+        attentions: list[Any] = [m for m in model.modules() if isinstance(m, Delegating)]
+        for attn in attentions:
             rewire(attn)
             points[attn.original_component] = AttentionPoints(attn)
         if missing := set(layers.values()) - set(points):

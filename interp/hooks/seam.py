@@ -155,6 +155,15 @@ class Mask(Tensor):
         made.facts = facts
         return made
 
+    def known(self, module: nn.Module) -> Facts:
+        """The facts, or ModelError where something was computed from the mask on its way to `module`."""
+        if not hasattr(self, "facts"):
+            raise ModelError(
+                f"{type(module).__name__} reshapes its attention mask, so that interp cannot tell padding from text: "
+                "use a model that passes its mask on as it was made."
+            )
+        return self.facts
+
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         source = args[0] if args else None
@@ -163,7 +172,7 @@ class Mask(Tensor):
             return source
         result = super().__torch_function__(func, types, args, kwargs or {})
         # a move to another device keeps what the mask stands for; a slice or a sum does not
-        if func is Tensor.to and isinstance(source, Mask) and isinstance(result, Mask):
+        if func is Tensor.to and isinstance(source, Mask) and isinstance(result, Mask) and hasattr(source, "facts"):
             result.facts = source.facts
         return result
 
@@ -285,7 +294,7 @@ class Seam:
         taps = [tap for tap in self.taps if tap.at(getattr(module, "layer_idx", -1))]
 
         def own() -> tuple[Tensor, Tensor | None]:
-            whole = mask.facts.mask if isinstance(mask, Mask) else mask
+            whole = mask.known(module).mask if isinstance(mask, Mask) else mask
             return self._own_function(module)(module, query, key, value, whole, **kw)
 
         points = self.points.get(module)
@@ -353,12 +362,7 @@ class Seam:
         }
         first = torch.zeros(b, dtype=torch.int64, device=query.device)
         if isinstance(mask, Mask):
-            if not hasattr(mask, "facts"):
-                raise ModelError(
-                    f"{type(module).__name__} reshapes its attention mask, so that interp cannot tell padding "
-                    "from text: use a model that passes its mask on as it was made."
-                )
-            facts = mask.facts
+            facts = mask.known(module)
             q_start, k_start, live = facts.start
             key, value = key[:, :, :live], value[:, :, :live]
             first = facts.first.to(query.device)
