@@ -160,6 +160,8 @@ def _convert(gguf: Path, out: Path) -> None:
     if model.config.tie_word_embeddings:
         weights.pop("lm_head.weight", None)
     save_file(weights, out / "model.safetensors", metadata={"format": "pt"})
+    # safetensors writes for the owner alone, and a cache may be shared
+    (out / "model.safetensors").chmod(0o644)
 
     unwanted = {"quantization_config", "_name_or_path", "_model_name_or_path"}
     config = {key: value for key, value in model.config.to_dict().items() if key not in unwanted}

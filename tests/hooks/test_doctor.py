@@ -157,7 +157,7 @@ def test_a_model_that_fails_is_reported():
 
 
 def test_training_mode_comes_back():
-    model = families.make("gpt2").train()
+    model: Any = families.make("gpt2").train()
     model.transformer.h[0].eval()
     modes = [module.training for module in model.modules()]
     assert doctor(model).ok
