@@ -238,8 +238,8 @@ def main() -> None:
         _fail(str(error), 2)
     except Exception as error:
         # a wrong option; typer brings click's errors under a name that depends on its version
-        if hasattr(error, "format_message"):
-            _fail(error.format_message(), getattr(error, "exit_code", 2))
+        if (message := getattr(error, "format_message", None)) is not None:
+            _fail(message(), getattr(error, "exit_code", 2))
         if os.environ.get("INTERP_TRACEBACK"):
             raise
         _fail(f"{type(error).__name__}: {error} (set INTERP_TRACEBACK=1 to see where).", 1)

@@ -16,6 +16,7 @@ from interp.analyses.storage import write_atomic
 from interp.analyses.tasks import judge
 from interp.findings import Findings, TokenView
 from interp.hooks.heads import HeadLayout, HeadSet
+from interp.hooks.modules import context_length
 from interp.hooks.prompts import Prompts
 from interp.hooks.provenance import Provenance
 from interp.kernels.errors import InterpError, RunError, ScoreError
@@ -58,7 +59,7 @@ class Run:
         or version; every prompt is checked against the model's context before anything is computed.
         """
         folder = Path(folder)
-        limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        limit = context_length(model)
         if plan.heads:
             layout = HeadLayout.of(model)
             layout.check(HeadSet.parse(plan.heads, layout))

@@ -14,7 +14,7 @@ from interp.hooks import keep as keeps
 from interp.hooks.collect import Chunks, Rows
 from interp.hooks.heads import HeadLayout, HeadSet
 from interp.hooks.keep import Keep, Where
-from interp.hooks.modules import plain, projection_inputs
+from interp.hooks.modules import context_length, plain, projection_inputs
 from interp.hooks.prompts import Prompts
 from interp.hooks.seam import Site, Want, tapping
 from interp.kernels.contract import Call
@@ -316,7 +316,7 @@ def run(model: nn.Module, prompts: Prompts, **kw: Any) -> Any:
 
 def placed(model: nn.Module, prompts: Prompts, more: int = 0) -> dict[str, Tensor]:
     """The tensors of a batch on the model's device, position ids included; `more` tokens must still fit after them."""
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    limit = context_length(model)
     if limit is not None:
         prompts.check_length(limit - more)
     inputs = prompts.tensors(device=next(model.parameters()).device)
@@ -338,7 +338,8 @@ def read(
     total = -(-len(prompts) // batch_size)
     batches = prompts.batches(batch_size)
     for batch in tqdm(batches, desc=progress, total=total, disable=progress is None, delay=2, leave=False):
-        with capture(model, keep(batch) if callable(keep) else keep, batch, **choice) as cap:
+        wanted: Any = keep(batch) if callable(keep) else keep
+        with capture(model, wanted, batch, **choice) as cap:
             run(model, batch, logits_to_keep=1)
         yield batch, cap
 

@@ -42,6 +42,11 @@ def uses_interface(model: Any, layers: Iterable[nn.Module]) -> bool:
     )
 
 
+def context_length(model: Any) -> int | None:
+    """Tokens that fit into the model's context; None where its config does not say."""
+    return getattr(plain(model).config.get_text_config(), "max_position_embeddings", None)
+
+
 def attention_layers(model: nn.Module) -> dict[int, nn.Module]:
     """The self-attention modules of a causal LM by layer: those that have a layer_idx and an output projection.
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from interp.hooks import keep as keeps
 from interp.hooks.capture import read
-from interp.hooks.heads import HeadLayout, HeadSet
+from interp.hooks.heads import Head, HeadLayout, HeadSet
 from interp.hooks.modules import plain, projection_inputs
 from interp.hooks.prompts import Prompts
 from interp.hooks.seam import Site, Want, tapping
@@ -134,7 +134,7 @@ class Ablation:
         if bank is None:
             raise UsageError(f"ablation {self.kind!r} has no reference values.")
         order = list(self.heads)
-        part = [order.index((layer, head)) for head in heads]
+        part = [order.index(Head(layer, head)) for head in heads]
         if self.kind == "mean":
             return bank.z[:, :, part].to(z)
         site = self._sites[layer]

@@ -243,7 +243,7 @@ class Seam:
                 f"the attention modules of {type(self.model).__name__} carry no config, so their attention function "
                 "cannot be chosen: use a model of transformers 5 that supports AttentionInterface."
             )
-        AttentionInterface.register(self._name, self.attend)
+        AttentionInterface.register(self._name, torch.compiler.disable(self.attend))
         AttentionMaskInterface.register(self._name, self.mask)
         for config in configs.values():
             self._before.append((config, config._attn_implementation))
@@ -286,7 +286,6 @@ class Seam:
             )
         return eager
 
-    @torch.compiler.disable
     def attend(
         self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kw: Any
     ) -> tuple[Tensor, Tensor | None]:
@@ -333,10 +332,10 @@ class Seam:
                 engine = select(call, want.requests, self.force).engine
                 result = engine(call, want.requests, want.queries, out=fused)
             if fused:
-                out = result.out.transpose(1, 2)
+                out = result.written.transpose(1, 2)
             tap.take(site, want, result.values)
         if out is None:
-            out = select(site.call, (), self.force).engine(site.call).out.transpose(1, 2)
+            out = select(site.call, (), self.force).engine(site.call).written.transpose(1, 2)
         return out, weights
 
     def site(
@@ -350,6 +349,7 @@ class Seam:
                     "use a decoder with rotary or learned positions and an ordinary cache."
                 )
         b, n, d = query.shape[0], query.shape[2], query.shape[3]
+        layer: Any = module.layer_idx
         causal = kw.get("is_causal")
         causal = getattr(module, "is_causal", True) if causal is None else causal
         scale = kw.get("scaling")
@@ -378,4 +378,4 @@ class Seam:
         elif mask is not None:
             # a mask of four axes that the user made: it says all there is
             call |= {"causal": False, "mask": mask[..., : key.shape[2]]}
-        return Site(module.layer_idx, module, first, Call(query, key, value, **call))
+        return Site(int(layer), module, first, Call(query, key, value, **call))

@@ -33,10 +33,10 @@ def attend(
         # some rows are read, all are computed: the reductions run over their own rows
         plain = attend(call, block=block)
         return Result(plain.out, attend(call, requests, queries, out=False, block=block).values)
-    chosen = tuple(i for i, request in enumerate(requests) if isinstance(request, Rows))
+    chosen = {i: request for i, request in enumerate(requests) if isinstance(request, Rows)}
     values: list[Any] = [None] * len(requests)
-    for i in chosen:
-        values[i] = _full_rows(call, requests[i], block)
+    for i, request in chosen.items():
+        values[i] = _full_rows(call, request, block)
     rest = tuple(request for i, request in enumerate(requests) if i not in chosen)
     if queries is not None:
         call = call.for_queries(queries)

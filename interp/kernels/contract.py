@@ -236,6 +236,13 @@ class Result:
     out: Tensor | None
     values: tuple[Any, ...]
 
+    @property
+    def written(self) -> Tensor:
+        """`out`, for a caller that asked for it."""
+        if self.out is None:
+            raise UsageError("this output was not asked for: call the engine with out=True.")
+        return self.out
+
 
 Engine = Callable[..., Result]
 """engine(call, requests=(), queries=None, out=True): `queries` Int [r] limits Lse, Entropy, TopKeys, Mass, At, Columns

@@ -20,6 +20,7 @@ from interp.kernels.contract import (
     TopKeys,
     block_grid,
 )
+from interp.kernels.errors import UsageError
 
 TILE = 64
 """keys compared at once for the argmax: the maximum is found by tile, the key inside the winning tile"""
@@ -53,6 +54,8 @@ class Block:
         """Unnormalised weights [b h r k] and what to divide them by [b h r 1]."""
         if not by_value:
             return self.weight, self.denominator
+        if self.value_norm is None:
+            raise UsageError("weights by value were asked of a block that was made without the norms of values.")
         if self._valued is None:
             self._valued = self.weight * self.value_norm
         total = self._valued.sum(-1, keepdim=True)

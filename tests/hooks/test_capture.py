@@ -58,11 +58,12 @@ def test_idle_is_equal_to_the_bit(tiny_model, name, how):
 def test_reading_is_within_bounds_of_the_models_own(tiny_model, name, how):
     model = tiny_model(name, attn_implementation=how)
     batch = prompts()
-    own, ours = {}, {}
+    own: dict[int, torch.Tensor] = {}
+    ours: dict[int, torch.Tensor] = {}
 
-    def note(into):
+    def note(into: dict[int, torch.Tensor]):
         return [
-            module.register_forward_hook(lambda m, a, out, layer=layer: into.__setitem__(layer, out[0].detach()))
+            module.register_forward_hook(lambda m, a, out, layer=layer: into.update({layer: out[0].detach()}))
             for layer, module in attention_layers(model).items()
         ]
 

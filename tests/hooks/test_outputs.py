@@ -1,5 +1,7 @@
 """Ablations: each kind does to z what its name says, in prefill and in decode."""
 
+from typing import Any
+
 import pytest
 import torch
 from families import FAMILIES, VOCAB
@@ -123,6 +125,6 @@ def test_ablations_compose(tiny_model):
     ],
 )
 def test_bad_arguments(tiny_model, heads, kind, more, error, text):
-    more = {"reference": prompts()} if more else {}
+    more: dict[str, Any] = {"reference": prompts()} if more else {}
     with pytest.raises(error, match=text), ablate(tiny_model("llama"), heads, kind, **more):
         pass

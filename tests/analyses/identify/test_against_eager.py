@@ -1,5 +1,7 @@
 """Detectors against the definition on eager attention maps, and against TransformerLens' detect_head."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -104,16 +106,11 @@ def test_mul_is_what_transformer_lens_finds(tiny_model, name):
     prompts = Prompts.from_ids([ids.tolist()], spans=[{} if name == "previous_token" else span])
     ours = getattr(identify, name)(model, prompts).extras["mul"][0]
 
-    class Tokens:
-        """detect_head asks a model for the tokens of a text; the ids are given here."""
-
-        def to_tokens(self, text, **_):
-            return ids[None]
-
-    other = build_bridge_from_module(families.make("llama"), type(model).__name__, hf_config=model.config)
-    pattern = {"induction": "induction_head", "previous_token": "previous_token_head"}.get(name, "duplicate_token_head")
-    other.to_tokens = Tokens().to_tokens
-    theirs = detect_head(other, "text", pattern, error_measure="mul")
+    other: Any = build_bridge_from_module(families.make("llama"), type(model).__name__, hf_config=model.config)
+    pattern: Any = {"induction": "induction_head", "previous_token": "previous_token_head"}.get(name)
+    # detect_head asks the model for the tokens of a text; the ids are given here
+    other.to_tokens = lambda *_, **__: ids[None]
+    theirs = detect_head(other, "text", pattern or "duplicate_token_head", error_measure="mul")
     torch.testing.assert_close(ours, theirs.float(), atol=1e-4, rtol=0)
 
 
