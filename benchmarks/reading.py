@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -118,7 +119,7 @@ def forwards(way: str, model, prompts: Prompts):
         return lambda: run(model, prompts, logits_to_keep=1)
     from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
 
-    bridge = build_bridge_from_module(model, type(model).__name__, hf_config=model.config)
+    bridge: Any = build_bridge_from_module(model, type(model).__name__, hf_config=model.config)
 
     def statistics_of(pattern, hook):
         first = pattern[..., 0].clone()

@@ -86,12 +86,12 @@ class Chunks:
         if kind == "full":
             fill = -torch.inf if getattr(self.keep, "logits", False) else 0.0
             wide = [_at_columns(p, s, rows.end, fill) for p, s in zip(self.parts, self.starts, strict=True)]
-            return _shift(_pick(torch.cat(wide, 2), order, torch.nan), first, rows.end, fill)
+            return _shift(_pick(_join(wide), order, torch.nan), first, rows.end, fill)
         if isinstance(self.keep, keeps.top_keys):
-            found = _pick(torch.cat([key for key, _ in self.parts], 2), order, -1)
+            found = _pick(_join([key for key, _ in self.parts]), order, -1)
             found = torch.where(found < 0, -1, found - first[:, None, None, None])
-            return found, _pick(torch.cat([probs for _, probs in self.parts], 2), order, torch.nan)
-        return _pick(torch.cat(self.parts, 2), order, torch.nan)
+            return found, _pick(_join([probs for _, probs in self.parts]), order, torch.nan)
+        return _pick(_join(self.parts), order, torch.nan)
 
     def _keys(self, first: Tensor, end: int) -> Tensor:
         received, seen = (_at_columns(part, self.starts[0], end, 0.0) for part in self.parts[0])
@@ -106,6 +106,11 @@ def _host(value: Any) -> Any:
     if isinstance(value, tuple):
         return tuple(_host(part) for part in value)
     return value.to("cpu", non_blocking=False).clone() if isinstance(value, Tensor) else value
+
+
+def _join(parts: list[Tensor]) -> Tensor:
+    """Chunks one after the other along their queries."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts, 2)
 
 
 def _pick(x: Tensor, order: Order, fill: float) -> Tensor:
@@ -124,6 +129,8 @@ def _pick(x: Tensor, order: Order, fill: float) -> Tensor:
 
 def _at_columns(x: Tensor, start: int, end: int, fill: float) -> Tensor:
     """[... k] with key 0 at column `start` -> [... end] with key 0 at column 0."""
+    if start == 0 and x.shape[-1] == end:
+        return x
     return torch.nn.functional.pad(x, (start, end - start - x.shape[-1]), value=fill)
 
 

@@ -58,8 +58,8 @@ def doctor(model: nn.Module, tokenizer: Any = None) -> Diagnosis:
 
     Checks: every layer reached; logits equal to the bit with an idle seam and close to it while reading; rows of
     attention sum to one less the learned sink; padding and cached generation change nothing; the config's layout and
-    windows are those of the attention calls. Tolerances go by dtype: float32 shows most. Never raises for what it finds, and
-    leaves nothing on the model. Cannot show that a model is right, only that reading it does not change it.
+    windows are those of the attention calls. Tolerances go by dtype: float32 shows most. Never raises for what it
+    finds, and leaves nothing on the model. Cannot show that a model is right, only that reading does not change it.
     """
     model = plain(model)
     patient = Patient(model, tokenizer)

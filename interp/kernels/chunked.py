@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from interp.kernels.contract import Call, Request, Result, Rows
-from interp.kernels.reductions import Block, accumulator
+from interp.kernels.reductions import Block, Workspace, accumulator
 
 BLOCK_ELEMENTS = 1 << 20
 """scores held at once; 4 MiB in float32 stays in cache on the machines we know (benchmarks/blocks.py)"""
@@ -80,6 +80,7 @@ class Scorer:
     value_norm: Tensor | None
     dead_keys: slice
     """the narrowest range that holds every padded key"""
+    space: Workspace
 
     @classmethod
     def of(cls, call: Call, requests: tuple[Request, ...]) -> "Scorer":
@@ -95,7 +96,8 @@ class Scorer:
         if call.live is not None:
             padded = (~call.live).any(0).nonzero()
             dead = slice(int(padded[0]), int(padded[-1]) + 1) if len(padded) else dead
-        return cls(call, q, call.k.to(call.dtype), v, norm, dead)
+        space = Workspace(call.dtype, call.q.device)
+        return cls(call, q, call.k.to(call.dtype), v, norm, dead, space)
 
     def blocks(self, size: int) -> list[slice]:
         b, h, _, n, n_keys = self.call.sizes
@@ -119,9 +121,15 @@ class Scorer:
         b, h, g = call.sizes[:3]
         n, m = rows.stop - rows.start, keys.stop - keys.start
         q = self.q[:, :, rows].reshape(b, g, h // g * n, -1)
-        score = (q @ self.k[:, :, keys].transpose(-1, -2)).view(b, h, n, m)
-        if call.softcap is not None:
-            score = torch.tanh(score / call.softcap) * call.softcap
+        k = self.k[:, :, keys].transpose(-1, -2)
+        if q.requires_grad or k.requires_grad:
+            score = (q @ k).view(b, h, n, m)
+            if call.softcap is not None:
+                score = torch.tanh(score / call.softcap) * call.softcap
+        else:
+            score = torch.matmul(q, k, out=self.space.take("score", b, g, h // g * n, m)).view(b, h, n, m)
+            if call.softcap is not None:
+                score.div_(call.softcap).tanh_().mul_(call.softcap)
         if call.key_bias is not None or call.row_coef is not None or call.mask is not None:
             score = score + call.bias(rows, keys)
             return score.masked_fill(~call.visible(rows, keys), hidden)
@@ -160,7 +168,7 @@ class Scorer:
         if keys.stop == keys.start:
             none = call.q.new_zeros(*shape[:3], 0, dtype=call.dtype)
             one = torch.ones(shape, dtype=call.dtype, device=call.q.device)
-            return Block(call, rows, keys, none, none, one * hidden, one, one, one[..., 0] > 0)
+            return Block(call, rows, keys, none, none, one * hidden, one, one, one[..., 0] > 0, self.space)
         score = self.logits(rows, keys, hidden)
         peak = score.detach().amax(-1, keepdim=True)
         dead = peak[..., 0] <= hidden / 2
@@ -168,15 +176,19 @@ class Scorer:
         if call.sinks is not None:
             sink = call.sinks.to(call.dtype)[None, :, None, None]
             peak = torch.maximum(peak, sink.detach().expand(shape))
-        shifted = score - peak if score.requires_grad else score.sub_(peak)
-        weight = torch.exp(shifted)
+        if score.requires_grad:
+            shifted = score - peak
+            weight = torch.exp(shifted)
+        else:
+            shifted = score.sub_(peak)
+            weight = torch.exp(shifted, out=self.space.take("weight", *score.shape))
         if bool(dead.any()):
             weight = weight.masked_fill(dead[..., None], 0.0)
         total = weight.sum(-1, keepdim=True)
         denominator = total if sink is None else total + torch.exp(sink - peak)
         denominator = denominator.masked_fill(dead[..., None], 1.0)
         norm = None if self.value_norm is None else self.value_norm[..., keys]
-        return Block(call, rows, keys, weight, shifted, peak, total, denominator, dead, norm)
+        return Block(call, rows, keys, weight, shifted, peak, total, denominator, dead, self.space, norm)
 
 
 def _full_rows(call: Call, request: Rows, size: int) -> Tensor:

@@ -1,5 +1,6 @@
 """What is taken out of a block of rows of the pattern: one accumulator for each request."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import singledispatch
@@ -27,6 +28,23 @@ TILE = 64
 
 
 @dataclass(eq=False)
+class Workspace:
+    """Memory that the blocks of one call use again and again: fresh blocks of every size would scatter the heap."""
+
+    dtype: torch.dtype
+    device: torch.device
+    _held: dict[str, Tensor] = field(default_factory=dict)
+
+    def take(self, name: str, *shape: int) -> Tensor:
+        """An uninitialised tensor; the one that was taken under the same name before is overwritten."""
+        size = math.prod(shape)
+        held = self._held.get(name)
+        if held is None or held.numel() < size:
+            held = self._held[name] = torch.empty(size, dtype=self.dtype, device=self.device)
+        return held[:size].view(shape)
+
+
+@dataclass(eq=False)
 class Block:
     """Rows lo..hi of the pattern as the reductions see them, over keys `keys` only."""
 
@@ -46,6 +64,7 @@ class Block:
     """[b h r 1] the same with the learned sink"""
     dead: Tensor
     """Bool [b h r] rows that see nothing"""
+    space: Workspace
     value_norm: Tensor | None = None
     """[b h 1 k]"""
     _valued: Tensor | None = field(default=None, repr=False)
@@ -57,7 +76,7 @@ class Block:
         if self.value_norm is None:
             raise UsageError("weights by value were asked of a block that was made without the norms of values.")
         if self._valued is None:
-            self._valued = self.weight * self.value_norm
+            self._valued = torch.mul(self.weight, self.value_norm, out=self.space.take("valued", *self.weight.shape))
         total = self._valued.sum(-1, keepdim=True)
         return self._valued, total.clamp(min=torch.finfo(total.dtype).tiny)
 
@@ -102,7 +121,8 @@ def _(request: Entropy, call: Call, queries: Tensor | None) -> Step:
     def reduce(block: Block) -> Tensor:
         # log l - E[s - max], which stays exact at large logits where lse - E[s] does not
         total = block.total[..., 0].masked_fill(block.dead, 1.0)
-        return total.log() - (block.weight * block.shifted).sum(-1) / total
+        product = torch.mul(block.weight, block.shifted, out=block.space.take("product", *block.weight.shape))
+        return total.log() - product.sum(-1) / total
 
     return _by_rows(reduce, _zeros(call))
 
@@ -207,7 +227,8 @@ def _(request: Columns, call: Call, queries: Tensor | None) -> Step:
         if request.stat == "sum":
             part += ((rows / total).transpose(-1, -2) @ weight)[:, :, 0]
         elif weight.shape[-1]:
-            torch.maximum(part, (weight * (rows / total)).amax(2), out=part)
+            share = torch.mul(weight, rows / total, out=block.space.take("product", *weight.shape))
+            torch.maximum(part, share.amax(2), out=part)
         visible = call.visible(block.rows, block.keys)
         seen[..., block.keys] += (visible * rows).sum(2)
 

@@ -1,6 +1,5 @@
 """A bridge on our seam gives what TransformerLens' own bridge gives, and leaves the model as it was."""
 
-import functools
 import importlib.util
 from typing import Any
 
@@ -8,60 +7,14 @@ import families
 import pytest
 import tokenizers_tiny
 import torch
+from bridges import FAMILIES, FUSED, PATTERN0, QUICK, Z1, close, padded, plain, rescaled, self_only, tokens
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformer_lens import patching
-from transformer_lens.head_detector import detect_head
-from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
-from transformer_lens.tools.analysis import attribution_patching
-from transformer_lens.tools.analysis.direct_logit_attribution import direct_logit_attribution
 
 from interp.hooks import keep
 from interp.hooks.bridge import bridge
 from interp.hooks.capture import capture
 from interp.hooks.outputs import ablate
 from interp.kernels.errors import ModelError, UsageError
-
-QUICK = ("llama", "qwen3", "gpt2")
-FAMILIES = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in families.CONFIGS]
-FUSED = ("gpt2", "gpt_neox", "phi3")
-Z1 = "blocks.1.attn.hook_z"
-PATTERN0 = "blocks.0.attn.hook_pattern"
-
-
-@functools.cache
-def plain(name) -> Any:
-    """TransformerLens' own bridge over a model of equal weights; attention is in its own code."""
-    model = families.make(name)
-    return build_bridge_from_module(model, type(model).__name__, hf_config=model.config)
-
-
-def tokens(batch=1, length=8, seed=0):
-    return torch.randint(3, families.VOCAB, (batch, length), generator=torch.Generator().manual_seed(seed))
-
-
-def padded():
-    """Two prompts, 40 and 29 long, on the left."""
-    ids, mask = tokens(2, 40), torch.ones(2, 40, dtype=torch.int64)
-    mask[1, :11] = 0
-    return {"input": ids, "attention_mask": mask}
-
-
-def close(a, b):
-    torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
-
-
-def self_only(pattern, hook):
-    pattern = pattern.clone()
-    pattern[:, 1] = torch.eye(pattern.shape[-2], pattern.shape[-1])
-    return pattern
-
-
-def rescaled(z, hook):
-    return z * torch.tensor([1.0, 0.5, -6.0, 9.0])[:, None]
-
-
-def metric(logits):
-    return logits[0, -1, 5] - logits[0, -1, 9]
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -117,88 +70,6 @@ def test_padded_batches(name):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-@pytest.mark.parametrize(
-    "patch",
-    ["resid_pre", "attn_out", "attn_head_out_all_pos", "attn_head_q_all_pos", "attn_head_v_all_pos",
-     "attn_head_k_all_pos", "attn_head_pattern_all_pos"],
-)  # fmt: skip
-@torch.no_grad()
-def test_activation_patching(name, patch, capsys):
-    sweep = getattr(patching, f"get_act_patch_{patch}")
-    clean, corrupted = tokens(seed=1), tokens(seed=2)
-    results = []
-    with bridge(families.make(name)) as tl:
-        for model in (tl, plain(name)):
-            _, cache = model.run_with_cache(clean)
-            results.append(sweep(model, corrupted, cache, metric))
-    assert results[1].std() > 1e-5
-    close(*results)
-
-
-@pytest.mark.parametrize("name", FAMILIES)
-@pytest.mark.parametrize("granularity", ["node", "edge"])
-def test_attribution_patching(name, granularity):
-    config = attribution_patching.EdgeAttributionConfig(granularity=granularity)
-    clean, corrupt = tokens(seed=1), tokens(seed=2)
-
-    def scores(model):
-        return attribution_patching.attribution_patch(model, clean, corrupt, metric, config)
-
-    try:
-        expected = scores(plain(name))
-    except ValueError:
-        assert granularity == "edge"
-        with bridge(families.make(name)) as tl, pytest.raises(ValueError):
-            scores(tl)
-        return
-    with bridge(families.make(name)) as tl:
-        found = scores(tl)
-    assert max(map(abs, expected.node_scores.values())) > 1e-4
-    assert found.node_scores == pytest.approx(expected.node_scores, abs=1e-5)
-    assert found.edge_scores == pytest.approx(expected.edge_scores, abs=1e-5)
-
-
-@pytest.mark.parametrize("name", FAMILIES)
-@torch.no_grad()
-def test_detection_and_logit_attribution(name):
-    theirs, tokenizer = plain(name), tokenizers_tiny.words()
-    ids = tokens(length=20).repeat(1, 2)
-    with bridge(families.make(name), tokenizer) as tl:
-        pairs = [model.run_with_cache(ids) for model in (tl, theirs)]
-        (_, cache), (_, expected) = pairs
-        close(cache.stack_head_results(), expected.stack_head_results())
-        answers = {"answer_tokens": torch.tensor([5]), "incorrect_tokens": torch.tensor([9]), "unit": "head"}
-        try:
-            wanted = direct_logit_attribution(theirs, cache=expected, **answers).attribution
-        except (ValueError, NotImplementedError):
-            with pytest.raises((ValueError, NotImplementedError)):
-                direct_logit_attribution(tl, cache=cache, **answers)
-        else:
-            close(direct_logit_attribution(tl, cache=cache, **answers).attribution, wanted)
-        text = "the cat sat the cat sat the cat"
-        found = detect_head(tl, text, "induction_head")
-        _, short = theirs.run_with_cache(tl.to_tokens(text), remove_batch_dim=True)
-        # their bridge has no tokenizer, so it lends the activations only
-        close(found, detect_head(tl, text, "induction_head", cache=short))
-
-
-@pytest.mark.parametrize("name", FAMILIES)
-@torch.no_grad()
-def test_results_and_forks_of_each_head(name):
-    theirs, ids = plain(name), tokens(2, 40)
-    with bridge(families.make(name)) as tl:
-        for flag, site in (("attn_result", "result"), ("split_qkv_input", "q_input"), ("attn_in", "attn_in")):
-            edit = [(f"blocks.1.attn.hook_{site}", rescaled)]
-            values = []
-            for model in (tl, theirs):
-                getattr(model, f"set_use_{flag}")(True)
-                cached = model.run_with_cache(ids, names_filter=edit[0][0])[1]
-                values.append((cached[edit[0][0]], model.run_with_hooks(ids, fwd_hooks=edit)))
-                getattr(model, f"set_use_{flag}")(False)
-            close(*values)
-
-
-@pytest.mark.parametrize("name", FAMILIES)
 @torch.no_grad()
 def test_generation(name):
     model: Any = families.make(name)
@@ -221,20 +92,6 @@ def self_only_new(pattern, hook):
     rows, keys = pattern.shape[-2:]
     pattern[:, 1] = torch.eye(keys)[-rows:]
     return pattern
-
-
-@pytest.mark.parametrize("name", FAMILIES)
-@torch.no_grad()
-def test_folded_weights(name):
-    theirs = plain.__wrapped__(name)
-    theirs.enable_compatibility_mode(disable_warnings=True)
-    model = families.make(name)
-    before, weights = model(tokens()).logits, {k: v.clone() for k, v in model.state_dict().items()}
-    with bridge(model) as tl:
-        tl.enable_compatibility_mode(disable_warnings=True)
-        close(tl(tokens()), theirs(tokens()))
-    assert torch.equal(model(tokens()).logits, before)
-    assert all(torch.equal(v, weights[k]) for k, v in model.state_dict().items())
 
 
 def anatomy(model):

@@ -1,5 +1,7 @@
 """Reading attention on eleven families: idle is equal, reductions are those of eager patterns, caches agree."""
 
+from typing import Any
+
 import pytest
 import torch
 from families import FAMILIES, VOCAB
@@ -62,10 +64,11 @@ def test_reading_is_within_bounds_of_the_models_own(tiny_model, name, how):
     ours: dict[int, torch.Tensor] = {}
 
     def note(into: dict[int, torch.Tensor]):
-        return [
-            module.register_forward_hook(lambda m, a, out, layer=layer: into.update({layer: out[0].detach()}))
-            for layer, module in attention_layers(model).items()
-        ]
+        def hook(module: torch.nn.Module, given: Any, out: Any) -> None:
+            layer: Any = module.layer_idx
+            into[layer] = out[0].detach()
+
+        return [module.register_forward_hook(hook) for module in attention_layers(model).values()]
 
     real = batch.tensors()["attention_mask"].bool()
     hooks = note(own)

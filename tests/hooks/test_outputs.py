@@ -125,6 +125,6 @@ def test_ablations_compose(tiny_model):
     ],
 )
 def test_bad_arguments(tiny_model, heads, kind, more, error, text):
-    more: dict[str, Any] = {"reference": prompts()} if more else {}
-    with pytest.raises(error, match=text), ablate(tiny_model("llama"), heads, kind, **more):
+    settings: dict[str, Any] = {"reference": prompts()} if more else {}
+    with pytest.raises(error, match=text), ablate(tiny_model("llama"), heads, kind, **settings):
         pass

@@ -1,6 +1,7 @@
 """Greedy replies to a batch of prompts, through the model's own generate()."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -26,10 +27,11 @@ def generate(model: nn.Module, prompts: Prompts, *, max_new_tokens: int = 32, st
     """
     from transformers import GenerationConfig
 
-    model, tokenizer = plain(model), prompts.tokenizer
-    inputs = placed(model, prompts, more=max_new_tokens)
+    network: Any = plain(model)
+    tokenizer = prompts.tokenizer
+    inputs = placed(network, prompts, more=max_new_tokens)
     del inputs["position_ids"]
-    own = getattr(model, "generation_config", None)
+    own = getattr(network, "generation_config", None)
     ends = getattr(own, "eos_token_id", None)
     ends = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
     config = GenerationConfig(
@@ -40,12 +42,12 @@ def generate(model: nn.Module, prompts: Prompts, *, max_new_tokens: int = 32, st
         stop_strings=None if stop is None or tokenizer is None else [stop],
     )
     with torch.no_grad():
-        tokens = model.generate(**inputs, generation_config=config, tokenizer=tokenizer)
+        tokens = network.generate(**inputs, generation_config=config, tokenizer=tokenizer)
     new = tokens[:, inputs["input_ids"].shape[1] :].tolist()
     return [_reply(row, ends, stop, tokenizer) for row in new]
 
 
-def _reply(row: list[int], ends: list[int], stop: str | None, tokenizer: object) -> Reply:
+def _reply(row: list[int], ends: list[int], stop: str | None, tokenizer: Any) -> Reply:
     length = next((i for i, token in enumerate(row) if token in ends), len(row))
     ids = row[:length]
     if tokenizer is None:
