@@ -150,13 +150,18 @@ def show(
         _print({scores.name: scores}, None, top, as_json)
 
 
-def _run(plan: Any, model: str, out: Path, prompts: Path | None, device: str | None, dtype: str | None) -> Any:
-    from interp.runs import Run
-
+def _load(model: str, prompts: Path | None, device: str | None, dtype: str | None) -> tuple[Any, Any]:
+    """The model with its tokenizer, and the user's prompts."""
     loaded = interp.load(model, device=device, dtype=dtype)
     if loaded.tokenizer is None:
         raise UsageError(f"{model} has no tokenizer, which the prompts need: put its tokenizer files into the folder.")
-    own = None if prompts is None else interp.Prompts.from_file(prompts, loaded.tokenizer)
+    return loaded, None if prompts is None else interp.Prompts.from_file(prompts, loaded.tokenizer)
+
+
+def _run(plan: Any, model: str, out: Path, prompts: Path | None, device: str | None, dtype: str | None) -> Any:
+    from interp.runs import Run
+
+    loaded, own = _load(model, prompts, device, dtype)
     return Run.open(out, plan, loaded.model, loaded.tokenizer, own)
 
 
@@ -173,8 +178,7 @@ def _finish(
     from interp.costs import estimate
 
     if dry_run:
-        loaded = interp.load(model, device=device, dtype=dtype)
-        own = None if prompts is None else interp.Prompts.from_file(prompts, loaded.tokenizer)
+        loaded, own = _load(model, prompts, device, dtype)
         cost = estimate(plan, loaded.model, loaded.tokenizer, own)
         typer.echo(json.dumps(cost.to_dict(), indent=1) if as_json else str(cost))
         return

@@ -5,14 +5,12 @@ from typing import Any
 
 from torch import nn
 
+from interp.analyses.causal import REPLY
 from interp.hooks.capture import Capture
 from interp.hooks.heads import HeadLayout
 from interp.hooks.keep import Keep, at, columns, top_keys
 from interp.hooks.prompts import Prompts
 from interp.studies import Plan, check_prompts, studies
-
-REPLY = 16
-"""tokens that a reply takes, about"""
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """A run's folder: a manifest and the finished cells. Killed at any moment, the same call goes on where it stood."""
 
+import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -10,16 +11,17 @@ from typing import Any
 from torch import nn
 
 import interp
-from interp.analyses.causal import CausalCheck, Condition, Outcome, ask, conditions
+from interp.analyses.causal import REPLY, CausalCheck, Condition, Outcome, ask, conditions
+from interp.analyses.identify.retrieval import REPLY as RETRIEVAL_TOKENS
 from interp.analyses.scores import HeadScores
 from interp.analyses.storage import write_atomic
 from interp.analyses.tasks import judge
 from interp.findings import Findings, TokenView
+from interp.hooks.capture import check_context
 from interp.hooks.heads import HeadLayout, HeadSet
-from interp.hooks.modules import context_length
 from interp.hooks.prompts import Prompts
 from interp.hooks.provenance import Provenance
-from interp.kernels.errors import InterpError, RunError, ScoreError
+from interp.kernels.errors import InterpError, RunError, ScoreError, UsageError
 from interp.studies import Plan, Study, check_prompts, studies
 from interp.views import view
 
@@ -59,15 +61,20 @@ class Run:
         or version; every prompt is checked against the model's context before anything is computed.
         """
         folder = Path(folder)
-        limit = context_length(model)
-        if plan.heads:
-            layout = HeadLayout.of(model)
-            layout.check(HeadSet.parse(plan.heads, layout))
+        layout = HeadLayout.of(model)
+        heads = HeadSet.parse(plan.heads, layout) if plan.heads else HeadSet(())
+        layout.check(heads)
+        out = len(heads) or plan.k
+        if plan.checked and 2 * out > len(layout.all()):
+            raise UsageError(
+                f"{out} heads out of {len(layout.all())} leave too few for a random control: take out at most half."
+            )
         found = studies(plan, tokenizer, own)
         needles = check_prompts(plan, tokenizer) if plan.checked else None
-        for prompts in [study.prompts for study in found] + ([needles] if needles else []):
-            if limit is not None:
-                prompts.check_length(limit)
+        replies = {"retrieval": RETRIEVAL_TOKENS}
+        asked = [(study.prompts, replies.get(study.name, 0)) for study in found]
+        for prompts, more in [*asked, *([(needles, REPLY)] if needles is not None else [])]:
+            check_context(model, prompts, more)
         run = cls(
             folder, plan, model, tokenizer, Provenance.of(model, tokenizer, seed=plan.seed), tuple(found), needles
         )
@@ -99,9 +106,10 @@ class Run:
                     )
             return
         try:
-            if self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
+            # what an earlier start that was killed at once has left is no obstacle
+            if self.folder.exists() and any(not path.name.endswith(".tmp") for path in self.folder.iterdir()):
                 raise RunError(f"{self.folder} exists and is no run folder: name a new or empty one.")
-            (self.folder / "cells").mkdir(parents=True, exist_ok=True)
+            self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise RunError(
                 f"{self.folder} cannot be made ({error.strerror}): name a folder you may write to."
@@ -117,7 +125,7 @@ class Run:
         if self.needles is not None and (self.plan.heads or self._answered):
             for c, condition in enumerate(self.conditions()):
                 for number, batch in enumerate(self.needles.batches(self.plan.batch_size)):
-                    path = self.folder / "cells" / f"check-{c:02d}-{number:04d}.json"
+                    path = self.folder / "cells" / f"{_check_name(c, condition)}-{number:04d}.json"
                     yield Cell(condition.name, path, lambda d=condition, b=batch: self._ask(d, b))
         if self._answered:
             yield Cell("attention on a text", self.folder / "cells" / "view.json", self._view)
@@ -125,7 +133,7 @@ class Run:
     @property
     def _answered(self) -> bool:
         """Whether retrieval scored any head: a model that answers no needle has no retrieval heads to take out."""
-        return "retrieval" in self.plan.analyses and self.scores("retrieval").counted > 0
+        return "retrieval" in self.plan.analyses and bool(_top(self.folder, self.plan.k))
 
     def count(self) -> int:
         """How many cells there are."""
@@ -147,30 +155,20 @@ class Run:
         return {"verdicts": verdicts, "replies": replies, **asked}
 
     def _view(self) -> dict[str, Any]:
-        scores = self.scores("retrieval")
+        scores = join_scores(self.folder, "retrieval")
         prompts = next(study.prompts for study in self.studies if study.name == "retrieval")
         shown = min(range(len(prompts)), key=lambda i: (bool(scores.per_prompt[i].isnan().all()), len(prompts[i])))
         return asdict(view(self.model, prompts[shown : shown + 1], scores.top(8)))
 
-    def scores(self, name: str) -> HeadScores:
-        """The whole of one finished analysis."""
-        return join_scores(self.folder, name)
-
     def conditions(self) -> tuple[Condition, ...]:
         """What the causal check takes out."""
-        layout = HeadLayout.of(self.model)
-        heads = (
-            HeadSet.parse(self.plan.heads, layout)
-            if self.plan.heads
-            else self.scores("retrieval").heads(top=self.plan.k)
-        )
-        layout.check(heads)
-        return conditions(heads, layout, draws=self.plan.draws, seed=self.plan.seed)
+        return _conditions(self.folder, asdict(self.plan), HeadLayout.of(self.model))
 
     def finish(self, progress: bool = True) -> Findings:
         """Do what is not done yet, cell by cell, and read the whole run back."""
         from tqdm.auto import tqdm
 
+        (self.folder / "cells").mkdir(exist_ok=True)
         bar = tqdm(total=self.count(), desc="cells", disable=not progress, delay=2)
         for cell in self.cells():
             bar.set_description(cell.name, refresh=False)
@@ -181,7 +179,8 @@ class Run:
                 if scores is not None:
                     scores.save(cell.path.with_name(f"{cell.path.stem}.scores.json"))
                 # written last: a cell is done where this file is
-                _write(cell.path, value | {"seconds": time.perf_counter() - started})
+                seconds = time.perf_counter() - started
+                _write(cell.path, value | {"seconds": seconds, "scored": scores is not None})
             bar.update()
         bar.close()
         return findings(self.folder)
@@ -230,25 +229,38 @@ def join_scores(folder: Path, name: str) -> HeadScores:
     return HeadScores.concat(parts)
 
 
+def _top(folder: Path, k: int) -> HeadSet:
+    """The retrieval heads that the causal check takes out; none where no prompt was answered."""
+    return join_scores(folder, "retrieval").heads(top=k, above=0.0)
+
+
+def _conditions(folder: Path, plan: dict[str, Any], layout: HeadLayout) -> tuple[Condition, ...]:
+    heads = HeadSet.parse(plan["heads"], layout) if plan["heads"] else _top(folder, plan["k"])
+    return conditions(heads, layout, draws=plan["draws"], seed=plan["seed"])
+
+
+def _check_name(number: int, condition: Condition) -> str:
+    """Cells of other heads have another name: verdicts never outlive the scores that they were made for."""
+    digest = hashlib.sha256(str(condition.heads).encode()).hexdigest()[:8]
+    return f"check-{number:02d}-{digest}"
+
+
 def _causal(folder: Path, plan: dict[str, Any], layout: dict[str, Any]) -> CausalCheck | None:
     whole = -(-plan["check_needles"] // plan["batch_size"])
-    rows: dict[int, list[dict[str, Any]]] = {}
-    for path in sorted((folder / "cells").glob("check-*.json")):
-        rows.setdefault(int(path.stem.split("-")[1]), []).append(_read(path))
-    # a condition counts when all of its needles were asked
-    complete = {c: parts for c, parts in rows.items() if len(parts) == whole}
-    if not {0, 1} <= set(complete) or len(complete) < 3:
+    if not any((folder / "cells").glob("check-*.json")):
         return None
-    shape = HeadLayout(**layout)
-    heads = (
-        HeadSet.parse(plan["heads"], shape) if plan["heads"] else join_scores(folder, "retrieval").heads(top=plan["k"])
-    )
-    named = conditions(heads, shape, draws=plan["draws"], seed=plan["seed"])
-    outcomes = [
-        Outcome(named[c], *(tuple(x for part in parts for x in part[key]) for key in OUTCOME))
-        for c, parts in sorted(complete.items())
-    ]
-    return CausalCheck(tuple(outcomes), plan["kind"], len(heads), plan["seed"])
+    named = _conditions(folder, plan, HeadLayout(**layout))
+    outcomes = []
+    for number, condition in enumerate(named):
+        paths = sorted((folder / "cells").glob(f"{_check_name(number, condition)}-*.json"))
+        parts = [_read(path) for path in paths if _done(path)]
+        # a condition counts when all of its needles were asked
+        if len(parts) == whole:
+            outcomes.append(Outcome(condition, *(tuple(x for part in parts for x in part[key]) for key in OUTCOME)))
+    groups = {outcome.condition.group for outcome in outcomes}
+    if not {"as loaded", "top"} < groups:
+        return None
+    return CausalCheck(tuple(outcomes), plan["kind"], len(named[1].heads), plan["seed"])
 
 
 def _token_view(stored: dict[str, Any]) -> TokenView:
@@ -270,10 +282,8 @@ def _done(path: Path) -> bool:
     if not path.is_file():
         return False
     try:
-        _read(path)
-        scores = path.with_name(f"{path.stem}.scores.json")
-        if scores.exists():
-            HeadScores.load(scores)
+        if _read(path).get("scored"):
+            HeadScores.load(path.with_name(f"{path.stem}.scores.json"))
     except InterpError:
         return False
     return True

@@ -36,7 +36,7 @@ def draw(seed: int, dtype: torch.dtype = torch.float64) -> tuple[Call, tuple[Req
     if rng.random() < 0.3:
         more["softcap"] = 3.0
     if rng.random() < 0.3:
-        more["sinks"] = normal(h)
+        more["sinks"] = normal(h) * rng.choice([1, 300])
     if rng.random() < 0.4:
         live = torch.ones(b, m, dtype=torch.bool)
         for row in live:
@@ -68,6 +68,7 @@ def draw(seed: int, dtype: torch.dtype = torch.float64) -> tuple[Call, tuple[Req
         Mass(sets, by_value=True),
         At(keys),
         At(keys, by_value=True),
+        At(keys, total=True),
         Columns(),
         Columns("max"),
         Columns(weights=weights),

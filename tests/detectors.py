@@ -49,5 +49,6 @@ def random_prompts(kind: str, vocab: int, lengths: tuple[int, ...], seed: int = 
         half = torch.randint(3, vocab, (n // 2,), generator=rng).tolist()
         ids.append([1, *half, *half])
         marks = {"first": (1, n // 2 + 1), "second": (n // 2 + 1, 2 * (n // 2) + 1)}
-        spans.append(marks if kind == "induction" else {"answer": (4, 8)})
+        # nearly every key is an answer, so that random heads paste some of it
+        spans.append(marks if kind == "induction" else {"answer": (1, 2 * (n // 2))})
     return Prompts.from_ids(ids, spans=spans)

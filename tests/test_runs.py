@@ -3,17 +3,21 @@
 import json
 from dataclasses import replace
 
+import planted
 import pytest
 import speaking
 import torch
+from detectors import prompts
 
+from interp import runs
+from interp.analyses import identify
 from interp.costs import estimate
 from interp.hooks.capture import capture, run
 from interp.hooks.heads import Head
 from interp.hooks.keep import pattern
 from interp.kernels.errors import HeadError, PromptError, RunError, UsageError
 from interp.runs import Run, findings, read_manifest
-from interp.studies import Plan, check_prompts, parse_analyses
+from interp.studies import Plan, Study, check_prompts, parse_analyses
 from interp.views import view
 
 PLAN = Plan(
@@ -60,29 +64,49 @@ def test_a_run_holds_every_analysis(whole):
     assert found.seconds > 0
 
 
-def test_killed_at_every_cell_it_ends_with_the_same_numbers(whole, model, tokenizer, tmp_path, monkeypatch):
-    folder, found = whole[0], whole[1]
+def test_killed_at_every_write_it_ends_with_the_same_numbers(whole, model, tokenizer, tmp_path, monkeypatch):
+    """The manifest's write included, before and after the file is there; each start gets one write further."""
+    folder, found = whole
     other = tmp_path / "killed"
-    work = Run._score
-    calls = []
+    write, left = runs.write_atomic, []
 
-    def dying(self, study, batch):
-        calls.append(study.name)
-        if len(calls) % 2:
+    def dying(path, data):
+        if not left:
             raise KeyboardInterrupt
-        return work(self, study, batch)
+        left.pop()
+        write(path, data)
+        if not left:
+            raise KeyboardInterrupt
 
-    monkeypatch.setattr(Run, "_score", dying)
-    for _ in range(40):
+    monkeypatch.setattr(runs, "write_atomic", dying)
+    starts = 0
+    while starts < 100:
+        starts += 1
+        left[:] = [None] * (starts % 3)
         try:
             again = Run.open(other, PLAN, model, tokenizer).finish(progress=False)
             break
         except KeyboardInterrupt:
             continue
+    assert starts > 20
     same(found, again)
-    # each of the ten score cells died once and was done once
-    assert len(calls) == 20
     assert {p.name for p in (folder / "cells").iterdir()} == {p.name for p in (other / "cells").iterdir()}
+
+
+@pytest.mark.slow
+def test_killed_by_the_system_it_ends_with_the_same_numbers(tmp_path):
+    """SIGKILL at some moment of a real process, then the same command again; against one that was left alone."""
+    place = speaking.folder(tmp_path / "model")
+    settings = ["--texts", "24", "--text-length", "60", "--batch-size", "1"]
+    command = [sys.executable, "-c", "from interp.cli import main; main()", "score", "sinks,induction", str(place)]
+    for delay in (9.0, 12.0):
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            # run() kills the process when its time is over
+            subprocess.run([*command, "--out", str(tmp_path / "killed"), *settings], timeout=delay, capture_output=True)
+    for name in ("killed", "alone"):
+        done = subprocess.run([*command, "--out", str(tmp_path / name), *settings], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    same(findings(tmp_path / "alone"), findings(tmp_path / "killed"))
 
 
 def test_a_half_written_cell_is_done_again(whole, model, tokenizer, tmp_path):
@@ -94,10 +118,12 @@ def test_a_half_written_cell_is_done_again(whole, model, tokenizer, tmp_path):
     (copy / "cells" / "sinks-0001.json").write_text('{"seconds"')
     tensors = copy / "cells" / "induction-0000.scores.safetensors"
     tensors.write_bytes(tensors.read_bytes()[:-7])
-    (copy / "cells" / "check-01-0000.json").unlink()
+    next((copy / "cells").glob("check-01-*.json")).unlink()
+    (copy / "cells" / "previous_token-0001.scores.json").unlink()
+    next((copy / "cells").glob("check-02-*-0001.json")).write_text("{")
     partial = findings(copy)
-    assert len(partial.scores["sinks"].per_prompt) == 2
-    assert 1 not in [o.condition.group for o in (partial.causal.outcomes if partial.causal else ())]
+    assert len(partial.scores["sinks"].per_prompt) == len(partial.scores["previous_token"].per_prompt) == 2
+    assert partial.causal is None
     same(found, Run.open(copy, PLAN, model, tokenizer).finish(progress=False))
 
 
@@ -149,7 +175,7 @@ def test_named_heads_are_checked_and_ablated(model, tokenizer, tmp_path):
 
 
 def test_a_model_that_answers_nothing_has_no_causal_check(model, tokenizer, tmp_path):
-    plan = replace(PLAN, analyses=("retrieval",), heads="")
+    plan = replace(PLAN, analyses=("retrieval",), heads="", k=2)
     found = Run.open(tmp_path / "run", plan, model, tokenizer).finish(progress=False)
     assert found.scores["retrieval"].counted == 0
     assert found.causal is None
@@ -168,6 +194,23 @@ def test_the_view_is_the_row_of_the_pattern(model, tokenizer):
         torch.testing.assert_close(torch.tensor(shown.weights[name]), row, atol=1e-5, rtol=0)
     start, stop = shown.marks["answer"][0]
     assert prompts[0].meta["answer"] in "".join(shown.tokens[start:stop])
+
+
+def test_heads_of_the_check_come_from_retrieval_and_have_scores(tmp_path, monkeypatch, tokenizer):
+    """With a planted model that does answer: one retrieval head is found, and only it is taken out."""
+    truth = planted.make("retrieval", 0)
+    asked = prompts("retrieval", 0)
+    monkeypatch.setattr(runs, "studies", lambda *_: [Study("retrieval", identify.retrieval, asked)])
+    monkeypatch.setattr(runs, "check_prompts", lambda *_: prompts("retrieval", 1))
+    monkeypatch.setattr(runs, "judge", lambda reply, prompt: bool(reply))
+    plan = replace(PLAN, analyses=("retrieval",), heads="", k=5, check_needles=4)
+    found = Run.open(tmp_path / "run", plan, truth.model, tokenizer).finish(progress=False)
+    taken = found.causal.outcomes[1].condition.heads if found.causal else ()
+    scores = found.scores["retrieval"]
+    assert truth.head in taken
+    assert len(taken) < 5
+    assert all(scores[head] > 0 for head in taken)
+    assert next(iter(found.views[0].weights)) == str(Head(*truth.head))
 
 
 def test_plans_say_what_is_wrong():

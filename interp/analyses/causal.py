@@ -16,6 +16,8 @@ from interp.hooks.prompts import Prompt, Prompts
 from interp.kernels.errors import UsageError
 
 Judge = Callable[[str, Prompt], bool]
+REPLY = 16
+"""new tokens that a reply may take"""
 
 
 @dataclass(frozen=True)
@@ -141,8 +143,9 @@ def causal_check(
     k: int = 10,
     draws: int = 3,
     kind: Kind = "zero",
+    reference: Prompts | None = None,
     judge: Judge = judge,
-    max_new_tokens: int = 16,
+    max_new_tokens: int = REPLY,
     batch_size: int = 8,
     seed: int = 0,
     progress: bool = False,
@@ -152,27 +155,34 @@ def causal_check(
     `draws` times as many heads are drawn from the rest, freely and matched by layer.
     accuracy[condition] = mean over prompts of judge(reply, prompt), replies decoded greedily; prefill and decode are
     both ablated, by `kind` (see `ablate`). Use prompts that the scores were not made from. Intervals are over
-    prompts, and over prompts and draws for the random groups. Source: Wu et al. 2404.15574, section 3 (masking
+    prompts, and over prompts and draws for the random groups. Heads without a score above 0 are never among
+    the top. reference: for kind "mean" and "resample". Source: Wu et al. 2404.15574, section 3 (masking
     against random heads). Differs: random heads never include the top ones, a draw matched by layer is added, and
     masking is named. Cannot show: that other heads could not take over after training, nor what the heads compute.
     """
     from tqdm.auto import tqdm
 
-    heads = scores.heads(top=k) if isinstance(scores, HeadScores) else scores
+    heads = scores.heads(top=k, above=0.0) if isinstance(scores, HeadScores) else scores
     rows = conditions(heads, HeadLayout.of(model), draws, seed)
     answers, questions = (tuple(str(prompt.meta.get(key, "")) for prompt in prompts) for key in ("answer", "question"))
     outcomes = []
     for condition in tqdm(rows, desc="causal check", disable=not progress, delay=2, leave=False):
-        replies = list(ask(model, prompts, condition.heads, kind, max_new_tokens, batch_size))
+        replies = list(ask(model, prompts, condition.heads, kind, max_new_tokens, batch_size, reference))
         verdicts = tuple(judge(reply.text, prompt) for reply, prompt in zip(replies, prompts, strict=True))
         outcomes.append(Outcome(condition, verdicts, tuple(reply.text for reply in replies), answers, questions))
     return CausalCheck(tuple(outcomes), kind, len(heads), seed)
 
 
 def ask(
-    model: nn.Module, prompts: Prompts, heads: HeadSet, kind: Kind, max_new_tokens: int = 16, batch_size: int = 8
+    model: nn.Module,
+    prompts: Prompts,
+    heads: HeadSet,
+    kind: Kind,
+    max_new_tokens: int = REPLY,
+    batch_size: int = 8,
+    reference: Prompts | None = None,
 ) -> Iterator[Reply]:
     """Greedy replies with the heads taken out, one a prompt."""
-    with ablate(model, heads, kind):
+    with ablate(model, heads, kind, reference=reference):
         for batch in prompts.batches(batch_size):
             yield from generate(model, batch, max_new_tokens=max_new_tokens, stop="\n")

@@ -18,7 +18,7 @@ from interp.hooks.modules import context_length, plain, projection_inputs
 from interp.hooks.prompts import Prompts
 from interp.hooks.seam import Site, Want, tapping
 from interp.kernels.contract import Call
-from interp.kernels.errors import CostError, HeadError, ModelError, SpanError, UsageError
+from interp.kernels.errors import CostError, HeadError, ModelError, PromptError, SpanError, UsageError
 
 Queries = None | str | int | slice | range | Sequence[int]
 SHARE = 0.8
@@ -93,7 +93,8 @@ class Capture:
     _stack: contextlib.ExitStack = field(default_factory=contextlib.ExitStack, init=False)
     _chunks: dict[tuple[int, Keep], Chunks] = field(default_factory=dict, init=False)
     _rows: Rows = field(default_factory=Rows, init=False)
-    _sites: dict[int, tuple[Site, Tensor | None]] = field(default_factory=dict, init=False)
+    _rows_of_z: dict[int, Tensor | None] = field(default_factory=dict, init=False)
+    _held: int = field(default=0, init=False)
     _checked: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
@@ -123,13 +124,16 @@ class Capture:
             self.layers = tuple(sorted(self.heads.by_layer()))
 
     def cost(self, batch: int, length: int, queries: int | None = None) -> Cost:
-        """Host memory of the results for a batch of prompts of `length` tokens; print it before a run."""
+        """Host memory for a batch of prompts of `length` tokens: results twice, since joining them copies them.
+
+        Print it before a run; `queries` is how many query positions are read, all by default.
+        """
         n = length if queries is None else queries
         per_layer = self.layout.heads * len(self.layers) if self.heads is None else len(self.heads)
         parts = []
         for item in self.keep:
             numbers = item.width(n, length) * (self.layout.head_dim if item.kind == "stream" else 1)
-            parts.append((repr(item), 4 * batch * per_layer * numbers))
+            parts.append((repr(item), 2 * 4 * batch * per_layer * numbers))
         return Cost(tuple(parts), psutil.virtual_memory().available)
 
     def __enter__(self) -> "Capture":
@@ -138,7 +142,7 @@ class Capture:
             if self.engine is not None:
                 stack.callback(setattr, seam, "force", seam.force)
                 seam.force = self.engine
-            if any(type(item) is keeps.z for item in self.keep):
+            if self._keeps_z:
                 stack.enter_context(projection_inputs(self.model, self.layers, self._take_z, inside=True))
             self._stack = stack.pop_all()
         return self
@@ -146,8 +150,12 @@ class Capture:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._sites.clear()
+        self._rows_of_z.clear()
         self._stack.close()
+
+    @property
+    def _keeps_z(self) -> bool:
+        return any(type(item) is keeps.z for item in self.keep)
 
     def at(self, layer: int) -> bool:
         return bool(self.keep) and layer in self.layers
@@ -157,48 +165,50 @@ class Capture:
 
     def want(self, site: Site) -> Want | None:
         index = self._select(site)
-        self._sites[site.layer] = (site, index)
+        if self._keeps_z:
+            self._rows_of_z[site.layer] = index
         if index is not None and not len(index):
             return None
         self._check(site, index)
         if site.layer == self.layers[0]:
+            self._match(site)
             self._rows.add(site, index)
         self._take_streams(site, index)
         requests = tuple(item.request(site, index, self._span) for item in self.keep if item.kind != "stream")
-        return Want(requests, index, self._head_index(site)) if requests else None
+        return Want(requests, index, self._head_index(site.layer, site.call.q.device)) if requests else None
 
     def take(self, site: Site, want: Want, values: tuple[Any, ...]) -> None:
         for item, value in zip((item for item in self.keep if item.kind != "stream"), values, strict=True):
-            self._store(site.layer, item).add(site, value)
+            self._store(site.layer, item).add(site.call.k_start, value)
 
     def _store(self, layer: int, item: Keep) -> Chunks:
         return self._chunks.setdefault((layer, item), Chunks(item))
 
-    def _head_index(self, site: Site) -> Tensor | None:
+    def _head_index(self, layer: int, device: torch.device) -> Tensor | None:
         if self.heads is None:
             return None
-        return torch.tensor(self.heads.by_layer()[site.layer], device=site.call.q.device)
+        return torch.tensor(self.heads.by_layer()[layer], device=device)
 
     def _take_streams(self, site: Site, index: Tensor | None) -> None:
         n = site.call.q.shape[2]
         for item in self.keep:
             for kind, x in ((keeps.q, site.call.q), (keeps.k, site.call.k), (keeps.v, site.call.v)):
                 if type(item) is kind:
-                    self._take_stream(site, item, x[:, :, -n:], index)
+                    self._take_stream(site.layer, item, x[:, :, -n:], index)
 
     def _take_z(self, layer: int, projected: Tensor) -> None:
-        site, index = self._sites[layer]
+        index = self._rows_of_z.pop(layer)
         for item in self.keep:
             if type(item) is keeps.z and (index is None or len(index)):
                 split = projected.unflatten(-1, (self.layout.heads, -1)).transpose(1, 2)
-                self._take_stream(site, item, split, index)
+                self._take_stream(layer, item, split, index)
 
-    def _take_stream(self, site: Site, item: Keep, x: Tensor, index: Tensor | None) -> None:
+    def _take_stream(self, layer: int, item: Keep, x: Tensor, index: Tensor | None) -> None:
         x = x.detach() if index is None else x.detach().index_select(2, index)
-        heads = self._head_index(site)
+        heads = self._head_index(layer, x.device)
         if heads is not None and x.shape[1] == self.layout.kv_heads != self.layout.heads:
             heads = torch.div(heads, self.layout.heads // self.layout.kv_heads, rounding_mode="floor")
-        self._store(site.layer, item).add(site, x if heads is None else x.index_select(1, heads))
+        self._store(layer, item).add(0, x if heads is None else x.index_select(1, heads))
 
     def _check(self, site: Site, index: Tensor | None) -> None:
         if site.layer != self.layers[0] or site.call.q_start < self._checked:
@@ -206,10 +216,26 @@ class Capture:
         self._checked = site.call.q_start + site.call.q.shape[2]
         n = site.call.q.shape[2] if index is None else len(index)
         cost = self.cost(site.call.q.shape[0], site.call.k.shape[2], n)
-        if not cost.fits:
+        # earlier steps are held already, and are there once more while results are put together
+        needed = cost.total + self._held
+        self._held += cost.total // 2
+        if needed > SHARE * cost.free:
             raise CostError(
-                f"this capture needs {_bytes(cost.total)} for {site.call.k.shape[2]:,} tokens and {_bytes(cost.free)} "
+                f"this capture needs {_bytes(needed)} for {site.call.k.shape[2]:,} tokens and {_bytes(cost.free)} "
                 f"is free: read fewer layers, heads or queries, or a reduction instead of rows."
+            )
+
+    def _match(self, site: Site) -> None:
+        """Refuse a batch that cannot be the prompts that were given."""
+        if self.prompts is None or site.call.q_start:
+            return
+        rows, live = site.call.q.shape[0], site.call.row_live
+        real = [site.call.q.shape[2]] * rows if live is None else live.sum(1).tolist()
+        given = [length for length in self.prompts.lengths for _ in range(self._per_prompt(rows))]
+        if any(seen > length for seen, length in zip(real, given, strict=True)):
+            raise SpanError(
+                f"a batch with rows of {real} tokens runs and the prompts given have {list(self.prompts.lengths)}: "
+                "pass the batch itself as prompts=."
             )
 
     def _per_prompt(self, rows: int) -> int:
@@ -247,13 +273,12 @@ class Capture:
             mask = self._span(choice, max(width, 1)).to(position.device)
             return mask.gather(1, position.clamp(min=0)) & inside
         if isinstance(choice, slice):
+            stop = torch.iinfo(torch.int64).max if choice.stop is None else choice.stop
             if (choice.start or 0) < 0 or (choice.stop or 0) < 0 or choice.step not in (None, 1):
                 raise UsageError(
                     f"queries={choice} counts from the end or in steps: name positions from 0 in steps of 1."
                 )
-            return (
-                inside & (position >= (choice.start or 0)) & (position < (choice.stop or torch.iinfo(torch.int64).max))
-            )
+            return inside & (position >= (choice.start or 0)) & (position < stop)
         wanted = torch.tensor([choice] if isinstance(choice, int) else list(choice), device=position.device)
         if (wanted < 0).any():
             raise UsageError(f"queries={choice!r} holds a negative position: positions count from 0.")
@@ -314,11 +339,23 @@ def run(model: nn.Module, prompts: Prompts, **kw: Any) -> Any:
         return model(**inputs, use_cache=False, **kw)
 
 
+def check_context(model: nn.Module, prompts: Prompts, more: int = 0) -> None:
+    """Raise PromptError where a prompt and `more` tokens of reply do not fit into the model's context."""
+    limit = context_length(model)
+    if limit is None:
+        return
+    prompts.check_length(limit)
+    for number, length in enumerate(prompts.lengths):
+        if length + more > limit:
+            raise PromptError(
+                f"prompt {number} has {length:,} tokens and its reply may take {more}; the context of this model is "
+                f"{limit:,}: shorten the prompt."
+            )
+
+
 def placed(model: nn.Module, prompts: Prompts, more: int = 0) -> dict[str, Tensor]:
     """The tensors of a batch on the model's device, position ids included; `more` tokens must still fit after them."""
-    limit = context_length(model)
-    if limit is not None:
-        prompts.check_length(limit - more)
+    check_context(model, prompts, more)
     inputs = prompts.tensors(device=next(model.parameters()).device)
     # learned positions do not look at the mask: left padding would shift them
     inputs["position_ids"] = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)

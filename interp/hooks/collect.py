@@ -66,13 +66,13 @@ class Chunks:
     parts: list[Any] = field(default_factory=list)
     starts: list[int] = field(default_factory=list)
 
-    def add(self, site: Site, value: Any) -> None:
+    def add(self, k_start: int, value: Any) -> None:
         if self.keep.kind == "keys" and self.parts:
             # one running total, not one a step
-            value = _wider(self.parts.pop(), self.starts.pop(), value, site.call.k_start, self.keep)
+            value = _wider(self.parts.pop(), self.starts.pop(), value, k_start, self.keep)
             self.starts.append(0)
         else:
-            self.starts.append(site.call.k_start)
+            self.starts.append(k_start)
         self.parts.append(_host(value))
 
     def assemble(self, rows: Rows, order: Order) -> Any:

@@ -175,6 +175,8 @@ def _generation(patient: Patient) -> tuple[bool | None, str]:
     prompts, item = patient.prompts[:1], keeps.entropy()
     inputs = prompts.tensors(next(patient.model.parameters()).device)
     settings = {"max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS, "do_sample": False, "num_beams": 1}
+    # a penalty of the model's own settings would choose other tokens than the likeliest
+    settings |= {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
     settings["pad_token_id"] = prompts.pad_id
     with capture(patient.model, item, layers=patient.layers) as cached:
         tokens = patient.model.generate(**inputs, **settings)[0].tolist()

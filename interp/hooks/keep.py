@@ -59,6 +59,8 @@ def where_of(spans: tuple[Any, ...]) -> tuple[Where, ...]:
             span = (span.start or 0, span.stop)
         if isinstance(span, bool) or not isinstance(span, str | int | tuple):
             raise SpanError(f"{span!r} is not a span: give a name, a position, or a range (start, stop).")
+        if isinstance(span, tuple) and not (len(span) == 2 and all(type(end) is int for end in span)):
+            raise SpanError(f"{span!r} is not a span: give a range as (start, stop), two whole numbers.")
         if (isinstance(span, int) and span < 0) or (isinstance(span, tuple) and not 0 <= span[0] < span[1]):
             raise SpanError(f"{span!r} is not a span: positions count from 0 and a range (start, stop) is not empty.")
         made.append(span)
@@ -72,7 +74,6 @@ class mass(Keep):
     mass[b l h q s] = sum over k in span s of pattern[b l h q k]; by_value weighs each key by the norm of its value and
     divides by the sum. Spans are names of the prompts' spans, positions, or ranges of positions: mass("needle", 0).
     A learned sink takes part in the denominator and in no span. Raises SpanError for a span that no prompt has.
-    Source: primitives C and H of the reduction list in docs/architecture.md.
     """
 
     spans: tuple[Where, ...]
@@ -108,17 +109,19 @@ class at(Keep):
     """Attention at chosen keys, Float [b l h q n]; 0 where the key is not there.
 
     at(-1) is pattern[b l h q q - 1]; several offsets give several numbers. at(keys=t) with t Int [b q n] lists
-    positions for every query position, -1 for none. by_value as in `mass`.
+    positions for every query position, -1 for none. total=True sums over the list, Float [b l h q]. by_value as in
+    `mass`.
     """
 
     offsets: tuple[int, ...]
     keys: Tensor | None = field(compare=False)
     by_value: bool
+    total: bool
     identity: int | None = None
 
     axes: ClassVar[str] = "q n"
 
-    def __init__(self, *offsets: int, keys: Tensor | None = None, by_value: bool = False) -> None:
+    def __init__(self, *offsets: int, keys: Tensor | None = None, by_value: bool = False, total: bool = False) -> None:
         if bool(offsets) == (keys is not None):
             raise UsageError("at() takes offsets, as in at(-1), or keys= of shape [b q n], and not both.")
         if keys is not None and keys.dim() != 3:
@@ -126,6 +129,7 @@ class at(Keep):
         object.__setattr__(self, "offsets", offsets)
         object.__setattr__(self, "keys", keys)
         object.__setattr__(self, "by_value", by_value)
+        object.__setattr__(self, "total", total)
         object.__setattr__(self, "identity", None if keys is None else id(keys))
 
     def request(self, site: Site, queries: Tensor | None, spans: SpanMask) -> Request:
@@ -144,14 +148,17 @@ class at(Keep):
             wanted = listed.gather(1, index)
             columns = wanted + site.first[:, None, None]
             columns = columns.masked_fill((wanted < 0) | ~there[..., None], -1)
-        return contract.At(columns, by_value=self.by_value)
+        return contract.At(columns, by_value=self.by_value, total=self.total)
 
     def width(self, q: int, k: int) -> int:
+        if self.total:
+            return q
         return q * (len(self.offsets) if self.keys is None else self.keys.shape[2])
 
     def __repr__(self) -> str:
         shown = ", ".join(map(str, self.offsets)) if self.keys is None else f"keys={list(self.keys.shape)}"
-        return f"at({shown}{', by_value=True' if self.by_value else ''})"
+        more = "".join(f", {name}=True" for name in ("by_value", "total") if getattr(self, name))
+        return f"at({shown}{more})"
 
 
 @dataclass(frozen=True, repr=False)
@@ -215,6 +222,8 @@ class columns(Keep):
     def __post_init__(self) -> None:
         if self.stat not in ("mean", "sum", "max"):
             raise UsageError(f"columns({self.stat!r}) is no statistic: take 'mean', 'sum' or 'max'.")
+        if self.weights is not None and self.weights.dim() != 2:
+            raise UsageError(f"columns(weights=) was given shape {tuple(self.weights.shape)}: expected [b q].")
         object.__setattr__(self, "identity", None if self.weights is None else id(self.weights))
 
     def request(self, site: Site, queries: Tensor | None, spans: SpanMask) -> Request:

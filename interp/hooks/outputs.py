@@ -32,7 +32,8 @@ def ablate(
       "resample"  z[b q h] = z of the same head at the same position of a `reference` prompt drawn for each row, seeded;
                   past that prompt's end, of its last position
       "uniform"   attention flat over the keys a query sees (logit scale 0; a learned sink keeps a share of its own)
-      "first"     all attention on the first real token; where a window no longer reaches it, the output is 0
+      "first"     all attention on the first real token (a learned sink keeps its share); where a window no longer
+                  reaches it, the output is 0
     heads: anything HeadSet.parse takes.
     Raises HeadError for heads the model does not have, UsageError for a missing or needless reference.
     Source: zero as in causal head studies; uniform is what "masking" means in the code of Wu et al. 2404.15574, which
@@ -93,14 +94,19 @@ class Ablation:
     kind: Kind
     bank: Bank | None
     generator: torch.Generator
-    _sites: dict[int, Site] = field(default_factory=dict)
+    _position: dict[int, Tensor] = field(default_factory=dict)
     _draw: Tensor | None = None
 
     def at(self, layer: int) -> bool:
         return layer in self.heads.by_layer()
 
     def want(self, site: Site) -> Want | None:
-        self._sites[site.layer] = site
+        if self.kind == "resample":
+            rows = site.call.rows
+            self._position[site.layer] = (rows[None] - site.first[:, None]).clamp(min=0).cpu()
+            if not site.call.q_start and site.layer == min(self.heads.by_layer()):
+                # a new run: other rows, other prompts to take from
+                self._draw = torch.randint(len(self._bank.lengths), (len(site.first),), generator=self.generator)
         return None
 
     def take(self, site: Site, want: Want, values: tuple[Any, ...]) -> None:
@@ -121,6 +127,12 @@ class Ablation:
             return replace(call, key_bias=bias if call.key_bias is None else call.key_bias + bias)
         return call
 
+    @property
+    def _bank(self) -> Bank:
+        if self.bank is None:
+            raise UsageError(f"ablation {self.kind!r} has no reference values.")
+        return self.bank
+
     def replace(self, layer: int, x: Tensor) -> Tensor:
         """x [b q h*d] with the z of the ablated heads replaced."""
         heads = self.heads.by_layer()[layer]
@@ -130,16 +142,12 @@ class Ablation:
 
     def _value(self, layer: int, heads: tuple[int, ...], z: Tensor) -> Tensor:
         """[b q x d] of the bank for the heads of one layer."""
-        bank = self.bank
-        if bank is None:
-            raise UsageError(f"ablation {self.kind!r} has no reference values.")
+        bank = self._bank
         order = list(self.heads)
         part = [order.index(Head(layer, head)) for head in heads]
         if self.kind == "mean":
             return bank.z[:, :, part].to(z)
-        site = self._sites[layer]
-        if self._draw is None or len(self._draw) != z.shape[0]:
-            self._draw = torch.randint(len(bank.lengths), (z.shape[0],), generator=self.generator)
-        position = (site.call.rows[None] - site.first[:, None]).clamp(min=0).cpu()
-        place = torch.minimum(position, bank.lengths[self._draw, None] - 1)
+        if self._draw is None:
+            raise UsageError("resampling began in the middle of a run: open the context before the prompt is read.")
+        place = torch.minimum(self._position.pop(layer), bank.lengths[self._draw, None] - 1)
         return bank.z[self._draw[:, None], place][:, :, part].to(z)

@@ -219,9 +219,9 @@ class Prompts:
                 )
 
     def fingerprint(self) -> str:
-        """First 16 hex digits of a sha256 over the ids and spans of all prompts, in order."""
-        rows = [[prompt.ids, sorted(prompt.spans.items())] for prompt in self.items]
-        return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
+        """First 16 hex digits of a sha256 over the ids, spans and meta of all prompts, in order."""
+        rows = [[prompt.ids, sorted(prompt.spans.items()), sorted(prompt.meta.items())] for prompt in self.items]
+        return hashlib.sha256(json.dumps(rows, default=repr).encode()).hexdigest()[:16]
 
 
 def _row(item: Any, number: int) -> dict[str, Any]:

@@ -5,17 +5,15 @@ nobody taps to the function the model used before, with the mask that it would h
 """
 
 import contextlib
-import itertools
 import sys
-import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from interp.hooks.mask import Facts, Mask
 from interp.hooks.modules import attention_layers, plain, recomputed, uses_interface
 from interp.kernels.contract import Call, Request
 from interp.kernels.errors import ModelError, UsageError
@@ -82,103 +80,89 @@ class Tap(Protocol):
 
 
 @dataclass(eq=False)
-class Facts:
-    """What a model said about its mask, and the mask it would have had, made when somebody needs it."""
+class Borrowed:
+    """A config whose attention implementation is ours for now; models may share one."""
 
-    own: str | None
-    said: dict[str, Any]
-
-    @cached_property
-    def mask(self) -> Tensor | None:
-        """The mask of the model's own attention function."""
-        from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS as makers
-
-        return makers[self.own](**self.said) if self.own in makers else None
-
-    @cached_property
-    def start(self) -> tuple[int, int, int]:
-        """Column of the first query, column of the first key, and how many keys are live."""
-        q_start, k_start = int(self.said.get("q_offset", 0)), int(self.said.get("kv_offset", 0))
-        return q_start, k_start, min(q_start + self.said["q_length"] - k_start, self.said["kv_length"])
-
-    @cached_property
-    def padding(self) -> Tensor | None:
-        """Bool [b n] over all columns so far, None where nothing is padded."""
-        mask = self.said.get("attention_mask")
-        return None if mask is None or bool(mask.all()) else mask.bool()
-
-    @cached_property
-    def first(self) -> Tensor:
-        """Int [b] column of the first real token."""
-        if self.padding is None:
-            return torch.zeros(self.said["batch_size"], dtype=torch.int64, device=self.said.get("device"))
-        return self.padding.to(torch.int8).argmax(1)
-
-    @cached_property
-    def shape(self) -> tuple[int | None, bool]:
-        """The window, and whether causal + window + padding say all there is to the mask."""
-        from transformers import masking_utils as masks
-
-        parts = [self.said.get("mask_function", masks.causal_mask_function)]
-        if parts[0].__code__ is masks.and_masks(masks.causal_mask_function).__code__:
-            parts = list(parts[0].__closure__[0].cell_contents)
-        window, causal = None, False
-        overlay = masks.sliding_window_overlay(1)
-        for part in parts:
-            if part is masks.causal_mask_function:
-                causal = True
-            elif part.__code__ is overlay.__code__ and window is None:
-                window = int(part.__closure__[0].cell_contents)
-            else:
-                return None, False
-        return window, causal
-
-    @cached_property
-    def dense(self) -> Tensor | None:
-        """Bool [b 1 q k]: the whole mask, for packed sequences, chunked attention and other masks of a model's own."""
-        from transformers.masking_utils import sdpa_mask
-
-        said = dict(self.said, allow_is_causal_skip=False)
-        return None if self.shape[1] else sdpa_mask(**said)
+    config: Any
+    before: str | None
+    users: int = 0
 
 
-class Mask(Tensor):
-    """Stands for a mask on its way from the model to its layers: has its shape, no memory, and the facts."""
-
-    facts: Facts
-
-    @classmethod
-    def of(cls, facts: Facts) -> "Mask":
-        said = facts.said
-        shape = (said["batch_size"], 1, said["q_length"], said["kv_length"])
-        made = torch.zeros(1, 1, 1, 1, dtype=torch.bool, device=said.get("device")).expand(shape).as_subclass(cls)
-        made.facts = facts
-        return made
-
-    def known(self, module: nn.Module) -> Facts:
-        """The facts, or ModelError where something was computed from the mask on its way to `module`."""
-        if not hasattr(self, "facts"):
-            raise ModelError(
-                f"{type(module).__name__} reshapes its attention mask, so that interp cannot tell padding from text: "
-                "use a model that passes its mask on as it was made."
-            )
-        return self.facts
-
-    @classmethod
-    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        source = args[0] if args else None
-        if func is Tensor.contiguous and isinstance(source, Mask):
-            # generate() asks this of the masks of a static cache; it would fill q x k
-            return source
-        result = super().__torch_function__(func, types, args, kwargs or {})
-        # a move to another device keeps what the mask stands for; a slice or a sum does not
-        if func is Tensor.to and isinstance(source, Mask) and isinstance(result, Mask) and hasattr(source, "facts"):
-            result.facts = source.facts
-        return result
+# a name with "flash" or "/" in it would be taken for a kernel to fetch
+NAME = "interp"
+_seams: dict[nn.Module, "Seam"] = {}
+_owners: dict[nn.Module, "Seam"] = {}
+_borrowed: dict[int, Borrowed] = {}
 
 
-_numbers = itertools.count()
-_seams: "weakref.WeakKeyDictionary[nn.Module, Seam]" = weakref.WeakKeyDictionary()
+def _borrow(config: Any) -> None:
+    from transformers import AttentionInterface, AttentionMaskInterface
+
+    if not _borrowed:
+        AttentionInterface.register(NAME, torch.compiler.disable(_attend))
+        AttentionMaskInterface.register(NAME, _mask)
+    held = _borrowed.setdefault(id(config), Borrowed(config, config._attn_implementation))
+    held.users += 1
+    config._attn_implementation = NAME
+
+
+def _give_back(config: Any) -> None:
+    from transformers import AttentionInterface, AttentionMaskInterface
+
+    held = _borrowed[id(config)]
+    held.users -= 1
+    if not held.users:
+        config._attn_implementation = held.before
+        del _borrowed[id(config)]
+    if not _borrowed:
+        for interface in (AttentionInterface, AttentionMaskInterface):
+            # there is no public way back from register
+            interface._global_mapping.pop(NAME, None)
+
+
+def _before(config: Any) -> str | None:
+    held = _borrowed.get(id(config))
+    return None if held is None else held.before
+
+
+def _mask(**said: Any) -> Mask:
+    """Registered as the mask function: notes what it is told, makes nothing."""
+    said.setdefault("attention_mask", None)
+    for name in ("q_offset", "kv_offset"):
+        # a static cache hands its own counter, which moves on before the layers ask
+        if isinstance(said.get(name), Tensor):
+            said[name] = said[name].clone()
+    return Mask.of(Facts(_before(said.get("config")), said))
+
+
+def _attend(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kw: Any
+) -> tuple[Tensor, Tensor | None]:
+    """Registered as the attention function: [b h q d], [b g k d] -> ([b q h d], weights of the model's own)."""
+    seam = _owners.get(module)
+    if seam is None:
+        # a model that shares its config with one that is read
+        return _own(module, query, key, value, mask, kw)
+    return seam.attend(module, query, key, value, mask, kw)
+
+
+def _own(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, kw: dict[str, Any]
+) -> tuple[Tensor, Tensor | None]:
+    """The attention function that the model came with, on the mask that it would have had."""
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    config: Any = module.config
+    function = ALL_ATTENTION_FUNCTIONS.get(_before(config))
+    if function is None:
+        function = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+    if function is None:
+        raise ModelError(
+            f"{type(module).__name__} has no eager attention function to fall back to: "
+            "load the model with attn_implementation='sdpa'."
+        )
+    whole = mask.known(module).mask if isinstance(mask, Mask) else mask
+    return function(module, query, key, value, whole, **kw)
 
 
 @contextlib.contextmanager
@@ -218,12 +202,10 @@ class Seam:
     """engine that serves every call; None to choose"""
     points: dict[nn.Module, Points] = field(default_factory=dict)
     """by attention module, where a bridge is open"""
-    _before: list[tuple[Any, str | None]] = field(default_factory=list)
-    _name: str = ""
+    _layers: tuple[nn.Module, ...] = ()
+    _configs: tuple[Any, ...] = ()
 
     def open(self) -> None:
-        from transformers import AttentionInterface, AttentionMaskInterface
-
         layers = attention_layers(self.model)
         if foreign := recomputed(self.model):
             raise ModelError(
@@ -235,66 +217,32 @@ class Seam:
                 f"{type(self.model).__name__} computes attention in code of its own instead of transformers' "
                 "AttentionInterface, so interp cannot read or edit it: only ablate(kind='zero') works here."
             )
-        # a name with "flash" or "/" in it would be taken for a kernel to fetch
-        self._name = f"interp-{next(_numbers)}"
         configs = {id(config): config for m in layers.values() if (config := getattr(m, "config", None)) is not None}
         if not configs:
             raise ModelError(
                 f"the attention modules of {type(self.model).__name__} carry no config, so their attention function "
                 "cannot be chosen: use a model of transformers 5 that supports AttentionInterface."
             )
-        AttentionInterface.register(self._name, torch.compiler.disable(self.attend))
-        AttentionMaskInterface.register(self._name, self.mask)
-        for config in configs.values():
-            self._before.append((config, config._attn_implementation))
-            config._attn_implementation = self._name
+        self._layers, self._configs = tuple(layers.values()), tuple(configs.values())
+        _owners.update(dict.fromkeys(self._layers, self))
+        for config in self._configs:
+            _borrow(config)
 
     def close(self) -> None:
-        from transformers import AttentionInterface, AttentionMaskInterface
-
-        for config, name in self._before:
-            config._attn_implementation = name
-        self._before.clear()
-        for interface in (AttentionInterface, AttentionMaskInterface):
-            # there is no public way back from register
-            interface._global_mapping.pop(self._name, None)
-
-    @property
-    def own(self) -> str | None:
-        """The attention implementation that the model came with."""
-        return self._before[0][1] if self._before else None
-
-    def mask(self, **said: Any) -> Mask:
-        """Registered as the mask function: notes what it is told, makes nothing."""
-        said.setdefault("attention_mask", None)
-        for name in ("q_offset", "kv_offset"):
-            # a static cache hands its own counter, which moves on before the layers ask
-            if isinstance(said.get(name), Tensor):
-                said[name] = said[name].clone()
-        return Mask.of(Facts(self.own, said))
-
-    def _own_function(self, module: nn.Module) -> Callable[..., Any]:
-        from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
-        if self.own is not None and self.own in ALL_ATTENTION_FUNCTIONS:
-            return ALL_ATTENTION_FUNCTIONS[self.own]
-        eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
-        if eager is None:
-            raise ModelError(
-                f"{type(module).__name__} has no eager attention function to fall back to: "
-                "load the model with attn_implementation='sdpa'."
-            )
-        return eager
+        for module in self._layers:
+            _owners.pop(module, None)
+        for config in self._configs:
+            _give_back(config)
+        self._layers = self._configs = ()
 
     def attend(
-        self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kw: Any
+        self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, kw: dict[str, Any]
     ) -> tuple[Tensor, Tensor | None]:
-        """Registered as the attention function: [b h q d], [b g k d] -> ([b q h d], weights of the model's own)."""
+        """One attention call of the model, read and edited by the taps: ([b q h d], weights)."""
         taps = [tap for tap in self.taps if tap.at(getattr(module, "layer_idx", -1))]
 
         def own() -> tuple[Tensor, Tensor | None]:
-            whole = mask.known(module).mask if isinstance(mask, Mask) else mask
-            return self._own_function(module)(module, query, key, value, whole, **kw)
+            return _own(module, query, key, value, mask, kw)
 
         points = self.points.get(module)
         hooked = points if points is not None and points.live else None
@@ -321,7 +269,8 @@ class Seam:
         ours = site.call.edited or not (
             kw.get("dropout")
             or kw.get("output_attentions")
-            or (torch.is_grad_enabled() and query.requires_grad)
+            or _uncapped(module, kw)
+            or (torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value)))
             or all(want.partial for _, want in wants)
         )
         out, weights = (None, None) if ours else own()
@@ -355,7 +304,7 @@ class Seam:
         scale = kw.get("scaling")
         call: dict[str, Any] = {
             "scale": d**-0.5 if scale is None else scale,
-            "softcap": kw.get("softcap"),
+            "softcap": None if _uncapped(module, kw) else kw.get("softcap"),
             "sinks": kw.get("s_aux"),
             "causal": causal,
             "q_start": key.shape[2] - n,
@@ -376,6 +325,22 @@ class Seam:
                     "row_live": padding[:, q_start : q_start + n],
                 }
         elif mask is not None:
-            # a mask of four axes that the user made: it says all there is
+            # a mask of four axes that the user made: it says all there is, but not where a static cache ends
+            if mask.shape[-1] < key.shape[2] or not _reaches(mask, key.shape[2]):
+                raise ModelError(
+                    f"a mask of four axes, {list(mask.shape)}, leaves the last of {key.shape[2]} keys out for all "
+                    "queries, as with a static cache: give attention_mask of two axes, or use a dynamic cache."
+                )
             call |= {"causal": False, "mask": mask[..., : key.shape[2]]}
         return Site(int(layer), module, first, Call(query, key, value, **call))
+
+
+def _uncapped(module: nn.Module, kw: dict[str, Any]) -> bool:
+    """Whether the model's own function knows no soft-cap: older versions of sdpa leave it out, newer ones refuse."""
+    return kw.get("softcap") is not None and _before(module.config) == "sdpa"
+
+
+def _reaches(mask: Tensor, keys: int) -> bool:
+    """Whether any query sees the last key."""
+    last = mask[..., keys - 1]
+    return bool((last if last.dtype == torch.bool else last > torch.finfo(last.dtype).min).any())

@@ -13,7 +13,7 @@ from interp.kernels.contract import Call, Request, Result, Rows
 from interp.kernels.reductions import Block, Workspace, accumulator
 
 BLOCK_ELEMENTS = 1 << 20
-"""scores held at once; 4 MiB in float32 stays in cache on the machines we know (benchmarks/blocks.py)"""
+"""scores held at once: 4 MiB in float32"""
 
 
 def attend(
@@ -122,7 +122,7 @@ class Scorer:
         n, m = rows.stop - rows.start, keys.stop - keys.start
         q = self.q[:, :, rows].reshape(b, g, h // g * n, -1)
         k = self.k[:, :, keys].transpose(-1, -2)
-        if q.requires_grad or k.requires_grad:
+        if torch.is_grad_enabled():
             score = (q @ k).view(b, h, n, m)
             if call.softcap is not None:
                 score = torch.tanh(score / call.softcap) * call.softcap
@@ -136,7 +136,7 @@ class Scorer:
         for part in self.edges(rows, keys):
             local = slice(part.start - keys.start, part.stop - keys.start)
             seen = call.visible(rows, part)
-            if score.requires_grad:
+            if torch.is_grad_enabled():
                 cover = torch.ones(*seen.shape[:2], n, m, dtype=torch.bool, device=score.device)
                 cover[..., local] = seen
                 score = score.masked_fill(~cover, hidden)
@@ -176,7 +176,7 @@ class Scorer:
         if call.sinks is not None:
             sink = call.sinks.to(call.dtype)[None, :, None, None]
             peak = torch.maximum(peak, sink.detach().expand(shape))
-        if score.requires_grad:
+        if torch.is_grad_enabled():
             shifted = score - peak
             weight = torch.exp(shifted)
         else:

@@ -194,6 +194,8 @@ class At:
     keys: Tensor
     """Int [b r n] columns, -1 for none"""
     by_value: bool = False
+    total: bool = False
+    """sum over the list instead: [b h r]"""
 
 
 @dataclass(frozen=True, eq=False)

@@ -82,8 +82,8 @@ def _(request: Lse, call: Call, p: Tensor, index: Tensor) -> Tensor:
 
 @reduce.register
 def _(request: Entropy, call: Call, p: Tensor, index: Tensor) -> Tensor:
-    rows = p[:, :, index]
-    over_keys = rows / rows.sum(-1, keepdim=True).clamp(min=torch.finfo(p.dtype).tiny)
+    # of the keys alone, whatever share a learned sink takes
+    over_keys = torch.softmax(logits(call)[:, :, index], -1).nan_to_num(0.0)
     return torch.special.entr(over_keys).sum(-1)
 
 
@@ -113,7 +113,8 @@ def _(request: At, call: Call, p: Tensor, index: Tensor) -> Tensor:
     local = request.keys - call.k_start
     there = (local >= 0) & (local < p.shape[-1]) & (request.keys >= 0)
     where = local.clamp(0, p.shape[-1] - 1)[:, None].expand(-1, p.shape[1], -1, -1)
-    return rows.gather(-1, where) * there[:, None]
+    found = rows.gather(-1, where) * there[:, None]
+    return found.sum(-1) if request.total else found
 
 
 @reduce.register

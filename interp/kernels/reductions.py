@@ -120,11 +120,23 @@ def _(request: Lse, call: Call, queries: Tensor | None) -> Step:
 def _(request: Entropy, call: Call, queries: Tensor | None) -> Step:
     def reduce(block: Block) -> Tensor:
         # log l - E[s - max], which stays exact at large logits where lse - E[s] does not
+        if call.sinks is not None:
+            return _entropy_of_keys(block)
         total = block.total[..., 0].masked_fill(block.dead, 1.0)
         product = torch.mul(block.weight, block.shifted, out=block.space.take("product", *block.weight.shape))
         return total.log() - product.sum(-1) / total
 
     return _by_rows(reduce, _zeros(call))
+
+
+def _entropy_of_keys(block: Block) -> Tensor:
+    """[b h r] by the keys' own maximum: a learned sink far above it would leave nothing of their weights."""
+    if not block.shifted.shape[-1]:
+        return block.peak[..., 0] * 0.0
+    shifted = block.shifted - block.shifted.amax(-1, keepdim=True)
+    weight = torch.exp(shifted)
+    total = weight.sum(-1)
+    return (total.log() - (weight * shifted).sum(-1) / total).masked_fill(block.dead, 0.0)
 
 
 @accumulator.register
@@ -201,11 +213,12 @@ def _(request: At, call: Call, queries: Tensor | None) -> Step:
         local = asked - (call.k_start + block.keys.start)
         there = (local >= 0) & (local < weight.shape[-1]) & (asked >= 0)
         if not weight.shape[-1]:
-            return weight.new_zeros(*weight.shape[:3], asked.shape[-1])
+            return weight.new_zeros(*weight.shape[:3], *([] if request.total else [asked.shape[-1]]))
         where = local.clamp(0, weight.shape[-1] - 1)[:, None].expand(*weight.shape[:2], -1, -1)
-        return weight.gather(-1, where) / total * there[:, None]
+        found = weight.gather(-1, where) / total * there[:, None]
+        return found.sum(-1) if request.total else found
 
-    return _by_rows(reduce, _zeros(call, request.keys.shape[-1]))
+    return _by_rows(reduce, _zeros(call) if request.total else _zeros(call, request.keys.shape[-1]))
 
 
 @accumulator.register

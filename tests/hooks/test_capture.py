@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import families
+import psutil
 import pytest
 import torch
 from families import FAMILIES, VOCAB
@@ -140,7 +142,9 @@ def test_cached_generation_reads_what_a_recompute_reads(tiny_model, name, cache)
     for item in wanted:
         one, other = cached[item], once[item]
         for a, b in zip(one, other, strict=True) if isinstance(one, tuple) else [(one, other)]:
-            if a.is_floating_point():
+            if not a.is_floating_point():
+                assert torch.equal(a, b), item
+            else:
                 torch.testing.assert_close(
                     a, b, atol=1e-4, rtol=1e-4, equal_nan=True, msg=lambda m, i=item: f"{i}: {m}"
                 )
@@ -159,8 +163,10 @@ def test_padded_is_unpadded_and_batch_is_one_by_one(tiny_model, name):
         for item in wanted:
             one, other = together[item], alone[item]
             for x, y in zip(one, other, strict=True) if isinstance(one, tuple) else [(one, other)]:
-                if x.is_floating_point():
-                    part = x[b][tuple(slice(0, n) for n in y.shape[1:])]
+                part = x[b][tuple(slice(0, n) for n in y.shape[1:])]
+                if not x.is_floating_point():
+                    assert torch.equal(part, y[0]), item
+                else:
                     torch.testing.assert_close(part, y[0], atol=1e-4, rtol=1e-4, msg=lambda m, i=item: f"{i}: {m}")
 
 
@@ -266,16 +272,23 @@ def test_gradients_flow_while_reading(tiny_model):
     assert torch.equal(*grads)
 
 
-def test_cost_is_printed_and_refused(tiny_model):
+def test_cost_is_printed_and_refused(tiny_model, monkeypatch):
     model, batch = tiny_model("llama"), prompts()
     cost = capture(model, [keep.entropy(), keep.pattern()]).cost(4, 100)
-    assert dict(cost.parts) == {"entropy()": 4 * 4 * 8 * 100, "pattern()": 4 * 4 * 8 * 10_000}
+    # float32, twice: results are copied once when they are put together
+    assert dict(cost.parts) == {"entropy()": 2 * 4 * 4 * 8 * 100, "pattern()": 2 * 4 * 4 * 8 * 10_000}
     assert "pattern()" in str(cost)
     huge = Prompts.from_ids([[3] * 2000])
-    cap = capture(model, keep.pattern(), huge)
-    object.__setattr__(cap, "cost", lambda *a: type(cost)((("pattern()", 10**15),), 10**9))
-    with pytest.raises(CostError, match=r"needs 1000\.0 TB for 2,000 tokens"), cap:
+    memory = psutil.virtual_memory()
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory._replace(available=200_000_000))
+    refused = pytest.raises(CostError, match=r"needs 256\.0 MB for 2,000 tokens and 200\.0 MB is free")
+    with refused, capture(model, keep.pattern(), huge):
         run(model, huge)
+    # many small steps come to as much as one large one
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory._replace(available=300_000))
+    with pytest.raises(CostError, match="is free"), capture(model, keep.rows(), batch, queries="generated"):
+        model.generate(**batch.tensors(), max_new_tokens=60, min_new_tokens=60, do_sample=False)
+    monkeypatch.undo()
     assert model.config._attn_implementation == "sdpa"
     assert run(model, batch) is not None
 
@@ -335,3 +348,87 @@ def test_nothing_of_ours_stays(tiny_model, kind):
     assert attributes == {id(m): set(vars(m)) for m in model.modules()}
     assert model.config._attn_implementation == "sdpa"
     theirs.remove()
+
+
+def test_models_that_share_a_config_do_not_see_each_other(tiny_model):
+    from transformers import LlamaForCausalLM
+
+    config = tiny_model("llama").config
+    one, two, batch = LlamaForCausalLM(config).eval(), LlamaForCausalLM(config).eval(), prompts()
+    plain = run(two, batch).logits
+    with capture(one, keep.entropy(), batch) as cap:
+        assert torch.equal(run(two, batch).logits, plain)
+        run(one, batch)
+        with capture(two, keep.entropy(), batch) as other:
+            run(two, batch)
+    assert not torch.equal(cap[keep.entropy()].nan_to_num(), other[keep.entropy()].nan_to_num())
+    outer, inner = capture(one, keep.entropy(), batch), capture(two, keep.entropy(), batch)
+    outer.__enter__()
+    inner.__enter__()
+    outer.__exit__(None, None, None)
+    run(two, batch)
+    inner.__exit__(None, None, None)
+    assert config._attn_implementation == "sdpa"
+    assert torch.equal(run(two, batch).logits, plain)
+
+
+def test_gradients_into_values_alone(tiny_model):
+    model = families.make("llama")
+    batch = Prompts.from_ids([(torch.arange(1500) % 100 + 3).tolist()])
+    model.requires_grad_(False)
+    weight = model.model.layers[0].self_attn.v_proj.weight.requires_grad_()
+    inputs = placed(model, batch)
+    grads = []
+    for kept in ([], [keep.entropy()]):
+        with capture(model, kept):
+            model(**inputs).logits.square().mean().backward()
+        grads.append(weight.grad)
+        weight.grad = None
+    assert torch.equal(*grads)
+
+
+def test_a_batch_that_is_not_the_prompts_is_refused(tiny_model):
+    model = tiny_model("llama")
+    with pytest.raises(SpanError, match="rows of"), capture(model, keep.mass("mark"), prompts((25,))):
+        run(model, prompts((40, 40)))
+    refused = pytest.raises(SpanError, match="a batch of 2 rows runs and 3 prompts")
+    with refused, capture(model, keep.mass("mark"), prompts((25, 30, 35))):
+        run(model, prompts((20, 20)))
+
+
+def test_several_returned_sequences_have_the_spans_of_their_prompt(tiny_model):
+    model, batch = tiny_model("llama"), prompts((20, 30))
+    settings = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": True, "num_return_sequences": 3}
+    with capture(model, keep.mass("mark"), batch) as cap:
+        model.generate(**batch.tensors(), **settings)
+    mass = cap[keep.mass("mark")]
+    assert mass.shape == (6, 2, 4, 33, 1)
+    torch.testing.assert_close(mass[0, ..., :20, :], mass[2, ..., :20, :])
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3"])
+def test_chunked_prefill_reads_what_a_whole_one_reads(tiny_model, name):
+    model, batch = tiny_model(name), prompts()
+    wanted = [*ROWS, *KEYS, keep.blocks(16)]
+    settings = {"max_new_tokens": 3, "min_new_tokens": 3, "do_sample": False}
+    found = []
+    for more in ({}, {"prefill_chunk_size": 33}):
+        with capture(model, wanted, batch) as cap:
+            model.generate(**batch.tensors(), **settings, **more)
+        found.append(cap)
+    for item in wanted:
+        pair = [cap[item] for cap in found]
+        for a, b in zip(*pair, strict=True) if isinstance(pair[0], tuple) else [pair]:
+            torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4, equal_nan=True, msg=lambda m, i=item: f"{i}: {m}")
+
+
+def test_a_mask_of_four_axes_with_a_static_cache_is_refused(tiny_model):
+    from transformers import StaticCache
+
+    model = tiny_model("llama")
+    ids = prompts((20,)).tensors()["input_ids"]
+    mask = torch.zeros(1, 1, 20, 40, dtype=torch.bool)
+    mask[..., :20] = torch.ones(20, 20, dtype=torch.bool).tril()
+    cache = StaticCache(config=model.config, max_cache_len=40)
+    with torch.no_grad(), pytest.raises(ModelError, match="static cache"), capture(model, keep.entropy()):
+        model(ids, attention_mask=mask, past_key_values=cache)

@@ -128,3 +128,29 @@ def test_bad_arguments(tiny_model, heads, kind, more, error, text):
     settings: dict[str, Any] = {"reference": prompts()} if more else {}
     with pytest.raises(error, match=text), ablate(tiny_model("llama"), heads, kind, **settings):
         pass
+
+
+def test_a_capture_sees_the_ablated_z_in_either_order(tiny_model):
+    model, batch = tiny_model("llama"), prompts()
+    with capture(model, keep.z(), batch, heads="L0H2") as outside, ablate(model, "L0H2", "zero"):
+        run(model, batch)
+    with ablate(model, "L0H2", "zero"), capture(model, keep.z(), batch, heads="L0H2") as inside:
+        run(model, batch)
+    assert (outside[keep.z()].nan_to_num() == 0).all()
+    assert (inside[keep.z()].nan_to_num() == 0).all()
+
+
+@pytest.mark.parametrize("kind", ["zero", "resample", "uniform", "first"])
+def test_nothing_stays_after_ctrl_c(tiny_model, kind):
+    from transformers import AttentionInterface
+
+    model, batch = tiny_model("llama"), prompts()
+    names = set(AttentionInterface._global_mapping)
+    hooks = [len(m._forward_pre_hooks) for m in model.modules()]
+    reference = prompts((40,), seed=1) if kind == "resample" else None
+    with pytest.raises(KeyboardInterrupt), ablate(model, "L1H1", kind, reference=reference):  # noqa: PT012
+        run(model, batch)
+        raise KeyboardInterrupt
+    assert names == set(AttentionInterface._global_mapping)
+    assert hooks == [len(m._forward_pre_hooks) for m in model.modules()]
+    assert model.config._attn_implementation == "sdpa"

@@ -18,6 +18,8 @@ from interp.hooks.provenance import Provenance
 from interp.kernels.errors import SpanError, UsageError
 
 TOP = top_keys(1)
+REPLY = 32
+"""new tokens that a reply may take"""
 
 
 def retrieval(
@@ -28,7 +30,7 @@ def retrieval(
     count: Literal["steps", "set"] = "steps",
     threshold: float = 0.1,
     recall: float = 0.5,
-    max_new_tokens: int = 32,
+    max_new_tokens: int = REPLY,
     batch_size: int = 8,
     seed: int = 0,
     progress: bool = False,
@@ -84,7 +86,7 @@ def retrieval(
         settings={"form": form, "count": count, "recall": recall, "max_new_tokens": max_new_tokens},
         provenance=Provenance.of(model, prompts.tokenizer, seed=seed),
         seed=seed,
-        labels=tuple(str(prompt.meta.get("key", number)) for number, prompt in enumerate(prompts)),
+        labels=tuple(str(prompt.meta.get("key", "")) for prompt in prompts),
     )
 
 

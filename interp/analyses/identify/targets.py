@@ -32,8 +32,9 @@ def earlier(prompt: Prompt) -> Targets:
     """
     back = shift(prompt)
     if back is not None:
-        start = prompt.spans["second"][0][0]
-        return [[i - back] if i >= start else [] for i in range(len(prompt))]
+        # tasks.repeated calls further copies copy3, copy4, ...
+        copies = [range(*prompt.spans[name][0]) for name in prompt.spans if name == "second" or name.startswith("copy")]
+        return [[i - back] if any(i in copy for copy in copies) else [] for i in range(len(prompt))]
     seen: dict[int, list[int]] = {}
     found: Targets = []
     for i, token in enumerate(prompt.ids):
@@ -69,12 +70,12 @@ def score_targets(
                 f"a prompt for '{name}' has no query with a target (no token comes twice): "
                 "use tasks.repeated or longer text."
             )
-        made.append((at(keys=keys, by_value=by_value), rows))
+        made.append((at(keys=keys, by_value=by_value, total=True), rows))
         return made[-1][0]
 
     for batch, cap in read(model, prompts, keep, batch_size=batch_size, progress=name if progress else None):
         wanted, rows = made.pop()
-        total = (cap[wanted].nan_to_num(0.0).sum(-1) * rows[:, None, None]).sum(-1)
+        total = (cap[wanted].nan_to_num(0.0) * rows[:, None, None]).sum(-1)
         values.append(total / rows.sum(1)[:, None, None])
         whole.append(total / torch.tensor(batch.lengths)[:, None, None])
     return HeadScores(

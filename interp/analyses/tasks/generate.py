@@ -31,7 +31,7 @@ def generate(model: nn.Module, prompts: Prompts, *, max_new_tokens: int = 32, st
     tokenizer = prompts.tokenizer
     inputs = placed(network, prompts, more=max_new_tokens)
     del inputs["position_ids"]
-    own = getattr(network, "generation_config", None)
+    own = network.generation_config
     ends = getattr(own, "eos_token_id", None)
     ends = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
     config = GenerationConfig(
@@ -41,8 +41,13 @@ def generate(model: nn.Module, prompts: Prompts, *, max_new_tokens: int = 32, st
         pad_token_id=prompts.pad_id,
         stop_strings=None if stop is None or tokenizer is None else [stop],
     )
-    with torch.no_grad():
-        tokens = network.generate(**inputs, generation_config=config, tokenizer=tokenizer)
+    # what the call leaves open is filled from the model's own settings: a repetition penalty would work against copying
+    network.generation_config = GenerationConfig()
+    try:
+        with torch.no_grad():
+            tokens = network.generate(**inputs, generation_config=config, tokenizer=tokenizer)
+    finally:
+        network.generation_config = own
     new = tokens[:, inputs["input_ids"].shape[1] :].tolist()
     return [_reply(row, ends, stop, tokenizer) for row in new]
 

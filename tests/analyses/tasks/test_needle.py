@@ -174,7 +174,7 @@ def test_judge(reply, verdict):
 
 
 def test_judge_refuses_the_distractors():
-    for row in draw(44, 3, "literal", 5):
+    for row in draw(42, 3, "literal", 5):
         prompt = Prompt("", (0,), {}, {"answer": row[0].answer})
         assert judge(row[0].sentence, prompt)
         assert not judge(f"{row[0].question} {row[0].prefix} {row[1].sentence} {row[2].sentence}", prompt)
@@ -194,7 +194,7 @@ def test_rouge1_recall_clips_counts():
         ({"lengths": ()}, "give one or more of each"),
         ({"depths": (1.5,)}, "depths between 0 and 1"),
         ({"kind": "guess"}, "use 'literal' or 'inferred'"),
-        ({"needles": 45}, "use 0 to 44"),
+        ({"needles": 43}, "use 0 to 42"),
         ({"n": 0}, "ask for one prompt or more"),
         ({"chat": True}, "no chat template"),
     ],
