@@ -1,6 +1,9 @@
 """Run folders on a tiny model: resume after a kill at any cell, refuse what is not theirs, join to the same numbers."""
 
+import contextlib
 import json
+import subprocess
+import sys
 from dataclasses import replace
 
 import planted

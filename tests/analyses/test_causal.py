@@ -60,7 +60,7 @@ def test_the_planted_head_is_needed_and_others_are_not(kind):
     truth = planted.make("retrieval", 3, "llama")
     batch = prompts("retrieval", 3)
     # its helper writes what the planted head matches: it is needed too
-    top = HeadSet((truth.head,)) if truth.helper is None else HeadSet((truth.head, truth.helper))
+    top = HeadSet.parse([head for head in (truth.head, truth.helper) if head is not None])
     wanted = [tuple(prompt.meta["answer_ids"]) for prompt in batch]
 
     def answered(heads):
