@@ -65,7 +65,7 @@ def estimate(plan: Plan, model: nn.Module, tokenizer: Any, own: Prompts | None =
     keeps: dict[str, tuple[Keep, int | None]] = {"retrieval": (top_keys(1), REPLY), "sinks": (columns("mean"), None)}
     for study in studies(plan, tokenizer, own):
         keep, queries = keeps.get(study.name, (at(-1), None))
-        replies = REPLY if study.name == "retrieval" else 0
+        replies = plan.reply if study.name == "retrieval" else 0
         lines.append(_line(study.name, plan, model, study.prompts, keep, queries, replies, 1))
     if plan.checked:
         times = 2 + 2 * plan.draws

@@ -12,7 +12,6 @@ from torch import nn
 
 import interp
 from interp.analyses.causal import REPLY, CausalCheck, Condition, Outcome, ask, conditions
-from interp.analyses.identify.retrieval import REPLY as RETRIEVAL_TOKENS
 from interp.analyses.scores import HeadScores
 from interp.analyses.storage import write_atomic
 from interp.analyses.tasks import judge
@@ -71,7 +70,7 @@ class Run:
             )
         found = studies(plan, tokenizer, own)
         needles = check_prompts(plan, tokenizer) if plan.checked else None
-        replies = {"retrieval": RETRIEVAL_TOKENS}
+        replies = {"retrieval": plan.reply}
         asked = [(study.prompts, replies.get(study.name, 0)) for study in found]
         for prompts, more in [*asked, *([(needles, REPLY)] if needles is not None else [])]:
             check_context(model, prompts, more)

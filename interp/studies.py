@@ -14,16 +14,18 @@ ORDER = ("retrieval", "induction", "previous_token", "duplicate_token", "sinks")
 
 @dataclass(frozen=True)
 class Plan:
-    """The settings of a run. Two runs with one plan, one model and one version of interp give the same numbers."""
+    """The settings of a run: with one model, machine and set of versions they fix every number of it."""
 
     analyses: tuple[str, ...] = ORDER
     seed: int = 0
-    needles: int = 24
+    needles: int = 16
     """prompts of retrieval"""
-    length: int = 400
+    length: int = 320
     """tokens of a needle prompt"""
+    reply: int = 20
+    """new tokens of a reply to it"""
     depths: tuple[float, ...] = (0.1, 0.3, 0.5, 0.7, 0.9)
-    texts: int = 16
+    texts: int = 12
     """prompts of every other analysis"""
     text_length: int = 256
     """tokens of a plain text"""
@@ -31,8 +33,8 @@ class Plan:
     """random tokens that are repeated once"""
     check: bool = True
     """run the causal check where retrieval is measured"""
-    check_needles: int = 16
-    check_length: int = 256
+    check_needles: int = 12
+    check_length: int = 224
     k: int = 10
     draws: int = 3
     kind: str = "zero"
@@ -46,7 +48,7 @@ class Plan:
             raise UsageError(
                 f"analyses {', '.join(unknown) or 'none'} do not exist: take some of {', '.join(ORDER)}, or all."
             )
-        for name in ("needles", "texts", "check_needles", "k", "draws", "batch_size", "repeat"):
+        for name in ("needles", "texts", "check_needles", "k", "draws", "batch_size", "repeat", "reply"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name}={getattr(self, name)}: give at least 1.")
 
@@ -88,7 +90,11 @@ def studies(plan: Plan, tokenizer: Any, own: Prompts | None = None) -> list[Stud
         "previous_token": lambda: tasks.passages(tokenizer, n=plan.texts, length=plan.text_length, seed=plan.seed),
         "sinks": lambda: tasks.passages(tokenizer, n=plan.texts, length=plan.text_length, seed=plan.seed),
     }
-    return [Study(name, getattr(identify, name), makers[name]() if own is None else own) for name in plan.analyses]
+    settings: dict[str, dict[str, Any]] = {"retrieval": {"max_new_tokens": plan.reply}}
+    return [
+        Study(name, getattr(identify, name), makers[name]() if own is None else own, settings.get(name, {}))
+        for name in plan.analyses
+    ]
 
 
 def needles(plan: Plan, tokenizer: Any) -> Prompts:
