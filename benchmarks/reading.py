@@ -34,6 +34,7 @@ WAYS = {
     "eager, all patterns": "transformers with output_attentions=True",
     "transformer-lens, pattern statistics": "its own bridge, hooks on every pattern that keep the same three",
 }
+PEERS = ("eager, all patterns", "transformer-lens, pattern statistics")
 REPEATS = 3
 
 
@@ -41,6 +42,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lengths", type=int, nargs="+", default=[1024, 4096, 8192])
     parser.add_argument("--repeats", type=int, default=REPEATS)
+    parser.add_argument("--peer-limit", type=int, default=4096, help="longest prompt that n x n peers are given")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--one", nargs=2, metavar=("WAY", "LENGTH"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -51,6 +53,10 @@ def main() -> None:
     for length in arguments.lengths:
         plain = None
         for way in WAYS:
+            if way in PEERS and length > arguments.peer_limit:
+                rows.append({"way": way, "length": length, "skipped": f"above --peer-limit {arguments.peer_limit}"})
+                print(line(rows[-1]), flush=True)
+                continue
             command = [sys.executable, "-m", "benchmarks.reading", "--repeats", str(arguments.repeats)]
             done = subprocess.run([*command, "--one", way, str(length)], capture_output=True, text=True, check=False)
             if done.returncode:
@@ -71,7 +77,7 @@ def measure(way: str, length: int, repeats: int) -> dict[str, float | str]:
     )
     layers, heads = model.config.num_hidden_layers, model.config.num_attention_heads
     needed = 2 * 4 * heads * length**2 * (layers if "all patterns" in way else 2)
-    if ("eager" in way or "transformer-lens" in way) and needed > 0.8 * psutil.virtual_memory().available:
+    if way in PEERS and needed > 0.8 * psutil.virtual_memory().available:
         return {"skipped": f"needs about {needed / 1e9:.0f} GB"}
     forward = forwards(way, model, prompts)
     # threads and caches warm up on a short prompt, so that the peak is that of the length asked for

@@ -1,4 +1,4 @@
-"""Read, identify and steer the attention heads of causal language models.
+"""Read, identify and report the attention heads of causal language models.
 
 Names are imported when they are first used, so that `import interp` is quick.
 """

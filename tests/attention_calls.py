@@ -36,7 +36,7 @@ def draw(seed: int, dtype: torch.dtype = torch.float64) -> tuple[Call, tuple[Req
     if rng.random() < 0.3:
         more["softcap"] = 3.0
     if rng.random() < 0.3:
-        more["sinks"] = normal(h) * rng.choice([1, 300])
+        more["sinks"] = normal(h) * rng.choice([1, 100])
     if rng.random() < 0.4:
         live = torch.ones(b, m, dtype=torch.bool)
         for row in live:

@@ -83,7 +83,8 @@ def _(request: Lse, call: Call, p: Tensor, index: Tensor) -> Tensor:
 @reduce.register
 def _(request: Entropy, call: Call, p: Tensor, index: Tensor) -> Tensor:
     # of the keys alone, whatever share a learned sink takes
-    over_keys = torch.softmax(logits(call)[:, :, index], -1).nan_to_num(0.0)
+    rows = p[:, :, index]
+    over_keys = rows / rows.sum(-1, keepdim=True).clamp(min=torch.finfo(p.dtype).tiny)
     return torch.special.entr(over_keys).sum(-1)
 
 

@@ -9,6 +9,7 @@ from interp.kernels.errors import UsageError
 
 Name = Literal["naive", "chunked"]
 
+DEFAULT: Name = "chunked"
 ENGINES: dict[str, Engine] = {"naive": naive.attend, "chunked": chunked.attend}
 
 
@@ -36,4 +37,4 @@ def select(call: Call, requests: tuple[Request, ...] = (), force: str | None = N
         if force not in ENGINES:
             raise UsageError(f"engine {force!r} does not exist: take one of {', '.join(sorted(ENGINES))}.")
         return Choice(force, "named by the caller")
-    return Choice("chunked", f"plain torch on {call.q.device.type}, memory in proportion to the length")
+    return Choice(DEFAULT, f"plain torch on {call.q.device.type}, memory in proportion to the length")
