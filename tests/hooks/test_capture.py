@@ -90,7 +90,8 @@ def test_reading_is_within_bounds_of_the_models_own(tiny_model, name, how):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_reductions_are_those_of_eager_patterns(tiny_model, name):
-    model, batch = tiny_model(name), prompts()
+    # older transformers load Gemma 2 with an sdpa that leaves its soft-cap out, and then we read it so
+    model, batch = tiny_model(name, attn_implementation=implementations(name)[0]), prompts()
     pattern = eager_patterns(model, batch)
     with capture(model, [*ROWS, *KEYS[:2], keep.pattern(), keep.blocks(16)], batch) as cap:
         run(model, batch)
