@@ -274,7 +274,7 @@ def test_length_is_checked_against_the_context():
         prompts.check_length(8192)
 
 
-def test_fingerprints_follow_ids_and_spans():
+def test_fingerprints_follow_ids_spans_and_meta():
     same = [
         Prompts.from_ids(torch.tensor([[1, 2]]), spans=[{"x": (0, 1), "y": (1, 2)}]).fingerprint() for _ in range(2)
     ]
@@ -282,9 +282,11 @@ def test_fingerprints_follow_ids_and_spans():
         Prompts.from_ids([[1, 2]], spans=[{"x": (0, 2), "y": (1, 2)}]).fingerprint(),
         Prompts.from_ids([[1, 3]], spans=[{"x": (0, 1), "y": (1, 2)}]).fingerprint(),
         Prompts.from_ids([[1], [2]]).fingerprint(),
+        # the answer decides what counts
+        Prompts.from_ids([[1, 2]], spans=[{"x": (0, 1), "y": (1, 2)}], meta=[{"answer": "no"}]).fingerprint(),
     ]
-    assert same == ["8e1fed944705f911"] * 2
-    assert len({*same, *other}) == 4
+    assert same == ["2bd49d2ae52bc319"] * 2
+    assert len({*same, *other}) == 5
 
 
 def test_files_of_lines_and_of_objects(tmp_path):
