@@ -100,9 +100,17 @@ class Scorer:
         return cls(call, q, call.k.to(call.dtype), v, norm, dead, space)
 
     def blocks(self, size: int) -> list[slice]:
+        """Ranges of rows whose scores come to about `size`; up to four times as many rows where few keys are seen."""
         b, h, _, n, n_keys = self.call.sizes
-        step = max(1, min(n, size // max(1, b * h * n_keys)))
-        return [slice(start, min(n, start + step)) for start in range(0, n, step)]
+        least = max(1, size // max(1, b * h * n_keys))
+        found, start = [], 0
+        while start < n:
+            keys = self.reach(slice(start, min(n, start + 4 * least)))
+            rows = size // max(1, b * h * (keys.stop - keys.start))
+            stop = min(n, start + min(max(least, rows), 4 * least))
+            found.append(slice(start, stop))
+            start = stop
+        return found
 
     def reach(self, rows: slice) -> slice:
         """The range of keys that some row of the block may see."""
