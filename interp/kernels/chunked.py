@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from interp.kernels.contract import Call, Request, Result, Rows
+from interp.kernels.contract import Call, Mass, Request, Result, Rows
 from interp.kernels.reductions import Block, Workspace, accumulator
 
 BLOCK_ELEMENTS = 1 << 20
@@ -54,14 +54,23 @@ def _sweep(
     b, h, g = call.sizes[:3]
     steps = [accumulator(request, call, queries) for request in requests]
     scorer = Scorer.of(call, requests)
+    values, columns = scorer.v, {}
+    if out and not torch.is_grad_enabled():
+        # a key set is one more column of v: its mass costs no pass of its own
+        for request in requests:
+            if isinstance(request, Mass) and not request.by_value:
+                sets = request.sets.to(call.dtype).transpose(-1, -2)[:, None].expand(b, g, -1, -1)
+                columns[id(request)] = slice(values.shape[-1], values.shape[-1] + sets.shape[-1])
+                values = torch.cat([values, sets], -1)
     outs = []
     for rows in scorer.blocks(size):
         with torch.set_grad_enabled(torch.is_grad_enabled() and out):
             block = scorer.block(rows)
             if out:
-                z = block.weight.view(b, g, -1, block.weight.shape[-1]) @ scorer.v[:, :, block.keys]
-                z = z.view(b, h, rows.stop - rows.start, -1) / block.denominator
-                outs.append(z.to(call.v.dtype))
+                product = block.weight.view(b, g, -1, block.weight.shape[-1]) @ values[:, :, block.keys]
+                product = product.view(b, h, rows.stop - rows.start, -1)
+                outs.append((product[..., : scorer.v.shape[-1]] / block.denominator).to(call.v.dtype))
+                block.sums = {name: product[..., column] for name, column in columns.items()}
         with torch.no_grad():
             for add, _ in steps:
                 add(block)

@@ -67,6 +67,8 @@ class Block:
     space: Workspace
     value_norm: Tensor | None = None
     """[b h 1 k]"""
+    sums: dict[int, Tensor] = field(default_factory=dict)
+    """[b h r s] unnormalised masses that came out of the product with v, by id of their request"""
     _valued: Tensor | None = field(default=None, repr=False)
 
     def pattern(self, by_value: bool = False) -> tuple[Tensor, Tensor]:
@@ -197,6 +199,8 @@ def _(request: Mass, call: Call, queries: Tensor | None) -> Step:
     b, h = call.sizes[:2]
 
     def reduce(block: Block) -> Tensor:
+        if id(request) in block.sums:
+            return block.sums[id(request)] / block.denominator
         weight, total = block.pattern(request.by_value)
         n = weight.shape[2]
         mass = weight.reshape(b, h * n, -1) @ sets[:, block.keys].expand(b, -1, -1)
