@@ -1,0 +1,400 @@
+"""Triton: attention output, log-sum-exp and row reductions in one pass over the keys.
+
+A program owns a tile of rows and walks over tiles of keys: those that every row sees run without a mask, the edges of the
+causal triangle, the window and the padding with one. Beside the running softmax it carries, where asked, the masses on key
+sets (one more small matrix product), the tile that holds each row's largest logit (the key inside of it is found
+afterwards, by `gather.py`), the entropy, and one number per row and tile of keys, from which the map of blocks comes.
+Nothing is added by atomics: results are equal to the bit between runs and do not depend on the rest of the batch.
+"""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from interp.kernels.contract import Call
+from interp.kernels.settings import Tiling, tiling
+from interp.kernels.tiles import (
+    INTERPRETED,
+    LOG2E,
+    Operands,
+    edited,
+    flags,
+    keys,
+    operands,
+    queries,
+    row_columns,
+    seen,
+    values,
+)
+
+WIDEST = 64
+"""key sets of one pass"""
+STRIP = tl.constexpr(64)
+"""tiles of keys whose block sums are finished at once"""
+
+
+class Written(NamedTuple):
+    """Where the kernel writes; None for what is not wanted."""
+
+    out: Tensor | None
+    out_b: int
+    out_h: int
+    out_n: int
+    lse: Tensor
+    mass: Tensor | None
+    tile: Tensor | None
+    peak: Tensor | None
+    entropy: Tensor | None
+    map: Tensor | None
+    map_n: int
+    map_m: int
+    scratch: Tensor | None
+    tiles: int
+    """tiles of keys, the length of a row of the scratch"""
+    row_shift: Tensor | None
+    key_shift: Tensor | None
+    """int32 [b]: tiles begin this many rows or keys before the first, so that blocks start at a prompt's first token"""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What one pass gave; rows are the queries of the call."""
+
+    out: Tensor | None
+    """[b h q e]"""
+    lse: Tensor
+    """float32 [b h q], natural log, learned sink included; -inf on dead rows"""
+    mass: Tensor | None
+    """float32 [b h q s]"""
+    tile: Tensor | None
+    """int32 [b h q] first key of the tile that holds the largest logit, -1 on dead rows"""
+    peak: Tensor | None
+    """float32 [b h q] probability of the largest logit"""
+    entropy: Tensor | None
+    """float32 [b h q] in nats, over keys alone"""
+    map: Tensor | None
+    """float32 [b h n m] sums of blocks, tiles of rows by blocks of keys"""
+    tiling: Tiling
+
+
+@triton.jit
+def _sweep(
+    acc, m, l, mass, tile, spread, q, op: Operands, to: Written, sets, sets_b, sets_g, k_desc, v_desc, b, h, g, row, column, lo, hi, base, shift,
+    D: tl.constexpr, DP: tl.constexpr, E: tl.constexpr, EP: tl.constexpr, S: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    CAUSAL: tl.constexpr, PLAIN: tl.constexpr, GROUPS: tl.constexpr, EDGE: tl.constexpr, OUT: tl.constexpr, TOP: tl.constexpr,
+    ENTROPY: tl.constexpr, MAP: tl.constexpr, PRECISION: tl.constexpr, LOG2E: tl.constexpr,
+):  # fmt: skip
+    for start in tl.range(lo, hi, BN):
+        key = start + tl.arange(0, BN)
+        if k_desc is not None and not (EDGE and op.live is not None):
+            k = tl.reshape(k_desc.load([b, g, start, 0]), (BN, DP))
+        else:
+            k = keys(op, b, g, key, D, DP)
+        x = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+        if not PLAIN:
+            x = edited(x, op, b, h, row[:, None], key[None, :], GROUPS, LOG2E)
+        if EDGE:
+            x = tl.where(seen(op, b, row[:, None], column[:, None], key[None, :], CAUSAL), x, float("-inf"))
+        if PLAIN:
+            top = tl.max(x, 1) * op.scale
+        else:
+            top = tl.max(x, 1)
+        now = tl.maximum(m, top)
+        safe = tl.where(now == float("-inf"), 0.0, now)
+        if PLAIN:
+            x = tl.fma(x, op.scale, -safe[:, None])
+        else:
+            x = x - safe[:, None]
+        p = tl.exp2(x)
+        fade = tl.exp2(m - safe)
+        part = tl.sum(p, 1)
+        if TOP:
+            tile = tl.where(top > m, start, tile)
+        if ENTROPY:
+            # a hidden key has p = 0 and a logit of -inf, whose product would be nan
+            moved = tl.where(l > 0.0, (m - safe) * l, 0.0)
+            spread = fade * (spread + moved) + tl.sum(p * tl.maximum(x, -1e30), 1)
+        if MAP:
+            at = to.scratch + base + ((start - shift) // BN) * BM + tl.arange(0, BM)
+            tl.store(at, safe + tl.log2(part))
+        l = l * fade + part
+        if OUT:
+            if v_desc is not None and not (EDGE and op.live is not None):
+                v = tl.reshape(v_desc.load([b, g, start, 0]), (BN, EP))
+            else:
+                v = values(op, b, g, key, E, EP)
+            acc = tl.dot(p.to(v.dtype), v, acc * fade[:, None], input_precision=PRECISION)
+        if S > 0:
+            s = tl.arange(0, S)
+            at = sets + b.to(tl.int64) * sets_b + g.to(tl.int64) * sets_g + key[:, None] * S + s[None, :]
+            held = tl.load(at, mask=((key >= 0) & (key < op.n_k))[:, None], other=0.0)
+            mass = tl.dot(p.to(held.dtype), held, mass * fade[:, None], input_precision=PRECISION)
+        m = now
+    return acc, m, l, mass, tile, spread
+
+
+@triton.jit
+def _program(
+    task, slot, op, to, sets, sets_b, sets_g, n_sets, q_desc, k_desc, v_desc, row_tiles,
+    D: tl.constexpr, DP: tl.constexpr, E: tl.constexpr, EP: tl.constexpr, S: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, CAUSAL: tl.constexpr, PLAIN: tl.constexpr, GROUPS: tl.constexpr, OUT: tl.constexpr,
+    TOP: tl.constexpr, ENTROPY: tl.constexpr, MAP: tl.constexpr, RB: tl.constexpr, KB: tl.constexpr,
+    PRECISION: tl.constexpr, LOG2E: tl.constexpr,
+):  # fmt: skip
+    # heads of one kv head run side by side, so that its keys stay in the cache; the longest rows first
+    each = row_tiles * op.group
+    bg, rest = task // each, task % each
+    b, g = bg // (op.heads // op.group), bg % (op.heads // op.group)
+    h = g * op.group + rest % op.group
+    first_row = (row_tiles - 1 - rest // op.group) * BM
+    shift = 0
+    if to.row_shift is not None:
+        first_row += tl.load(to.row_shift + b)
+        shift = tl.load(to.key_shift + b)
+    row = first_row + tl.arange(0, BM)
+    inside = (row >= 0) & (row < op.n_q)
+    column = row_columns(op, row)
+    if op.rows is not None:
+        low = tl.min(tl.where(inside, column, 1 << 30), 0) - op.k_start
+        high = tl.max(column, 0) - op.k_start
+    else:
+        low = tl.maximum(first_row, 0) + op.q_start - op.k_start
+        high = tl.minimum(first_row + BM, op.n_q) - 1 + op.q_start - op.k_start
+
+    # keys that any row sees, then keys that every row sees, both in whole tiles
+    lo, hi = 0, op.n_k
+    clear, full = 0, op.n_k
+    if CAUSAL:
+        hi = tl.minimum(hi, high + 1)
+        full = tl.minimum(full, low + 1)
+    if op.window is not None:
+        lo = tl.maximum(lo, low - op.window + 1)
+        clear = tl.maximum(clear, high - op.window + 1)
+    if op.live is not None:
+        lo = tl.maximum(lo, tl.load(op.first + b))
+        clear = tl.maximum(clear, tl.load(op.clear + b))
+    lo = shift + (tl.maximum(lo - shift, 0) // BN) * BN
+    clear = shift + ((tl.maximum(clear - shift, 0) + BN - 1) // BN) * BN
+    full = shift + (tl.maximum(full - shift, 0) // BN) * BN
+    clear = tl.maximum(tl.minimum(clear, hi), lo)
+    # an edge ends where a tile ends
+    clear = shift + ((clear - shift + BN - 1) // BN) * BN
+    full = tl.maximum(full, clear)
+
+    if q_desc is not None:
+        q = tl.reshape(q_desc.load([b, h, first_row, 0]), (BM, DP))
+    else:
+        q = queries(op, b, h, row, D, DP)
+    acc = tl.zeros([BM, EP], tl.float32)
+    m = tl.full([BM], float("-inf"), tl.float32)
+    l = tl.zeros([BM], tl.float32)
+    spread = tl.zeros([BM], tl.float32)
+    mass = tl.zeros([BM, S if S > 0 else 1], tl.float32)
+    tile = tl.full([BM], -1, tl.int32)
+    base = slot.to(tl.int64) * to.tiles * BM
+    if op.window is not None or op.live is not None or to.row_shift is not None:
+        acc, m, l, mass, tile, spread = _sweep(
+            acc, m, l, mass, tile, spread, q, op, to, sets, sets_b, sets_g, k_desc, v_desc, b, h, g, row, column, lo, clear, base, shift,
+            D, DP, E, EP, S, BM, BN, CAUSAL, PLAIN, GROUPS, True, OUT, TOP, ENTROPY, MAP, PRECISION, LOG2E,
+        )  # fmt: skip
+    acc, m, l, mass, tile, spread = _sweep(
+        acc, m, l, mass, tile, spread, q, op, to, sets, sets_b, sets_g, k_desc, v_desc, b, h, g, row, column, clear, full, base, shift,
+        D, DP, E, EP, S, BM, BN, CAUSAL, PLAIN, GROUPS, False, OUT, TOP, ENTROPY, MAP, PRECISION, LOG2E,
+    )  # fmt: skip
+    acc, m, l, mass, tile, spread = _sweep(
+        acc, m, l, mass, tile, spread, q, op, to, sets, sets_b, sets_g, k_desc, v_desc, b, h, g, row, column, full, hi, base, shift,
+        D, DP, E, EP, S, BM, BN, CAUSAL, PLAIN, GROUPS, True, OUT, TOP, ENTROPY, MAP, PRECISION, LOG2E,
+    )  # fmt: skip
+
+    dead = (l == 0.0) | ~inside
+    if op.row_live is not None:
+        dead = dead | (tl.load(op.row_live + b.to(tl.int64) * op.n_q + row, mask=inside, other=0) == 0)
+    safe = tl.where(dead, 0.0, m)
+    over_keys = tl.where(dead, 1.0, l)
+    total = over_keys
+    peak = safe
+    if op.sinks is not None:
+        sink = tl.load(op.sinks + h) * LOG2E
+        peak = tl.maximum(safe, sink)
+        total = over_keys * tl.exp2(safe - peak) + tl.exp2(sink - peak)
+    # what turns weights relative to the largest logit into probabilities
+    norm = tl.where(dead, 0.0, tl.exp2(safe - peak) / total)
+    lse = peak + tl.log2(total)
+    at = (b * op.heads + h).to(tl.int64) * op.n_q + row
+    tl.store(to.lse + at, tl.where(dead, float("-inf"), lse / LOG2E), mask=inside)
+    if OUT:
+        e = tl.arange(0, EP)
+        where = b.to(tl.int64) * to.out_b + h.to(tl.int64) * to.out_h + row.to(tl.int64) * to.out_n
+        result = tl.where(dead[:, None], 0.0, acc * norm[:, None])
+        tl.store(
+            to.out + where[:, None] + e[None, :],
+            result.to(to.out.dtype.element_ty),
+            mask=inside[:, None] & (e < E)[None, :],
+        )
+    if S > 0:
+        s = tl.arange(0, S)
+        result = tl.where(dead[:, None], 0.0, mass * norm[:, None])
+        tl.store(to.mass + at[:, None] * n_sets + s[None, :], result, mask=inside[:, None] & (s < n_sets)[None, :])
+    if TOP:
+        tl.store(to.tile + at, tl.where(dead, -1, tile), mask=inside)
+        tl.store(to.peak + at, norm, mask=inside)
+    if ENTROPY:
+        entropy = (tl.log2(over_keys) - spread / over_keys) / LOG2E
+        tl.store(to.entropy + at, tl.where(dead, 0.0, tl.maximum(entropy, 0.0)), mask=inside)
+    if MAP:
+        # other threads of this program wrote what is read now
+        tl.debug_barrier()
+        block = (first_row - tl.load(to.row_shift + b)) // RB + tl.arange(0, BM // RB)
+        for t in range((lo - shift) // BN // STRIP * STRIP, (hi - shift + BN - 1) // BN, STRIP):
+            t_i = t + tl.arange(0, STRIP)
+            there = (t_i >= (lo - shift) // BN) & (t_i * BN + shift < hi)
+            raw = tl.load(to.scratch + base + t_i[:, None] * BM + tl.arange(0, BM)[None, :], mask=there[:, None], other=0.0)
+            share = tl.where(there[:, None] & (~dead)[None, :], tl.exp2(raw - lse[None, :]), 0.0)
+            sums = tl.sum(tl.reshape(share, (STRIP // KB, KB, BM // RB, RB)), 3)
+            sums = tl.sum(sums, 1)
+            k_block = t // KB + tl.arange(0, STRIP // KB)
+            at_map = ((b * op.heads + h).to(tl.int64) * to.map_n + block[None, :]) * to.map_m + k_block[:, None]
+            tl.store(to.map + at_map, sums, mask=(k_block < to.map_m)[:, None] & (block < to.map_n)[None, :])
+
+
+@triton.jit
+def _forward(
+    op, to, sets, sets_b, sets_g, n_sets, q_desc, k_desc, v_desc, row_tiles, tasks,
+    D: tl.constexpr, DP: tl.constexpr, E: tl.constexpr, EP: tl.constexpr, S: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, CAUSAL: tl.constexpr, PLAIN: tl.constexpr, GROUPS: tl.constexpr, OUT: tl.constexpr,
+    TOP: tl.constexpr, ENTROPY: tl.constexpr, MAP: tl.constexpr, RB: tl.constexpr, KB: tl.constexpr,
+    PRECISION: tl.constexpr, LOG2E: tl.constexpr,
+):  # fmt: skip
+    slot = tl.program_id(0)
+    if MAP:
+        # as many programs as there is scratch for take task after task
+        for task in range(slot, tasks, tl.num_programs(0)):
+            _program(
+                task, slot, op, to, sets, sets_b, sets_g, n_sets, q_desc, k_desc, v_desc, row_tiles,
+                D, DP, E, EP, S, BM, BN, CAUSAL, PLAIN, GROUPS, OUT, TOP, ENTROPY, MAP, RB, KB, PRECISION, LOG2E,
+            )  # fmt: skip
+            tl.debug_barrier()
+    else:
+        _program(
+            slot, slot, op, to, sets, sets_b, sets_g, n_sets, q_desc, k_desc, v_desc, row_tiles,
+            D, DP, E, EP, S, BM, BN, CAUSAL, PLAIN, GROUPS, OUT, TOP, ENTROPY, MAP, RB, KB, PRECISION, LOG2E,
+        )  # fmt: skip
+
+
+def forward(
+    call: Call,
+    *,
+    out: bool = True,
+    sets: Tensor | None = None,
+    top: bool = False,
+    entropy: bool = False,
+    blocks: tuple[int, Tensor, Tensor] | None = None,
+    tiles: Tiling | None = None,
+) -> Found:
+    """One pass over a call: out[b h q e], lse[b h q], and what else was asked.
+
+    sets: Float [b 1|g k s], up to WIDEST key sets, rounded to the dtype of v; masses come out as [b h q s].
+    blocks: (size, row shift, key shift), as `blocks.py` works them out; the size is a power of two.
+    tiles: a tiling instead of the table's.
+    """
+    op = operands(call)
+    b, h, g, n, m = call.sizes
+    known = flags(call)
+    settings = tiles or tiling("forward", op.q, known["DP"], known["EP"])
+    device = op.q.device
+    statistic: dict[str, Any] = {"dtype": torch.float32, "device": device}
+    row_tiles = triton.cdiv(n + (settings.rows - 1 if blocks is not None else 0), settings.rows)
+    tasks = row_tiles * b * h
+    programs = tasks
+
+    # memory order [b q h e]: what follows attention reads the heads of a token together
+    result = torch.empty(b, n, h, known["E"], dtype=call.v.dtype, device=device).transpose(1, 2) if out else None
+    held, n_sets, width = None, 0, 0
+    if sets is not None:
+        n_sets = sets.shape[-1]
+        width = max(16, triton.next_power_of_2(n_sets))
+        held = torch.nn.functional.pad(sets.to(device, op.v.dtype), (0, width - n_sets)).contiguous()
+    scratch, table, size, row_shift, key_shift, k_tiles = None, None, settings.keys, None, None, 0
+    if blocks is not None:
+        size, row_shift, key_shift = blocks
+        k_tiles = triton.cdiv(m + settings.keys - 1, settings.keys)
+        programs = min(tasks, _programs(device))
+        scratch = torch.empty(programs * k_tiles * settings.rows, **statistic)
+        row_size = min(size, settings.rows)
+        table = torch.zeros(b, h, row_tiles * settings.rows // row_size, triton.cdiv(k_tiles * settings.keys, size), **statistic)
+    to = Written(
+        result,
+        *((result.stride(i) for i in range(3)) if result is not None else (0, 0, 0)),
+        torch.empty(b, h, n, **statistic),
+        torch.empty(b, h, n, n_sets, **statistic) if held is not None else None,
+        torch.empty(b, h, n, dtype=torch.int32, device=device) if top else None,
+        torch.empty(b, h, n, **statistic) if top else None,
+        torch.empty(b, h, n, **statistic) if entropy else None,
+        table,
+        0 if table is None else table.shape[2],
+        0 if table is None else table.shape[3],
+        scratch,
+        k_tiles,
+        row_shift,
+        key_shift,
+    )
+    if tasks and op.q.numel():
+        descriptors = _descriptors(op, settings, known, out)
+        _forward[(programs,)](
+            op,
+            to,
+            held,
+            0 if held is None else held.stride(0),
+            0 if held is None or held.shape[1] == 1 else held.stride(1),
+            n_sets,
+            *descriptors,
+            row_tiles,
+            tasks,
+            **known,
+            S=width,
+            BM=settings.rows,
+            BN=settings.keys,
+            OUT=out,
+            TOP=top,
+            ENTROPY=entropy,
+            MAP=blocks is not None,
+            RB=min(size, settings.rows),
+            KB=max(1, size // settings.keys),
+            PRECISION=settings.precision,
+            LOG2E=LOG2E,
+            num_warps=settings.warps,
+            num_stages=settings.stages,
+        )
+    return Found(result, to.lse, to.mass, to.tile, to.peak, to.entropy, to.map, settings)
+
+
+def _programs(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
+
+
+def _descriptors(op: Operands, settings: Tiling, known: dict[str, Any], out: bool) -> tuple[Any, Any, Any]:
+    """Tensor descriptors of q, k, v for the copy engine of Hopper; None where layout or device do not allow them."""
+    if not settings.descriptors or INTERPRETED or op.rows is not None:
+        return None, None, None
+
+    def fits(x: Tensor, width: int) -> bool:
+        steps = [x.stride(i) * x.element_size() for i in range(3) if x.shape[i] > 1]
+        return x.data_ptr() % 16 == 0 and all(s % 16 == 0 and s > 0 for s in steps) and x.shape[-1] == width
+
+    if not (fits(op.q, known["DP"]) and fits(op.k, known["DP"]) and fits(op.v, known["EP"]) and 0 not in op.k.shape):
+        return None, None, None
+    from triton.tools.tensor_descriptor import TensorDescriptor
+
+    def describe(x: Tensor, rows: int, width: int) -> Any:
+        strides = [s if s % (16 // x.element_size()) == 0 and s > 0 else width for s in x.stride()[:3]]
+        return TensorDescriptor(x, list(x.shape), [*strides, 1], [1, 1, rows, width])
+
+    return (
+        describe(op.q, settings.rows, known["DP"]),
+        describe(op.k, settings.keys, known["DP"]),
+        describe(op.v, settings.keys, known["EP"]) if out else None,
+    )

@@ -1,0 +1,78 @@
+"""Tile sizes by architecture, head width and dtype: a table that was measured once, so that results are equal to the bit."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Kind = Literal["forward", "columns", "rows"]
+
+SHARED = {80: 163 << 10, 89: 99 << 10, 90: 227 << 10, 120: 99 << 10}
+"""bytes of shared memory that one program may have"""
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """Rows and keys of a tile, warps of a program, stages of its pipeline."""
+
+    rows: int
+    keys: int
+    warps: int
+    stages: int
+    precision: str = "ieee"
+    """of float32 products: three passes of the matrix units, or as they come"""
+    descriptors: bool = False
+    """whether tiles are loaded by the copy engine of Hopper"""
+
+
+HALF: dict[Kind, dict[int, dict[int, tuple[int, int, int, int]]]] = {
+    "forward": {
+        80: {64: (128, 64, 4, 3), 128: (128, 64, 8, 3), 256: (64, 64, 4, 2)},
+        89: {64: (128, 64, 4, 3), 128: (128, 64, 8, 2), 256: (64, 32, 4, 2)},
+        90: {64: (128, 64, 4, 3), 128: (128, 64, 8, 3), 256: (128, 64, 8, 2)},
+        120: {64: (128, 64, 4, 3), 128: (128, 64, 8, 2), 256: (64, 32, 4, 2)},
+    },
+    "columns": {
+        80: {64: (64, 128, 4, 3), 128: (64, 128, 4, 3), 256: (64, 64, 4, 2)},
+        89: {64: (64, 128, 4, 3), 128: (64, 64, 4, 2), 256: (32, 64, 4, 2)},
+        90: {64: (64, 128, 4, 3), 128: (64, 128, 4, 3), 256: (64, 128, 8, 2)},
+        120: {64: (64, 128, 4, 3), 128: (64, 64, 4, 2), 256: (32, 64, 4, 2)},
+    },
+    "rows": {
+        80: {64: (16, 64, 4, 3), 128: (16, 64, 4, 3), 256: (16, 64, 4, 2)},
+        89: {64: (16, 64, 4, 3), 128: (16, 64, 4, 2), 256: (16, 32, 4, 2)},
+        90: {64: (16, 64, 4, 3), 128: (16, 64, 4, 3), 256: (16, 64, 4, 2)},
+        120: {64: (16, 64, 4, 3), 128: (16, 64, 4, 2), 256: (16, 32, 4, 2)},
+    },
+}
+"""(rows, keys, warps, stages) by kind, architecture and padded head width, for 16-bit inputs"""
+
+SINGLE: dict[Kind, dict[int, tuple[int, int, int, int]]] = {
+    "forward": {64: (64, 32, 4, 2), 128: (64, 32, 4, 2), 256: (32, 32, 4, 1)},
+    "columns": {64: (32, 64, 4, 2), 128: (32, 32, 4, 2), 256: (32, 32, 4, 1)},
+    "rows": {64: (16, 64, 4, 2), 128: (16, 32, 4, 2), 256: (16, 32, 4, 1)},
+}
+"""the same for float32, on every architecture"""
+
+
+def architecture(device: torch.device) -> int:
+    """The column of the table that serves a device; a CPU, which interprets, is taken for a Hopper."""
+    if device.type != "cuda":
+        return 90
+    major, minor = torch.cuda.get_device_capability(device)
+    number = 10 * major + minor
+    return max((known for known in SHARED if known <= number), default=80)
+
+
+def tiling(kind: Kind, x: Tensor, *widths: int) -> Tiling:
+    """The tiling of a kernel for tensors like x, heads padded to the widest of `widths`."""
+    return table(kind, architecture(x.device), x.element_size(), max(64, *widths))
+
+
+@lru_cache
+def table(kind: Kind, arch: int, itemsize: int, width: int) -> Tiling:
+    if itemsize > 2:
+        return Tiling(*SINGLE[kind][width], precision="tf32x3")
+    return Tiling(*HALF[kind][arch][width], descriptors=kind == "forward" and arch in (90, 120))

@@ -1,0 +1,231 @@
+"""What every Triton kernel does to a tile of q k^T: scale, soft-cap, biases and the mask, in one place.
+
+Logits are kept in log2 units (times log2 e), so that exp2 and one fused multiply-add serve the softmax. `row` and `key` are
+indices of queries and keys that broadcast to the tile, whichever of them lies on its rows.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from interp.kernels.contract import Call
+
+LOG2E = math.log2(math.e)
+LARGEST = 1e30
+"""a bias of +inf becomes this: inf - inf would be nan"""
+
+
+class Operands(NamedTuple):
+    """One attention call as the kernels read it; what a call does not have is None and compiles to nothing."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    q_b: int
+    q_h: int
+    q_n: int
+    k_b: int
+    k_g: int
+    k_n: int
+    v_b: int
+    v_g: int
+    v_n: int
+    batch: int
+    heads: int
+    group: int
+    """query heads of one kv head"""
+    n_q: int
+    n_k: int
+    q_start: int
+    k_start: int
+    scale: float
+    """in log2 units"""
+    cap: float | None
+    window: int | None
+    logit_scale: Tensor | None
+    """[b h]"""
+    sinks: Tensor | None
+    """[h], natural units"""
+    live: Tensor | None
+    """uint8 [b k]"""
+    first: Tensor | None
+    """int32 [b] the first live key"""
+    clear: Tensor | None
+    """int32 [b] one past the last key that is padding"""
+    row_live: Tensor | None
+    """uint8 [b q]"""
+    key_bias: Tensor | None
+    """float32 [b h k]; natural units"""
+    bias_b: int
+    bias_h: int
+    row_coef: Tensor | None
+    """float32 [b h q s]; natural units"""
+    coef_b: int
+    coef_h: int
+    key_group: Tensor | None
+    """int32 [b k]"""
+    group_b: int
+    rows: Tensor | None
+    """int32 [q] column of each query, where they do not follow each other"""
+
+
+def operands(call: Call, q: Tensor | None = None) -> Operands:
+    """The call in the kernels' form. Copies only what they cannot read: a last axis with gaps, a bias of another dtype."""
+    q, k, v = (_dense(x) for x in (call.q if q is None else q, call.k, call.v))
+    b, h, g, n, m = call.sizes
+    device = q.device
+
+    def small(x: Tensor | None, dtype: torch.dtype, *shape: int) -> Tensor | None:
+        return None if x is None else x.to(device, dtype).expand(*shape).contiguous()
+
+    bias = None if call.key_bias is None else call.key_bias.to(device, torch.float32).clamp(max=LARGEST).contiguous()
+    coef = None if call.row_coef is None else call.row_coef.to(device, torch.float32).clamp(max=LARGEST).contiguous()
+    group = None
+    if coef is not None and call.key_group is not None:
+        group = call.key_group.to(device, torch.int32).contiguous()
+
+    def stride(x: Tensor | None, axis: int) -> int:
+        return 0 if x is None or x.shape[axis] == 1 else x.stride(axis)
+
+    return Operands(
+        q,
+        k,
+        v,
+        *(q.stride(i) for i in range(3)),
+        *(k.stride(i) for i in range(3)),
+        *(v.stride(i) for i in range(3)),
+        b,
+        h,
+        h // g,
+        n,
+        m,
+        call.q_start,
+        call.k_start,
+        call.scale * LOG2E,
+        None if call.softcap is None else call.softcap * LOG2E,
+        call.window,
+        small(call.logit_scale, torch.float32, b, h),
+        small(call.sinks, torch.float32, h),
+        small(call.live, torch.uint8, b, m),
+        *_live_range(call.live, m),
+        small(call.row_live, torch.uint8, b, n),
+        bias,
+        stride(bias, 0),
+        stride(bias, 1),
+        coef,
+        stride(coef, 0),
+        stride(coef, 1),
+        group,
+        stride(group, 0),
+        None if call.row_columns is None else call.row_columns.to(device, torch.int32).contiguous(),
+    )
+
+
+def _live_range(live: Tensor | None, m: int) -> tuple[Tensor | None, Tensor | None]:
+    if live is None:
+        return None, None
+    if not m:
+        none = torch.zeros(live.shape[0], dtype=torch.int32, device=live.device)
+        return none, none
+    place = torch.arange(m, device=live.device, dtype=torch.int32)
+    first = torch.where(live, place, m).amin(1)
+    return first, torch.where(live, -1, place).amax(1) + 1
+
+
+def flags(call: Call) -> dict[str, Any]:
+    """What the kernels know of a call when they are compiled."""
+    plain = call.softcap is None and call.key_bias is None and call.row_coef is None and call.logit_scale is None
+    groups = 0 if call.row_coef is None else call.row_coef.shape[-1]
+    d, e = call.q.shape[-1], call.v.shape[-1]
+    width = {"D": d, "DP": max(16, triton.next_power_of_2(d)), "E": e, "EP": max(16, triton.next_power_of_2(e))}
+    return {"CAUSAL": call.causal, "PLAIN": plain, "GROUPS": groups, **width}
+
+
+def _dense(x: Tensor) -> Tensor:
+    x = x.detach()
+    if INTERPRETED and x.dtype in (torch.float16, torch.bfloat16):
+        # some versions of the interpreter multiply the bits of a bfloat16
+        x = x.float()
+    return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
+
+
+INTERPRETED = bool(triton.knobs.runtime.interpret)
+
+
+@triton.jit
+def row_columns(op, row):
+    """Column of each query; -1 past the end, which sees nothing of a causal call."""
+    if op.rows is not None:
+        column = tl.load(op.rows + row, mask=(row >= 0) & (row < op.n_q), other=-1)
+    else:
+        column = row + op.q_start
+    return column
+
+
+@triton.jit
+def seen(op, b, row, column, key, CAUSAL: tl.constexpr):
+    """Bool, the shape of the tile: which keys each query may attend to."""
+    mask = (key >= 0) & (key < op.n_k) & (row >= 0) & (row < op.n_q)
+    at = key + op.k_start
+    if CAUSAL:
+        mask = mask & (at <= column)
+    if op.window is not None:
+        mask = mask & (at > column - op.window)
+    if op.live is not None:
+        mask = mask & (tl.load(op.live + b.to(tl.int64) * op.n_k + key, mask=(key >= 0) & (key < op.n_k), other=0) != 0)
+    if op.row_live is not None:
+        there = (row >= 0) & (row < op.n_q)
+        mask = mask & (tl.load(op.row_live + b.to(tl.int64) * op.n_q + row, mask=there, other=0) != 0)
+    return mask
+
+
+@triton.jit
+def edited(s, op, b, h, row, key, GROUPS: tl.constexpr, LOG2E: tl.constexpr):
+    """Logits in log2 units from the raw product: scale, logit_scale, softcap, key_bias, row_coef; no mask."""
+    x = s * op.scale
+    if op.logit_scale is not None:
+        x = x * tl.load(op.logit_scale + b * op.heads + h)
+    if op.cap is not None:
+        # the approximate tanh of the hardware would be off by 1e-2 at a cap of 30
+        x = op.cap * (1.0 - 2.0 / (1.0 + tl.exp2(x * (2.0 * LOG2E / op.cap))))
+    if op.key_bias is not None:
+        at = op.key_bias + b.to(tl.int64) * op.bias_b + h.to(tl.int64) * op.bias_h + key
+        x = x + tl.load(at, mask=(key >= 0) & (key < op.n_k), other=0.0) * LOG2E
+    if GROUPS > 0:
+        of = tl.load(op.key_group + b.to(tl.int64) * op.group_b + key, mask=(key >= 0) & (key < op.n_k), other=0)
+        at = op.row_coef + b.to(tl.int64) * op.coef_b + h.to(tl.int64) * op.coef_h + row.to(tl.int64) * GROUPS
+        for i in tl.static_range(GROUPS):
+            coef = tl.load(at + i, mask=(row >= 0) & (row < op.n_q), other=0.0)
+            x = x + tl.where(of == i + 1, coef * LOG2E, 0.0)
+    return x
+
+
+@triton.jit
+def queries(op, b, h, row, D: tl.constexpr, DP: tl.constexpr):
+    """[row d] of q, zero outside."""
+    d = tl.arange(0, DP)
+    at = op.q + b.to(tl.int64) * op.q_b + h.to(tl.int64) * op.q_h + row.to(tl.int64)[:, None] * op.q_n + d[None, :]
+    return tl.load(at, mask=((row >= 0) & (row < op.n_q))[:, None] & (d < D)[None, :], other=0.0)
+
+
+@triton.jit
+def keys(op, b, g, key, D: tl.constexpr, DP: tl.constexpr):
+    """[key d] of k, zero outside."""
+    d = tl.arange(0, DP)
+    at = op.k + b.to(tl.int64) * op.k_b + g.to(tl.int64) * op.k_g + key.to(tl.int64)[:, None] * op.k_n + d[None, :]
+    return tl.load(at, mask=((key >= 0) & (key < op.n_k))[:, None] & (d < D)[None, :], other=0.0)
+
+
+@triton.jit
+def values(op, b, g, key, E: tl.constexpr, EP: tl.constexpr):
+    """[key e] of v, zero outside and where a key is padding: 0 * nan would be nan."""
+    e = tl.arange(0, EP)
+    there = (key >= 0) & (key < op.n_k)
+    if op.live is not None:
+        there = there & (tl.load(op.live + b.to(tl.int64) * op.n_k + key, mask=there, other=0) != 0)
+    at = op.v + b.to(tl.int64) * op.v_b + g.to(tl.int64) * op.v_g + key.to(tl.int64)[:, None] * op.v_n + e[None, :]
+    return tl.load(at, mask=there[:, None] & (e < E)[None, :], other=0.0)
