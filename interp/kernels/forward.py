@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from interp.kernels.blocks import BlockPlan
 from interp.kernels.contract import Call
 from interp.kernels.settings import Tiling, tiling
 from interp.kernels.tiles import (
@@ -35,6 +36,8 @@ WIDEST = 64
 """key sets of one pass"""
 STRIP = tl.constexpr(64)
 """tiles of keys whose block sums are finished at once"""
+NONE = tl.constexpr(-(1 << 30))
+"""the tile of a row that sees nothing"""
 
 
 class Written(NamedTuple):
@@ -71,7 +74,7 @@ class Found:
     mass: Tensor | None
     """float32 [b h q s]"""
     tile: Tensor | None
-    """int32 [b h q] first key of the tile that holds the largest logit, -1 on dead rows"""
+    """int32 [b h q] first key of the tile that holds the largest logit, far below 0 on dead rows"""
     peak: Tensor | None
     """float32 [b h q] probability of the largest logit"""
     entropy: Tensor | None
@@ -81,15 +84,40 @@ class Found:
     tiling: Tiling
 
 
+class Sets(NamedTuple):
+    """Key sets as one operand of a matrix product."""
+
+    member: Tensor
+    """[b 1|g k S] in the dtype of v, padded with empty sets to S"""
+    b: int
+    g: int
+    """steps between batch rows and kv heads, in keys"""
+    number: int
+    changes: Tensor | None
+    """int32 [b 1|g k] how often membership has changed up to a key, where it seldom does"""
+
+
+@triton.jit
+def _by_product(mass, p, op, sets, b, g, key, S: tl.constexpr, PRECISION: tl.constexpr):
+    """mass + p E"""
+    at = sets.member + (b.to(tl.int64) * sets.b + g.to(tl.int64) * sets.g) * S
+    held = tl.load(at + key[:, None] * S + tl.arange(0, S)[None, :], mask=((key >= 0) & (key < op.n_k))[:, None], other=0.0)
+    return tl.dot(p.to(held.dtype), held, mass, input_precision=PRECISION)
+
+
 @triton.jit
 def _sweep(
-    acc, m, l, mass, tile, spread, q, op: Operands, to: Written, sets, sets_b, sets_g, k_desc, v_desc, b, h, g, row, column, lo, hi, base, shift,
+    acc, m, l, mass, tile, spread, q, op: Operands, to: Written, sets: Sets, k_desc, v_desc, b, h, g, row, column, lo, hi, base, shift,
     D: tl.constexpr, DP: tl.constexpr, E: tl.constexpr, EP: tl.constexpr, S: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
     CAUSAL: tl.constexpr, PLAIN: tl.constexpr, GROUPS: tl.constexpr, EDGE: tl.constexpr, OUT: tl.constexpr, TOP: tl.constexpr,
     ENTROPY: tl.constexpr, MAP: tl.constexpr, PRECISION: tl.constexpr, LOG2E: tl.constexpr,
 ):  # fmt: skip
     for start in tl.range(lo, hi, BN):
         key = start + tl.arange(0, BN)
+        if S > 0 and sets.changes is not None and not EDGE:
+            at = b.to(tl.int64) * sets.b + g.to(tl.int64) * sets.g
+            whole = tl.load(sets.member + at * S + start * S + tl.arange(0, S)).to(tl.float32)
+            mixed = tl.load(sets.changes + at + start) != tl.load(sets.changes + at + start + BN - 1)
         if k_desc is not None and not (EDGE and op.live is not None):
             k = tl.reshape(k_desc.load([b, g, start, 0]), (BN, DP))
         else:
@@ -129,17 +157,21 @@ def _sweep(
                 v = values(op, b, g, key, E, EP)
             acc = tl.dot(p.to(v.dtype), v, acc * fade[:, None], input_precision=PRECISION)
         if S > 0:
-            s = tl.arange(0, S)
-            at = sets + b.to(tl.int64) * sets_b + g.to(tl.int64) * sets_g + key[:, None] * S + s[None, :]
-            held = tl.load(at, mask=((key >= 0) & (key < op.n_k))[:, None], other=0.0)
-            mass = tl.dot(p.to(held.dtype), held, mass * fade[:, None], input_precision=PRECISION)
+            if sets.changes is not None and not EDGE:
+                if mixed:
+                    mass = _by_product(mass * fade[:, None], p, op, sets, b, g, key, S, PRECISION)
+                else:
+                    # all keys of the tile belong to the same sets: their masses are what the row gives to the tile
+                    mass = mass * fade[:, None] + part[:, None] * whole[None, :]
+            else:
+                mass = _by_product(mass * fade[:, None], p, op, sets, b, g, key, S, PRECISION)
         m = now
     return acc, m, l, mass, tile, spread
 
 
 @triton.jit
 def _program(
-    task, slot, op, to, sets, sets_b, sets_g, n_sets, q_desc, k_desc, v_desc, row_tiles,
+    task, slot, op, to, sets, q_desc, k_desc, v_desc, row_tiles,
     D: tl.constexpr, DP: tl.constexpr, E: tl.constexpr, EP: tl.constexpr, S: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, CAUSAL: tl.constexpr, PLAIN: tl.constexpr, GROUPS: tl.constexpr, OUT: tl.constexpr,
     TOP: tl.constexpr, ENTROPY: tl.constexpr, MAP: tl.constexpr, RB: tl.constexpr, KB: tl.constexpr,
@@ -194,19 +226,19 @@ def _program(
     l = tl.zeros([BM], tl.float32)
     spread = tl.zeros([BM], tl.float32)
     mass = tl.zeros([BM, S if S > 0 else 1], tl.float32)
-    tile = tl.full([BM], -1, tl.int32)
+    tile = tl.full([BM], NONE, tl.int32)
     base = slot.to(tl.int64) * to.tiles * BM
     if op.window is not None or op.live is not None or to.row_shift is not None:
         acc, m, l, mass, tile, spread = _sweep(
-            acc, m, l, mass, tile, spread, q, op, to, sets, sets_b, sets_g, k_desc, v_desc, b, h, g, row, column, lo, clear, base, shift,
+            acc, m, l, mass, tile, spread, q, op, to, sets, k_desc, v_desc, b, h, g, row, column, lo, clear, base, shift,
             D, DP, E, EP, S, BM, BN, CAUSAL, PLAIN, GROUPS, True, OUT, TOP, ENTROPY, MAP, PRECISION, LOG2E,
         )  # fmt: skip
     acc, m, l, mass, tile, spread = _sweep(
-        acc, m, l, mass, tile, spread, q, op, to, sets, sets_b, sets_g, k_desc, v_desc, b, h, g, row, column, clear, full, base, shift,
+        acc, m, l, mass, tile, spread, q, op, to, sets, k_desc, v_desc, b, h, g, row, column, clear, full, base, shift,
         D, DP, E, EP, S, BM, BN, CAUSAL, PLAIN, GROUPS, False, OUT, TOP, ENTROPY, MAP, PRECISION, LOG2E,
     )  # fmt: skip
     acc, m, l, mass, tile, spread = _sweep(
-        acc, m, l, mass, tile, spread, q, op, to, sets, sets_b, sets_g, k_desc, v_desc, b, h, g, row, column, full, hi, base, shift,
+        acc, m, l, mass, tile, spread, q, op, to, sets, k_desc, v_desc, b, h, g, row, column, full, hi, base, shift,
         D, DP, E, EP, S, BM, BN, CAUSAL, PLAIN, GROUPS, True, OUT, TOP, ENTROPY, MAP, PRECISION, LOG2E,
     )  # fmt: skip
 
@@ -238,9 +270,9 @@ def _program(
     if S > 0:
         s = tl.arange(0, S)
         result = tl.where(dead[:, None], 0.0, mass * norm[:, None])
-        tl.store(to.mass + at[:, None] * n_sets + s[None, :], result, mask=inside[:, None] & (s < n_sets)[None, :])
+        tl.store(to.mass + at[:, None] * sets.number + s[None, :], result, mask=inside[:, None] & (s < sets.number)[None, :])
     if TOP:
-        tl.store(to.tile + at, tl.where(dead, -1, tile), mask=inside)
+        tl.store(to.tile + at, tl.where(dead, NONE, tile), mask=inside)
         tl.store(to.peak + at, norm, mask=inside)
     if ENTROPY:
         entropy = (tl.log2(over_keys) - spread / over_keys) / LOG2E
@@ -263,7 +295,7 @@ def _program(
 
 @triton.jit
 def _forward(
-    op, to, sets, sets_b, sets_g, n_sets, q_desc, k_desc, v_desc, row_tiles, tasks,
+    op, to, sets, q_desc, k_desc, v_desc, row_tiles, tasks,
     D: tl.constexpr, DP: tl.constexpr, E: tl.constexpr, EP: tl.constexpr, S: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, CAUSAL: tl.constexpr, PLAIN: tl.constexpr, GROUPS: tl.constexpr, OUT: tl.constexpr,
     TOP: tl.constexpr, ENTROPY: tl.constexpr, MAP: tl.constexpr, RB: tl.constexpr, KB: tl.constexpr,
@@ -274,13 +306,13 @@ def _forward(
         # as many programs as there is scratch for take task after task
         for task in range(slot, tasks, tl.num_programs(0)):
             _program(
-                task, slot, op, to, sets, sets_b, sets_g, n_sets, q_desc, k_desc, v_desc, row_tiles,
+                task, slot, op, to, sets, q_desc, k_desc, v_desc, row_tiles,
                 D, DP, E, EP, S, BM, BN, CAUSAL, PLAIN, GROUPS, OUT, TOP, ENTROPY, MAP, RB, KB, PRECISION, LOG2E,
             )  # fmt: skip
             tl.debug_barrier()
     else:
         _program(
-            slot, slot, op, to, sets, sets_b, sets_g, n_sets, q_desc, k_desc, v_desc, row_tiles,
+            slot, slot, op, to, sets, q_desc, k_desc, v_desc, row_tiles,
             D, DP, E, EP, S, BM, BN, CAUSAL, PLAIN, GROUPS, OUT, TOP, ENTROPY, MAP, RB, KB, PRECISION, LOG2E,
         )  # fmt: skip
 
@@ -292,55 +324,50 @@ def forward(
     sets: Tensor | None = None,
     top: bool = False,
     entropy: bool = False,
-    blocks: tuple[int, Tensor, Tensor] | None = None,
+    blocks: BlockPlan | None = None,
     tiles: Tiling | None = None,
 ) -> Found:
     """One pass over a call: out[b h q e], lse[b h q], and what else was asked.
 
     sets: Float [b 1|g k s], up to WIDEST key sets, rounded to the dtype of v; masses come out as [b h q s].
-    blocks: (size, row shift, key shift), as `blocks.py` works them out; the size is a power of two.
-    tiles: a tiling instead of the table's.
+    blocks: how the map of blocks lies over the tiles. tiles: a tiling instead of the table's, or the plan's.
     """
     op = operands(call)
     b, h, g, n, m = call.sizes
     known = flags(call)
-    settings = tiles or tiling("forward", op.q, known["DP"], known["EP"])
+    settings = blocks.tiling if blocks is not None else tiles or forward_tiling(call)
     device = op.q.device
     statistic: dict[str, Any] = {"dtype": torch.float32, "device": device}
-    row_tiles = triton.cdiv(n + (settings.rows - 1 if blocks is not None else 0), settings.rows)
+    row_tiles = triton.cdiv(n + (blocks.rows - 1 if blocks is not None else 0), settings.rows)
     tasks = row_tiles * b * h
     programs = tasks
 
     # memory order [b q h e]: what follows attention reads the heads of a token together
     result = torch.empty(b, n, h, known["E"], dtype=call.v.dtype, device=device).transpose(1, 2) if out else None
-    held, n_sets, width = None, 0, 0
-    if sets is not None:
-        n_sets = sets.shape[-1]
-        width = max(16, triton.next_power_of_2(n_sets))
-        held = torch.nn.functional.pad(sets.to(device, op.v.dtype), (0, width - n_sets)).contiguous()
-    scratch, table, size, row_shift, key_shift, k_tiles = None, None, settings.keys, None, None, 0
+    held = None if sets is None else _sets(sets.to(device, op.v.dtype), settings)
+    scratch, table, k_tiles, k_blocks = None, None, 0, 0
     if blocks is not None:
-        size, row_shift, key_shift = blocks
-        k_tiles = triton.cdiv(m + settings.keys - 1, settings.keys)
+        size = blocks.request.size
+        k_blocks = triton.cdiv(m + size - 1, size)
+        k_tiles = k_blocks * size // settings.keys
         programs = min(tasks, _programs(device))
         scratch = torch.empty(programs * k_tiles * settings.rows, **statistic)
-        row_size = min(size, settings.rows)
-        table = torch.zeros(b, h, row_tiles * settings.rows // row_size, triton.cdiv(k_tiles * settings.keys, size), **statistic)
+        table = torch.zeros(b, h, row_tiles * settings.rows // blocks.rows, k_blocks, **statistic)
     to = Written(
         result,
         *((result.stride(i) for i in range(3)) if result is not None else (0, 0, 0)),
         torch.empty(b, h, n, **statistic),
-        torch.empty(b, h, n, n_sets, **statistic) if held is not None else None,
+        torch.empty(b, h, n, held.number, **statistic) if held is not None else None,
         torch.empty(b, h, n, dtype=torch.int32, device=device) if top else None,
         torch.empty(b, h, n, **statistic) if top else None,
         torch.empty(b, h, n, **statistic) if entropy else None,
         table,
         0 if table is None else table.shape[2],
-        0 if table is None else table.shape[3],
+        k_blocks,
         scratch,
         k_tiles,
-        row_shift,
-        key_shift,
+        None if blocks is None else blocks.row_shift,
+        None if blocks is None else blocks.key_shift,
     )
     if tasks and op.q.numel():
         descriptors = _descriptors(op, settings, known, out)
@@ -348,28 +375,41 @@ def forward(
             op,
             to,
             held,
-            0 if held is None else held.stride(0),
-            0 if held is None or held.shape[1] == 1 else held.stride(1),
-            n_sets,
             *descriptors,
             row_tiles,
             tasks,
             **known,
-            S=width,
+            S=0 if held is None else held.member.shape[-1],
             BM=settings.rows,
             BN=settings.keys,
             OUT=out,
             TOP=top,
             ENTROPY=entropy,
             MAP=blocks is not None,
-            RB=min(size, settings.rows),
-            KB=max(1, size // settings.keys),
+            RB=1 if blocks is None else blocks.rows,
+            KB=1 if blocks is None else blocks.request.size // settings.keys,
             PRECISION=settings.precision,
             LOG2E=LOG2E,
             num_warps=settings.warps,
             num_stages=settings.stages,
         )
     return Found(result, to.lse, to.mass, to.tile, to.peak, to.entropy, to.map, settings)
+
+
+def forward_tiling(call: Call) -> Tiling:
+    """What the table says for a call."""
+    known = flags(call)
+    return tiling("forward", call.q, known["DP"], known["EP"])
+
+
+def _sets(sets: Tensor, settings: Tiling) -> Sets:
+    b, g, m, count = sets.shape
+    values = torch.nn.functional.pad(sets, (0, max(16, triton.next_power_of_2(count)) - count)).contiguous()
+    changes = (sets[:, :, 1:] != sets[:, :, :-1]).any(-1).to(torch.int32)
+    changes = torch.nn.functional.pad(changes, (1, 0)).cumsum(-1, dtype=torch.int32)
+    # spans change a few times in a prompt, scattered sets at every other key
+    seldom = m > 0 and 4 * int(changes[..., -1].max()) <= m // settings.keys
+    return Sets(values, m * g if b > 1 else 0, m if g > 1 else 0, count, changes if seldom else None)
 
 
 def _programs(device: torch.device) -> int:

@@ -1,0 +1,136 @@
+"""Triton: single keys of single rows, after the pass: the key inside of a row's winning tile, and attention at listed keys."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from interp.kernels.contract import Call
+from interp.kernels.settings import Tiling
+from interp.kernels.tiles import LOG2E, edited, flags, keys, operands, queries, row_columns, seen
+
+NONE = tl.constexpr(1 << 30)
+"""past every key"""
+
+
+@triton.jit
+def _winners(
+    op, order, tile_of, key_to, row_tiles,
+    D: tl.constexpr, DP: tl.constexpr, E: tl.constexpr, EP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    CAUSAL: tl.constexpr, PLAIN: tl.constexpr, GROUPS: tl.constexpr, PRECISION: tl.constexpr, LOG2E: tl.constexpr,
+):  # fmt: skip
+    task = tl.program_id(0)
+    bh = task // row_tiles
+    b, h = bh // op.heads, bh % op.heads
+    g = h // op.group
+    place = (task % row_tiles) * BM + tl.arange(0, BM)
+    at = bh.to(tl.int64) * op.n_q
+    row = tl.load(order + at + place, mask=place < op.n_q, other=-1).to(tl.int32)
+    tile = tl.load(tile_of + at + row, mask=row >= 0, other=-NONE)
+    column = row_columns(op, row)
+    q = queries(op, b, h, row, D, DP)
+    best = tl.full([BM], -1, tl.int32)
+    # rows come sorted by tile, so that few tiles are met, each by one product
+    start = tl.min(tl.where(tile > -NONE, tile, NONE), 0)
+    while start < NONE:
+        key = start + tl.arange(0, BN)
+        k = keys(op, b, g, key, D, DP)
+        x = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+        if not PLAIN:
+            x = edited(x, op, b, h, row[:, None], key[None, :], GROUPS, LOG2E)
+        x = tl.where(seen(op, b, row[:, None], column[:, None], key[None, :], CAUSAL), x, float("-inf"))
+        # the first of equals
+        first = tl.min(tl.where(x == tl.max(x, 1)[:, None], key[None, :], NONE), 1)
+        best = tl.where(tile == start, first, best)
+        start = tl.min(tl.where(tile > start, tile, NONE), 0)
+    tl.store(key_to + at + row, best, mask=row >= 0)
+
+
+def winners(call: Call, tile: Tensor, tiles: Tiling) -> Tensor:
+    """int32 [b h q]: the key with the largest logit inside of each row's tile, the lowest of equals; -1 on dead rows.
+
+    tile: [b h q] first key of the tile, as `forward` gives it with the tiling `tiles`.
+    """
+    op = operands(call)
+    b, h, _, n, _ = call.sizes
+    key = torch.empty_like(tile)
+    rows = min(64, max(16, tiles.rows))
+    row_tiles = triton.cdiv(n, rows)
+    if tile.numel():
+        order = tile.view(b * h, n).argsort(dim=-1, stable=True)
+        _winners[(b * h * row_tiles,)](
+            op,
+            order,
+            tile,
+            key,
+            row_tiles,
+            **flags(call),
+            BM=rows,
+            BN=tiles.keys,
+            PRECISION=tiles.precision,
+            LOG2E=LOG2E,
+            num_warps=4,
+            num_stages=1,
+        )
+    return key
+
+
+@triton.jit
+def _at(
+    op, lse, listed, each, weight, to, row_tiles,
+    D: tl.constexpr, DP: tl.constexpr, E: tl.constexpr, EP: tl.constexpr, BM: tl.constexpr, CAUSAL: tl.constexpr,
+    PLAIN: tl.constexpr, GROUPS: tl.constexpr, LOG2E: tl.constexpr,
+):  # fmt: skip
+    task = tl.program_id(0)
+    bh = task // row_tiles
+    b, h = bh // op.heads, bh % op.heads
+    g = h // op.group
+    row = (task % row_tiles) * BM + tl.arange(0, BM)
+    inside = row < op.n_q
+    column = row_columns(op, row)
+    at = bh.to(tl.int64) * op.n_q + row
+    norm = tl.load(lse + at, mask=inside, other=float("inf"))
+    q = queries(op, b, h, row, D, DP).to(tl.float32)
+    d = tl.arange(0, DP)
+    for i in range(each):
+        key = tl.load(listed + (b.to(tl.int64) * op.n_q + row) * each + i, mask=inside, other=-1)
+        there = inside & (key >= 0) & (key < op.n_k)
+        from_k = op.k + b.to(tl.int64) * op.k_b + g.to(tl.int64) * op.k_g + key.to(tl.int64)[:, None] * op.k_n + d[None, :]
+        k = tl.load(from_k, mask=there[:, None] & (d < D)[None, :], other=0.0).to(tl.float32)
+        x = tl.sum(q * k, 1)
+        x = edited(x, op, b, h, row, key, GROUPS, LOG2E)
+        x = tl.where(there & seen(op, b, row, column, key, CAUSAL), x, float("-inf"))
+        p = tl.exp2(x - norm)
+        if weight is not None:
+            p = p * tl.load(weight + (b * (op.heads // op.group) + g).to(tl.int64) * op.n_k + key, mask=there, other=0.0)
+        tl.store(to + at * each + i, p, mask=inside)
+
+
+def at(call: Call, lse: Tensor, listed: Tensor, weight: Tensor | None = None) -> Tensor:
+    """float32 [b h q n]: attention at listed keys, exp(logit - lse), times weight[b g k] where one is given.
+
+    listed: Int [b q n], indices of keys, out of range for none. lse: [b h q], natural log, infinite on dead rows.
+    """
+    op = operands(call)
+    b, h, _, n, m = call.sizes
+    each = listed.shape[-1]
+    found = torch.zeros(b, h, n, each, dtype=torch.float32, device=op.q.device)
+    rows = 32
+    row_tiles = triton.cdiv(n, rows)
+    if found.numel():
+        norm = (lse.to(torch.float32) * LOG2E).masked_fill(~lse.isfinite(), torch.inf).contiguous()
+        index = listed.to(op.q.device).clamp(-1, m).to(torch.int32).expand(b, n, each).contiguous()
+        _at[(b * h * row_tiles,)](
+            op,
+            norm,
+            index,
+            each,
+            None if weight is None else weight.to(torch.float32).contiguous(),
+            found,
+            row_tiles,
+            **flags(call),
+            BM=rows,
+            LOG2E=LOG2E,
+            num_warps=4,
+        )
+    return found
