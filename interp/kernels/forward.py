@@ -18,15 +18,18 @@ from torch import Tensor
 from interp.kernels.blocks import BlockPlan
 from interp.kernels.contract import Call
 from interp.kernels.settings import Tiling, tiling
+from interp.kernels.spans import Borders, Sets, as_operand, between, by_product
 from interp.kernels.tiles import (
     INTERPRETED,
     LOG2E,
     Operands,
     edited,
+    extent,
     flags,
     keys,
     operands,
     queries,
+    reach,
     row_columns,
     seen,
     values,
@@ -49,6 +52,8 @@ class Written(NamedTuple):
     out_n: int
     lse: Tensor
     mass: Tensor | None
+    """[b h q n] masses; running sums before some tiles, to begin with, where masses are on spans"""
+    mass_n: int
     tile: Tensor | None
     peak: Tensor | None
     entropy: Tensor | None
@@ -84,27 +89,6 @@ class Found:
     tiling: Tiling
 
 
-class Sets(NamedTuple):
-    """Key sets as one operand of a matrix product."""
-
-    member: Tensor
-    """[b 1|g k S] in the dtype of v, padded with empty sets to S"""
-    b: int
-    g: int
-    """steps between batch rows and kv heads, in keys"""
-    number: int
-    changes: Tensor | None
-    """int32 [b 1|g k] how often membership has changed up to a key, where it seldom does"""
-
-
-@triton.jit
-def _by_product(mass, p, op, sets, b, g, key, S: tl.constexpr, PRECISION: tl.constexpr):
-    """mass + p E"""
-    at = sets.member + (b.to(tl.int64) * sets.b + g.to(tl.int64) * sets.g) * S
-    held = tl.load(at + key[:, None] * S + tl.arange(0, S)[None, :], mask=((key >= 0) & (key < op.n_k))[:, None], other=0.0)
-    return tl.dot(p.to(held.dtype), held, mass, input_precision=PRECISION)
-
-
 @triton.jit
 def _sweep(
     acc, m, l, mass, tile, spread, q, op: Operands, to: Written, sets: Sets, k_desc, v_desc, b, h, g, row, column, lo, hi, base, shift,
@@ -114,10 +98,11 @@ def _sweep(
 ):  # fmt: skip
     for start in tl.range(lo, hi, BN):
         key = start + tl.arange(0, BN)
-        if S > 0 and sets.changes is not None and not EDGE:
-            at = b.to(tl.int64) * sets.b + g.to(tl.int64) * sets.g
-            whole = tl.load(sets.member + at * S + start * S + tl.arange(0, S)).to(tl.float32)
-            mixed = tl.load(sets.changes + at + start) != tl.load(sets.changes + at + start + BN - 1)
+        if S > 0 and sets.slots is not None:
+            # masses on spans are differences of running sums, taken where spans begin and end
+            slot = tl.load(sets.slots + b * to.tiles + (start - shift) // BN)
+            at = (b * op.heads + h).to(tl.int64) * op.n_q + row
+            tl.store(to.mass + at * to.mass_n + slot, m + tl.log2(l), mask=(slot >= 0) & (row >= 0) & (row < op.n_q))
         if k_desc is not None and not (EDGE and op.live is not None):
             k = tl.reshape(k_desc.load([b, g, start, 0]), (BN, DP))
         else:
@@ -156,15 +141,8 @@ def _sweep(
             else:
                 v = values(op, b, g, key, E, EP)
             acc = tl.dot(p.to(v.dtype), v, acc * fade[:, None], input_precision=PRECISION)
-        if S > 0:
-            if sets.changes is not None and not EDGE:
-                if mixed:
-                    mass = _by_product(mass * fade[:, None], p, op, sets, b, g, key, S, PRECISION)
-                else:
-                    # all keys of the tile belong to the same sets: their masses are what the row gives to the tile
-                    mass = mass * fade[:, None] + part[:, None] * whole[None, :]
-            else:
-                mass = _by_product(mass * fade[:, None], p, op, sets, b, g, key, S, PRECISION)
+        if S > 0 and sets.slots is None:
+            mass = by_product(mass * fade[:, None], p.to(sets.member.dtype.element_ty), op, sets, b, g, key, S, PRECISION)
         m = now
     return acc, m, l, mass, tile, spread
 
@@ -190,33 +168,8 @@ def _program(
     row = first_row + tl.arange(0, BM)
     inside = (row >= 0) & (row < op.n_q)
     column = row_columns(op, row)
-    if op.rows is not None:
-        low = tl.min(tl.where(inside, column, 1 << 30), 0) - op.k_start
-        high = tl.max(column, 0) - op.k_start
-    else:
-        low = tl.maximum(first_row, 0) + op.q_start - op.k_start
-        high = tl.minimum(first_row + BM, op.n_q) - 1 + op.q_start - op.k_start
-
-    # keys that any row sees, then keys that every row sees, both in whole tiles
-    lo, hi = 0, op.n_k
-    clear, full = 0, op.n_k
-    if CAUSAL:
-        hi = tl.minimum(hi, high + 1)
-        full = tl.minimum(full, low + 1)
-    if op.window is not None:
-        lo = tl.maximum(lo, low - op.window + 1)
-        clear = tl.maximum(clear, high - op.window + 1)
-    if op.live is not None:
-        lo = tl.maximum(lo, tl.load(op.first + b))
-        clear = tl.maximum(clear, tl.load(op.clear + b))
-    lo = shift + (tl.maximum(lo - shift, 0) // BN) * BN
-    clear = shift + ((tl.maximum(clear - shift, 0) + BN - 1) // BN) * BN
-    full = shift + (tl.maximum(full - shift, 0) // BN) * BN
-    clear = tl.maximum(tl.minimum(clear, hi), lo)
-    # an edge ends where a tile ends
-    clear = shift + ((clear - shift + BN - 1) // BN) * BN
-    full = tl.maximum(full, clear)
-
+    low, high = extent(op, first_row, inside, column, BM)
+    lo, clear, full, hi = reach(op, b, low, high, shift, BN, CAUSAL)
     if q_desc is not None:
         q = tl.reshape(q_desc.load([b, h, first_row, 0]), (BM, DP))
     else:
@@ -267,10 +220,10 @@ def _program(
             result.to(to.out.dtype.element_ty),
             mask=inside[:, None] & (e < E)[None, :],
         )
-    if S > 0:
+    if S > 0 and sets.slots is None:
         s = tl.arange(0, S)
         result = tl.where(dead[:, None], 0.0, mass * norm[:, None])
-        tl.store(to.mass + at[:, None] * sets.number + s[None, :], result, mask=inside[:, None] & (s < sets.number)[None, :])
+        tl.store(to.mass + at[:, None] * to.mass_n + s[None, :], result, mask=inside[:, None] & (s < sets.number)[None, :])
     if TOP:
         tl.store(to.tile + at, tl.where(dead, NONE, tile), mask=inside)
         tl.store(to.peak + at, norm, mask=inside)
@@ -344,8 +297,7 @@ def forward(
 
     # memory order [b q h e]: what follows attention reads the heads of a token together
     result = torch.empty(b, n, h, known["E"], dtype=call.v.dtype, device=device).transpose(1, 2) if out else None
-    held = None if sets is None else _sets(sets.to(device, op.v.dtype), settings)
-    scratch, table, k_tiles, k_blocks = None, None, 0, 0
+    scratch, table, k_tiles, k_blocks = None, None, triton.cdiv(m, settings.keys), 0
     if blocks is not None:
         size = blocks.request.size
         k_blocks = triton.cdiv(m + size - 1, size)
@@ -353,11 +305,18 @@ def forward(
         programs = min(tasks, _programs(device))
         scratch = torch.empty(programs * k_tiles * settings.rows, **statistic)
         table = torch.zeros(b, h, row_tiles * settings.rows // blocks.rows, k_blocks, **statistic)
+    key_shift = None if blocks is None else blocks.key_shift
+    held = None if sets is None else as_operand(sets.to(device, op.v.dtype))
+    borders = None if held is None else Borders.of(held, op, settings.keys, k_tiles, key_shift)
+    if held is not None and borders is not None:
+        held = held._replace(slots=borders.slots)
+    mass_n = 0 if held is None else max(held.number, 0 if borders is None else borders.starts.shape[1])
     to = Written(
         result,
         *((result.stride(i) for i in range(3)) if result is not None else (0, 0, 0)),
         torch.empty(b, h, n, **statistic),
-        torch.empty(b, h, n, held.number, **statistic) if held is not None else None,
+        torch.empty(b, h, n, mass_n, **statistic) if held is not None else None,
+        mass_n,
         torch.empty(b, h, n, dtype=torch.int32, device=device) if top else None,
         torch.empty(b, h, n, **statistic) if top else None,
         torch.empty(b, h, n, **statistic) if entropy else None,
@@ -367,7 +326,7 @@ def forward(
         scratch,
         k_tiles,
         None if blocks is None else blocks.row_shift,
-        None if blocks is None else blocks.key_shift,
+        key_shift,
     )
     if tasks and op.q.numel():
         descriptors = _descriptors(op, settings, known, out)
@@ -393,23 +352,18 @@ def forward(
             num_warps=settings.warps,
             num_stages=settings.stages,
         )
-    return Found(result, to.lse, to.mass, to.tile, to.peak, to.entropy, to.map, settings)
+    mass = to.mass
+    if mass is not None and held is not None:
+        if borders is not None and tasks:
+            between(op, to.lse, mass, held, borders, (to.row_shift, to.key_shift), known, settings, row_tiles)
+        mass = mass[..., : held.number]
+    return Found(result, to.lse, mass, to.tile, to.peak, to.entropy, to.map, settings)
 
 
 def forward_tiling(call: Call) -> Tiling:
     """What the table says for a call."""
     known = flags(call)
     return tiling("forward", call.q, known["DP"], known["EP"])
-
-
-def _sets(sets: Tensor, settings: Tiling) -> Sets:
-    b, g, m, count = sets.shape
-    values = torch.nn.functional.pad(sets, (0, max(16, triton.next_power_of_2(count)) - count)).contiguous()
-    changes = (sets[:, :, 1:] != sets[:, :, :-1]).any(-1).to(torch.int32)
-    changes = torch.nn.functional.pad(changes, (1, 0)).cumsum(-1, dtype=torch.int32)
-    # spans change a few times in a prompt, scattered sets at every other key
-    seldom = m > 0 and 4 * int(changes[..., -1].max()) <= m // settings.keys
-    return Sets(values, m * g if b > 1 else 0, m if g > 1 else 0, count, changes if seldom else None)
 
 
 def _programs(device: torch.device) -> int:

@@ -29,7 +29,7 @@ from interp.kernels.contract import (
 from interp.kernels.errors import UsageError
 from interp.kernels.forward import WIDEST, Found, forward, forward_tiling
 from interp.kernels.gather import at, winners
-from interp.kernels.reductions import Block, Workspace, accumulator
+from interp.kernels.reductions import BITS, Block, Workspace, accumulator, tile_peaks
 from interp.kernels.rows import rows
 
 FEW = 16
@@ -86,7 +86,9 @@ def _many(call: Call, requests: tuple[Request, ...], queries: Tensor | None, out
     tiles = forward_tiling(call)
     plans = {i: plan for i, r in enumerate(requests) if isinstance(r, Blocks) and (plan := BlockPlan.of(call, r, tiles))}
     slow = [i for i, r in enumerate(requests) if (isinstance(r, TopKeys) and r.k > 1) or (isinstance(r, Blocks) and i not in plans)]
-    values: dict[int, Any] = dict(zip(slow, _few(call, tuple(requests[i] for i in slow), queries, False)[1], strict=True))
+    values: dict[int, Any] = {}
+    if slow:
+        values = dict(zip(slow, _few(call, tuple(requests[i] for i in slow), queries, False)[1], strict=True))
     wanted = [r for i, r in enumerate(requests) if i not in values]
     masses = Masses.of(call, wanted)
     groups = masses.groups()
@@ -216,18 +218,19 @@ def softmaxed(call: Call, chosen: slice, logits: Tensor) -> Block:
     """The rows `chosen` as the reductions see them, from their logits [b h r k]."""
     hidden = torch.finfo(logits.dtype).min / 4
     keys = slice(0, logits.shape[-1])
-    score = logits.clamp(min=hidden)
-    peak = score.amax(-1, keepdim=True)
+    score = (logits * BITS).clamp(min=hidden)
+    tiles = tile_peaks(score)
+    peak = tiles.amax(-1, keepdim=True)
     dead = peak[..., 0] <= hidden / 2
-    sink = None if call.sinks is None else call.sinks.to(score.dtype)[None, :, None, None]
+    sink = None if call.sinks is None else call.sinks.to(score.dtype)[None, :, None, None] * BITS
     peak = peak if sink is None else torch.maximum(peak, sink)
     shifted = score - peak
-    weight = torch.exp(shifted).masked_fill(dead[..., None], 0.0)
+    weight = torch.exp2(shifted).masked_fill(dead[..., None], 0.0)
     total = weight.sum(-1, keepdim=True)
-    denominator = total if sink is None else total + torch.exp(sink - peak)
+    denominator = total if sink is None else total + torch.exp2(sink - peak)
     denominator = denominator.masked_fill(dead[..., None], 1.0)
     norm = call.v.float().norm(dim=-1)
     norm = norm if call.live is None else norm.masked_fill(~call.live[:, None], 0.0)
     norm = norm.repeat_interleave(call.sizes[1] // call.sizes[2], 1)[:, :, None]
     space = Workspace(score.dtype, score.device)
-    return Block(call, chosen, keys, weight, shifted, peak, total, denominator, dead, space, norm)
+    return Block(call, chosen, keys, weight, shifted, tiles, peak, total, denominator, dead, space, norm)

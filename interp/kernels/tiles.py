@@ -229,3 +229,36 @@ def values(op, b, g, key, E: tl.constexpr, EP: tl.constexpr):
         there = there & (tl.load(op.live + b.to(tl.int64) * op.n_k + key, mask=there, other=0) != 0)
     at = op.v + b.to(tl.int64) * op.v_b + g.to(tl.int64) * op.v_g + key.to(tl.int64)[:, None] * op.v_n + e[None, :]
     return tl.load(at, mask=there[:, None] & (e < E)[None, :], other=0.0)
+
+
+@triton.jit
+def extent(op, first_row, inside, column, BM: tl.constexpr):
+    """The lowest and the highest column of a tile of rows, counted in keys of the call."""
+    if op.rows is not None:
+        low = tl.min(tl.where(inside, column, 1 << 30), 0)
+        high = tl.max(column, 0)
+    else:
+        low = tl.maximum(first_row, 0) + op.q_start
+        high = tl.minimum(first_row + BM, op.n_q) - 1 + op.q_start
+    return low - op.k_start, high - op.k_start
+
+
+@triton.jit
+def reach(op, b, low, high, shift, BN: tl.constexpr, CAUSAL: tl.constexpr):
+    """(lo, clear, full, hi): any row sees keys of lo..hi, every row all of clear..full; where tiles begin, but for hi."""
+    lo, hi = 0, op.n_k
+    clear, full = 0, op.n_k
+    if CAUSAL:
+        hi = tl.minimum(hi, high + 1)
+        full = tl.minimum(full, low + 1)
+    if op.window is not None:
+        lo = tl.maximum(lo, low - op.window + 1)
+        clear = tl.maximum(clear, high - op.window + 1)
+    if op.live is not None:
+        lo = tl.maximum(lo, tl.load(op.first + b))
+        clear = tl.maximum(clear, tl.load(op.clear + b))
+    lo = shift + (tl.maximum(lo - shift, 0) // BN) * BN
+    clear = tl.maximum(tl.minimum(clear, hi), lo)
+    clear = shift + (tl.maximum(clear - shift, 0) + BN - 1) // BN * BN
+    full = tl.maximum(shift + (tl.maximum(full - shift, 0) // BN) * BN, clear)
+    return lo, clear, full, hi
