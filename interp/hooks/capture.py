@@ -70,7 +70,7 @@ def capture(
     heads: which heads (anything HeadSet.parse takes); the axes `l h` of results become one, in the order of HeadSet.
     queries: which query positions: a span's name, positions, a slice or range; "generated" for what comes after the
       prompt. Results then list just these, each prompt's own, in order; `cap.queries` has their positions.
-    engine: "naive" or "chunked" to force one.
+    engine: "naive", "chunked" or "triton" to force one; by default the kernels where there is a GPU.
     Raises CostError before anything is computed where results cannot fit, HeadError, SpanError, and ModelError where
     a layer's attention was not reached. Beam search reorders the batch between steps: results follow rows as computed.
     """

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from interp.kernels.errors import ScoreError
-from interp.kernels.select import DEFAULT
+from interp.kernels.select import usual
 
 _SAMPLE = 4096
 _PACKAGES = ("interp", "torch", "transformers", "tokenizers", "transformer-lens", "triton", "numpy")
@@ -68,7 +68,7 @@ class Provenance:
             seed=seed,
             dtype=str(first.dtype).removeprefix("torch."),
             device=_device(first.device),
-            backend=backend or f"{config._attn_implementation} + {DEFAULT}",
+            backend=backend or f"{config._attn_implementation} + {usual(first.device)}",
             command=_command(sys.argv),
             time=datetime.now(UTC).isoformat(timespec="seconds"),
             note="; ".join(part for part in (str(getattr(config, "interp_note", "") or ""), note) if part),

@@ -3,14 +3,15 @@
 A block's rows are complete, so every reduction comes out of the one pass over q k^T, columns included.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from interp.kernels.contract import Call, Mass, Request, Result, Rows
-from interp.kernels.reductions import Block, Workspace, accumulator
+from interp.kernels.reductions import BITS, TILE, Block, Workspace, accumulator, join, tile_peaks
 
 BLOCK_ELEMENTS = 1 << 20
 """scores held at once: 4 MiB in float32"""
@@ -40,22 +41,71 @@ def attend(
     rest = tuple(request for i, request in enumerate(requests) if i not in chosen)
     if queries is not None:
         call = call.for_queries(queries)
+    result = None
     if rest or out:
-        result, found = _sweep(call, rest, queries, out, block)
+        result, found = _by_groups(call, rest, queries, out, block)
         for i, value in zip((i for i in range(len(requests)) if i not in chosen), found, strict=True):
             values[i] = value
-        return Result(result, tuple(values))
-    return Result(None, tuple(values))
+    return Result(result, tuple(values))
+
+
+def _by_groups(
+    call: Call, requests: tuple[Request, ...], queries: Tensor | None, out: bool, size: int
+) -> tuple[Tensor | None, list[Any]]:
+    """One kv head after the other where the call fills more than a block: fewer, taller products of matrices."""
+    b, h, g, n, n_keys = call.sizes
+    parts = [call] if b * h * n * n_keys <= size else list(groups(call))
+    space = Workspace(call.dtype, call.q.device, min(max(size, b * h // g * n_keys), b * h * n * n_keys))
+    grad = torch.is_grad_enabled()
+    # rows of all heads side by side, as the model takes them; gradients need pieces that are joined
+    whole = None if grad or not out else call.v.new_empty(b, n, h, call.v.shape[-1]).transpose(1, 2)
+    places = [None] * len(parts) if whole is None else whole.chunk(len(parts), 1)
+    found = [_sweep(part, requests, queries, out, size, space, place) for part, place in zip(parts, places, strict=True)]
+    if out and whole is None:
+        whole = torch.cat([result for result, _ in found if result is not None], 1)
+    if len(parts) == 1:
+        return whole, found[0][1]
+    values = zip(*(values for _, values in found), strict=True)
+    return whole, [join(request, list(each)) for request, each in zip(requests, values, strict=True)]
+
+
+def groups(call: Call) -> Iterator[Call]:
+    """The call of each kv head and the query heads that share it, as views."""
+    h, g = call.sizes[1:3]
+
+    def pick(x: Tensor | None, axis: int, heads: slice) -> Tensor | None:
+        return x if x is None or x.shape[axis] == 1 else x.movedim(axis, 0)[heads].movedim(0, axis)
+
+    for i in range(g):
+        heads, kv = slice(i * (h // g), (i + 1) * (h // g)), slice(i, i + 1)
+        yield replace(
+            call,
+            q=call.q[:, heads],
+            k=call.k[:, kv],
+            v=call.v[:, kv],
+            sinks=pick(call.sinks, 0, heads),
+            mask=pick(call.mask, 1, heads),
+            key_bias=pick(call.key_bias, 1, heads),
+            row_coef=pick(call.row_coef, 1, heads),
+            logit_scale=pick(call.logit_scale, -1, heads),
+        )
 
 
 def _sweep(
-    call: Call, requests: tuple[Request, ...], queries: Tensor | None, out: bool, size: int
+    call: Call,
+    requests: tuple[Request, ...],
+    queries: Tensor | None,
+    out: bool,
+    size: int,
+    space: Workspace,
+    place: Tensor | None,
 ) -> tuple[Tensor | None, list[Any]]:
+    """The output, written to `place` where there is one, and the value of each request."""
     b, h, g = call.sizes[:3]
     steps = [accumulator(request, call, queries) for request in requests]
-    scorer = Scorer.of(call, requests)
+    scorer = Scorer.of(call, requests, space)
     values, columns = scorer.v, {}
-    if out and not torch.is_grad_enabled():
+    if place is not None:
         # a key set is one more column of v: its mass costs no pass of its own
         for request in requests:
             if isinstance(request, Mass) and not request.by_value:
@@ -69,13 +119,18 @@ def _sweep(
             if out:
                 product = block.weight.view(b, g, -1, block.weight.shape[-1]) @ values[:, :, block.keys]
                 product = product.view(b, h, rows.stop - rows.start, -1)
-                outs.append((product[..., : scorer.v.shape[-1]] / block.denominator).to(call.v.dtype))
+                read = product[..., : scorer.v.shape[-1]]
+                if place is None:
+                    outs.append((read / block.denominator).to(call.v.dtype))
+                else:
+                    torch.div(read, block.denominator, out=place[:, :, rows])
                 block.sums = {name: product[..., column] for name, column in columns.items()}
         with torch.no_grad():
             for add, _ in steps:
                 add(block)
-    empty = call.v.new_zeros(b, h, 0, call.v.shape[-1])
-    return (torch.cat(outs, 2) if outs else empty) if out else None, [value() for _, value in steps]
+    if out and place is None:
+        place = torch.cat(outs, 2) if outs else call.v.new_zeros(b, h, 0, call.v.shape[-1])
+    return place, [value() for _, value in steps]
 
 
 @dataclass(eq=False)
@@ -92,9 +147,9 @@ class Scorer:
     space: Workspace
 
     @classmethod
-    def of(cls, call: Call, requests: tuple[Request, ...]) -> "Scorer":
+    def of(cls, call: Call, requests: tuple[Request, ...], space: Workspace) -> "Scorer":
         b, h, g = call.sizes[:3]
-        q = call.q.to(call.dtype) * call.scale
+        q = call.q.to(call.dtype) * (call.scale * BITS)
         if call.logit_scale is not None:
             q = q * call.logit_scale.to(call.dtype).expand(b, h)[:, :, None, None]
         v = call.v.to(call.dtype)
@@ -105,7 +160,6 @@ class Scorer:
         if call.live is not None:
             padded = (~call.live).any(0).nonzero()
             dead = slice(int(padded[0]), int(padded[-1]) + 1) if len(padded) else dead
-        space = Workspace(call.dtype, call.q.device)
         return cls(call, q, call.k.to(call.dtype), v, norm, dead, space)
 
     def blocks(self, size: int) -> list[slice]:
@@ -122,7 +176,7 @@ class Scorer:
         return found
 
     def reach(self, rows: slice) -> slice:
-        """The range of keys that some row of the block may see."""
+        """The range of keys that some row of the block may see, widened to whole tiles where there are as many keys."""
         call, n_keys = self.call, self.k.shape[2]
         columns = call.rows[rows] - call.k_start
         low, high = 0, n_keys
@@ -130,25 +184,28 @@ class Scorer:
             high = min(n_keys, int(columns.max()) + 1)
         if call.window is not None:
             low = max(0, int(columns.min()) - call.window + 1)
-        return slice(min(low, n_keys), max(high, min(low, n_keys)))
+        if high <= low:
+            return slice(0, 0)
+        return slice(low - low % TILE, min(n_keys, high + -high % TILE))
 
     def logits(self, rows: slice, keys: slice, hidden: float) -> Tensor:
-        """[b h r k] logits with `hidden` wherever a row may not look."""
+        """[b h r k] logits in bits with `hidden` wherever a row may not look."""
         call = self.call
+        cap = None if call.softcap is None else call.softcap * BITS
         b, h, g = call.sizes[:3]
         n, m = rows.stop - rows.start, keys.stop - keys.start
         q = self.q[:, :, rows].reshape(b, g, h // g * n, -1)
         k = self.k[:, :, keys].transpose(-1, -2)
         if torch.is_grad_enabled():
             score = (q @ k).view(b, h, n, m)
-            if call.softcap is not None:
-                score = torch.tanh(score / call.softcap) * call.softcap
+            if cap is not None:
+                score = torch.tanh(score / cap) * cap
         else:
             score = torch.matmul(q, k, out=self.space.take("score", b, g, h // g * n, m)).view(b, h, n, m)
-            if call.softcap is not None:
-                score.div_(call.softcap).tanh_().mul_(call.softcap)
+            if cap is not None:
+                score.div_(cap).tanh_().mul_(cap)
         if call.key_bias is not None or call.row_coef is not None or call.mask is not None:
-            score = score + call.bias(rows, keys)
+            score = score + call.bias(rows, keys) * BITS
             return score.masked_fill(~call.visible(rows, keys), hidden)
         for part in self.edges(rows, keys):
             local = slice(part.start - keys.start, part.stop - keys.start)
@@ -170,9 +227,9 @@ class Scorer:
         first, last = int(columns.min()), int(columns.max())
         parts = [self.dead_keys]
         if call.causal:
-            parts.append(slice(first + 1, last + 1))
+            parts.append(slice(first + 1, keys.stop))
         if call.window is not None:
-            parts.append(slice(first - call.window + 1, last - call.window + 1))
+            parts.append(slice(keys.start, last - call.window + 1))
         clipped = (slice(max(p.start, keys.start), min(p.stop, keys.stop)) for p in parts)
         return [p for p in clipped if p.stop > p.start]
 
@@ -185,41 +242,42 @@ class Scorer:
         if keys.stop == keys.start:
             none = call.q.new_zeros(*shape[:3], 0, dtype=call.dtype)
             one = torch.ones(shape, dtype=call.dtype, device=call.q.device)
-            return Block(call, rows, keys, none, none, one * hidden, one, one, one[..., 0] > 0, self.space)
+            return Block(call, rows, keys, none, none, none, one * hidden, one, one, one[..., 0] > 0, self.space)
         score = self.logits(rows, keys, hidden)
-        peak = score.detach().amax(-1, keepdim=True)
+        tiles = tile_peaks(score.detach())
+        peak = tiles.amax(-1, keepdim=True)
         dead = peak[..., 0] <= hidden / 2
         sink = None
         if call.sinks is not None:
-            sink = call.sinks.to(call.dtype)[None, :, None, None]
+            sink = call.sinks.to(call.dtype)[None, :, None, None] * BITS
             peak = torch.maximum(peak, sink.detach().expand(shape))
         if torch.is_grad_enabled():
             shifted = score - peak
-            weight = torch.exp(shifted)
+            weight = torch.exp2(shifted)
         else:
             shifted = score.sub_(peak)
-            weight = torch.exp(shifted, out=self.space.take("weight", *score.shape))
+            weight = torch.exp2(shifted, out=self.space.take("weight", *score.shape))
         if bool(dead.any()):
             weight = weight.masked_fill(dead[..., None], 0.0)
         total = weight.sum(-1, keepdim=True)
-        denominator = total if sink is None else total + torch.exp(sink - peak)
+        denominator = total if sink is None else total + torch.exp2(sink - peak)
         denominator = denominator.masked_fill(dead[..., None], 1.0)
         norm = None if self.value_norm is None else self.value_norm[..., keys]
-        return Block(call, rows, keys, weight, shifted, peak, total, denominator, dead, self.space, norm)
+        return Block(call, rows, keys, weight, shifted, tiles, peak, total, denominator, dead, self.space, norm)
 
 
 def _full_rows(call: Call, request: Rows, size: int) -> Tensor:
     """[b h r k] probabilities or logits of the rows that a Rows request names."""
     with torch.no_grad():
         picked = call.for_queries(request.queries)
-        scorer = Scorer.of(picked, ())
+        scorer = Scorer.of(picked, (), Workspace(call.dtype, call.q.device))
         b, h, _, n, n_keys = picked.sizes
         fill = -torch.inf if request.logits else 0.0
         full = torch.full((b, h, n, n_keys), fill, dtype=call.dtype, device=call.q.device)
         for rows in scorer.blocks(size):
             if request.logits:
                 keys = scorer.reach(rows)
-                full[:, :, rows, keys] = scorer.logits(rows, keys, -torch.inf)
+                full[:, :, rows, keys] = scorer.logits(rows, keys, -torch.inf) / BITS
             else:
                 block = scorer.block(rows)
                 full[:, :, rows, block.keys] = block.weight / block.denominator

@@ -13,26 +13,31 @@ from torch import Tensor
 
 from interp.kernels.contract import Call
 from interp.kernels.settings import Tiling, tiling
-from interp.kernels.tiles import LOG2E, edited, flags, keys, operands, queries, row_columns, seen
+from interp.kernels.tiles import LOG2E, descriptor, edited, flags, keys, operands, queries, row_columns, seen
 
 
 @triton.jit
 def _step(
-    total, most, saw, k, op, lse, weight, b, h, key, lo, hi,
+    total, most, saw, k, op, lse, weight, q_desc, b, h, key, lo, hi,
     D: tl.constexpr, DP: tl.constexpr, BM: tl.constexpr, CAUSAL: tl.constexpr, PLAIN: tl.constexpr, GROUPS: tl.constexpr,
     EDGE: tl.constexpr, SUM: tl.constexpr, MAX: tl.constexpr, SEEN: tl.constexpr, PRECISION: tl.constexpr,
     LOG2E: tl.constexpr,
 ):  # fmt: skip
+    at = (b * op.heads + h).to(tl.int64) * op.n_q
+    row = lo + tl.arange(0, BM)
+    # rows that see nothing, or do not exist, have a log-sum-exp of +inf: nothing of them is left
+    norm = tl.load(lse + at + row, mask=row < op.n_q, other=float("inf"))
     for start in tl.range(lo, hi, BM):
         row = start + tl.arange(0, BM)
-        inside = (row >= 0) & (row < op.n_q)
-        q = queries(op, b, h, row, D, DP)
+        # what the next step needs is under way while this one computes
+        ahead = tl.load(lse + at + row + BM, mask=row + BM < op.n_q, other=float("inf"))
+        if q_desc is not None:
+            q = tl.reshape(q_desc.load([b, h, start, 0]), (BM, DP))
+        else:
+            q = queries(op, b, h, row, D, DP)
         x = tl.dot(k, tl.trans(q), input_precision=PRECISION)
         if not PLAIN:
             x = edited(x, op, b, h, row[None, :], key[:, None], GROUPS, LOG2E)
-        at = (b * op.heads + h).to(tl.int64) * op.n_q + row
-        # rows that see nothing, or do not exist, have a log-sum-exp of +inf: nothing of them is left
-        norm = tl.load(lse + at, mask=inside, other=float("inf"))
         if EDGE:
             column = row_columns(op, row)
             mask = seen(op, b, row[None, :], column[None, :], key[:, None], CAUSAL)
@@ -46,7 +51,7 @@ def _step(
         else:
             p = tl.exp2(x - norm[None, :])
         if weight is not None:
-            w = tl.load(weight + at, mask=inside, other=0.0)
+            w = tl.load(weight + at + row, mask=row < op.n_q, other=0.0)
             p = p * w[None, :]
         if SUM:
             total += tl.sum(p, 1)
@@ -58,12 +63,13 @@ def _step(
                 saw += tl.sum(tl.where(there, w[None, :], 0.0), 1)
             else:
                 saw += tl.sum(there.to(tl.float32), 1)
+        norm = ahead
     return total, most, saw
 
 
 @triton.jit
 def _columns(
-    op, lse, weight, total_to, most_to, seen_to, key_tiles,
+    op, lse, weight, total_to, most_to, seen_to, q_desc, key_tiles,
     D: tl.constexpr, DP: tl.constexpr, E: tl.constexpr, EP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
     CAUSAL: tl.constexpr, PLAIN: tl.constexpr, GROUPS: tl.constexpr, SUM: tl.constexpr, MAX: tl.constexpr,
     SEEN: tl.constexpr, PRECISION: tl.constexpr, LOG2E: tl.constexpr,
@@ -103,15 +109,15 @@ def _columns(
     most = tl.zeros([BN], tl.float32)
     saw = tl.zeros([BN], tl.float32)
     total, most, saw = _step(
-        total, most, saw, k, op, lse, weight, b, h, key, lo, clear,
+        total, most, saw, k, op, lse, weight, q_desc, b, h, key, lo, clear,
         D, DP, BM, CAUSAL, PLAIN, GROUPS, True, SUM, MAX, SEEN, PRECISION, LOG2E,
     )  # fmt: skip
     total, most, saw = _step(
-        total, most, saw, k, op, lse, weight, b, h, key, clear, full,
+        total, most, saw, k, op, lse, weight, q_desc, b, h, key, clear, full,
         D, DP, BM, CAUSAL, PLAIN, GROUPS, False, SUM, MAX, SEEN, PRECISION, LOG2E,
     )  # fmt: skip
     total, most, saw = _step(
-        total, most, saw, k, op, lse, weight, b, h, key, full, hi,
+        total, most, saw, k, op, lse, weight, q_desc, b, h, key, full, hi,
         D, DP, BM, CAUSAL, PLAIN, GROUPS, True, SUM, MAX, SEEN, PRECISION, LOG2E,
     )  # fmt: skip
     at = (b * op.heads + h).to(tl.int64) * op.n_k + key
@@ -151,6 +157,7 @@ def columns(
             received if stat == "sum" else None,
             received if stat == "max" else None,
             saw,
+            descriptor(op.q, settings.rows, known["DP"]) if settings.descriptors and op.rows is None else None,
             key_tiles,
             **known,
             BM=settings.rows,

@@ -20,9 +20,9 @@ from interp.kernels.contract import Call
 from interp.kernels.settings import Tiling, tiling
 from interp.kernels.spans import Borders, Sets, as_operand, between, by_product
 from interp.kernels.tiles import (
-    INTERPRETED,
     LOG2E,
     Operands,
+    descriptor,
     edited,
     extent,
     flags,
@@ -96,13 +96,20 @@ def _sweep(
     CAUSAL: tl.constexpr, PLAIN: tl.constexpr, GROUPS: tl.constexpr, EDGE: tl.constexpr, OUT: tl.constexpr, TOP: tl.constexpr,
     ENTROPY: tl.constexpr, MAP: tl.constexpr, PRECISION: tl.constexpr, LOG2E: tl.constexpr,
 ):  # fmt: skip
+    if S > 0 and sets.slots is not None:
+        # masses on spans are differences of running sums, taken where spans begin and end
+        line = to.mass + ((b * op.heads + h).to(tl.int64) * op.n_q + row) * to.mass_n
+        inside = (row >= 0) & (row < op.n_q)
+        place = sets.slots + b * (to.tiles + 1) + (lo - shift) // BN
+        slot = tl.load(place)
     for start in tl.range(lo, hi, BN):
         key = start + tl.arange(0, BN)
         if S > 0 and sets.slots is not None:
-            # masses on spans are differences of running sums, taken where spans begin and end
-            slot = tl.load(sets.slots + b * to.tiles + (start - shift) // BN)
-            at = (b * op.heads + h).to(tl.int64) * op.n_q + row
-            tl.store(to.mass + at * to.mass_n + slot, m + tl.log2(l), mask=(slot >= 0) & (row >= 0) & (row < op.n_q))
+            # one step ahead: to wait for it here would cost a fifth
+            place += 1
+            ahead = tl.load(place)
+            tl.store(line + slot, m + tl.log2(l), mask=inside & (slot >= 0))
+            slot = ahead
         if k_desc is not None and not (EDGE and op.live is not None):
             k = tl.reshape(k_desc.load([b, g, start, 0]), (BN, DP))
         else:
@@ -302,7 +309,7 @@ def forward(
         size = blocks.request.size
         k_blocks = triton.cdiv(m + size - 1, size)
         k_tiles = k_blocks * size // settings.keys
-        programs = min(tasks, _programs(device))
+        programs = min(tasks, _programs(device, settings, known["DP"]))
         scratch = torch.empty(programs * k_tiles * settings.rows, **statistic)
         table = torch.zeros(b, h, row_tiles * settings.rows // blocks.rows, k_blocks, **statistic)
     key_shift = None if blocks is None else blocks.key_shift
@@ -366,29 +373,19 @@ def forward_tiling(call: Call) -> Tiling:
     return tiling("forward", call.q, known["DP"], known["EP"])
 
 
-def _programs(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
+def _programs(device: torch.device, settings: Tiling, width: int) -> int:
+    """As many as run at once."""
+    if device.type != "cuda":
+        return 2
+    each = max(1, 128 // settings.rows) * (2 if width <= 64 else 1)
+    return each * torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def _descriptors(op: Operands, settings: Tiling, known: dict[str, Any], out: bool) -> tuple[Any, Any, Any]:
-    """Tensor descriptors of q, k, v for the copy engine of Hopper; None where layout or device do not allow them."""
-    if not settings.descriptors or INTERPRETED or op.rows is not None:
+    """Tensor descriptors of q, k, v; None for all where one of them cannot be had."""
+    if not settings.descriptors or op.rows is not None:
         return None, None, None
-
-    def fits(x: Tensor, width: int) -> bool:
-        steps = [x.stride(i) * x.element_size() for i in range(3) if x.shape[i] > 1]
-        return x.data_ptr() % 16 == 0 and all(s % 16 == 0 and s > 0 for s in steps) and x.shape[-1] == width
-
-    if not (fits(op.q, known["DP"]) and fits(op.k, known["DP"]) and fits(op.v, known["EP"]) and 0 not in op.k.shape):
-        return None, None, None
-    from triton.tools.tensor_descriptor import TensorDescriptor
-
-    def describe(x: Tensor, rows: int, width: int) -> Any:
-        strides = [s if s % (16 // x.element_size()) == 0 and s > 0 else width for s in x.stride()[:3]]
-        return TensorDescriptor(x, list(x.shape), [*strides, 1], [1, 1, rows, width])
-
-    return (
-        describe(op.q, settings.rows, known["DP"]),
-        describe(op.k, settings.keys, known["DP"]),
-        describe(op.v, settings.keys, known["EP"]) if out else None,
-    )
+    q = descriptor(op.q, settings.rows, known["DP"])
+    k = descriptor(op.k, settings.keys, known["DP"])
+    v = descriptor(op.v, settings.keys, known["EP"])
+    return (q, k, v if out else None) if None not in (q, k, v) else (None, None, None)

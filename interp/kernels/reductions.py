@@ -23,6 +23,9 @@ from interp.kernels.contract import (
 )
 from interp.kernels.errors import UsageError
 
+BITS = math.log2(math.e)
+"""logits are held in bits, since powers of two are several times as fast as exp on a CPU"""
+
 TILE = 64
 """keys compared at once for the argmax: the maximum is found by tile, the key inside the winning tile"""
 
@@ -33,6 +36,8 @@ class Workspace:
 
     dtype: torch.dtype
     device: torch.device
+    least: int = 0
+    """numbers to hold under a name from the start: one that grows is taken from the heap again"""
     _held: dict[str, Tensor] = field(default_factory=dict)
 
     def take(self, name: str, *shape: int) -> Tensor:
@@ -40,7 +45,7 @@ class Workspace:
         size = math.prod(shape)
         held = self._held.get(name)
         if held is None or held.numel() < size:
-            held = self._held[name] = torch.empty(size, dtype=self.dtype, device=self.device)
+            held = self._held[name] = torch.empty(max(size, self.least), dtype=self.dtype, device=self.device)
         return held[:size].view(shape)
 
 
@@ -55,9 +60,11 @@ class Block:
     weight: Tensor
     """[b h r k] exp(logit - max): unnormalised, 0 where nothing is seen"""
     shifted: Tensor
-    """[b h r k] logit - max, a large negative number where nothing is seen"""
+    """[b h r k] (logit - max) in bits, a large negative number where nothing is seen"""
+    tiles: Tensor
+    """[b h r t] the largest logit of each tile of keys, in bits"""
     peak: Tensor
-    """[b h r 1] max"""
+    """[b h r 1] max in bits, that of a learned sink where it is larger"""
     total: Tensor
     """[b h r 1] sum of weight over keys, without a learned sink; 1 on dead rows"""
     denominator: Tensor
@@ -105,6 +112,21 @@ def accumulator(request: Request, call: Call, queries: Tensor | None) -> Step:
     raise NotImplementedError(type(request).__name__)
 
 
+@singledispatch
+def join(request: Request, parts: list[Any]) -> Any:
+    """One value out of those of several runs of heads, in their order."""
+    if isinstance(parts[0], tuple):
+        return tuple(torch.cat(part, 1) for part in zip(*parts, strict=True))
+    return torch.cat(parts, 1)
+
+
+@join.register
+def _(request: Blocks, parts: list[Any]) -> Any:
+    # the grid and its live rows are the same for every head
+    start, _, rows_in = parts[0]
+    return start, torch.cat([sums for _, sums, _ in parts], 1), rows_in
+
+
 def _zeros(call: Call, *rest: int) -> Callable[[], Tensor]:
     return lambda: call.q.new_zeros(*call.sizes[:2], 0, *rest, dtype=call.dtype)
 
@@ -112,7 +134,7 @@ def _zeros(call: Call, *rest: int) -> Callable[[], Tensor]:
 @accumulator.register
 def _(request: Lse, call: Call, queries: Tensor | None) -> Step:
     def reduce(block: Block) -> Tensor:
-        lse = (block.peak + block.denominator.log())[..., 0]
+        lse = (block.peak + block.denominator.log2())[..., 0] / BITS
         return lse.masked_fill(block.dead, -torch.inf)
 
     return _by_rows(reduce, _zeros(call))
@@ -126,7 +148,7 @@ def _(request: Entropy, call: Call, queries: Tensor | None) -> Step:
             return _entropy_of_keys(block)
         total = block.total[..., 0].masked_fill(block.dead, 1.0)
         product = torch.mul(block.weight, block.shifted, out=block.space.take("product", *block.weight.shape))
-        return total.log() - product.sum(-1) / total
+        return total.log() - product.sum(-1) / (total * BITS)
 
     return _by_rows(reduce, _zeros(call))
 
@@ -136,16 +158,16 @@ def _entropy_of_keys(block: Block) -> Tensor:
     if not block.shifted.shape[-1]:
         return block.peak[..., 0] * 0.0
     shifted = block.shifted - block.shifted.amax(-1, keepdim=True)
-    weight = torch.exp(shifted)
+    weight = torch.exp2(shifted)
     total = weight.sum(-1)
-    return (total.log() - (weight * shifted).sum(-1) / total).masked_fill(block.dead, 0.0)
+    return (total.log() - (weight * shifted).sum(-1) / (total * BITS)).masked_fill(block.dead, 0.0)
 
 
 @accumulator.register
 def _(request: TopKeys, call: Call, queries: Tensor | None) -> Step:
     def reduce(block: Block) -> tuple[Tensor, Tensor]:
         have = min(request.k, block.weight.shape[-1])
-        best = _first_max(block.shifted) if request.k == 1 and have else _stable_top(block.shifted, have)
+        best = _first_max(block) if request.k == 1 and have else _stable_top(block.shifted, have)
         probs = block.weight.gather(-1, best) / block.denominator
         found = block.shifted.gather(-1, best) > torch.finfo(call.dtype).min / 8
         keys = torch.where(found & ~block.dead[..., None], best + (call.k_start + block.keys.start), -1)
@@ -155,29 +177,32 @@ def _(request: TopKeys, call: Call, queries: Tensor | None) -> Step:
     return _by_rows(reduce, lambda: (_zeros(call, request.k)().long(), _zeros(call, request.k)()))
 
 
-def _first_max(x: Tensor) -> Tensor:
-    """[... 1] index of the maximum of the last axis, the lowest where several are equal."""
+def tile_peaks(x: Tensor) -> Tensor:
+    """[... t] maximum of each tile of the last axis; the last tile may be a part of one."""
     n = x.shape[-1]
     whole = n - n % TILE
-    if not whole:
+    peaks = [x[..., :whole].unflatten(-1, (-1, TILE)).amax(-1)] if whole else []
+    if n > whole:
+        peaks.append(x[..., whole:].amax(-1, keepdim=True))
+    return torch.cat(peaks, -1) if len(peaks) > 1 else peaks[0]
+
+
+def _first_max(block: Block) -> Tensor:
+    """[b h r 1] index of the largest logit of each row, the lowest where several are equal."""
+    x, n = block.shifted, block.shifted.shape[-1]
+    if n < TILE:
         return _first(x == x.amax(-1, keepdim=True))
-    tiles = x[..., :whole].unflatten(-1, (-1, TILE))
-    peaks = tiles.amax(-1)
-    tail = x[..., whole:].amax(-1, keepdim=True) if n > whole else None
-    if tail is not None:
-        peaks = torch.cat([peaks, tail], -1)
-    top = peaks.amax(-1, keepdim=True)
-    tile = _first(peaks == top)
+    tile = _first(block.tiles == block.tiles.amax(-1, keepdim=True))
     start = (tile * TILE).clamp(max=n - TILE)
-    inside = start + torch.arange(TILE, device=x.device)
+    near = x.gather(-1, start + torch.arange(TILE, device=x.device))
     # the last tile may reach back into its neighbour, which holds no value as large, or the neighbour had won
-    return start + _first(x.gather(-1, inside) == top)
+    return start + _first(near == near.amax(-1, keepdim=True))
 
 
 def _first(hit: Tensor) -> Tensor:
     """[... 1] index of the first True; argmax does not promise the first one everywhere."""
-    place = torch.arange(hit.shape[-1], device=hit.device)
-    return torch.where(hit, place, hit.shape[-1] - 1).amin(-1, keepdim=True)
+    place = torch.arange(hit.shape[-1], device=hit.device, dtype=torch.int32)
+    return torch.where(hit, place, hit.shape[-1] - 1).amin(-1, keepdim=True).long()
 
 
 def _stable_top(x: Tensor, k: int) -> Tensor:

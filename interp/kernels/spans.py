@@ -53,7 +53,7 @@ class Borders:
     """The tiles of keys in which, or before which, membership changes."""
 
     slots: Tensor
-    """int32 [b tiles] number of the border that lies in a tile, -1 for none"""
+    """int32 [b tiles + 1] number of the border that lies in a tile, -1 for none"""
     starts: Tensor
     """int32 [b n] first key of each such tile, in order; BEYOND past the last"""
 
@@ -66,7 +66,8 @@ class Borders:
             return None
         changed = (member[:, :, 1:] != member[:, :, :-1]).any(-1).any(1)
         count = torch.nn.functional.pad(changed.to(torch.int32), (1, 0)).cumsum(-1)
-        start = torch.arange(tiles, device=member.device)[None] * size
+        # one tile more, since kernels look one ahead
+        start = torch.arange(tiles + 1, device=member.device)[None] * size
         start = start.expand(b, -1) if shift is None else start + shift[:, None]
         before, last = (start - 1).clamp(0, m - 1), (start + size - 1).clamp(0, m - 1)
         border = count.gather(1, before) != count.gather(1, last)

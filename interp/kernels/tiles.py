@@ -156,6 +156,20 @@ def _dense(x: Tensor) -> Tensor:
 INTERPRETED = bool(triton.knobs.runtime.interpret)
 
 
+def descriptor(x: Tensor, rows: int, width: int) -> Any:
+    """x [b h n d] for the copy engine of Hopper, in tiles of rows x width; None where its layout does not allow that."""
+    from triton.tools.tensor_descriptor import TensorDescriptor
+
+    size = x.element_size()
+    steps = [x.stride(i) * size for i in range(3) if x.shape[i] > 1]
+    fits = x.data_ptr() % 16 == 0 and all(step % 16 == 0 and step > 0 for step in steps)
+    if INTERPRETED or not fits or x.shape[-1] != width or 0 in x.shape:
+        return None
+    # an axis of length one may have any stride
+    strides = [x.stride(i) if x.shape[i] > 1 else width for i in range(3)]
+    return TensorDescriptor(x, list(x.shape), [*strides, 1], [1, 1, rows, width])
+
+
 @triton.jit
 def row_columns(op, row):
     """Column of each query; -1 past the end, which sees nothing of a causal call."""
