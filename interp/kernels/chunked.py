@@ -13,8 +13,8 @@ from torch import Tensor
 from interp.kernels.contract import Call, Mass, Request, Result, Rows
 from interp.kernels.reductions import BITS, TILE, Block, Workspace, accumulator, join, tile_peaks
 
-BLOCK_ELEMENTS = 1 << 20
-"""scores held at once: 4 MiB in float32"""
+BLOCK_ELEMENTS = 1 << 21
+"""scores held at once: 8 MiB in float32"""
 
 
 def attend(
@@ -60,7 +60,8 @@ def _by_groups(
     # rows of all heads side by side, as the model takes them; gradients need pieces that are joined
     whole = None if grad or not out else call.v.new_empty(b, n, h, call.v.shape[-1]).transpose(1, 2)
     places = [None] * len(parts) if whole is None else whole.chunk(len(parts), 1)
-    found = [_sweep(part, requests, queries, out, size, space, place) for part, place in zip(parts, places, strict=True)]
+    pairs = zip(parts, places, strict=True)
+    found = [_sweep(part, requests, queries, out, size, space, place) for part, place in pairs]
     if out and whole is None:
         whole = torch.cat([result for result, _ in found if result is not None], 1)
     if len(parts) == 1:
