@@ -2,8 +2,9 @@
 
     python -m benchmarks.reading [--lengths 1024 4096 8192] [--out docs/reading.md]
 
-Each measurement runs in a process of its own, so that peaks do not mix (the kernel's own mark, Linux only). Times are
-medians of whole forwards and their ratios to the plain forward of the same length, since machines differ.
+Each way runs in a process of its own, so that peaks do not mix (the kernel's own mark, Linux only). There, forwards of
+the way take turns with plain ones, first one ahead and then the other: a machine that others use too changes its speed
+by the minute, and what both sides of a ratio feel cancels. Times are medians, ratios medians over the turns.
 A peer that would need more memory than is free is left out, and the table says so.
 """
 
@@ -34,43 +35,53 @@ WAYS = {
     "eager, all patterns": "transformers with output_attentions=True",
     "transformer-lens, pattern statistics": "its own bridge, hooks on every pattern that keep the same three",
 }
+PLAIN = "sdpa, plain"
 PEERS = ("eager, all patterns", "transformer-lens, pattern statistics")
-REPEATS = 3
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lengths", type=int, nargs="+", default=[1024, 4096, 8192])
-    parser.add_argument("--repeats", type=int, default=REPEATS)
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), metavar="WAY")
+    parser.add_argument("--turns", type=int, default=5, help="forwards of each way, and plain ones beside them")
+    parser.add_argument("--peer-turns", type=int, default=2, help="the same for the n x n peers, which are slow")
+    parser.add_argument("--long-turns", type=int, default=3, help="the same above --peer-limit")
     parser.add_argument("--peer-limit", type=int, default=4096, help="longest prompt that n x n peers are given")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--one", nargs=2, metavar=("WAY", "LENGTH"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
-        print(json.dumps(measure(arguments.one[0], int(arguments.one[1]), arguments.repeats)))
+        print(json.dumps(measure(arguments.one[0], int(arguments.one[1]), arguments.turns)))
         return
     rows = []
     for length in arguments.lengths:
-        plain = None
-        for way in WAYS:
-            if way in PEERS and length > arguments.peer_limit:
-                rows.append({"way": way, "length": length, "skipped": f"above --peer-limit {arguments.peer_limit}"})
-                print(line(rows[-1]), flush=True)
-                continue
-            command = [sys.executable, "-m", "benchmarks.reading", "--repeats", str(arguments.repeats)]
-            done = subprocess.run([*command, "--one", way, str(length)], capture_output=True, text=True, check=False)
-            if done.returncode:
-                raise SystemExit(f"{way} at {length} failed: {done.stderr[-2000:]}")
-            row = json.loads(done.stdout.splitlines()[-1])
-            plain = row if way == "sdpa, plain" else plain
-            rows.append(row | {"way": way, "length": length, "plain": plain})
+        peak = 0.0
+        # the peaks of the others are told above that of the plain forward
+        for way in (PLAIN, *(way for way in arguments.ways if way != PLAIN)):
+            turns = arguments.turns if length <= arguments.peer_limit else arguments.long_turns
+            if way in PEERS:
+                turns = arguments.peer_turns
+            row: dict[str, Any] = {"skipped": f"above --peer-limit {arguments.peer_limit}"}
+            if way not in PEERS or length <= arguments.peer_limit:
+                row = apart(way, length, turns)
+            peak = row["peak"] if way == PLAIN else peak
+            rows.append(row | {"way": way, "length": length, "turns": turns, "above": row.get("peak", 0) - peak})
             print(line(rows[-1]), flush=True)
     if arguments.out:
-        arguments.out.write_text(page(rows, arguments.repeats), encoding="utf-8")
+        arguments.out.write_text(page(rows), encoding="utf-8")
 
 
-def measure(way: str, length: int, repeats: int) -> dict[str, float | str]:
-    """Seconds of a forward (median) and the peak of memory above the loaded model, in bytes."""
+def apart(way: str, length: int, turns: int) -> dict[str, Any]:
+    """What `measure` returns, from a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.reading", "--turns", str(turns), "--one", way, str(length)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{way} at {length} failed: {done.stderr[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def measure(way: str, length: int, turns: int) -> dict[str, float | str]:
+    """Seconds of a forward and of a plain one beside it, their ratio (all medians) and the peak of memory, in bytes."""
     model, _ = interp.load("demo", device="cpu", attn_implementation="eager" if "eager" in way else "sdpa")
     prompts = Prompts.from_ids(
         [torch.randint(10, 40_000, (length,), generator=torch.Generator().manual_seed(0)).tolist()]
@@ -79,18 +90,26 @@ def measure(way: str, length: int, repeats: int) -> dict[str, float | str]:
     needed = 2 * 4 * heads * length**2 * (layers if "all patterns" in way else 2)
     if way in PEERS and needed > 0.8 * psutil.virtual_memory().available:
         return {"skipped": f"needs about {needed / 1e9:.0f} GB"}
-    forward = forwards(way, model, prompts)
+    # a peer changes the model that it is given
+    other = interp.load("demo", device="cpu")[0] if way in PEERS else model
+    plain = forwards(PLAIN, other, prompts)
+    forward = plain if way == PLAIN else forwards(way, model, prompts)
     # threads and caches warm up on a short prompt, so that the peak is that of the length asked for
     run(model, prompts.from_ids([list(range(10, 74))]), logits_to_keep=1)
     # 5 resets the high-water mark of resident memory
     Path("/proc/self/clear_refs").write_text("5")
     before = resident("VmHWM")
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        forward()
-        times.append(time.perf_counter() - start)
-    return {"seconds": statistics.median(times), "peak": resident("VmHWM") - before}
+    forward()
+    peak = resident("VmHWM") - before
+    taken: dict[Any, list[float]] = {forward: [], plain: []}
+    for turn in range(turns):
+        for one in list(taken)[:: -1 if turn % 2 else 1]:
+            start = time.perf_counter()
+            one()
+            taken[one].append(time.perf_counter() - start)
+    ratios = [seconds / beside for seconds, beside in zip(taken[forward], taken[plain], strict=True)]
+    middle = statistics.median
+    return {"seconds": middle(taken[forward]), "plain": middle(taken[plain]), "ratio": middle(ratios), "peak": peak}
 
 
 def resident(field: str) -> int:
@@ -121,7 +140,7 @@ def forwards(way: str, model, prompts: Prompts):
         return read
     if way == "eager, all patterns":
         return lambda: run(model, prompts, logits_to_keep=1, output_attentions=True)
-    if way == "sdpa, plain":
+    if way == PLAIN:
         return lambda: run(model, prompts, logits_to_keep=1)
     from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
 
@@ -144,42 +163,41 @@ def forwards(way: str, model, prompts: Prompts):
     return hooked
 
 
-def line(row: dict) -> str:
+def line(row: dict[str, Any]) -> str:
     """One row of the table as text."""
+    start = f"{row['length']:6d}  {row['way']:38s}"
     if "skipped" in row:
-        return f"{row['length']:6d}  {row['way']:38s} left out: {row['skipped']}"
-    ratio = row["seconds"] / row["plain"]["seconds"]
-    above = (row["peak"] - row["plain"]["peak"]) / 1e6
-    return f"{row['length']:6d}  {row['way']:38s} {row['seconds']:7.2f} s  {ratio:5.2f}x  {above:+8.0f} MB"
+        return f"{start} left out: {row['skipped']}"
+    return f"{start} {row['seconds']:7.2f} s  {row['ratio']:5.2f}x  {row['above'] / 1e6:+8.0f} MB"
 
 
-def page(rows: list[dict], repeats: int) -> str:
+def page(rows: list[dict[str, Any]]) -> str:
     """The table as a page of the docs."""
     from importlib.metadata import version
 
     model = "SmolLM2-135M-Instruct (30 layers, 9 heads, 270 in all; weights from 4 bit), float32, batch 1"
-    machine = f"{platform.machine()}, {psutil.cpu_count()} cores, torch {version('torch')}"
-    versions = ", ".join(f"{name} {version(name)}" for name in ("transformers", "transformer-lens"))
+    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "transformer-lens"))
     out = [
         "# What reading costs",
         "",
-        f"`python -m benchmarks.reading` on {model}; CPU {machine}, {versions}; medians of {repeats} forwards.",
+        f"`python -m benchmarks.reading` on {model}; CPU {platform.machine()}, {psutil.cpu_count()} cores, {versions}.",
+        "Forwards of each way take turns with plain ones; times are medians and ratios medians over the turns.",
         "Memory is the peak above that of the plain forward. The 270 patterns of 8,192 tokens alone would be 72 GB.",
         "",
-        "| tokens | way | what | time, s | x plain | memory above plain, MB |",
-        "|---|---|---|---|---|---|",
+        "| tokens | way | turns | time, s | plain beside it, s | x plain | memory above plain, MB |",
+        "|---|---|---|---|---|---|---|",
     ]
     for row in rows:
-        what = WAYS[row["way"]]
+        start = f"| {row['length']:,} | {row['way']} |"
         if "skipped" in row:
-            out.append(f"| {row['length']:,} | {row['way']} | {what} | left out: {row['skipped']} | | |")
+            out.append(f"{start} | left out: {row['skipped']} | | | |")
             continue
-        ratio = row["seconds"] / row["plain"]["seconds"]
-        above = (row["peak"] - row["plain"]["peak"]) / 1e6
-        out.append(
-            f"| {row['length']:,} | {row['way']} | {what} | {row['seconds']:.2f} | {ratio:.2f} | {above:+,.0f} |"
-        )
-    return "\n".join([*out, ""])
+        ratio, above = f"{row['ratio']:.2f}", f"{row['above'] / 1e6:+,.0f}"
+        if row["way"] == PLAIN:
+            ratio, above = "1.00", ""
+        out.append(f"{start} {row['turns']} | {row['seconds']:.2f} | {row['plain']:.2f} | {ratio} | {above} |")
+    what = [f"- {way}: {said}" for way, said in WAYS.items()]
+    return "\n".join([*out, "", *what, ""])
 
 
 if __name__ == "__main__":
