@@ -1,8 +1,11 @@
-"""Triton: what each key receives, from (q, k, lse) of any engine: a second pass with the keys on the rows of the product.
+"""Triton: what each key receives, from (q, k, lse) of any engine: a second pass, keys on the rows of the product.
 
 Sums along the rows of a tile stay inside of a thread's registers but for the last two steps, where sums across them
 would not.
 """
+
+# pyright: reportCallIssue=false, reportGeneralTypeIssues=false
+# what triton's launches and loops take is not typed
 
 from typing import Any
 
@@ -19,9 +22,9 @@ from interp.kernels.tiles import LOG2E, descriptor, edited, flags, keys, operand
 @triton.jit
 def _step(
     total, most, saw, k, op, lse, weight, q_desc, b, h, key, lo, hi,
-    D: tl.constexpr, DP: tl.constexpr, BM: tl.constexpr, CAUSAL: tl.constexpr, PLAIN: tl.constexpr, GROUPS: tl.constexpr,
-    EDGE: tl.constexpr, SUM: tl.constexpr, MAX: tl.constexpr, SEEN: tl.constexpr, PRECISION: tl.constexpr,
-    LOG2E: tl.constexpr,
+    D: tl.constexpr, DP: tl.constexpr, BM: tl.constexpr, CAUSAL: tl.constexpr, PLAIN: tl.constexpr,
+    GROUPS: tl.constexpr, EDGE: tl.constexpr, SUM: tl.constexpr, MAX: tl.constexpr, SEEN: tl.constexpr,
+    PRECISION: tl.constexpr, LOG2E: tl.constexpr,
 ):  # fmt: skip
     at = (b * op.heads + h).to(tl.int64) * op.n_q
     row = lo + tl.arange(0, BM)
@@ -132,11 +135,14 @@ def _columns(
 def columns(
     call: Call, lse: Tensor, stat: str = "sum", weights: Tensor | None = None, tiles: Tiling | None = None
 ) -> tuple[Tensor, Tensor]:
-    """(sum over q of w p, or its maximum; weight of the rows that see each key), float32 [b h k] each.
+    """What each key receives and from how many, out of a log-sum-exp that is there already.
 
-    lse: [b h q] natural log of the denominators of the same rows, from whichever engine; both infinities mean a row that
-    sees nothing. weights: float32 [b h|1 q], not negative for "max"; 1 by default. Rows that are padding never count.
-    stat: "sum", "max", or "seen" for the second part alone. Memory O(n).
+    received[b h k] = sum over q of w[b h q] exp(logit[b h q k] - lse[b h q]), or the maximum instead
+    saw[b h k] = sum over the q that see k of w[b h q]
+    Both float32. lse: Float [b h q], natural log of the same rows' denominators, of any engine; both infinities mean a
+    row that sees nothing. weights: Float [b h|1 q], 1 by default, not negative for "max"; rows that are padding never
+    count. stat: "sum", "max", or "seen" for the second part alone. Memory O(n), bit-equal between runs.
+    Cannot show: which rows a sum comes from. An error in lse is one of the same relative size in what is received.
     """
     op = operands(call)
     b, h, _, n, m = call.sizes

@@ -1,11 +1,14 @@
 """Triton: attention output, log-sum-exp and row reductions in one pass over the keys.
 
-A program owns a tile of rows and walks over tiles of keys: those that every row sees run without a mask, the edges of the
-causal triangle, the window and the padding with one. Beside the running softmax it carries, where asked, the masses on key
-sets (one more small matrix product), the tile that holds each row's largest logit (the key inside of it is found
+A program owns a tile of rows and walks over tiles of keys: those that every row sees run without a mask, the edges of
+the causal triangle, the window and the padding with one. Beside the running softmax it carries, where asked, the masses
+on key sets (one more small matrix product), the tile that holds each row's largest logit (the key inside of it is found
 afterwards, by `gather.py`), the entropy, and one number per row and tile of keys, from which the map of blocks comes.
 Nothing is added by atomics: results are equal to the bit between runs and do not depend on the rest of the batch.
 """
+
+# pyright: reportCallIssue=false, reportArgumentType=false, reportGeneralTypeIssues=false, reportOperatorIssue=false
+# what triton's launches and loops take is not typed
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -17,12 +20,12 @@ from torch import Tensor
 
 from interp.kernels.blocks import BlockPlan
 from interp.kernels.contract import Call
+from interp.kernels.errors import UsageError
 from interp.kernels.settings import Tiling, tiling
-from interp.kernels.spans import Borders, Sets, as_operand, between, by_product
+from interp.kernels.spans import Borders, as_operand, between, by_product
 from interp.kernels.tiles import (
     LOG2E,
-    Operands,
-    descriptor,
+    descriptors,
     edited,
     extent,
     flags,
@@ -91,10 +94,11 @@ class Found:
 
 @triton.jit
 def _sweep(
-    acc, m, l, mass, tile, spread, q, op: Operands, to: Written, sets: Sets, k_desc, v_desc, b, h, g, row, column, lo, hi, base, shift,
-    D: tl.constexpr, DP: tl.constexpr, E: tl.constexpr, EP: tl.constexpr, S: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
-    CAUSAL: tl.constexpr, PLAIN: tl.constexpr, GROUPS: tl.constexpr, EDGE: tl.constexpr, OUT: tl.constexpr, TOP: tl.constexpr,
-    ENTROPY: tl.constexpr, MAP: tl.constexpr, PRECISION: tl.constexpr, LOG2E: tl.constexpr,
+    acc, m, l, mass, tile, spread, q, op, to, sets, k_desc, v_desc, b, h, g, row, column, lo, hi, base, shift,
+    D: tl.constexpr, DP: tl.constexpr, E: tl.constexpr, EP: tl.constexpr, S: tl.constexpr, BM: tl.constexpr,
+    BN: tl.constexpr, CAUSAL: tl.constexpr, PLAIN: tl.constexpr, GROUPS: tl.constexpr, EDGE: tl.constexpr,
+    OUT: tl.constexpr, TOP: tl.constexpr, ENTROPY: tl.constexpr, MAP: tl.constexpr, PRECISION: tl.constexpr,
+    LOG2E: tl.constexpr,
 ):  # fmt: skip
     if S > 0 and sets.slots is not None:
         # masses on spans are differences of running sums, taken where spans begin and end
@@ -149,7 +153,9 @@ def _sweep(
                 v = values(op, b, g, key, E, EP)
             acc = tl.dot(p.to(v.dtype), v, acc * fade[:, None], input_precision=PRECISION)
         if S > 0 and sets.slots is None:
-            mass = by_product(mass * fade[:, None], p.to(sets.member.dtype.element_ty), op, sets, b, g, key, S, PRECISION)
+            mass = by_product(
+                mass * fade[:, None], p.to(sets.member.dtype.element_ty), op, sets, b, g, key, S, PRECISION
+            )
         m = now
     return acc, m, l, mass, tile, spread
 
@@ -157,8 +163,8 @@ def _sweep(
 @triton.jit
 def _program(
     task, slot, op, to, sets, q_desc, k_desc, v_desc, row_tiles,
-    D: tl.constexpr, DP: tl.constexpr, E: tl.constexpr, EP: tl.constexpr, S: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, CAUSAL: tl.constexpr, PLAIN: tl.constexpr, GROUPS: tl.constexpr, OUT: tl.constexpr,
+    D: tl.constexpr, DP: tl.constexpr, E: tl.constexpr, EP: tl.constexpr, S: tl.constexpr, BM: tl.constexpr,
+    BN: tl.constexpr, CAUSAL: tl.constexpr, PLAIN: tl.constexpr, GROUPS: tl.constexpr, OUT: tl.constexpr,
     TOP: tl.constexpr, ENTROPY: tl.constexpr, MAP: tl.constexpr, RB: tl.constexpr, KB: tl.constexpr,
     PRECISION: tl.constexpr, LOG2E: tl.constexpr,
 ):  # fmt: skip
@@ -190,7 +196,8 @@ def _program(
     base = slot.to(tl.int64) * to.tiles * BM
     if op.window is not None or op.live is not None or to.row_shift is not None:
         acc, m, l, mass, tile, spread = _sweep(
-            acc, m, l, mass, tile, spread, q, op, to, sets, k_desc, v_desc, b, h, g, row, column, lo, clear, base, shift,
+            acc, m, l, mass, tile, spread, q, op, to, sets, k_desc, v_desc, b, h, g, row, column, lo, clear, base,
+            shift,
             D, DP, E, EP, S, BM, BN, CAUSAL, PLAIN, GROUPS, True, OUT, TOP, ENTROPY, MAP, PRECISION, LOG2E,
         )  # fmt: skip
     acc, m, l, mass, tile, spread = _sweep(
@@ -230,7 +237,8 @@ def _program(
     if S > 0 and sets.slots is None:
         s = tl.arange(0, S)
         result = tl.where(dead[:, None], 0.0, mass * norm[:, None])
-        tl.store(to.mass + at[:, None] * to.mass_n + s[None, :], result, mask=inside[:, None] & (s < sets.number)[None, :])
+        held = inside[:, None] & (s < sets.number)[None, :]
+        tl.store(to.mass + at[:, None] * to.mass_n + s[None, :], result, mask=held)
     if TOP:
         tl.store(to.tile + at, tl.where(dead, NONE, tile), mask=inside)
         tl.store(to.peak + at, norm, mask=inside)
@@ -244,7 +252,8 @@ def _program(
         for t in range((lo - shift) // BN // STRIP * STRIP, (hi - shift + BN - 1) // BN, STRIP):
             t_i = t + tl.arange(0, STRIP)
             there = (t_i >= (lo - shift) // BN) & (t_i * BN + shift < hi)
-            raw = tl.load(to.scratch + base + t_i[:, None] * BM + tl.arange(0, BM)[None, :], mask=there[:, None], other=0.0)
+            from_raw = to.scratch + base + t_i[:, None] * BM + tl.arange(0, BM)[None, :]
+            raw = tl.load(from_raw, mask=there[:, None], other=0.0)
             share = tl.where(there[:, None] & (~dead)[None, :], tl.exp2(raw - lse[None, :]), 0.0)
             sums = tl.sum(tl.reshape(share, (STRIP // KB, KB, BM // RB, RB)), 3)
             sums = tl.sum(sums, 1)
@@ -256,8 +265,8 @@ def _program(
 @triton.jit
 def _forward(
     op, to, sets, q_desc, k_desc, v_desc, row_tiles, tasks,
-    D: tl.constexpr, DP: tl.constexpr, E: tl.constexpr, EP: tl.constexpr, S: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, CAUSAL: tl.constexpr, PLAIN: tl.constexpr, GROUPS: tl.constexpr, OUT: tl.constexpr,
+    D: tl.constexpr, DP: tl.constexpr, E: tl.constexpr, EP: tl.constexpr, S: tl.constexpr, BM: tl.constexpr,
+    BN: tl.constexpr, CAUSAL: tl.constexpr, PLAIN: tl.constexpr, GROUPS: tl.constexpr, OUT: tl.constexpr,
     TOP: tl.constexpr, ENTROPY: tl.constexpr, MAP: tl.constexpr, RB: tl.constexpr, KB: tl.constexpr,
     PRECISION: tl.constexpr, LOG2E: tl.constexpr,
 ):  # fmt: skip
@@ -287,13 +296,20 @@ def forward(
     blocks: BlockPlan | None = None,
     tiles: Tiling | None = None,
 ) -> Found:
-    """One pass over a call: out[b h q e], lse[b h q], and what else was asked.
+    """One pass over a call: the output, and what else was asked of its rows.
 
-    sets: Float [b 1|g k s], up to WIDEST key sets, rounded to the dtype of v; masses come out as [b h q s].
-    blocks: how the map of blocks lies over the tiles. tiles: a tiling instead of the table's, or the plan's.
+    out[b h q e] = sum over k of p v, p[b h q k] = exp(logit - lse); mass[b h q s] = sum over k of p sets[b k s];
+    entropy[b h q] = log l - sum over k of p' logit', of keys alone. See `Found` for shapes and dtypes.
+    sets: Float [b 1|g k s], up to WIDEST key sets, rounded to the dtype of v. blocks: how the map of blocks lies over
+    the tiles. tiles: a tiling instead of the table's, or the plan's. Memory O(n); a call that the kernels cannot serve
+    (`select.obstacle`) must not come here.
+    Raises UsageError for more key sets than one pass holds.
+    Cannot show: the key of the largest logit, only its tile (`gather.winners`); what a key receives (`columns`).
     """
+    if sets is not None and sets.shape[-1] > WIDEST:
+        raise UsageError(f"{sets.shape[-1]} key sets were given and one pass holds {WIDEST}: split them.")
     op = operands(call)
-    b, h, g, n, m = call.sizes
+    b, h, _, n, m = call.sizes
     known = flags(call)
     settings = blocks.tiling if blocks is not None else tiles or forward_tiling(call)
     device = op.q.device
@@ -336,12 +352,12 @@ def forward(
         key_shift,
     )
     if tasks and op.q.numel():
-        descriptors = _descriptors(op, settings, known, out)
+        found = descriptors(op, settings, known, out)
         _forward[(programs,)](
             op,
             to,
             held,
-            *descriptors,
+            *found,
             row_tiles,
             tasks,
             **known,
@@ -379,13 +395,3 @@ def _programs(device: torch.device, settings: Tiling, width: int) -> int:
         return 2
     each = max(1, 128 // settings.rows) * (2 if width <= 64 else 1)
     return each * torch.cuda.get_device_properties(device).multi_processor_count
-
-
-def _descriptors(op: Operands, settings: Tiling, known: dict[str, Any], out: bool) -> tuple[Any, Any, Any]:
-    """Tensor descriptors of q, k, v; None for all where one of them cannot be had."""
-    if not settings.descriptors or op.rows is not None:
-        return None, None, None
-    q = descriptor(op.q, settings.rows, known["DP"])
-    k = descriptor(op.k, settings.keys, known["DP"])
-    v = descriptor(op.v, settings.keys, known["EP"])
-    return (q, k, v if out else None) if None not in (q, k, v) else (None, None, None)

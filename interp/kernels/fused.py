@@ -1,7 +1,7 @@
 """The Triton engine: which kernel gives what a call is asked for.
 
-Many rows: one `forward` pass, then `gather` for single keys and `columns` for what keys receive. Few rows (decode steps,
-chosen queries): their logits are written in full by `rows`, and every reduction is made of them.
+Many rows: one `forward` pass, then `gather` for single keys and `columns` for what keys receive. Few rows (decode
+steps, chosen queries): their logits are written in full by `rows`, and every reduction is made of them.
 """
 
 from dataclasses import dataclass, field
@@ -41,8 +41,11 @@ HELD = 1 << 26
 def attend(call: Call, requests: tuple[Request, ...] = (), queries: Tensor | None = None, out: bool = True) -> Result:
     """Attention and its reductions by Triton, O(n) memory beside the results.
 
-    Equal to `naive.attend` up to rounding: statistics in float32; masses of 16-bit inputs to 2^-9 of a probability, since
-    weights enter the matrix product in the dtype of v. Carries no gradients.
+    out[b h q d] = sum over k of softmax(logits) v, in the dtype of v; one value a request, as `contract` has them.
+    Equal to `naive.attend` up to rounding: statistics in float32; masses of 16-bit inputs to 2^-9 of a probability,
+    since weights enter the matrix product in the dtype of v. queries: Int [r], the rows that requests read, or all.
+    Takes every call that `select.obstacle` has nothing against; anything else must not come here.
+    Cannot show: gradients, which stop here.
     """
     with torch.no_grad():
         if queries is None:
@@ -67,7 +70,9 @@ def _rows(call: Call, request: Rows) -> Tensor:
     return torch.cat([part for part in parts if part is not None], 2)
 
 
-def _few(call: Call, requests: tuple[Request, ...], queries: Tensor | None, out: bool) -> tuple[Tensor | None, list[Any]]:
+def _few(
+    call: Call, requests: tuple[Request, ...], queries: Tensor | None, out: bool
+) -> tuple[Tensor | None, list[Any]]:
     """Everything from the rows themselves, some of them at a time."""
     steps = [accumulator(request, call, queries) for request in requests]
     outs = []
@@ -81,11 +86,14 @@ def _few(call: Call, requests: tuple[Request, ...], queries: Tensor | None, out:
     return torch.cat(outs, 2) if out else None, [value() for _, value in steps]
 
 
-def _many(call: Call, requests: tuple[Request, ...], queries: Tensor | None, out: bool) -> tuple[Tensor | None, list[Any]]:
+def _many(
+    call: Call, requests: tuple[Request, ...], queries: Tensor | None, out: bool
+) -> tuple[Tensor | None, list[Any]]:
     """One pass for all that it can give, second passes from its log-sum-exp, rows for the rest."""
     tiles = forward_tiling(call)
-    plans = {i: plan for i, r in enumerate(requests) if isinstance(r, Blocks) and (plan := BlockPlan.of(call, r, tiles))}
-    slow = [i for i, r in enumerate(requests) if (isinstance(r, TopKeys) and r.k > 1) or (isinstance(r, Blocks) and i not in plans)]
+    cut = {i: BlockPlan.of(call, r, tiles) for i, r in enumerate(requests) if isinstance(r, Blocks)}
+    plans = {i: plan for i, plan in cut.items() if plan is not None}
+    slow = [i for i, r in enumerate(requests) if cut.get(i, r) is None or (isinstance(r, TopKeys) and r.k > 1)]
     values: dict[int, Any] = {}
     if slow:
         values = dict(zip(slow, _few(call, tuple(requests[i] for i in slow), queries, False)[1], strict=True))
@@ -103,12 +111,14 @@ def _many(call: Call, requests: tuple[Request, ...], queries: Tensor | None, out
         entropy=any(isinstance(r, Entropy) for r in wanted),
         blocks=first,
     )
-    maps = {id(plan): forward(call, out=False, blocks=plan).map if plan is not first else found.map for plan in plans.values()}
-    masses.found = [x for x in (found.mass, *(forward(call, out=False, sets=more).mass for more in groups[1:])) if x is not None]
+    # the first map and the first sets came out of the pass; each of the others needs one more
+    more = [forward(call, out=False, blocks=plan) for plan in plans.values() if plan is not first]
+    maps = dict(zip(plans, [x.map for x in (found, *more)], strict=False))
+    parts = (found, *(forward(call, out=False, sets=group) for group in groups[1:]))
+    masses.found = [x.mass for x in parts if x.mass is not None]
     for i, request in enumerate(requests):
         if i in plans:
-            plan = plans[i]
-            values[i] = plan.table(call, _made(maps[id(plan)]), found.lse)
+            values[i] = plans[i].table(call, _made(maps[i]), found.lse)
         elif i not in values:
             values[i] = _value(request, call, queries, found, masses)
     return found.out, [values[i] for i in range(len(requests))]

@@ -1,4 +1,10 @@
-"""Triton: single keys of single rows, after the pass: the key inside of a row's winning tile, and attention at listed keys."""
+"""Triton: single keys of single rows, after the pass.
+
+The key inside of a row's winning tile, and attention at listed keys.
+"""
+
+# pyright: reportCallIssue=false
+# triton's launch options are not typed
 
 import torch
 import triton
@@ -47,9 +53,12 @@ def _winners(
 
 
 def winners(call: Call, tile: Tensor, tiles: Tiling) -> Tensor:
-    """int32 [b h q]: the key with the largest logit inside of each row's tile, the lowest of equals; -1 on dead rows.
+    """The key with the largest logit of each row, once it is known in which tile it lies.
 
-    tile: [b h q] first key of the tile, as `forward` gives it with the tiling `tiles`.
+    key[b h q] = the lowest k of tile[b h q] .. + tiles.keys with logit[b h q k] = max over k; int32, -1 on dead rows.
+    tile: int32 [b h q] first key of the tile, as `forward` gives it with the tiling `tiles`: with another tiling the
+    logits may round differently, and a tie may fall to another key.
+    Cannot show: the second best key, which may lie in another tile.
     """
     op = operands(call)
     b, h, _, n, _ = call.sizes
@@ -98,21 +107,26 @@ def _at(
     for i in range(each):
         key = tl.load(listed + (b.to(tl.int64) * op.n_q + row) * each + i, mask=inside, other=-1)
         there = inside & (key >= 0) & (key < op.n_k)
-        from_k = op.k + b.to(tl.int64) * op.k_b + g.to(tl.int64) * op.k_g + key.to(tl.int64)[:, None] * op.k_n + d[None, :]
+        from_k = op.k + b.to(tl.int64) * op.k_b + g.to(tl.int64) * op.k_g
+        from_k += key.to(tl.int64)[:, None] * op.k_n + d[None, :]
         k = tl.load(from_k, mask=there[:, None] & (d < D)[None, :], other=0.0).to(tl.float32)
         x = tl.sum(q * k, 1)
         x = edited(x, op, b, h, row, key, GROUPS, LOG2E)
         x = tl.where(there & seen(op, b, row, column, key, CAUSAL), x, float("-inf"))
         p = tl.exp2(x - norm)
         if weight is not None:
-            p = p * tl.load(weight + (b * (op.heads // op.group) + g).to(tl.int64) * op.n_k + key, mask=there, other=0.0)
+            from_weight = weight + (b * (op.heads // op.group) + g).to(tl.int64) * op.n_k + key
+            p = p * tl.load(from_weight, mask=there, other=0.0)
         tl.store(to + at * each + i, p, mask=inside)
 
 
 def at(call: Call, lse: Tensor, listed: Tensor, weight: Tensor | None = None) -> Tensor:
-    """float32 [b h q n]: attention at listed keys, exp(logit - lse), times weight[b g k] where one is given.
+    """Attention at listed keys.
 
-    listed: Int [b q n], indices of keys, out of range for none. lse: [b h q], natural log, infinite on dead rows.
+    found[b h q n] = exp(logit[b h q k] - lse[b h q]) weight[b g k], k = listed[b q n]; float32, 0 where k is out of
+    range or not seen. lse: Float [b h q], natural log, of any engine, infinite on dead rows. weight: Float [b g k], 1
+    where none is given. One dot product in float32 an entry: meant for few keys a row.
+    Cannot show: whether a listed key is the best one.
     """
     op = operands(call)
     b, h, _, n, m = call.sizes

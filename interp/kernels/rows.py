@@ -1,10 +1,13 @@
 """Triton: few query rows against many keys, split over the keys: decode steps and chosen rows.
 
-The rows of the heads that share a kv head lie in one tile, so that keys and values are read once. Each program writes the
-logits of its share of the keys, which are the answer or what every reduction of these rows is made of, and its part of
-the softmax; a second launch merges the parts in a fixed order. Shares depend on the number of keys alone: results do not
-change with the batch.
+The rows of the heads that share a kv head lie in one tile, so that keys and values are read once. Each program writes
+the logits of its share of the keys, which are the answer or what every reduction of these rows is made of, and its part
+of the softmax; a second launch merges the parts in a fixed order. Shares depend on the number of keys alone: results do
+not change with the batch.
 """
+
+# pyright: reportCallIssue=false, reportArgumentType=false
+# triton's launch options and cdiv are not typed
 
 from typing import Any
 
@@ -114,10 +117,13 @@ def _merge(
 def rows(
     call: Call, *, out: bool = True, scores: str | None = "probs", tiles: Tiling | None = None, share: int = SHARE
 ) -> tuple[Tensor | None, Tensor, Tensor | None]:
-    """(out [b h q e], lse [b h q], rows [b h q k] float32), for calls of few queries.
+    """(out [b h q e], lse [b h q], rows [b h q k]) of a call of few queries.
 
+    lse = log sum over k of exp(logit), learned sink included; rows = exp(logit - lse) or logit; out = sum over k of
+    rows v. lse and rows in float32, out in the dtype of v; dead rows have lse -inf, out and probabilities 0.
     scores: "probs"; "logits", natural units and -inf where a query may not look; None for no rows.
-    share: keys of one program, at least; no row is shared by more than MOST.
+    share: keys of one program, at least; no row is shared by more than MOST. Memory O(q k).
+    Cannot show: more rows than memory holds; `fused` takes them some at a time.
     """
     op = operands(call)
     b, h, g, n, m = call.sizes

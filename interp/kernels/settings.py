@@ -1,4 +1,7 @@
-"""Tile sizes by architecture, head width and dtype: a table that was measured once, so that results are equal to the bit."""
+"""Tile sizes by architecture, head width and dtype.
+
+A table that was measured once, and no tuning on the spot: results are equal to the bit between runs.
+"""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -67,7 +70,12 @@ def architecture(device: torch.device) -> int:
 
 
 def tiling(kind: Kind, x: Tensor, *widths: int) -> Tiling:
-    """The tiling of a kernel for tensors like x, heads padded to the widest of `widths`."""
+    """The tiling of a kernel for tensors like x (its device and dtype), heads padded to the widest of `widths`.
+
+    kind: "forward", "columns" or "rows"; widths: powers of two up to 256. A device that is newer than the table takes
+    the newest column that it can run.
+    Cannot show: the fastest tiling for short calls, which the table was not measured on.
+    """
     return table(kind, architecture(x.device), x.element_size(), max(64, *widths))
 
 

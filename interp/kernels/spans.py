@@ -1,9 +1,12 @@
 """Triton: masses on key sets, as a matrix product inside of the pass, or from running sums where the sets are spans.
 
-The sets of a prompt are mostly spans: few tiles of keys hold a border, in all others every key belongs to the same sets.
-There the mass of a whole stretch of tiles is a difference of two running sums of the softmax, which the pass writes down
-before each tile with a border; those few tiles are computed once more, here, in float32.
+The sets of a prompt are mostly spans: few tiles of keys hold a border, in all others every key belongs to the same
+sets. There the mass of a whole stretch of tiles is a difference of two running sums of the softmax, which the pass
+writes down before each tile with a border; those few tiles are computed once more, here, in float32.
 """
+
+# pyright: reportCallIssue=false, reportArgumentType=false
+# triton's launch options and powers of two are not typed
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -31,14 +34,15 @@ class Sets(NamedTuple):
     """steps between batch rows and kv heads, in keys"""
     number: int
     slots: Tensor | None
-    """int32 [b tiles], where membership seldom changes: where a tile before which the running sum is kept has its place"""
+    """int32 [b tiles], where membership seldom changes: the place of the running sum that is kept before each tile"""
 
 
 @triton.jit
 def by_product(mass, p, op, sets, b, g, key, S: tl.constexpr, PRECISION: tl.constexpr):
     """mass + p E"""
     at = sets.member + (b.to(tl.int64) * sets.b + g.to(tl.int64) * sets.g) * S
-    held = tl.load(at + key[:, None] * S + tl.arange(0, S)[None, :], mask=((key >= 0) & (key < op.n_k))[:, None], other=0.0)
+    there = ((key >= 0) & (key < op.n_k))[:, None]
+    held = tl.load(at + key[:, None] * S + tl.arange(0, S)[None, :], mask=there, other=0.0)
     return tl.dot(p, held.to(p.dtype), mass, input_precision=PRECISION)
 
 
@@ -138,7 +142,13 @@ def between(
     op: Operands, lse: Tensor, sums: Tensor, sets: Sets, borders: Borders, shifts: tuple[Tensor | None, Tensor | None],
     known: dict[str, Any], tiles: Tiling, row_tiles: int,
 ) -> None:  # fmt: skip
-    """Masses in place of the running sums that the pass left, float32 [b h q n]."""
+    """Masses on spans, written in place of the running sums that the pass left.
+
+    mass[b h q s] = sum over stretches of (upto[next border] - upto[border]) member[b k s], and over the tiles with a
+    border of p member, upto = exp2(running sum - lse). lse: [b h q], -inf on dead rows, and sums: [b h q n], n at
+    least the sets and the borders, both float32. The tiling and shifts must be those of the pass.
+    Cannot show: masses far below 2^-24 of a row beside large ones, since they are differences.
+    """
     norm = (lse * LOG2E).masked_fill(~lse.isfinite(), torch.inf)
     count = borders.starts.shape[1]
     _between[(row_tiles * op.batch * op.heads,)](

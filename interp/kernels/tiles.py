@@ -1,8 +1,11 @@
 """What every Triton kernel does to a tile of q k^T: scale, soft-cap, biases and the mask, in one place.
 
-Logits are kept in log2 units (times log2 e), so that exp2 and one fused multiply-add serve the softmax. `row` and `key` are
-indices of queries and keys that broadcast to the tile, whichever of them lies on its rows.
+Logits are kept in log2 units (times log2 e), so that exp2 and one fused multiply-add serve the softmax. `row` and `key`
+are indices of queries and keys that broadcast to the tile, whichever of them lies on its rows.
 """
+
+# pyright: reportGeneralTypeIssues=false, reportAttributeAccessIssue=false
+# loops of kernels and triton.knobs are not typed
 
 import math
 from typing import Any, NamedTuple
@@ -13,6 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from interp.kernels.contract import Call
+from interp.kernels.settings import Tiling
 
 LOG2E = math.log2(math.e)
 LARGEST = 1e30
@@ -74,7 +78,7 @@ class Operands(NamedTuple):
 
 
 def operands(call: Call, q: Tensor | None = None) -> Operands:
-    """The call in the kernels' form. Copies only what they cannot read: a last axis with gaps, a bias of another dtype."""
+    """The call in the kernels' form; copies only what they cannot read, such as a last axis with gaps."""
     q, k, v = (_dense(x) for x in (call.q if q is None else q, call.k, call.v))
     b, h, g, n, m = call.sizes
     device = q.device
@@ -88,40 +92,49 @@ def operands(call: Call, q: Tensor | None = None) -> Operands:
     if coef is not None and call.key_group is not None:
         group = call.key_group.to(device, torch.int32).contiguous()
 
+    first, clear = _live_range(call.live, m)
+
     def stride(x: Tensor | None, axis: int) -> int:
         return 0 if x is None or x.shape[axis] == 1 else x.stride(axis)
 
     return Operands(
-        q,
-        k,
-        v,
-        *(q.stride(i) for i in range(3)),
-        *(k.stride(i) for i in range(3)),
-        *(v.stride(i) for i in range(3)),
-        b,
-        h,
-        h // g,
-        n,
-        m,
-        call.q_start,
-        call.k_start,
-        call.scale * LOG2E,
-        None if call.softcap is None else call.softcap * LOG2E,
-        call.window,
-        small(call.logit_scale, torch.float32, b, h),
-        small(call.sinks, torch.float32, h),
-        small(call.live, torch.uint8, b, m),
-        *_live_range(call.live, m),
-        small(call.row_live, torch.uint8, b, n),
-        bias,
-        stride(bias, 0),
-        stride(bias, 1),
-        coef,
-        stride(coef, 0),
-        stride(coef, 1),
-        group,
-        stride(group, 0),
-        None if call.row_columns is None else call.row_columns.to(device, torch.int32).contiguous(),
+        q=q,
+        k=k,
+        v=v,
+        q_b=q.stride(0),
+        q_h=q.stride(1),
+        q_n=q.stride(2),
+        k_b=k.stride(0),
+        k_g=k.stride(1),
+        k_n=k.stride(2),
+        v_b=v.stride(0),
+        v_g=v.stride(1),
+        v_n=v.stride(2),
+        batch=b,
+        heads=h,
+        group=h // g,
+        n_q=n,
+        n_k=m,
+        q_start=call.q_start,
+        k_start=call.k_start,
+        scale=call.scale * LOG2E,
+        cap=None if call.softcap is None else call.softcap * LOG2E,
+        window=call.window,
+        logit_scale=small(call.logit_scale, torch.float32, b, h),
+        sinks=small(call.sinks, torch.float32, h),
+        live=small(call.live, torch.uint8, b, m),
+        first=first,
+        clear=clear,
+        row_live=small(call.row_live, torch.uint8, b, n),
+        key_bias=bias,
+        bias_b=stride(bias, 0),
+        bias_h=stride(bias, 1),
+        row_coef=coef,
+        coef_b=stride(coef, 0),
+        coef_h=stride(coef, 1),
+        key_group=group,
+        group_b=stride(group, 0),
+        rows=None if call.row_columns is None else call.row_columns.to(device, torch.int32).contiguous(),
     )
 
 
@@ -157,7 +170,7 @@ INTERPRETED = bool(triton.knobs.runtime.interpret)
 
 
 def descriptor(x: Tensor, rows: int, width: int) -> Any:
-    """x [b h n d] for the copy engine of Hopper, in tiles of rows x width; None where its layout does not allow that."""
+    """x [b h n d] for Hopper's copy engine, in tiles of rows x width; None where its layout does not allow that."""
     from triton.tools.tensor_descriptor import TensorDescriptor
 
     size = x.element_size()
@@ -168,6 +181,16 @@ def descriptor(x: Tensor, rows: int, width: int) -> Any:
     # an axis of length one may have any stride
     strides = [x.stride(i) if x.shape[i] > 1 else width for i in range(3)]
     return TensorDescriptor(x, list(x.shape), [*strides, 1], [1, 1, rows, width])
+
+
+def descriptors(op: Operands, tiles: Tiling, known: dict[str, Any], out: bool) -> tuple[Any, Any, Any]:
+    """Descriptors of q, k, v; None for all where one of them cannot be had."""
+    if not tiles.descriptors or op.rows is not None:
+        return None, None, None
+    q = descriptor(op.q, tiles.rows, known["DP"])
+    k = descriptor(op.k, tiles.keys, known["DP"])
+    v = descriptor(op.v, tiles.keys, known["EP"])
+    return (q, k, v if out else None) if None not in (q, k, v) else (None, None, None)
 
 
 @triton.jit
@@ -259,7 +282,7 @@ def extent(op, first_row, inside, column, BM: tl.constexpr):
 
 @triton.jit
 def reach(op, b, low, high, shift, BN: tl.constexpr, CAUSAL: tl.constexpr):
-    """(lo, clear, full, hi): any row sees keys of lo..hi, every row all of clear..full; where tiles begin, but for hi."""
+    """(lo, clear, full, hi): some row sees lo..hi, every row all of clear..full; where tiles begin, but for hi."""
     lo, hi = 0, op.n_k
     clear, full = 0, op.n_k
     if CAUSAL:
