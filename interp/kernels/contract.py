@@ -4,7 +4,8 @@ Axes: `b` batch, `h` query head, `g` kv head, `q` query, `k` key, `d` head dim, 
 Columns are absolute in the padded batch: query i stands at `q_start + i`, key j at `k_start + j`; a cache that dropped
 its oldest keys has `k_start > 0`. Turning columns into positions of the unpadded prompt is the hooks' work.
 
-Order of operations: scale, logit_scale, softcap, key_bias + row_coef, mask, softmax. Bias of -inf belongs to the mask.
+Order of operations: scale, logit_scale, softcap, key_bias + row_coef, mask, softmax. Bias of -inf belongs to the mask,
+bias of +inf counts as LARGEST, which takes the whole row.
 Statistics are float32 (float64 where q is). A row that sees nothing has out 0, lse -inf, argmax -1, mass 0, never NaN.
 """
 
@@ -16,6 +17,9 @@ import torch
 from torch import Tensor
 
 from interp.kernels.errors import UsageError
+
+LARGEST = 1e30
+"""a bias of +inf becomes this: inf - inf would be nan"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,13 +116,13 @@ class Call:
         """Float [b|1 h q k]: key_bias + row_coef + an additive mask, for a range of query and key indices."""
         total = torch.zeros((), dtype=self.dtype, device=self.q.device)
         if self.key_bias is not None:
-            total = total + self.key_bias[:, :, None, keys].to(self.dtype)
+            total = total + self.key_bias[:, :, None, keys].to(self.dtype).clamp(max=LARGEST)
         if self.row_coef is not None:
-            coef = torch.nn.functional.pad(self.row_coef[:, :, rows].to(self.dtype), (1, 0))
+            coef = torch.nn.functional.pad(self.row_coef[:, :, rows].to(self.dtype).clamp(max=LARGEST), (1, 0))
             group = self._group[:, None, None, keys].expand(*coef.shape[:3], -1)
             total = total + coef.gather(-1, group.to(torch.int64))
         if self.mask is not None and self.mask.dtype != torch.bool:
-            total = total + self.mask[:, :, rows, keys].to(self.dtype)
+            total = total + self.mask[:, :, rows, keys].to(self.dtype).clamp(max=LARGEST)
         return total
 
     @property

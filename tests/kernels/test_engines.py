@@ -1,69 +1,73 @@
 """Every engine against naive in float64, and what must hold of any attention."""
 
+import math
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
-from attention_calls import draw
+from attention_calls import draw, plain
+from engines import ENGINES, NAMED, Under, rows
 
 from interp.kernels import chunked, naive
-from interp.kernels.contract import At, Blocks, Call, Columns, Entropy, Lse, Mass, Rows, TopKeys
+from interp.kernels.contract import LARGEST, At, Blocks, Call, Columns, Entropy, Lse, Mass, Request, Rows, TopKeys
 from interp.kernels.errors import UsageError
-from interp.kernels.select import ENGINES, select
-
-OTHERS = [name for name in ENGINES if name != "naive"]
+from interp.kernels.select import NAMES, select
 
 
-def close(one: Any, other: Any, atol: float, what: str) -> None:
-    if isinstance(one, tuple):
-        for i, (a, b) in enumerate(zip(one, other, strict=True)):
-            close(a, b, atol, f"{what}[{i}]")
-    elif isinstance(one, int):
-        assert one == other, what
-    else:
-        assert one.shape == other.shape, what
-        assert not other.isnan().any(), f"{what} has nan"
-        torch.testing.assert_close(other.double(), one.double(), atol=atol, rtol=atol, msg=lambda m: f"{what}: {m}")
+def agree(under: Under, call: Call, requests: tuple[Request, ...], queries=None, **more) -> None:
+    """The engine gives what naive gives in float64."""
+    given = under.takes(call)
+    exact = replace(given, q=call.q.double(), k=call.k.double(), v=call.v.double())
+    judge, found = naive.attend(exact, requests, queries), under.attend(given, requests, queries, **more)
+    under.close(judge.out, found.out, "out")
+    for request, one, other in zip(requests, judge.values, found.values, strict=True):
+        under.close(one, other, repr(request)[:40])
 
 
-@pytest.mark.parametrize("engine", OTHERS)
+def test_every_engine_is_a_row():
+    assert set(NAMED) <= set(NAMES)
+
+
+@pytest.mark.parametrize("under", rows("naive", "triton"))
 @pytest.mark.parametrize("seed", range(60))
-def test_engine_equals_naive(engine, seed):
+def test_engine_equals_naive(under, seed):
     call, requests, queries = draw(seed)
-    judge = naive.attend(call, requests, queries)
     # a block of one row, of a few, and of everything
-    sizes: list[dict[str, int]] = [{"block": size} for size in (1, 1000, 1 << 20)] if engine == "chunked" else [{}]
-    size = sizes[seed % len(sizes)]
+    size = (1, 1000, 1 << 20)[seed % 3]
     # without gradients memory is used again and masses ride on the product with v
     with torch.set_grad_enabled(bool(seed % 2)):
-        found = ENGINES[engine](call, requests, queries, **size)
-    close(judge.out, found.out, 1e-9, "out")
-    for request, one, other in zip(requests, judge.values, found.values, strict=True):
-        close(one, other, 1e-9, repr(request)[:40])
+        agree(under, call, requests, queries, block=size)
 
 
-@pytest.mark.parametrize("engine", OTHERS)
+@pytest.mark.interpreter
+@pytest.mark.parametrize("seed", range(16))
+def test_triton_equals_naive(tiny16, seed):
+    call, requests, queries = draw(seed, small=True)
+    agree(NAMED["triton"], call, (*requests, Blocks(16, torch.zeros(call.sizes[0], dtype=torch.int64))), queries)
+
+
+@pytest.mark.parametrize("under", rows("naive"))
 @pytest.mark.parametrize(("dtype", "atol"), [(torch.float32, 2e-5), (torch.bfloat16, 3e-2)])
-def test_low_precision_stays_near_float64(engine, dtype, atol):
+def test_low_precision_stays_near_float64(under, dtype, atol):
     call, _, _ = draw(1, dtype)
+    call = call if under.torch_only else replace(call, mask=None)
     exact = replace(call, q=call.q.double(), k=call.k.double(), v=call.v.double())
     requests = (Lse(), Mass(torch.ones(call.sizes[0], 1, call.sizes[4])))
-    judge, found = naive.attend(exact, requests), ENGINES[engine](call, requests)
+    judge, found = naive.attend(exact, requests), under.attend(call, requests)
     assert found.out is not None
     assert found.out.dtype == dtype
     assert found.values[0].dtype == torch.float32
-    close(judge.out, found.out, atol, "out")
-    close(judge.values[1], found.values[1], 2e-5, "mass")
+    under.close(judge.out, found.out, "out", atol)
+    under.close(judge.values[1], found.values[1], "mass", 2e-5)
 
 
-@pytest.mark.parametrize("engine", list(ENGINES))
-def test_dead_rows_are_zero_not_nan(engine):
+@pytest.mark.parametrize("under", rows())
+def test_dead_rows_are_zero_not_nan(under):
     q = torch.randn(1, 2, 4, 8)
     live = torch.tensor([[False, False, True, True]])
     call = Call(q, q, q, 1.0, live=live, row_live=live, sinks=torch.zeros(2))
     requests = (Lse(), TopKeys(2), Mass(torch.ones(1, 1, 4)), Entropy(), Rows(torch.arange(4), logits=True))
-    result = ENGINES[engine](call, requests)
+    result = under.attend(under.takes(call), requests)
     lse, (keys, probs), mass, entropy, logits = result.values
     assert result.out is not None
     assert (result.out[:, :, :2] == 0).all()
@@ -76,92 +80,121 @@ def test_dead_rows_are_zero_not_nan(engine):
     assert (keys[:, :, 2] == torch.tensor([2, -1])).all()
 
 
-@pytest.mark.parametrize("engine", list(ENGINES))
-def test_conservation(engine):
-    call = replace(draw(0)[0], sinks=None)
+@pytest.mark.parametrize("under", rows())
+def test_conservation(under, tiny16):
+    call = under.takes(plain(2, 2, 1, 44, 5, 16, window=20, live=torch.arange(49)[None] >= torch.tensor([[0], [9]])))
     b, _, _, n, m = call.sizes
     halves = torch.zeros(b, 2, m)
     halves[:, 0, ::2] = 1
     halves[:, 1, 1::2] = 1
-    first = torch.zeros(b, dtype=torch.int64)
-    requests = (Mass(halves), Columns(), Entropy(), Lse(), Blocks(8, first), Rows(torch.arange(n), logits=True))
-    mass, (received, _), entropy, lse, (_, sums, rows), logits = ENGINES[engine](call, requests).values
-    live = call.visible().any(-1).expand(b, call.sizes[1], n)
-    torch.testing.assert_close(mass.sum(-1), live.double())
-    torch.testing.assert_close(received.sum(-1), live.double().sum(-1))
-    torch.testing.assert_close(sums.sum((2, 3)), live.double().sum(-1))
-    torch.testing.assert_close(rows.sum(1), live.double()[:, 0].sum(-1))
+    first = torch.tensor([0, 9])
+    requests = (Mass(halves), Columns(), Entropy(), Lse(), Blocks(16, first), Rows(torch.arange(n), logits=True))
+    mass, (received, _), entropy, lse, (_, sums, live_rows), logits = under.attend(call, requests).values
+    live = call.visible().any(-1).expand(b, call.sizes[1], n).double()
+    assert 0 < live.mean() < 1
+    under.close(live, mass.sum(-1), "mass of a partition")
+    under.close(live.sum(-1), received.sum(-1), "column sums")
+    under.close(live.sum(-1), sums.sum((2, 3)), "blocks")
+    under.close(live[:, 0].sum(-1), live_rows.sum(1), "live rows of blocks")
+    # the second prompt's blocks begin at its first token
+    by_key = torch.nn.functional.pad(received[1, :, 9:], (0, 8)).unflatten(-1, (3, 16)).sum(-1)
+    under.close(by_key.double(), sums[1, :, :, :3].sum(1), "columns of blocks")
     assert (entropy >= -1e-12).all()
-    assert (entropy <= call.visible().sum(-1).clamp(min=1).log() + 1e-9).all()
-    assert (lse >= logits.amax(-1) - 1e-9).all()
+    assert (entropy <= call.visible().sum(-1).clamp(min=1).log() + under.atol).all()
+    assert (lse >= logits.amax(-1) - under.atol).all()
 
 
-@pytest.mark.parametrize("engine", list(ENGINES))
-def test_ties_go_to_the_lowest_column(engine):
-    k = torch.zeros(1, 1, 200, 4, dtype=torch.float64)
+@pytest.mark.parametrize("under", rows())
+def test_ties_go_to_the_lowest_column(under):
+    k = torch.zeros(1, 1, 200, 4)
     # equal keys in several tiles, and one better key that ties with its copy far away
     k[:, :, [70, 150]] = 1.0
-    q = torch.ones(1, 1, 200, 4, dtype=torch.float64)
-    keys, _ = ENGINES[engine](Call(q, k, k, 1.0), (TopKeys(3),)).values[0]
+    call = under.takes(Call(torch.ones(1, 1, 200, 4), k, k, 1.0))
+    keys, _ = under.attend(call, (TopKeys(3),)).values[0]
     assert keys[0, 0, 60].tolist() == [0, 1, 2]
     assert keys[0, 0, 100].tolist() == [70, 0, 1]
     assert keys[0, 0, 199].tolist() == [70, 150, 0]
-    one = ENGINES[engine](Call(q, k, k, 1.0), (TopKeys(1),)).values[0][0]
+    one = under.attend(call, (TopKeys(1),)).values[0][0]
     assert one[0, 0, [60, 100, 199], 0].tolist() == [0, 70, 70]
 
 
-@pytest.mark.parametrize("engine", list(ENGINES))
-def test_key_bias_of_log_c_is_a_key_repeated_c_times(engine):
+@pytest.mark.parametrize("under", rows())
+def test_key_bias_of_log_c_is_a_key_repeated_c_times(under):
     rng = torch.Generator().manual_seed(0)
-    q, k, v = (torch.randn(1, 1, n, 8, generator=rng, dtype=torch.float64) for n in (5, 6, 6))
+    q, k, v = (torch.randn(1, 1, n, 8, generator=rng, dtype=under.dtype) for n in (5, 6, 6))
     bias = torch.zeros(1, 1, 6, dtype=torch.float64)
-    bias[..., 2] = torch.tensor(3.0).log()
-    biased = ENGINES[engine](Call(q, k, v, 1.0, causal=False, key_bias=bias)).out
+    bias[..., 2] = math.log(3)
+    biased = under.attend(Call(q, k, v, 1.0, causal=False, key_bias=bias)).out
     again = [0, 1, 2, 2, 2, 3, 4, 5]
-    repeated = ENGINES[engine](Call(q, k[:, :, again], v[:, :, again], 1.0, causal=False)).out
-    torch.testing.assert_close(biased, repeated)
+    repeated = under.attend(Call(q, k[:, :, again], v[:, :, again], 1.0, causal=False)).out
+    under.close(repeated, biased, "repeated")
 
 
-@pytest.mark.parametrize("engine", list(ENGINES))
-def test_zero_logit_scale_is_uniform(engine):
+@pytest.mark.parametrize("under", rows())
+@pytest.mark.parametrize("where", ["key", "coef"])
+def test_bias_of_inf_takes_the_whole_row(under, where):
+    call = plain(1, 2, 1, 24)
+    if where == "key":
+        bias = torch.zeros(1, 2, 24)
+        bias[:, :, 5] = torch.inf
+        call = replace(call, key_bias=bias)
+    else:
+        coef = torch.zeros(1, 2, 24, 1)
+        coef[:, :, 8:] = torch.inf
+        call = replace(call, row_coef=coef, key_group=(torch.arange(24) == 5)[None].int())
+    requests = (Lse(), Entropy(), TopKeys(1), Mass(torch.rand(1, 2, 24)), Columns(), Rows(torch.tensor([3, 20])))
+    given = under.takes(call)
+    result = under.attend(given, requests)
+    agree(under, call, requests)
+    assert (result.values[0][:, :, 8:] == torch.tensor(LARGEST, dtype=result.values[0].dtype)).all()
+    assert torch.equal(result.written[:, :, 8:], given.v[:, :, 5:6].expand_as(result.written[:, :, 8:]))
+    assert (result.values[2][0][:, :, 8:] == 5).all()
+
+
+@pytest.mark.parametrize("under", rows())
+def test_zero_logit_scale_is_uniform(under):
     call = replace(draw(3)[0], window=None, sinks=None, key_bias=None, row_coef=None, mask=None, softcap=None)
     heads = call.sizes[1]
-    uniform = replace(call, logit_scale=torch.zeros(heads))
-    pattern = ENGINES[engine](uniform, (Rows(torch.arange(call.sizes[3])),)).values[0]
+    uniform = under.takes(replace(call, logit_scale=torch.zeros(heads)))
+    pattern = under.attend(uniform, (Rows(torch.arange(call.sizes[3])),)).values[0]
     seen = call.visible().expand_as(pattern).double()
-    torch.testing.assert_close(pattern, seen / seen.sum(-1, keepdim=True).clamp(min=1))
+    under.close(seen / seen.sum(-1, keepdim=True).clamp(min=1), pattern, "pattern")
 
 
-@pytest.mark.parametrize("engine", list(ENGINES))
-def test_extreme_logits(engine):
-    q = torch.full((1, 1, 3, 4), 1e4)
-    k = torch.tensor([1.0, -1.0, 1.0])[None, None, :, None].expand(1, 1, 3, 4).contiguous()
-    lse, entropy, at = ENGINES[engine](Call(q, k, k, 1.0), (Lse(), Entropy(), At(torch.zeros(1, 3, 1).long()))).values
+@pytest.mark.parametrize("under", rows())
+@pytest.mark.parametrize("n", [3, 20])
+def test_extreme_logits(under, n):
+    q = torch.full((1, 1, n, 4), 1e4)
+    k = torch.tensor([1.0, -1.0] * (n // 2) + [1.0] * (n % 2))[None, None, :, None].expand(1, 1, n, 4).contiguous()
+    each = torch.zeros(1, n, 1, dtype=torch.int64)
+    lse, entropy, at = under.attend(Call(q, k, k, 1.0), (Lse(), Entropy(), At(each))).values
     assert lse.isfinite().all()
     assert entropy.isfinite().all()
     # exp(logit - lse) knows a logit of 4e4 to 4e-3 in float32
-    torch.testing.assert_close(at[0, 0, :, 0], torch.tensor([1.0, 1.0, 0.5]), atol=2e-3, rtol=0)
+    expected = 1.0 / torch.tensor([i // 2 + 1 for i in range(n)])
+    torch.testing.assert_close(at[0, 0, :, 0].float(), expected, atol=3e-3, rtol=0)
 
 
-def test_gradients_flow_through_chunked():
+def test_gradients_flow_through_plain_torch():
     call, _, _ = draw(5)
     q = call.q.clone().requires_grad_()
-    for engine in ENGINES.values():
-        result = engine(replace(call, q=q))
-        result.written.square().sum().backward()
+    carrying = [under for under in ENGINES if under.torch_only]
+    for under in carrying:
+        under.attend(replace(call, q=q)).written.square().sum().backward()
     assert q.grad is not None
     twice = q.grad.clone()
     q.grad = None
     naive.attend(replace(call, q=q)).written.square().sum().backward()
     assert q.grad is not None
-    torch.testing.assert_close(twice, 2 * q.grad)
+    torch.testing.assert_close(twice, len(carrying) * q.grad)
 
 
-def test_heads_of_a_call_are_the_heads_of_the_whole():
-    call, _, _ = draw(7)
+@pytest.mark.parametrize("under", rows("naive"))
+def test_heads_of_a_call_are_the_heads_of_the_whole(under):
+    call = under.takes(plain(2, 4, 2, 20, 3))
     heads = torch.tensor([call.sizes[1] - 1, 0])
-    whole = chunked.attend(call).written
-    torch.testing.assert_close(chunked.attend(call.for_heads(heads)).out, whole[:, heads])
+    whole = under.attend(call).written
+    under.close(whole[:, heads], under.attend(call.for_heads(heads)).out, "heads")
 
 
 def test_bit_equal_between_runs():
