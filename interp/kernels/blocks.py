@@ -1,15 +1,26 @@
-"""Blocks of rows by blocks of keys, out of the tiles of the forward pass.
+"""Triton: blocks of rows by blocks of keys, from the sums of tiles that the forward pass leaves.
 
-Blocks count from each prompt's first token. Tiles are moved so that none lies across the border of two blocks.
+Blocks count from each prompt's first token. Tiles are moved so that none lies across the border of two blocks. A sum is
+kept for each row and tile, neighbouring rows beside each other, until the log-sum-exp of the row is known.
 """
 
+# pyright: reportCallIssue=false, reportArgumentType=false, reportGeneralTypeIssues=false
+# what triton's launches take is not typed
+
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
 
 from interp.kernels.contract import Blocks, Call, block_grid
 from interp.kernels.settings import Tiling
+from interp.kernels.tiles import LOG2E, Operands, extent, place, reach, row_columns
+
+STRIP = tl.constexpr(64)
+"""tiles of keys whose sums are finished at once"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,12 +41,32 @@ class BlockPlan:
         size = request.size
         if call.row_columns is not None or size & (size - 1) or not 16 <= size <= 1024:
             return None
+        if tiles.groups:
+            # the kernel for Hopper moves no tiles and cuts none: blocks are as large and begin where tiles do
+            tiles = replace(tiles, rows=128, groups=2)
+            if size < tiles.keys or bool((request.first % tiles.keys).any()) or (call.q_start | call.k_start) % size:
+                return None
         tiles = replace(tiles, keys=min(tiles.keys, size))
+        if STRIP.value * tiles.keys < size:
+            return None
         rows = min(size, tiles.rows)
         first = request.first.to(call.q.device)
         row_shift = -torch.remainder(call.q_start - first, rows).to(torch.int32)
         key_shift = -torch.remainder(call.k_start - first, size).to(torch.int32)
         return cls(request, rows, row_shift, key_shift, tiles)
+
+    def k_tiles(self, m: int) -> int:
+        """Tiles of keys, moved as they may be."""
+        return self.k_blocks(m) * self.request.size // self.tiling.keys
+
+    def k_blocks(self, m: int) -> int:
+        """Blocks of keys, moved as they may be."""
+        return (m + 2 * (self.request.size - 1)) // self.request.size
+
+    def empty(self, b: int, h: int, row_tiles: int, m: int, device: torch.device) -> Tensor:
+        """Where the kernel puts its blocks: float32 [b h n m]."""
+        n = row_tiles * self.tiling.rows // self.rows
+        return torch.zeros(b, h, n, self.k_blocks(m), device=device)
 
     def table(self, call: Call, table: Tensor, lse: Tensor) -> tuple[int, Tensor, Tensor]:
         """The contract's (start, sums [b h n m], live rows [b n]) from the kernel's table of blocks."""
@@ -62,3 +93,65 @@ def _overlay(onto: Tensor, part: Tensor, row: int, key: int) -> None:
     rows, keys = slice(max(row, 0), min(n, row + part.shape[1])), slice(max(key, 0), min(m, key + part.shape[2]))
     if rows.stop > rows.start and keys.stop > keys.start:
         onto[:, rows, keys] = part[:, rows.start - row : rows.stop - row, keys.start - key : keys.stop - key]
+
+
+@triton.jit
+def _finish(
+    op, scratch, lse, table, map_n, map_m, tiles, row_shift, key_shift, row_tiles, offset,
+    BM: tl.constexpr, BN: tl.constexpr, CAUSAL: tl.constexpr, RB: tl.constexpr, KB: tl.constexpr, LOG2E: tl.constexpr,
+):  # fmt: skip
+    slot, strip = tl.program_id(0), tl.program_id(1)
+    b, _, h, start_row = place(op, slot + offset, row_tiles, BM)
+    first_row = start_row + tl.load(row_shift + b)
+    shift = tl.load(key_shift + b)
+    row = first_row + tl.arange(0, BM)
+    inside = (row >= 0) & (row < op.n_q)
+    low, high = extent(op, first_row, inside, row_columns(op, row), BM)
+    lo, _, _, hi = reach(op, b, low, high, shift, BN, CAUSAL)
+    # rows that see nothing have a log-sum-exp of -inf
+    norm = tl.load(lse + (b * op.heads + h).to(tl.int64) * op.n_q + row, mask=inside, other=float("-inf")) * LOG2E
+    tile = strip * STRIP + tl.arange(0, STRIP)
+    there = (tile * BN + shift >= lo) & (tile * BN + shift < hi) & (tile < tiles)
+    at = scratch + slot.to(tl.int64) * tiles * BM + tile[:, None] * BM + tl.arange(0, BM)[None, :]
+    mask = there[:, None] & (norm > float("-inf"))[None, :]
+    share = tl.where(mask, tl.exp2(tl.load(at, mask=mask, other=0.0) - norm[None, :]), 0.0)
+    sums = tl.sum(tl.reshape(share, (STRIP // KB, KB, BM // RB, RB)), 3)
+    sums = tl.sum(sums, 1)
+    block = start_row // RB + tl.arange(0, BM // RB)
+    key_block = strip * (STRIP // KB) + tl.arange(0, STRIP // KB)
+    to = table + ((b * op.heads + h).to(tl.int64) * map_n + block[None, :]) * map_m + key_block[:, None]
+    tl.store(to, sums, mask=(key_block < map_m)[:, None] & (block < map_n)[None, :])
+
+
+def finish(
+    op: Operands,
+    to: Any,
+    table: Tensor,
+    plan: BlockPlan,
+    known: dict[str, Any],
+    row_tiles: int,
+    offset: int,
+    count: int,
+) -> None:
+    """Add the sums of tiles that `count` programs of the forward pass left up to blocks, in the plan's table."""
+    tiles = plan.tiling
+    _finish[(count, triton.cdiv(to.tiles, STRIP.value))](
+        op,
+        to.scratch,
+        to.lse,
+        table,
+        table.shape[2],
+        table.shape[3],
+        to.tiles,
+        plan.row_shift,
+        plan.key_shift,
+        row_tiles,
+        offset,
+        BM=tiles.rows,
+        BN=tiles.keys,
+        CAUSAL=known["CAUSAL"],
+        RB=plan.rows,
+        KB=plan.request.size // tiles.keys,
+        LOG2E=LOG2E,
+        num_warps=4,
+    )

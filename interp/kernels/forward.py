@@ -4,6 +4,7 @@ A program owns a tile of rows and walks over tiles of keys: those that every row
 the causal triangle, the window and the padding with one. Beside the running softmax it carries, where asked, the masses
 on key sets (one more small matrix product), the tile that holds each row's largest logit (the key inside of it is found
 afterwards, by `gather.py`), the entropy, and one number per row and tile of keys, from which the map of blocks comes.
+On Hopper, plain causal calls are served by `hopper.py` instead, with the same results.
 Nothing is added by atomics: results are equal to the bit between runs and do not depend on the rest of the batch.
 """
 
@@ -18,19 +19,22 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from interp.kernels.blocks import BlockPlan
+from interp.kernels import hopper
+from interp.kernels.blocks import BlockPlan, finish
 from interp.kernels.contract import Call
 from interp.kernels.errors import UsageError
+from interp.kernels.sets import Sets, as_operand, by_product
 from interp.kernels.settings import Tiling, tiling
-from interp.kernels.spans import Borders, as_operand, between, by_product
 from interp.kernels.tiles import (
     LOG2E,
+    Operands,
     descriptors,
     edited,
     extent,
     flags,
     keys,
     operands,
+    place,
     queries,
     reach,
     row_columns,
@@ -40,8 +44,6 @@ from interp.kernels.tiles import (
 
 WIDEST = 64
 """key sets of one pass"""
-STRIP = tl.constexpr(64)
-"""tiles of keys whose block sums are finished at once"""
 NONE = tl.constexpr(-(1 << 30))
 """the tile of a row that sees nothing"""
 
@@ -55,17 +57,12 @@ class Written(NamedTuple):
     out_n: int
     lse: Tensor
     mass: Tensor | None
-    """[b h q n] masses; running sums before some tiles, to begin with, where masses are on spans"""
-    mass_n: int
     tile: Tensor | None
     peak: Tensor | None
     entropy: Tensor | None
-    map: Tensor | None
-    map_n: int
-    map_m: int
     scratch: Tensor | None
+    """[task tile row]: log2 of the sum of a tile's weights"""
     tiles: int
-    """tiles of keys, the length of a row of the scratch"""
     row_shift: Tensor | None
     key_shift: Tensor | None
     """int32 [b]: tiles begin this many rows or keys before the first, so that blocks start at a prompt's first token"""
@@ -100,20 +97,8 @@ def _sweep(
     OUT: tl.constexpr, TOP: tl.constexpr, ENTROPY: tl.constexpr, MAP: tl.constexpr, PRECISION: tl.constexpr,
     LOG2E: tl.constexpr,
 ):  # fmt: skip
-    if S > 0 and sets.slots is not None:
-        # masses on spans are differences of running sums, taken where spans begin and end
-        line = to.mass + ((b * op.heads + h).to(tl.int64) * op.n_q + row) * to.mass_n
-        inside = (row >= 0) & (row < op.n_q)
-        place = sets.slots + b * (to.tiles + 1) + (lo - shift) // BN
-        slot = tl.load(place)
     for start in tl.range(lo, hi, BN):
         key = start + tl.arange(0, BN)
-        if S > 0 and sets.slots is not None:
-            # one step ahead: to wait for it here would cost a fifth
-            place += 1
-            ahead = tl.load(place)
-            tl.store(line + slot, m + tl.log2(l), mask=inside & (slot >= 0))
-            slot = ahead
         if k_desc is not None and not (EDGE and op.live is not None):
             k = tl.reshape(k_desc.load([b, g, start, 0]), (BN, DP))
         else:
@@ -152,7 +137,7 @@ def _sweep(
             else:
                 v = values(op, b, g, key, E, EP)
             acc = tl.dot(p.to(v.dtype), v, acc * fade[:, None], input_precision=PRECISION)
-        if S > 0 and sets.slots is None:
+        if S > 0:
             mass = by_product(
                 mass * fade[:, None], p.to(sets.member.dtype.element_ty), op, sets, b, g, key, S, PRECISION
             )
@@ -161,19 +146,13 @@ def _sweep(
 
 
 @triton.jit
-def _program(
-    task, slot, op, to, sets, q_desc, k_desc, v_desc, row_tiles,
+def _forward(
+    op, to, sets, q_desc, k_desc, v_desc, row_tiles, offset,
     D: tl.constexpr, DP: tl.constexpr, E: tl.constexpr, EP: tl.constexpr, S: tl.constexpr, BM: tl.constexpr,
     BN: tl.constexpr, CAUSAL: tl.constexpr, PLAIN: tl.constexpr, GROUPS: tl.constexpr, OUT: tl.constexpr,
-    TOP: tl.constexpr, ENTROPY: tl.constexpr, MAP: tl.constexpr, RB: tl.constexpr, KB: tl.constexpr,
-    PRECISION: tl.constexpr, LOG2E: tl.constexpr,
+    TOP: tl.constexpr, ENTROPY: tl.constexpr, MAP: tl.constexpr, PRECISION: tl.constexpr, LOG2E: tl.constexpr,
 ):  # fmt: skip
-    # heads of one kv head run side by side, so that its keys stay in the cache; the longest rows first
-    each = row_tiles * op.group
-    bg, rest = task // each, task % each
-    b, g = bg // (op.heads // op.group), bg % (op.heads // op.group)
-    h = g * op.group + rest % op.group
-    first_row = (row_tiles - 1 - rest // op.group) * BM
+    b, g, h, first_row = place(op, tl.program_id(0) + offset, row_tiles, BM)
     shift = 0
     if to.row_shift is not None:
         first_row += tl.load(to.row_shift + b)
@@ -193,7 +172,7 @@ def _program(
     spread = tl.zeros([BM], tl.float32)
     mass = tl.zeros([BM, S if S > 0 else 1], tl.float32)
     tile = tl.full([BM], NONE, tl.int32)
-    base = slot.to(tl.int64) * to.tiles * BM
+    base = tl.program_id(0).to(tl.int64) * to.tiles * BM
     if op.window is not None or op.live is not None or to.row_shift is not None:
         acc, m, l, mass, tile, spread = _sweep(
             acc, m, l, mass, tile, spread, q, op, to, sets, k_desc, v_desc, b, h, g, row, column, lo, clear, base,
@@ -234,56 +213,17 @@ def _program(
             result.to(to.out.dtype.element_ty),
             mask=inside[:, None] & (e < E)[None, :],
         )
-    if S > 0 and sets.slots is None:
+    if S > 0:
         s = tl.arange(0, S)
         result = tl.where(dead[:, None], 0.0, mass * norm[:, None])
         held = inside[:, None] & (s < sets.number)[None, :]
-        tl.store(to.mass + at[:, None] * to.mass_n + s[None, :], result, mask=held)
+        tl.store(to.mass + at[:, None] * sets.number + s[None, :], result, mask=held)
     if TOP:
         tl.store(to.tile + at, tl.where(dead, NONE, tile), mask=inside)
         tl.store(to.peak + at, norm, mask=inside)
     if ENTROPY:
         entropy = (tl.log2(over_keys) - spread / over_keys) / LOG2E
         tl.store(to.entropy + at, tl.where(dead, 0.0, tl.maximum(entropy, 0.0)), mask=inside)
-    if MAP:
-        # other threads of this program wrote what is read now
-        tl.debug_barrier()
-        block = (first_row - tl.load(to.row_shift + b)) // RB + tl.arange(0, BM // RB)
-        for t in range((lo - shift) // BN // STRIP * STRIP, (hi - shift + BN - 1) // BN, STRIP):
-            t_i = t + tl.arange(0, STRIP)
-            there = (t_i >= (lo - shift) // BN) & (t_i * BN + shift < hi)
-            from_raw = to.scratch + base + t_i[:, None] * BM + tl.arange(0, BM)[None, :]
-            raw = tl.load(from_raw, mask=there[:, None], other=0.0)
-            share = tl.where(there[:, None] & (~dead)[None, :], tl.exp2(raw - lse[None, :]), 0.0)
-            sums = tl.sum(tl.reshape(share, (STRIP // KB, KB, BM // RB, RB)), 3)
-            sums = tl.sum(sums, 1)
-            k_block = t // KB + tl.arange(0, STRIP // KB)
-            at_map = ((b * op.heads + h).to(tl.int64) * to.map_n + block[None, :]) * to.map_m + k_block[:, None]
-            tl.store(to.map + at_map, sums, mask=(k_block < to.map_m)[:, None] & (block < to.map_n)[None, :])
-
-
-@triton.jit
-def _forward(
-    op, to, sets, q_desc, k_desc, v_desc, row_tiles, tasks,
-    D: tl.constexpr, DP: tl.constexpr, E: tl.constexpr, EP: tl.constexpr, S: tl.constexpr, BM: tl.constexpr,
-    BN: tl.constexpr, CAUSAL: tl.constexpr, PLAIN: tl.constexpr, GROUPS: tl.constexpr, OUT: tl.constexpr,
-    TOP: tl.constexpr, ENTROPY: tl.constexpr, MAP: tl.constexpr, RB: tl.constexpr, KB: tl.constexpr,
-    PRECISION: tl.constexpr, LOG2E: tl.constexpr,
-):  # fmt: skip
-    slot = tl.program_id(0)
-    if MAP:
-        # as many programs as there is scratch for take task after task
-        for task in range(slot, tasks, tl.num_programs(0)):
-            _program(
-                task, slot, op, to, sets, q_desc, k_desc, v_desc, row_tiles,
-                D, DP, E, EP, S, BM, BN, CAUSAL, PLAIN, GROUPS, OUT, TOP, ENTROPY, MAP, RB, KB, PRECISION, LOG2E,
-            )  # fmt: skip
-            tl.debug_barrier()
-    else:
-        _program(
-            slot, slot, op, to, sets, q_desc, k_desc, v_desc, row_tiles,
-            D, DP, E, EP, S, BM, BN, CAUSAL, PLAIN, GROUPS, OUT, TOP, ENTROPY, MAP, RB, KB, PRECISION, LOG2E,
-        )  # fmt: skip
 
 
 def forward(
@@ -311,87 +251,79 @@ def forward(
     op = operands(call)
     b, h, _, n, m = call.sizes
     known = flags(call)
-    settings = blocks.tiling if blocks is not None else tiles or forward_tiling(call)
+    settings = blocks.tiling if blocks is not None else tiles or forward_tiling(call, sets, out)
     device = op.q.device
     statistic: dict[str, Any] = {"dtype": torch.float32, "device": device}
     row_tiles = triton.cdiv(n + (blocks.rows - 1 if blocks is not None else 0), settings.rows)
     tasks = row_tiles * b * h
-    programs = tasks
+    # the sums of tiles are held for as many programs as run at once, a few times over
+    together = tasks if blocks is None else min(tasks, 2 * _resident(device, settings))
+    k_tiles = triton.cdiv(m, settings.keys) if blocks is None else blocks.k_tiles(m)
 
     # memory order [b q h e]: what follows attention reads the heads of a token together
     result = torch.empty(b, n, h, known["E"], dtype=call.v.dtype, device=device).transpose(1, 2) if out else None
-    scratch, table, k_tiles, k_blocks = None, None, triton.cdiv(m, settings.keys), 0
-    if blocks is not None:
-        size = blocks.request.size
-        k_blocks = triton.cdiv(m + size - 1, size)
-        k_tiles = k_blocks * size // settings.keys
-        programs = min(tasks, _programs(device, settings, known["DP"]))
-        scratch = torch.empty(programs * k_tiles * settings.rows, **statistic)
-        table = torch.zeros(b, h, row_tiles * settings.rows // blocks.rows, k_blocks, **statistic)
-    key_shift = None if blocks is None else blocks.key_shift
     held = None if sets is None else as_operand(sets.to(device, op.v.dtype))
-    borders = None if held is None else Borders.of(held, op, settings.keys, k_tiles, key_shift)
-    if held is not None and borders is not None:
-        held = held._replace(slots=borders.slots)
-    mass_n = 0 if held is None else max(held.number, 0 if borders is None else borders.starts.shape[1])
     to = Written(
         result,
         *((result.stride(i) for i in range(3)) if result is not None else (0, 0, 0)),
         torch.empty(b, h, n, **statistic),
-        torch.empty(b, h, n, mass_n, **statistic) if held is not None else None,
-        mass_n,
+        torch.empty(b, h, n, held.number, **statistic) if held is not None else None,
         torch.empty(b, h, n, dtype=torch.int32, device=device) if top else None,
         torch.empty(b, h, n, **statistic) if top else None,
         torch.empty(b, h, n, **statistic) if entropy else None,
-        table,
-        0 if table is None else table.shape[2],
-        k_blocks,
-        scratch,
+        None if blocks is None else torch.empty(together * k_tiles * settings.rows, **statistic),
         k_tiles,
         None if blocks is None else blocks.row_shift,
-        key_shift,
+        None if blocks is None else blocks.key_shift,
     )
-    if tasks and op.q.numel():
-        found = descriptors(op, settings, known, out)
-        _forward[(programs,)](
-            op,
-            to,
-            held,
-            *found,
-            row_tiles,
-            tasks,
-            **known,
-            S=0 if held is None else held.member.shape[-1],
-            BM=settings.rows,
-            BN=settings.keys,
-            OUT=out,
-            TOP=top,
-            ENTROPY=entropy,
-            MAP=blocks is not None,
-            RB=1 if blocks is None else blocks.rows,
-            KB=1 if blocks is None else blocks.request.size // settings.keys,
-            PRECISION=settings.precision,
-            LOG2E=LOG2E,
-            num_warps=settings.warps,
-            num_stages=settings.stages,
-        )
-    mass = to.mass
-    if mass is not None and held is not None:
-        if borders is not None and tasks:
-            between(op, to.lse, mass, held, borders, (to.row_shift, to.key_shift), known, settings, row_tiles)
-        mass = mass[..., : held.number]
-    return Found(result, to.lse, mass, to.tile, to.peak, to.entropy, to.map, settings)
+    table = None if blocks is None else blocks.empty(b, h, row_tiles, m, device)
+    for offset in range(0, tasks, max(1, together)):
+        count = min(together, tasks - offset)
+        run = _launch if not settings.groups else hopper.launch
+        run(op, to, held, known, settings, row_tiles, offset, count)
+        if blocks is not None and table is not None:
+            finish(op, to, table, blocks, known, row_tiles, offset, count)
+    return Found(result, to.lse, to.mass, to.tile, to.peak, to.entropy, table, settings)
 
 
-def forward_tiling(call: Call) -> Tiling:
-    """What the table says for a call."""
+def _launch(
+    op: Operands, to: Written, sets: Sets | None, known: dict[str, Any], tiles: Tiling, row_tiles: int, offset: int,
+    count: int,
+) -> None:  # fmt: skip
+    _forward[(count,)](
+        op,
+        to,
+        sets,
+        *descriptors(op, tiles, known, to.out is not None),
+        row_tiles,
+        offset,
+        **known,
+        S=0 if sets is None else sets.member.shape[-1],
+        BM=tiles.rows,
+        BN=tiles.keys,
+        OUT=to.out is not None,
+        TOP=to.tile is not None,
+        ENTROPY=to.entropy is not None,
+        MAP=to.scratch is not None,
+        PRECISION=tiles.precision,
+        LOG2E=LOG2E,
+        num_warps=tiles.warps,
+        num_stages=tiles.stages,
+    )
+
+
+def forward_tiling(call: Call, sets: Tensor | None = None, out: bool = True) -> Tiling:
+    """What the table says for a call, with or without key sets [b 1|g k s]."""
     known = flags(call)
-    return tiling("forward", call.q, known["DP"], known["EP"])
+    if out and (sets is None or sets.shape[-1] <= hopper.MOST_SETS):
+        best = hopper.tiling_of(call)
+        if best is not None:
+            return best
+    return tiling("forward" if sets is None else "masses", call.q, known["DP"], known["EP"])
 
 
-def _programs(device: torch.device, settings: Tiling, width: int) -> int:
-    """As many as run at once."""
+def _resident(device: torch.device, settings: Tiling) -> int:
+    """About as many programs as run at once."""
     if device.type != "cuda":
         return 2
-    each = max(1, 128 // settings.rows) * (2 if width <= 64 else 1)
-    return each * torch.cuda.get_device_properties(device).multi_processor_count
+    return max(1, 128 // settings.rows) * torch.cuda.get_device_properties(device).multi_processor_count

@@ -90,7 +90,7 @@ def _many(
     call: Call, requests: tuple[Request, ...], queries: Tensor | None, out: bool
 ) -> tuple[Tensor | None, list[Any]]:
     """One pass for all that it can give, second passes from its log-sum-exp, rows for the rest."""
-    tiles = forward_tiling(call)
+    tiles = forward_tiling(call, out=False)
     cut = {i: BlockPlan.of(call, r, tiles) for i, r in enumerate(requests) if isinstance(r, Blocks)}
     plans = {i: plan for i, plan in cut.items() if plan is not None}
     slow = [i for i, r in enumerate(requests) if cut.get(i, r) is None or (isinstance(r, TopKeys) and r.k > 1)]
@@ -100,13 +100,17 @@ def _many(
     wanted = [r for i, r in enumerate(requests) if i not in values]
     masses = Masses.of(call, wanted)
     groups = masses.groups()
-    first = next(iter(plans.values()), None)
     if not (out or wanted):
         return None, [values[i] for i in range(len(requests))]
+    sets = groups[0] if groups else None
+    best = forward_tiling(call, sets, out)
+    for i in list(plans)[:1]:
+        plans[i] = BlockPlan.of(call, plans[i].request, best) or plans[i]
+    first = next(iter(plans.values()), None)
     found = forward(
         call,
         out=out,
-        sets=groups[0] if groups else None,
+        sets=sets,
         top=any(isinstance(r, TopKeys) for r in wanted),
         entropy=any(isinstance(r, Entropy) for r in wanted),
         blocks=first,

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-Kind = Literal["forward", "columns", "rows"]
+Kind = Literal["forward", "masses", "columns", "rows"]
 
 SHARED = {80: 163 << 10, 89: 99 << 10, 90: 227 << 10, 120: 99 << 10}
 """bytes of shared memory that one program may have"""
@@ -26,6 +26,8 @@ class Tiling:
     stages: int
     precision: str = "ieee"
     """of float32 products: three passes of the matrix units, or as they come"""
+    groups: int = 0
+    """groups of warps that own 64 rows each, where `hopper.py` serves the call"""
     descriptors: bool = False
     """whether tiles are loaded by the copy engine of Hopper"""
 
@@ -51,6 +53,7 @@ HALF: dict[Kind, dict[int, dict[int, tuple[int, int, int, int]]]] = {
     },
 }
 """(rows, keys, warps, stages) by kind, architecture and padded head width, for 16-bit inputs"""
+HALF["masses"] = HALF["forward"] | {90: {64: (128, 64, 4, 3), 128: (128, 64, 8, 3), 256: (128, 64, 8, 2)}}
 
 SINGLE: dict[Kind, dict[int, tuple[int, int, int, int]]] = {
     "forward": {64: (64, 32, 4, 2), 128: (64, 32, 4, 2), 256: (32, 32, 4, 1)},
@@ -58,6 +61,7 @@ SINGLE: dict[Kind, dict[int, tuple[int, int, int, int]]] = {
     "rows": {64: (16, 64, 4, 2), 128: (16, 32, 4, 2), 256: (16, 32, 4, 1)},
 }
 """the same for float32, on every architecture"""
+SINGLE["masses"] = SINGLE["forward"]
 
 
 def architecture(device: torch.device) -> int:
@@ -72,8 +76,8 @@ def architecture(device: torch.device) -> int:
 def tiling(kind: Kind, x: Tensor, *widths: int) -> Tiling:
     """The tiling of a kernel for tensors like x (its device and dtype), heads padded to the widest of `widths`.
 
-    kind: "forward", "columns" or "rows"; widths: powers of two up to 256. A device that is newer than the table takes
-    the newest column that it can run.
+    kind: "forward", "masses" (the same with key sets), "columns" or "rows"; widths: powers of two up to 256. A device
+    that is newer than the table takes the newest column that it can run.
     Cannot show: the fastest tiling for short calls, which the table was not measured on.
     """
     return table(kind, architecture(x.device), x.element_size(), max(64, *widths))

@@ -15,12 +15,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from interp.kernels.contract import Call
+from interp.kernels.contract import LARGEST, Call
 from interp.kernels.settings import Tiling
 
 LOG2E = math.log2(math.e)
-LARGEST = 1e30
-"""a bias of +inf becomes this: inf - inf would be nan"""
 
 
 class Operands(NamedTuple):
@@ -266,6 +264,16 @@ def values(op, b, g, key, E: tl.constexpr, EP: tl.constexpr):
         there = there & (tl.load(op.live + b.to(tl.int64) * op.n_k + key, mask=there, other=0) != 0)
     at = op.v + b.to(tl.int64) * op.v_b + g.to(tl.int64) * op.v_g + key.to(tl.int64)[:, None] * op.v_n + e[None, :]
     return tl.load(at, mask=there[:, None] & (e < E)[None, :], other=0.0)
+
+
+@triton.jit
+def place(op, task, row_tiles, BM: tl.constexpr):
+    """(b, g, h, first row) of a task: the heads of one kv head side by side, so that its keys stay in the cache, and
+    the longest rows first."""
+    each = row_tiles * op.group
+    bg, rest = task // each, task % each
+    b, g = bg // (op.heads // op.group), bg % (op.heads // op.group)
+    return b, g, g * op.group + rest % op.group, (row_tiles - 1 - rest // op.group) * BM
 
 
 @triton.jit
