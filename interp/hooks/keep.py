@@ -94,7 +94,7 @@ class mass(Keep):
         masks = torch.stack([spans(where, width).to(columns.device) for where in self.spans], 1)
         inside = position >= 0
         sets = masks.gather(-1, position.clamp(min=0)[:, None].expand(-1, len(self.spans), -1)) & inside[:, None]
-        return contract.Mass(sets, by_value=self.by_value)
+        return contract.Mass(sets, by_value=self.by_value, spans=True)
 
     def width(self, q: int, k: int) -> int:
         return q * len(self.spans)

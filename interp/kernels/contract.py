@@ -189,6 +189,8 @@ class Mass:
     """Float [b s k] over the keys of the call"""
     by_value: bool = False
     """weigh each key by the norm of its value, p |v| / sum p |v|"""
+    spans: bool = False
+    """whether each set is a few ranges of keys, which makes its mass cheaper where an engine knows how"""
 
 
 @dataclass(frozen=True, eq=False)

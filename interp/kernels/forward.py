@@ -231,6 +231,7 @@ def forward(
     *,
     out: bool = True,
     sets: Tensor | None = None,
+    spans: bool = False,
     top: bool = False,
     entropy: bool = False,
     blocks: BlockPlan | None = None,
@@ -240,7 +241,8 @@ def forward(
 
     out[b h q e] = sum over k of p v, p[b h q k] = exp(logit - lse); mass[b h q s] = sum over k of p sets[b k s];
     entropy[b h q] = log l - sum over k of p' logit', of keys alone. See `Found` for shapes and dtypes.
-    sets: Float [b 1|g k s], up to WIDEST key sets, rounded to the dtype of v. blocks: how the map of blocks lies over
+    sets: Float [b 1|g k s], up to WIDEST key sets, rounded to the dtype of v. spans: whether each is a few ranges of
+    keys, which costs less on Hopper. blocks: how the map of blocks lies over
     the tiles. tiles: a tiling instead of the table's, or the plan's. Memory O(n); a call that the kernels cannot serve
     (`select.obstacle`) must not come here.
     Raises UsageError for more key sets than one pass holds.
@@ -262,7 +264,8 @@ def forward(
 
     # memory order [b q h e]: what follows attention reads the heads of a token together
     result = torch.empty(b, n, h, known["E"], dtype=call.v.dtype, device=device).transpose(1, 2) if out else None
-    held = None if sets is None else as_operand(sets.to(device, op.v.dtype))
+    tile = settings.keys if spans and settings.groups else None
+    held = None if sets is None else as_operand(sets.to(device, op.v.dtype), tile)
     to = Written(
         result,
         *((result.stride(i) for i in range(3)) if result is not None else (0, 0, 0)),

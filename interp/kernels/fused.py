@@ -111,6 +111,7 @@ def _many(
         call,
         out=out,
         sets=sets,
+        spans=masses.spans,
         top=any(isinstance(r, TopKeys) for r in wanted),
         entropy=any(isinstance(r, Entropy) for r in wanted),
         blocks=first,
@@ -167,11 +168,15 @@ class Masses:
     places: dict[int, slice]
     """by id of the request"""
     by_value: bool
+    spans: bool
+    """whether all sets are a few ranges of keys"""
     found: list[Tensor] = field(default_factory=list)
 
     @classmethod
     def of(cls, call: Call, requests: list[Request]) -> "Masses":
-        made = cls(call, [], {}, any(getattr(r, "by_value", False) for r in requests))
+        by_value = any(getattr(r, "by_value", False) for r in requests)
+        spans = not by_value and all(r.spans for r in requests if isinstance(r, Mass))
+        made = cls(call, [], {}, by_value, spans)
         width = 0
         for request in requests:
             if isinstance(request, Mass):

@@ -85,8 +85,31 @@ def _softmax(
 
 
 @gluon.jit
+def _moved(since_m, m):
+    """What turns weights relative to an earlier maximum into weights relative to this one."""
+    return gl.where(since_m == float("-inf"), 0.0, gl.exp2(since_m - m))
+
+
+@gluon.jit
+def _stretch(mass, since_m, since_l, m, l, member, S: gl.constexpr, E_LAYOUT: gl.constexpr):
+    """Masses of a stretch of tiles whose keys all belong to the same sets: a difference of two sums."""
+    fade = _moved(since_m, m)
+    part = gl.convert_layout(gl.maximum(l - since_l * fade, 0.0), gl.SliceLayout(1, E_LAYOUT))
+    whole = gl.load(member + gl.arange(0, S, gl.SliceLayout(0, E_LAYOUT))).to(gl.float32)
+    return mass * gl.convert_layout(fade, gl.SliceLayout(1, E_LAYOUT))[:, None] + part[:, None] * whole[None, :]
+
+
+@gluon.jit
+def _mixed(mass, p, e, since_m, m, E_LAYOUT: gl.constexpr):
+    """Masses of a tile in which membership changes: a product."""
+    mass = mass * gl.convert_layout(_moved(since_m, m), gl.SliceLayout(1, E_LAYOUT))[:, None]
+    return warpgroup_mma(gl.convert_layout(p, gl.DotOperandLayout(0, E_LAYOUT, 2)), e, mass)
+
+
+@gluon.jit
 def _next(
-    acc, mass, p, m, l, tile, spread, q, k_s, v_s, e_s, k_full, k_empty, v_full, v_empty, j, first_row, op, to, sums,
+    acc, mass, p, m, l, tile, spread, since_m, since_l, q, k_s, v_s, e_s, k_full, k_empty, v_full, v_empty, j,
+    first_row, op, to, sums, member, borders, f_before, f_now,
     EDGE: gl.constexpr, TOP: gl.constexpr, ENTROPY: gl.constexpr, MAP: gl.constexpr, BN: gl.constexpr, D: gl.constexpr,
     S: gl.constexpr, STAGES: gl.constexpr, WGS: gl.constexpr, S_LAYOUT: gl.constexpr, O_LAYOUT: gl.constexpr,
     E_LAYOUT: gl.constexpr,
@@ -94,6 +117,17 @@ def _next(
     """The product of q with tile j, and that of the weights of tile j - 1 with its values, at the same time."""
     stage = j % STAGES
     before = (j - 1) % STAGES
+    if borders is not None:
+        # one step ahead: to wait for it here would cost a fifth
+        f_next = gl.load(borders + j + 1)
+        if f_before != 0:
+            mbarrier.wait(v_full.index(before), ((j - 1) // STAGES) & 1)
+            mass = _mixed(mass, p, e_s.index(before).reshape([BN, S]), since_m, m, E_LAYOUT)
+            since_m, since_l = m, l
+        if f_now != 0:
+            mass = _stretch(mass, since_m, since_l, m, l, member + (j * BN - 1) * S, S, E_LAYOUT)
+            since_m, since_l = m, l
+        f_before, f_now = f_now, f_next
     mbarrier.wait(k_full.index(stage), (j // STAGES) & 1)
     zero = gl.zeros([64, BN], gl.float32, S_LAYOUT)
     x = warpgroup_mma(
@@ -101,7 +135,7 @@ def _next(
     )
     mbarrier.wait(v_full.index(before), ((j - 1) // STAGES) & 1)
     acc = warpgroup_mma(p, v_s.index(before).reshape([BN, D]), warpgroup_mma_init(acc), is_async=True)
-    if S > 0:
+    if S > 0 and borders is None:
         p_e = gl.convert_layout(p, gl.DotOperandLayout(0, E_LAYOUT, 2))
         mass = warpgroup_mma(p_e, e_s.index(before).reshape([BN, S]), warpgroup_mma_init(mass), is_async=True)
         x = warpgroup_mma_wait(2, deps=[x])
@@ -111,7 +145,7 @@ def _next(
     weight, m, l, tile, spread, fade = _softmax(
         x, m, l, tile, spread, j * BN, first_row, op, sums + j * (64 * WGS), EDGE, TOP, ENTROPY, MAP, BN, S_LAYOUT
     )
-    if S > 0:
+    if S > 0 and borders is None:
         acc, mass = warpgroup_mma_wait(0, deps=[acc, mass, p, p_e])[:2]
         mass = mass * gl.convert_layout(fade, gl.SliceLayout(1, E_LAYOUT))[:, None]
     else:
@@ -119,7 +153,7 @@ def _next(
     mbarrier.arrive(v_empty.index(before))
     acc = acc * gl.convert_layout(fade, gl.SliceLayout(1, O_LAYOUT))[:, None]
     p = gl.convert_layout(weight.to(to.out.dtype.element_ty), gl.DotOperandLayout(0, O_LAYOUT, 2))
-    return acc, mass, p, m, l, tile, spread
+    return acc, mass, p, m, l, tile, spread, since_m, since_l, f_before, f_now
 
 
 @gluon.jit
@@ -148,6 +182,16 @@ def _rows_of(
     if MAP:
         sums = to.scratch + gl.program_id(0).to(gl.int64) * to.tiles * (64 * WGS)
         sums = sums + 64 * i + gl.arange(0, 64, VECTOR)
+    # masses on spans: what was summed up to here, relative to which maximum
+    since_m, since_l = m, l
+    member, borders = sums, None
+    f_before, f_now = 0, 0
+    if S > 0:
+        member = sets.member + (b.to(gl.int64) * sets.b + (h // op.group).to(gl.int64) * sets.g) * S
+        if sets.borders is not None:
+            borders = sets.borders + b * (to.tiles + 1)
+            f_before = gl.load(borders)
+            f_now = gl.load(borders + 1)
     mbarrier.wait(q_full, 0)
     q = q_s.index(i).reshape([64, D])
     mbarrier.wait(k_full.index(0), 0)
@@ -160,14 +204,16 @@ def _rows_of(
     )
     p = gl.convert_layout(weight.to(to.out.dtype.element_ty), gl.DotOperandLayout(0, O_LAYOUT, 2))
     for j in range(1, full):
-        acc, mass, p, m, l, tile, spread = _next(
-            acc, mass, p, m, l, tile, spread, q, k_s, v_s, e_s, k_full, k_empty, v_full, v_empty, j, first_row, op, to,
-            sums, False, TOP, ENTROPY, MAP, BN, D, S, STAGES, WGS, S_LAYOUT, O_LAYOUT, E_LAYOUT,
+        acc, mass, p, m, l, tile, spread, since_m, since_l, f_before, f_now = _next(
+            acc, mass, p, m, l, tile, spread, since_m, since_l, q, k_s, v_s, e_s, k_full, k_empty, v_full, v_empty, j,
+            first_row, op, to, sums, member, borders, f_before, f_now,
+            False, TOP, ENTROPY, MAP, BN, D, S, STAGES, WGS, S_LAYOUT, O_LAYOUT, E_LAYOUT,
         )  # fmt: skip
     for j in range(gl.maximum(full, 1), tiles):
-        acc, mass, p, m, l, tile, spread = _next(
-            acc, mass, p, m, l, tile, spread, q, k_s, v_s, e_s, k_full, k_empty, v_full, v_empty, j, first_row, op, to,
-            sums, True, TOP, ENTROPY, MAP, BN, D, S, STAGES, WGS, S_LAYOUT, O_LAYOUT, E_LAYOUT,
+        acc, mass, p, m, l, tile, spread, since_m, since_l, f_before, f_now = _next(
+            acc, mass, p, m, l, tile, spread, since_m, since_l, q, k_s, v_s, e_s, k_full, k_empty, v_full, v_empty, j,
+            first_row, op, to, sums, member, borders, f_before, f_now,
+            True, TOP, ENTROPY, MAP, BN, D, S, STAGES, WGS, S_LAYOUT, O_LAYOUT, E_LAYOUT,
         )  # fmt: skip
     last = (tiles - 1) % STAGES
     mbarrier.wait(v_full.index(last), ((tiles - 1) // STAGES) & 1)
@@ -175,8 +221,15 @@ def _rows_of(
     dead = l == 0.0
     norm = gl.where(dead, 0.0, 1.0 / gl.where(dead, 1.0, l))
     if S > 0:
-        p_e = gl.convert_layout(p, gl.DotOperandLayout(0, E_LAYOUT, 2))
-        mass = warpgroup_mma(p_e, e_s.index(last).reshape([BN, S]), mass)
+        if borders is not None:
+            if f_before != 0:
+                mass = _mixed(mass, p, e_s.index(last).reshape([BN, S]), since_m, m, E_LAYOUT)
+                since_m, since_l = m, l
+            final = gl.minimum(tiles * BN, op.n_k) - 1
+            mass = _stretch(mass, since_m, since_l, m, l, member + final * S, S, E_LAYOUT)
+        else:
+            p_e = gl.convert_layout(p, gl.DotOperandLayout(0, E_LAYOUT, 2))
+            mass = warpgroup_mma(p_e, e_s.index(last).reshape([BN, S]), mass)
         at_row = gl.convert_layout(line_of, gl.SliceLayout(1, E_LAYOUT))
         s = gl.arange(0, 16, gl.SliceLayout(0, E_LAYOUT))
         there = gl.convert_layout(inside, gl.SliceLayout(1, E_LAYOUT))[:, None] & (s < sets.number)[None, :]

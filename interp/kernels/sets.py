@@ -17,14 +17,24 @@ class Sets(NamedTuple):
     g: int
     """steps between batch rows and kv heads, in keys"""
     number: int
+    borders: Tensor | None
+    """int32 [b tiles + 1] 1 for a tile of keys in which, or before which, membership changes; None: not looked for"""
 
 
-def as_operand(sets: Tensor) -> Sets:
-    """The kernels' form of sets [b 1|g k s]."""
+def as_operand(sets: Tensor, tile: int | None = None) -> Sets:
+    """The kernels' form of sets [b 1|g k s]; tile: keys of a tile, where the sets are spans and borders are rare."""
     b, g, m, count = sets.shape
     width = max(16, 1 << (count - 1).bit_length())
     member = torch.nn.functional.pad(sets, (0, width - count)).contiguous()
-    return Sets(member, m * g if b > 1 else 0, m if g > 1 else 0, count)
+    borders = None
+    if tile is not None and m:
+        changed = (sets[:, :, 1:] != sets[:, :, :-1]).any(-1).any(1)
+        changes = torch.nn.functional.pad(changed, (1, 0)).cumsum(-1)
+        # one tile more, since the kernel looks one ahead
+        start = torch.arange(-(-m // tile) + 1, device=sets.device) * tile
+        before, last = (start - 1).clamp(0, m - 1), (start + tile - 1).clamp(0, m - 1)
+        borders = (changes[:, before] != changes[:, last]).to(torch.int32).contiguous()
+    return Sets(member, m * g if b > 1 else 0, m if g > 1 else 0, count, borders)
 
 
 @triton.jit
