@@ -65,7 +65,7 @@ def draw(
 
 
 def plain(
-    b: int = 2, h: int = 4, g: int = 2, n: int = 37, before: int = 0, d: int = 32, e: int | None = None, **more: Any
+    b: int = 2, h: int = 2, g: int = 1, n: int = 34, before: int = 0, d: int = 32, e: int | None = None, **more: Any
 ) -> Call:
     """A causal call of n queries on before + n keys, in float64, heads d wide and values e; `more` as in Call."""
     rng = torch.Generator().manual_seed(b * h * n + d)

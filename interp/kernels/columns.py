@@ -101,6 +101,9 @@ def _columns(
             full = tl.minimum(full, first + away + op.window)
         if op.live is not None:
             full = tl.where(first >= tl.load(op.clear + b), full, 0)
+        if op.row_live is not None:
+            # rows that are padding may hold anything: each is hidden, key by key
+            clear = tl.maximum(clear, tl.load(op.row_clear + b))
         if SEEN:
             full = 0
     lo = lo // BM * BM

@@ -118,7 +118,8 @@ class Call:
         if self.key_bias is not None:
             total = total + self.key_bias[:, :, None, keys].to(self.dtype).clamp(max=LARGEST)
         if self.row_coef is not None:
-            coef = torch.nn.functional.pad(self.row_coef[:, :, rows].to(self.dtype).clamp(max=LARGEST), (1, 0))
+            coef = self.row_coef[:, :, rows].to(self.dtype).clamp(max=LARGEST).expand(self.q.shape[0], -1, -1, -1)
+            coef = torch.nn.functional.pad(coef, (1, 0))
             group = self._group[:, None, None, keys].expand(*coef.shape[:3], -1)
             total = total + coef.gather(-1, group.to(torch.int64))
         if self.mask is not None and self.mask.dtype != torch.bool:

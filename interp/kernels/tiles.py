@@ -60,6 +60,8 @@ class Operands(NamedTuple):
     """int32 [b] one past the last key that is padding"""
     row_live: Tensor | None
     """uint8 [b q]"""
+    row_clear: Tensor | None
+    """int32 [b] one past the last row that is padding"""
     key_bias: Tensor | None
     """float32 [b h k]; natural units"""
     bias_b: int
@@ -124,6 +126,7 @@ def operands(call: Call, q: Tensor | None = None) -> Operands:
         first=first,
         clear=clear,
         row_live=small(call.row_live, torch.uint8, b, n),
+        row_clear=_live_range(call.row_live, n)[1],
         key_bias=bias,
         bias_b=stride(bias, 0),
         bias_h=stride(bias, 1),

@@ -27,6 +27,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "interpreter: kernels run in Triton's interpreter, on a CPU")
     # numpy speaks of infinities that GPUs take in silence
     config.addinivalue_line("filterwarnings", "ignore::RuntimeWarning:triton.runtime.interpreter")
+    config.addinivalue_line("filterwarnings", "ignore:invalid value encountered:RuntimeWarning")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -52,7 +53,7 @@ def poisoned() -> Iterator[None]:
     torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 
 
-@pytest.fixture(params=list(TINY))
+@pytest.fixture(params=["16x16", pytest.param("16x32", marks=pytest.mark.slow)])
 def tiny(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[int, int]]:
     """Rows and keys of tiles so small that a short call has several of them, in the table for every kind."""
     yield from tabled(monkeypatch, TINY[request.param])
