@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from interp.hooks.bridge import bridge as bridge
     from interp.hooks.capture import capture as capture
     from interp.hooks.doctor import doctor as doctor
+    from interp.hooks.gates import gate_gradient as gate_gradient
     from interp.hooks.heads import Head as Head
     from interp.hooks.heads import HeadLayout as HeadLayout
     from interp.hooks.heads import HeadSet as HeadSet
@@ -39,6 +40,7 @@ _HOMES = {
     "capture": "interp.hooks.capture",
     "causal_check": "interp.analyses.causal",
     "doctor": "interp.hooks.doctor",
+    "gate_gradient": "interp.hooks.gates",
     "load": "interp.models",
     "make_report": "interp.report",
 }
@@ -59,6 +61,7 @@ __all__ = [  # noqa: RUF022
     "keep",
     "capture",
     "ablate",
+    "gate_gradient",
     "bridge",
     "identify",
     "causal_check",

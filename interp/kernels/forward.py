@@ -44,6 +44,8 @@ from interp.kernels.tiles import (
 
 WIDEST = 64
 """key sets of one pass"""
+SCRATCH = 512 << 20
+"""bytes for the sums of tiles, of which blocks are made"""
 NONE = tl.constexpr(-(1 << 30))
 """the tile of a row that sees nothing"""
 
@@ -258,9 +260,9 @@ def forward(
     statistic: dict[str, Any] = {"dtype": torch.float32, "device": device}
     row_tiles = triton.cdiv(n + (blocks.rows - 1 if blocks is not None else 0), settings.rows)
     tasks = row_tiles * b * h
-    # the sums of tiles are held for as many programs as run at once, a few times over
-    together = tasks if blocks is None else min(tasks, 2 * _resident(device, settings))
     k_tiles = triton.cdiv(m, settings.keys) if blocks is None else blocks.k_tiles(m)
+    # the sums of tiles are held for some of the programs at a time
+    together = tasks if blocks is None else min(tasks, max(1, SCRATCH // (4 * k_tiles * settings.rows)))
 
     # memory order [b q h e]: what follows attention reads the heads of a token together
     result = torch.empty(b, n, h, known["E"], dtype=call.v.dtype, device=device).transpose(1, 2) if out else None
@@ -323,10 +325,3 @@ def forward_tiling(call: Call, sets: Tensor | None = None, out: bool = True) -> 
         if best is not None:
             return best
     return tiling("forward" if sets is None else "masses", call.q, known["DP"], known["EP"])
-
-
-def _resident(device: torch.device, settings: Tiling) -> int:
-    """About as many programs as run at once."""
-    if device.type != "cuda":
-        return 2
-    return max(1, 128 // settings.rows) * torch.cuda.get_device_properties(device).multi_processor_count

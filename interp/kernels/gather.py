@@ -31,7 +31,8 @@ def _winners(
     g = h // op.group
     place = (task % row_tiles) * BM + tl.arange(0, BM)
     at = bh.to(tl.int64) * op.n_q
-    row = tl.load(order + at + place, mask=place < op.n_q, other=-1).to(tl.int32)
+    # places count over all heads
+    row = (tl.load(order + at + place, mask=place < op.n_q, other=at - 1) - at).to(tl.int32)
     tile = tl.load(tile_of + at + row, mask=row >= 0, other=-NONE)
     column = row_columns(op, row)
     q = queries(op, b, h, row, D, DP)
@@ -61,15 +62,15 @@ def winners(call: Call, tile: Tensor, tiles: Tiling) -> Tensor:
     Cannot show: the second best key, which may lie in another tile.
     """
     op = operands(call)
-    b, h, _, n, _ = call.sizes
+    b, h, _, n, m = call.sizes
     key = torch.empty_like(tile)
     rows = min(64, max(16, tiles.rows))
     row_tiles = triton.cdiv(n, rows)
     if tile.numel():
-        # 16 bits sort in half the passes; a row that sees nothing comes first
-        number = torch.div(tile, tiles.keys, rounding_mode="floor").clamp(min=-1)
-        number = number.to(torch.int16) if call.sizes[4] < tiles.keys << 15 else number
-        order = number.view(b * h, n).argsort(dim=-1, stable=True)
+        # one sort of all heads, where one for each would cost as many launches; a row that sees nothing comes first
+        number = torch.div(tile.view(b * h, n), tiles.keys, rounding_mode="floor").clamp_(min=-2)
+        number += torch.arange(b * h, device=tile.device, dtype=torch.int32)[:, None] * (m // tiles.keys + 3)
+        order = number.view(-1).argsort(stable=True)
         _winners[(b * h * row_tiles,)](
             op,
             order,

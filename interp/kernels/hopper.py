@@ -310,7 +310,7 @@ def _hopper(
 
 
 WIDE = Tiling(128, 128, 4, 2, groups=2, descriptors=True)
-NARROW = Tiling(192, 128, 4, 3, groups=3, descriptors=True)
+NARROW = Tiling(128, 128, 4, 3, groups=2, descriptors=True)
 """for heads of 128 and of 64"""
 MOST_SETS = 16
 

@@ -1,0 +1,258 @@
+"""What scores cost on a GPU: the kernels beside PyTorch's flash, cuDNN, FlexAttention and eager attention.
+
+    python -m benchmarks.attention [--lengths 4096 ... 131072] [--out docs/attention.json]
+    python -m benchmarks.attention --page docs/attention.json    # the table and the plot, on any machine
+
+bfloat16, causal, batch 1, random data; medians of repeated calls between device events, peers in the same run, so read
+ratios. Every line of ours is the whole engine, from the call to the contract's values.
+"""
+
+import argparse
+import json
+import platform
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from interp.kernels import fused, rows
+from interp.kernels.contract import Blocks, Call, Columns, Entropy, Mass, Request, TopKeys
+
+SHAPES = ((32, 8, 128), (9, 3, 64))
+"""query heads, kv heads, head width"""
+SETS = 16
+CUDNN = "cuDNN"
+OURS = "ours: "
+
+
+@dataclass(frozen=True)
+class Line:
+    """One measurement."""
+
+    heads: int
+    width: int
+    length: int
+    way: str
+    ms: float | None
+    tflops: float | None = None
+    memory: int | None = None
+    """bytes above inputs at the peak"""
+    note: str = ""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--lengths", type=int, nargs="+", default=[4096, 8192, 16384, 32768, 65536, 131072])
+    parser.add_argument(
+        "--flex", type=int, nargs="*", default=[16384, 32768], help="lengths that FlexAttention is given"
+    )
+    parser.add_argument("--out", type=Path, default=Path("docs/attention.json"))
+    parser.add_argument("--page", type=Path, help="write the table and the plot of a finished run beside it, and stop")
+    arguments = parser.parse_args()
+    if arguments.page:
+        page(arguments.page)
+        return
+    lines: list[Line] = []
+    for heads, groups, width in SHAPES:
+        for length in arguments.lengths:
+            lines += prefill(heads, groups, width, length, length in arguments.flex)
+    lines += decode(max(arguments.lengths))
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(json.dumps({"machine": machine(), "lines": [asdict(x) for x in lines]}, indent=1))
+
+
+def machine() -> dict[str, str]:
+    """The card and the versions."""
+    import triton
+
+    return {
+        "card": torch.cuda.get_device_name(),
+        "torch": torch.__version__,
+        "triton": triton.__version__,
+        "cudnn": str(torch.backends.cudnn.version()),
+        "python": platform.python_version(),
+    }
+
+
+def prefill(heads: int, groups: int, width: int, length: int, flex: bool) -> list[Line]:
+    """All ways at one length."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.nn.functional import scaled_dot_product_attention as sdpa
+
+    def made(h: int) -> Tensor:
+        # as a projection leaves it: the heads of a token beside each other
+        return torch.randn(1, length, h, width, device="cuda", dtype=torch.bfloat16).transpose(1, 2)
+
+    torch.manual_seed(0)
+    q, k, v = made(heads), made(groups), made(groups)
+    call = Call(q, k, v, width**-0.5)
+    key = torch.arange(length, device="cuda")
+    spans = one_hot((key * SETS // length + key // 5000) % SETS)
+    scattered = one_hot(torch.randint(SETS, (length,), device="cuda"))
+    first = torch.zeros(1, dtype=torch.int64, device="cuda")
+
+    def peer(backend: Any) -> Callable[[], Any]:
+        def run() -> Tensor:
+            with sdpa_kernel(backend):
+                return sdpa(q, k, v, is_causal=True, enable_gqa=True)
+
+        return run
+
+    def ours(*requests: Request) -> Callable[[], Any]:
+        return lambda: fused.attend(call, requests)
+
+    read = (Mass(spans, spans=True), TopKeys(1))
+    ways: dict[str, Callable[[], Any]] = {
+        "PyTorch flash": peer(SDPBackend.FLASH_ATTENTION),
+        CUDNN: peer(SDPBackend.CUDNN_ATTENTION),
+        OURS + "output and log-sum-exp": ours(),
+        OURS + "+ 16 masses on spans, argmax": ours(*read),
+        OURS + "+ 16 masses on scattered keys, argmax": ours(Mass(scattered), TopKeys(1)),
+        OURS + "+ 16 masses, argmax, entropy": ours(*read, Entropy()),
+        OURS + "+ 16 masses, argmax, blocks of 128": ours(*read, Blocks(128, first)),
+        OURS + "+ 16 masses, argmax, column sums": ours(*read, Columns()),
+    }
+    if flex:
+        ways["FlexAttention"] = flexible(q, k, v)
+    if 6 * heads * length**2 < 0.8 * torch.cuda.mem_get_info()[0]:
+        ways["eager, with its pattern"] = lambda: eager(q, k, v)
+    work = 4 * heads * width * length**2 / 2
+    return [measured(heads, width, length, way, run, work) for way, run in ways.items()]
+
+
+def one_hot(number: Tensor) -> Tensor:
+    """[1 s k]"""
+    return torch.nn.functional.one_hot(number, SETS).T[None].bfloat16()
+
+
+def eager(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """As transformers' eager attention does it: the pattern in the model's dtype, its softmax in float32."""
+    each = q.shape[1] // k.shape[1]
+    score = q @ k.repeat_interleave(each, 1).transpose(-1, -2) * q.shape[-1] ** -0.5
+    hidden = torch.ones(q.shape[2], q.shape[2], dtype=torch.bool, device=q.device).triu_(1)
+    pattern = score.masked_fill_(hidden, -torch.inf).softmax(-1, dtype=torch.float32).to(q.dtype)
+    return pattern @ v.repeat_interleave(each, 1), pattern
+
+
+def flexible(q: Tensor, k: Tensor, v: Tensor) -> Callable[[], Any]:
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+    n = q.shape[2]
+    mask = create_block_mask(lambda b, h, i, j: i >= j, None, None, n, n, device="cuda")
+    compiled: Any = torch.compile(flex_attention, dynamic=False)
+    return lambda: compiled(q, k, v, block_mask=mask, enable_gqa=True)
+
+
+def decode(length: int) -> list[Line]:
+    """One row against a long cache: the fastest decode without scores, and ours with the row returned."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.nn.functional import scaled_dot_product_attention as sdpa
+
+    heads, groups, width = SHAPES[0]
+    q = torch.randn(1, heads, 1, width, device="cuda", dtype=torch.bfloat16)
+    k, v = (torch.randn(1, groups, length, width, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    call = Call(q, k, v, width**-0.5, q_start=length - 1)
+
+    def peer(backend: Any) -> Callable[[], Any]:
+        def run() -> Tensor:
+            with sdpa_kernel(backend):
+                return sdpa(q, k, v, enable_gqa=True)
+
+        return run
+
+    ways = {
+        "decode: PyTorch flash": peer(SDPBackend.FLASH_ATTENTION),
+        "decode: cuDNN": peer(SDPBackend.CUDNN_ATTENTION),
+        OURS + "decode, no scores": lambda: rows.rows(call, scores=None),
+        OURS + "decode, its row returned": lambda: rows.rows(call, scores="probs"),
+    }
+    return [measured(heads, width, length, way, run, 4 * heads * width * length) for way, run in ways.items()]
+
+
+def measured(heads: int, width: int, length: int, way: str, run: Callable[[], Any], work: float) -> Line:
+    """The median of repeated calls, and the peak of memory of one."""
+    from triton.testing import do_bench
+
+    try:
+        run()
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        kept = run()
+        torch.cuda.synchronize()
+        memory = torch.cuda.max_memory_allocated() - before
+        del kept
+        ms = float(do_bench(run, warmup=25, rep=150 if length < 100_000 else 1500, return_mode="median"))  # pyright: ignore[reportArgumentType]
+        line = Line(heads, width, length, way, ms, work / ms / 1e9, memory)
+    except (RuntimeError, torch.cuda.OutOfMemoryError) as error:
+        line = Line(heads, width, length, way, None, note=str(error).splitlines()[0][:80])
+    took = "      failed" if line.ms is None else f"{line.ms:9.3f} ms {line.tflops:5.0f} TFLOP/s"
+    print(f"{length:7,d} x {width:3d} {way:44s} {took} {line.note}", flush=True)
+    return line
+
+
+def page(path: Path) -> None:
+    """A markdown table and a plot beside the run's file."""
+    import plotly.graph_objects as go
+
+    run = json.loads(path.read_text())
+    lines = [Line(**line) for line in run["lines"]]
+    versions = ", ".join(f"{name} {version}" for name, version in run["machine"].items() if name != "card")
+    out = [
+        "# What scores cost on a GPU",
+        "",
+        f"`python -m benchmarks.attention` on one {run['machine']['card']}; {versions}. bfloat16, causal, batch 1, "
+        "random data, medians.",
+        "Ours is the whole engine, results in the contract's form; its memory is the peak above q, k and v, output and "
+        "results included.",
+    ]
+    fig = go.Figure()
+    for heads, width in dict.fromkeys((x.heads, x.width) for x in lines if "decode" not in x.way):
+        out += ["", f"## {heads} query heads, head width {width}", "", *_table(lines, heads, width)]
+        for way in dict.fromkeys(x.way for x in lines if x.heads == heads and "decode" not in x.way):
+            own = [x for x in lines if (x.heads, x.way) == (heads, way) and x.ms]
+            shown = {"dash": "solid" if way.startswith(OURS) else "dot"}
+            name = f"{way} ({width})"
+            fig.add_scatter(x=[x.length for x in own], y=[x.tflops for x in own], name=name, line=shown)
+    out += ["", "## One row against the cache", "", "| way | ms | x fastest peer |", "|---|---|---|"]
+    single = [x for x in lines if "decode" in x.way and x.ms]
+    best = min((x.ms for x in single if not x.way.startswith(OURS) and x.ms), default=1.0)
+    out += [f"| {x.way} | {x.ms:.3f} | {(x.ms or 0) / best:.2f} |" for x in single]
+    path.with_suffix(".md").write_text("\n".join([*out, ""]))
+    fig.update_layout(
+        title="Attention with scores: useful TFLOP/s of q kᵀ and p v",
+        xaxis={"type": "log", "title": "tokens", "dtick": 0.30103},
+        yaxis={"title": "TFLOP/s", "rangemode": "tozero"},
+        template="simple_white",
+    )
+    fig.write_html(path.with_suffix(".html"), include_plotlyjs="cdn")
+
+
+def _table(lines: list[Line], heads: int, width: int) -> list[str]:
+    own = [x for x in lines if (x.heads, x.width) == (heads, width) and "decode" not in x.way]
+    lengths = sorted({x.length for x in own})
+    found = {(x.way, x.length): x for x in own}
+    out = ["| way | " + " | ".join(f"{n:,}" for n in lengths) + " |", "|---" * (len(lengths) + 1) + "|"]
+    for way in dict.fromkeys(x.way for x in own):
+        cells = []
+        for n in lengths:
+            line, base = found.get((way, n)), found.get((CUDNN, n))
+            if line is None or line.ms is None:
+                cells.append("")
+                continue
+            ratio = f" ({line.ms / base.ms:.2f}x)" if base is not None and base.ms else ""
+            cells.append(f"{line.ms:.3f} ms{ratio}")
+        out.append(f"| {way} | " + " | ".join(cells) + " |")
+    longest = [x for x in own if x.length == lengths[-1] and x.memory and x.way.startswith(OURS)]
+    pattern = 4 * heads * lengths[-1] ** 2
+    out += ["", f"Ratios are to cuDNN without scores. Memory at {lengths[-1]:,} tokens (the pattern would be "
+            f"{pattern / 1e9:,.0f} GB in float32):", ""]  # fmt: skip
+    out += [f"- {x.way}: {(x.memory or 0) / 1e6:,.0f} MB, {100 * (x.memory or 0) / pattern:.4f} %" for x in longest]
+    return out
+
+
+if __name__ == "__main__":
+    main()
