@@ -82,9 +82,18 @@ class BlockPlan:
             after = -(before + table.shape[2]) % ratio
             part = torch.nn.functional.pad(table[i], (0, 0, before, after))
             part = part.unflatten(1, (-1, ratio)).sum(2)
-            _overlay(sums[i], part, row // ratio - start, key)
+            part = _folded(_folded(part, 1, -(row // ratio)), 2, -key)
+            _overlay(sums[i], part, max(row // ratio, 0) - start, max(key, 0))
         live = (lse > -torch.inf).any(1).to(table.dtype)
         return start, sums, torch.zeros(b, n, dtype=table.dtype, device=table.device).scatter_add_(1, row_block, live)
+
+
+def _folded(part: Tensor, axis: int, before: int) -> Tensor:
+    """What lies before a prompt's first token belongs to its first block."""
+    if before <= 0:
+        return part
+    first, rest = part.tensor_split([before + 1], axis)
+    return torch.cat([first.sum(axis, keepdim=True), rest], axis)
 
 
 def _overlay(onto: Tensor, part: Tensor, row: int, key: int) -> None:

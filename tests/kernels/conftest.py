@@ -13,6 +13,8 @@ os.environ.setdefault("TRITON_INTERPRET", "1")
 sys.path.insert(0, str(Path(__file__).parent.parent))
 sys.path.insert(0, str(Path(__file__).parent))
 
+from importlib.util import find_spec
+
 import pytest
 import torch
 
@@ -20,6 +22,10 @@ from interp.kernels import settings
 
 INTERPRETED = os.environ["TRITON_INTERPRET"] == "1"
 TINY = {"16x16": (16, 16, 4, 1), "16x32": (16, 32, 4, 1)}
+
+
+# without triton there is nothing to run them with
+collect_ignore_glob = [] if find_spec("triton") else ["test_triton*.py", "test_compile.py", "test_gpu.py"]
 
 
 def pytest_configure(config: pytest.Config) -> None:
