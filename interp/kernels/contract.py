@@ -120,14 +120,15 @@ class Call:
         if self.row_coef is not None:
             coef = self.row_coef[:, :, rows].to(self.dtype).clamp(max=LARGEST).expand(self.q.shape[0], -1, -1, -1)
             coef = torch.nn.functional.pad(coef, (1, 0))
-            group = self._group[:, None, None, keys].expand(*coef.shape[:3], -1)
+            group = self.group_of_key[:, None, None, keys].expand(*coef.shape[:3], -1)
             total = total + coef.gather(-1, group.to(torch.int64))
         if self.mask is not None and self.mask.dtype != torch.bool:
             total = total + self.mask[:, :, rows, keys].to(self.dtype).clamp(max=LARGEST)
         return total
 
     @property
-    def _group(self) -> Tensor:
+    def group_of_key(self) -> Tensor:
+        """Int [b k]: key_group for every prompt. Raises UsageError where row_coef lacks it."""
         if self.key_group is None:
             raise UsageError("row_coef was given without key_group: name the group of each key, 0 for none.")
         return self.key_group.expand(self.q.shape[0], -1)

@@ -1,5 +1,6 @@
 """Which engine serves an attention call, and why."""
 
+import os
 import warnings
 from dataclasses import dataclass
 from functools import lru_cache
@@ -57,13 +58,19 @@ def select(call: Call, requests: tuple[Request, ...] = (), force: str | None = N
         return Choice(force, "named by the caller")
     if force is not None:
         return Choice(force, "named by the caller")
-    device = call.q.device.type
-    if device == "cuda" and against is None:
-        return Choice("triton", "one pass on the GPU gives the output and its reductions")
-    if device == "cuda" and call.sizes[4] >= LONG:
+    choice, slow = decide(call.q.device.type, against, call.sizes[4])
+    if slow:
         _warn(str(against))
+    return choice
+
+
+def decide(device: str, against: str | None, keys: int) -> tuple[Choice, bool]:
+    """The engine for a call on a type of device with an obstacle or none, and whether it is slow for so many keys."""
+    if device == "cuda" and against is None:
+        return Choice("triton", "one pass on the GPU gives the output and its reductions"), False
     reason = f"; the Triton kernels do not serve it: {against}" if device == "cuda" else ""
-    return Choice("chunked", f"plain torch on {device}, memory in proportion to the length{reason}")
+    choice = Choice("chunked", f"plain torch on {device}, memory in proportion to the length{reason}")
+    return choice, device == "cuda" and keys >= LONG
 
 
 def usual(device: torch.device) -> str:
@@ -77,13 +84,14 @@ def obstacle(call: Call) -> str | None:
     gradients = torch.is_grad_enabled() and any(x.requires_grad for x in (call.q, call.k, call.v))
     reasons = {
         "triton is not installed": not _installed(),
+        f"it lies on the {call.q.device.type}, and they run on a GPU": not _runs_on(call.q.device),
         f"{call.q.dtype} is not float16, bfloat16 or float32": call.q.dtype
         not in (torch.float16, torch.bfloat16, torch.float32),
         "q, k and v differ in dtype": not call.q.dtype == call.k.dtype == call.v.dtype,
         f"heads are {width} wide, wider than {WIDEST}": width > WIDEST,
         "its mask has four axes": call.mask is not None,
         "its scale is not positive": call.scale <= 0,
-        "it has no queries or no keys": 0 in (*call.q.shape, *call.k.shape),
+        "it has no queries or no keys": 0 in (*call.q.shape, *call.k.shape, *call.v.shape),
         "gradients must flow through it": gradients,
     }
     return next((reason for reason, holds in reasons.items() if holds), None)
@@ -92,6 +100,10 @@ def obstacle(call: Call) -> str | None:
 @lru_cache
 def _installed() -> bool:
     return find_spec("triton") is not None
+
+
+def _runs_on(device: torch.device) -> bool:
+    return device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1"
 
 
 @lru_cache

@@ -88,9 +88,7 @@ def operands(call: Call, q: Tensor | None = None) -> Operands:
 
     bias = None if call.key_bias is None else call.key_bias.to(device, torch.float32).clamp(max=LARGEST).contiguous()
     coef = None if call.row_coef is None else call.row_coef.to(device, torch.float32).clamp(max=LARGEST).contiguous()
-    group = None
-    if coef is not None and call.key_group is not None:
-        group = call.key_group.to(device, torch.int32).contiguous()
+    group = None if coef is None else call.group_of_key.to(device, torch.int32).contiguous()
 
     first, clear = _live_range(call.live, m)
 

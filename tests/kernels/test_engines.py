@@ -10,8 +10,7 @@ from engines import ENGINES, NAMED, Under, rows
 
 from interp.kernels import chunked, naive
 from interp.kernels.contract import LARGEST, At, Blocks, Call, Columns, Entropy, Lse, Mass, Request, Rows, TopKeys
-from interp.kernels.errors import UsageError
-from interp.kernels.select import NAMES, select
+from interp.kernels.select import NAMES
 
 
 def agree(under: Under, call: Call, requests: tuple[Request, ...], queries=None, **more) -> None:
@@ -204,17 +203,3 @@ def test_bit_equal_between_runs():
         again = chunked.attend(call, requests, queries)
         assert torch.equal(first.written, again.written)
         assert torch.equal(first.values[0], again.values[0])
-
-
-def test_select_says_why_and_can_be_forced():
-    call, _, _ = draw(0)
-    assert "memory" in str(select(call))
-    assert select(call, force="naive").name == "naive"
-    with pytest.raises(UsageError, match="engine 'fast' does not exist: take one of"):
-        select(call, force="fast")
-
-
-def test_shapes_that_do_not_fit():
-    q = torch.zeros(1, 3, 2, 4)
-    with pytest.raises(UsageError, match="do not fit together"):
-        Call(q, q[:, :2], q[:, :2], 1.0)
