@@ -31,6 +31,7 @@ from interp.kernels.forward import WIDEST, Found, forward, forward_tiling
 from interp.kernels.gather import at, winners
 from interp.kernels.reductions import BITS, Block, Workspace, accumulator, tile_peaks
 from interp.kernels.rows import rows
+from interp.kernels.tops import top_keys
 
 FEW = 16
 """rows of a call up to which they are written in full"""
@@ -93,7 +94,7 @@ def _many(
     tiles = forward_tiling(call, out=False)
     cut = {i: BlockPlan.of(call, r, tiles) for i, r in enumerate(requests) if isinstance(r, Blocks)}
     plans = {i: plan for i, plan in cut.items() if plan is not None}
-    slow = [i for i, r in enumerate(requests) if cut.get(i, r) is None or (isinstance(r, TopKeys) and r.k > 1)]
+    slow = [i for i, r in enumerate(requests) if cut.get(i, r) is None]
     values: dict[int, Any] = {}
     if slow:
         values = dict(zip(slow, _few(call, tuple(requests[i] for i in slow), queries, False)[1], strict=True))
@@ -112,7 +113,7 @@ def _many(
         out=out,
         sets=sets,
         spans=masses.spans,
-        top=any(isinstance(r, TopKeys) for r in wanted),
+        top=any(isinstance(r, TopKeys) and r.k == 1 for r in wanted),
         entropy=any(isinstance(r, Entropy) for r in wanted),
         blocks=first,
     )
@@ -134,6 +135,9 @@ def _value(request: Request, call: Call, queries: Tensor | None, found: Found, m
         return found.lse
     if isinstance(request, Entropy):
         return _made(found.entropy)
+    if isinstance(request, TopKeys) and request.k > 1:
+        key, probability = top_keys(call, found.lse, request.k)
+        return torch.where(key < 0, -1, key + call.k_start), probability
     if isinstance(request, TopKeys):
         key = winners(call, _made(found.tile), found.tiling).long()
         return torch.where(key < 0, -1, key + call.k_start)[..., None], _made(found.peak)[..., None]

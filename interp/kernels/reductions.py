@@ -167,7 +167,7 @@ def _entropy_of_keys(block: Block) -> Tensor:
 def _(request: TopKeys, call: Call, queries: Tensor | None) -> Step:
     def reduce(block: Block) -> tuple[Tensor, Tensor]:
         have = min(request.k, block.weight.shape[-1])
-        best = _first_max(block) if request.k == 1 and have else _stable_top(block.shifted, have)
+        best = _first_max(block) if request.k == 1 and have else stable_top(block.shifted, have)
         probs = block.weight.gather(-1, best) / block.denominator
         found = block.shifted.gather(-1, best) > torch.finfo(call.dtype).min / 8
         keys = torch.where(found & ~block.dead[..., None], best + (call.k_start + block.keys.start), -1)
@@ -205,7 +205,7 @@ def _first(hit: Tensor) -> Tensor:
     return torch.where(hit, place, hit.shape[-1] - 1).amin(-1, keepdim=True).long()
 
 
-def _stable_top(x: Tensor, k: int) -> Tensor:
+def stable_top(x: Tensor, k: int) -> Tensor:
     """[... k] indices of the k largest, ties to the lowest index."""
     if k == 0:
         return x.new_zeros(*x.shape[:-1], 0, dtype=torch.int64)

@@ -1,0 +1,173 @@
+"""Triton: the k largest logits of every row, by a pass of its own over q k^T.
+
+The k best keys of a row lie in the k tiles with the largest maxima, so the pass keeps those tiles, a few numbers a row;
+then only their keys are computed again, rows sorted by tile, and sorted.
+"""
+
+# pyright: reportCallIssue=false, reportArgumentType=false, reportGeneralTypeIssues=false, reportOperatorIssue=false
+# what triton's launches and loops take is not typed
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from interp.kernels.contract import Call
+from interp.kernels.reductions import stable_top
+from interp.kernels.settings import Tiling, tiling
+from interp.kernels.tiles import (
+    LOG2E,
+    edited,
+    extent,
+    flags,
+    keys,
+    operands,
+    place,
+    queries,
+    reach,
+    row_columns,
+    seen,
+)
+
+HELD = 1 << 26
+"""candidates held at once: 256 MiB"""
+NONE = tl.constexpr(1 << 30)
+"""past every key"""
+
+
+@triton.jit
+def _rank(
+    tops, ids, q, op, b, h, g, row, column, lo, hi,
+    D: tl.constexpr, DP: tl.constexpr, BN: tl.constexpr, CAUSAL: tl.constexpr, PLAIN: tl.constexpr,
+    GROUPS: tl.constexpr, EDGE: tl.constexpr, PRECISION: tl.constexpr, LOG2E: tl.constexpr,
+):  # fmt: skip
+    for start in tl.range(lo, hi, BN):
+        key = start + tl.arange(0, BN)
+        k = keys(op, b, g, key, D, DP)
+        x = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+        if not PLAIN:
+            x = edited(x, op, b, h, row[:, None], key[None, :], GROUPS, LOG2E)
+        if EDGE:
+            x = tl.where(seen(op, b, row[:, None], column[:, None], key[None, :], CAUSAL), x, float("-inf"))
+        top = tl.max(x, 1)
+        # in the place of the smallest, of equals the latest: ties go to the lowest key
+        worst = tl.min(tops, 1)
+        last = tl.max(tl.where(tops == worst[:, None], ids, -2 * NONE), 1)
+        hit = (ids == last[:, None]) & (top > worst)[:, None]
+        tops = tl.where(hit, top[:, None], tops)
+        ids = tl.where(hit, start, ids)
+    return tops, ids
+
+
+@triton.jit
+def _best_tiles(
+    op, ids_to, row_tiles,
+    D: tl.constexpr, DP: tl.constexpr, E: tl.constexpr, EP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    KP: tl.constexpr, CAUSAL: tl.constexpr, PLAIN: tl.constexpr, GROUPS: tl.constexpr, PRECISION: tl.constexpr,
+    LOG2E: tl.constexpr,
+):  # fmt: skip
+    b, g, h, first_row = place(op, tl.program_id(0), row_tiles, BM)
+    row = first_row + tl.arange(0, BM)
+    inside = row < op.n_q
+    column = row_columns(op, row)
+    low, high = extent(op, first_row, inside, column, BM)
+    lo, clear, full, hi = reach(op, b, low, high, 0, BN, CAUSAL)
+    q = queries(op, b, h, row, D, DP)
+    slot = tl.arange(0, KP)
+    tops = tl.full([BM, KP], float("-inf"), tl.float32)
+    # empty places are told apart, so that one of them is filled at a time
+    ids = tl.zeros([BM, KP], tl.int32) - NONE - slot[None, :]
+    if op.window is not None or op.live is not None:
+        tops, ids = _rank(
+            tops, ids, q, op, b, h, g, row, column, lo, clear, D, DP, BN, CAUSAL, PLAIN, GROUPS, True, PRECISION, LOG2E
+        )
+    tops, ids = _rank(
+        tops, ids, q, op, b, h, g, row, column, clear, full, D, DP, BN, CAUSAL, PLAIN, GROUPS, False, PRECISION, LOG2E
+    )
+    tops, ids = _rank(
+        tops, ids, q, op, b, h, g, row, column, full, hi, D, DP, BN, CAUSAL, PLAIN, GROUPS, True, PRECISION, LOG2E
+    )
+    at = ((b * op.heads + h).to(tl.int64) * op.n_q + row) * KP
+    there = inside
+    if op.row_live is not None:
+        there = there & (tl.load(op.row_live + b.to(tl.int64) * op.n_q + row, mask=inside, other=0) != 0)
+    tl.store(ids_to + at[:, None] + slot[None, :], tl.where(there[:, None], ids, -NONE), mask=inside[:, None])
+
+
+@triton.jit
+def _candidates(
+    op, order, ids, to, from_row, each, programs,
+    D: tl.constexpr, DP: tl.constexpr, E: tl.constexpr, EP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    KP: tl.constexpr, CAUSAL: tl.constexpr, PLAIN: tl.constexpr, GROUPS: tl.constexpr, PRECISION: tl.constexpr,
+    LOG2E: tl.constexpr,
+):  # fmt: skip
+    bh = tl.program_id(0) // programs
+    b, h = bh // op.heads, bh % op.heads
+    g = h // op.group
+    i = (tl.program_id(0) % programs) * BM + tl.arange(0, BM)
+    base = bh.to(tl.int64) * each
+    pair = tl.load(order + base + i, mask=i < each, other=0)
+    tile = tl.load(ids + pair, mask=i < each, other=-NONE)
+    row = from_row + ((pair - base) // KP).to(tl.int32)
+    column = row_columns(op, row)
+    q = queries(op, b, h, row, D, DP)
+    start = tl.min(tl.where(tile >= 0, tile, NONE), 0)
+    while start < NONE:
+        key = start + tl.arange(0, BN)
+        k = keys(op, b, g, key, D, DP)
+        x = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+        if PLAIN:
+            x = x * op.scale
+        else:
+            x = edited(x, op, b, h, row[:, None], key[None, :], GROUPS, LOG2E)
+        x = tl.where(seen(op, b, row[:, None], column[:, None], key[None, :], CAUSAL), x, float("-inf"))
+        tl.store(to + pair[:, None] * BN + tl.arange(0, BN)[None, :], x, mask=(tile == start)[:, None])
+        start = tl.min(tl.where(tile > start, tile, NONE), 0)
+
+
+def top_keys(call: Call, lse: Tensor, k: int, tiles: Tiling | None = None) -> tuple[Tensor, Tensor]:
+    """The k most attended keys of each query: (index [b h q k] int64, -1 for none; probability [b h q k] float32).
+
+    The k largest of logit[b h q :], ties to the lowest key; probability = exp(logit - lse). lse: [b h q], natural log.
+    Costs about half a forward pass and memory O(n k); the candidates are held for some rows at a time.
+    """
+    op = operands(call)
+    b, h, _, n, m = call.sizes
+    known = flags(call)
+    settings = tiles or tiling("forward", op.q, known["DP"])
+    width = max(2, 1 << (k - 1).bit_length())
+    row_tiles = triton.cdiv(n, settings.rows)
+    ids = torch.empty(b, h, n, width, dtype=torch.int32, device=op.q.device)
+    shared = known | {"BN": settings.keys, "KP": width, "PRECISION": settings.precision, "LOG2E": LOG2E}
+    _best_tiles[(row_tiles * b * h,)](
+        op, ids, row_tiles, **shared, BM=settings.rows, num_warps=settings.warps, num_stages=settings.stages
+    )
+    # candidates in the order of keys
+    ids = ids.sort(dim=-1).values
+    rows = max(1, min(n, HELD // (b * h * width * settings.keys)))
+    parts = [
+        _of_rows(op, ids[:, :, start : start + rows].contiguous(), start, shared, lse, k, m)
+        for start in range(0, n, rows)
+    ]
+    return torch.cat([key for key, _ in parts], 2), torch.cat([probability for _, probability in parts], 2)
+
+
+def _of_rows(op, ids: Tensor, start: int, shared: dict, lse: Tensor, k: int, m: int) -> tuple[Tensor, Tensor]:
+    b, h, n, width = ids.shape
+    size = shared["BN"]
+    number = torch.div(ids.view(b * h, -1), size, rounding_mode="floor").clamp_(min=-1)
+    number += torch.arange(b * h, device=ids.device, dtype=torch.int32)[:, None] * (m // size + 2)
+    order = number.view(-1).argsort(stable=True)
+    logits = torch.full((b, h, n, width * size), -torch.inf, device=ids.device)
+    programs = triton.cdiv(n * width, 64)
+    _candidates[(b * h * programs,)](
+        op, order, ids, logits, start, n * width, programs, **shared, BM=64, num_warps=4, num_stages=1
+    )
+    place = stable_top(logits, min(k, logits.shape[-1]))
+    best = logits.gather(-1, place)
+    key = ids.gather(-1, place // size).long() + place % size
+    found = best > -torch.inf
+    probability = torch.exp2(best - lse[:, :, start : start + n, None] * LOG2E)
+    pad = (0, k - place.shape[-1])
+    key = torch.nn.functional.pad(torch.where(found, key, -1), pad, value=-1)
+    return key, torch.nn.functional.pad(torch.where(found, probability, 0.0), pad)
