@@ -46,9 +46,7 @@ class Line:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lengths", type=int, nargs="+", default=[4096, 8192, 16384, 32768, 65536, 131072])
-    parser.add_argument(
-        "--flex", type=int, nargs="*", default=[16384, 32768], help="lengths that FlexAttention is given"
-    )
+    parser.add_argument("--flex", type=int, nargs="*", default=[32768], help="lengths that FlexAttention is given")
     parser.add_argument("--out", type=Path, default=Path("docs/attention.json"))
     parser.add_argument("--page", type=Path, help="write the table and the plot of a finished run beside it, and stop")
     arguments = parser.parse_args()
@@ -114,6 +112,7 @@ def prefill(heads: int, groups: int, width: int, length: int, flex: bool) -> lis
         OURS + "+ 16 masses, argmax, entropy": ours(*read, Entropy()),
         OURS + "+ 16 masses, argmax, blocks of 128": ours(*read, Blocks(128, first)),
         OURS + "+ 16 masses, argmax, column sums": ours(*read, Columns()),
+        OURS + "+ 16 masses, top 8 keys": ours(read[0], TopKeys(8)),
     }
     if flex:
         ways["FlexAttention"] = flexible(q, k, v)
@@ -185,7 +184,7 @@ def measured(heads: int, width: int, length: int, way: str, run: Callable[[], An
         torch.cuda.synchronize()
         memory = torch.cuda.max_memory_allocated() - before
         del kept
-        ms = float(do_bench(run, warmup=25, rep=150 if length < 100_000 else 1500, return_mode="median"))  # pyright: ignore[reportArgumentType]
+        ms = float(do_bench(run, warmup=25, rep=150 if length < 100_000 else 700, return_mode="median"))  # pyright: ignore[reportArgumentType]
         line = Line(heads, width, length, way, ms, work / ms / 1e9, memory)
     except (RuntimeError, torch.cuda.OutOfMemoryError) as error:
         line = Line(heads, width, length, way, None, note=str(error).splitlines()[0][:80])

@@ -2,8 +2,8 @@
 
     python -m benchmarks.prefill [--length 131072] [--layers 32] [--out docs/prefill.json]
 
-Prefill through the model's own forward(), without reading and inside of a capture of two masses and the top key of every
-query of every head; then the longest prompt that eager attention holds, once with its patterns kept.
+Prefill through the model's own forward(), without reading and inside of a capture of two masses and the top key of
+every query of every head; then the longest prompt that eager attention holds, once with its patterns kept.
 """
 
 import argparse
