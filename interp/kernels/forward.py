@@ -267,7 +267,7 @@ def forward(
     # memory order [b q h e]: what follows attention reads the heads of a token together
     result = torch.empty(b, n, h, known["E"], dtype=call.v.dtype, device=device).transpose(1, 2) if out else None
     tile = settings.keys if spans and settings.groups else None
-    held = None if sets is None else as_operand(sets.to(device, op.v.dtype), tile)
+    held = None if sets is None else as_operand(sets.to(device), op.v.dtype, tile)
     to = Written(
         result,
         *((result.stride(i) for i in range(3)) if result is not None else (0, 0, 0)),

@@ -184,8 +184,8 @@ class Masses:
         width = 0
         for request in requests:
             if isinstance(request, Mass):
-                sets = request.sets.to(call.q.device, torch.float32).transpose(-1, -2)[:, None]
-                made.columns.append(sets * made.norm[..., None] if request.by_value else sets)
+                sets = request.sets.to(call.q.device).transpose(-1, -2)[:, None]
+                made.columns.append(sets.float() * made.norm[..., None] if request.by_value else sets)
                 made.places[id(request)] = slice(width, width + sets.shape[-1])
                 width += sets.shape[-1]
         if made.by_value:
@@ -204,6 +204,8 @@ class Masses:
         """All sets, as many at a time as one pass takes."""
         if not self.columns:
             return []
+        if len(self.columns) == 1 and self.columns[0].shape[-1] <= WIDEST:
+            return self.columns
         g = max(column.shape[1] for column in self.columns)
         return list(torch.cat([c.expand(-1, g, -1, -1) for c in self.columns], -1).split(WIDEST, -1))
 

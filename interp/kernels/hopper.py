@@ -28,7 +28,7 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 from interp.kernels.contract import Call
 from interp.kernels.sets import Sets
 from interp.kernels.settings import Tiling, architecture
-from interp.kernels.tiles import LOG2E, Operands, descriptor
+from interp.kernels.tiles import LOG2E, Operands, copyable, steps
 
 NONE = gl.constexpr(-(1 << 30))
 
@@ -189,7 +189,7 @@ def _rows_of(
     if S > 0:
         member = sets.member + (b.to(gl.int64) * sets.b + (h // op.group).to(gl.int64) * sets.g) * S
         if sets.borders is not None:
-            borders = sets.borders + b * (to.tiles + 1)
+            borders = sets.borders + b * sets.border_b
             f_before = gl.load(borders)
             f_now = gl.load(borders + 1)
     mbarrier.wait(q_full, 0)
@@ -326,7 +326,7 @@ def tiling_of(call: Call) -> Tiling | None:
         return None
     if q.dtype not in (torch.float16, torch.bfloat16) or q.shape[-1] not in (64, 128) or v.shape[-1] != q.shape[-1]:
         return None
-    if None in (descriptor(x, 64, q.shape[-1]) for x in (q, k, v)):
+    if not all(copyable(x, q.shape[-1]) for x in (q, k, v)):
         return None
     return NARROW if q.shape[-1] == 64 else WIDE
 
@@ -370,7 +370,6 @@ def launch(
 
 
 def _describe(x: Tensor, rows: int, width: int) -> TensorDescriptor:
-    """x [b h n d] for the copy engine, as `tiles.descriptor`, with the layout that the matrix units read."""
-    plain = descriptor(x, rows, width)
+    """x [b h n d] for the copy engine, with the layout that the matrix units read."""
     layout = gl.NVMMASharedLayout(128, 16, rank=4)
-    return TensorDescriptor(x, plain.shape, plain.strides, plain.block_shape, layout)
+    return TensorDescriptor(x, list(x.shape), steps(x, width), [1, 1, rows, width], layout)

@@ -1,5 +1,8 @@
 """Triton: key sets as one operand of a matrix product, so that a mass costs no work of its own per key."""
 
+# pyright: reportCallIssue=false, reportArgumentType=false
+# what triton's launches take is not typed
+
 from typing import NamedTuple
 
 import torch
@@ -17,24 +20,51 @@ class Sets(NamedTuple):
     g: int
     """steps between batch rows and kv heads, in keys"""
     number: int
+    border_b: int
     borders: Tensor | None
-    """int32 [b tiles + 1] 1 for a tile of keys in which, or before which, membership changes; None: not looked for"""
+    """int32 [b tiles + 1] 1 for a tile of keys in which, or before which, membership changes, and one 0; only of sets
+    that are the same for all kv heads; None: not looked for"""
 
 
-def as_operand(sets: Tensor, tile: int | None = None) -> Sets:
-    """The kernels' form of sets [b 1|g k s]; tile: keys of a tile, where the sets are spans and borders are rare."""
+def as_operand(sets: Tensor, dtype: torch.dtype, tile: int | None = None) -> Sets:
+    """The kernels' form of sets [b 1|g k s], of any strides; tile: keys of a tile, where borders are wanted.
+
+    Borders make masses cheaper where the sets are spans, whose tiles seldom hold one.
+    """
     b, g, m, count = sets.shape
+    sets = sets.view(torch.uint8) if sets.dtype == torch.bool else sets
     width = max(16, 1 << (count - 1).bit_length())
-    member = torch.nn.functional.pad(sets, (0, width - count)).contiguous()
-    borders = None
-    if tile is not None and m:
-        changed = (sets[:, :, 1:] != sets[:, :, :-1]).any(-1).any(1)
-        changes = torch.nn.functional.pad(changed, (1, 0)).cumsum(-1)
-        # one tile more, since the kernel looks one ahead
-        start = torch.arange(-(-m // tile) + 1, device=sets.device) * tile
-        before, last = (start - 1).clamp(0, m - 1), (start + tile - 1).clamp(0, m - 1)
-        borders = (changes[:, before] != changes[:, last]).to(torch.int32).contiguous()
-    return Sets(member, m * g if b > 1 else 0, m if g > 1 else 0, count, borders)
+    member = torch.empty(b, g, m, width, dtype=dtype, device=sets.device)
+    step = tile or 64
+    tiles = triton.cdiv(m, step) + 1
+    borders = None if tile is None else torch.empty(b, tiles, dtype=torch.int32, device=sets.device)
+    if m:
+        _operand[(tiles, b * g)](
+            sets, *sets.stride(), member, borders, g, m, count, TILE=step, S=width, num_warps=4 if width <= 16 else 8
+        )
+    return Sets(member, m * g if b > 1 else 0, m if g > 1 else 0, count, tiles, borders)
+
+
+@triton.jit
+def _operand(
+    sets, s_b, s_g, s_k, s_s, member, borders, groups, m, number,
+    TILE: tl.constexpr, S: tl.constexpr,
+):  # fmt: skip
+    t, bg = tl.program_id(0), tl.program_id(1)
+    b, g = bg // groups, bg % groups
+    key = t * TILE + tl.arange(0, TILE)
+    s = tl.arange(0, S)
+    there = (key < m)[:, None] & (s < number)[None, :]
+    at = sets + b.to(tl.int64) * s_b + g.to(tl.int64) * s_g + s[None, :].to(tl.int64) * s_s
+    held = tl.load(at + key[:, None].to(tl.int64) * s_k, mask=there, other=0).to(tl.float32)
+    to = member + bg.to(tl.int64) * m * S
+    tl.store(to + key[:, None] * S + s[None, :], held.to(member.dtype.element_ty), mask=(key < m)[:, None])
+    if borders is not None:
+        before = tl.maximum(key - 1, 0)
+        last = tl.load(at + before[:, None].to(tl.int64) * s_k, mask=there, other=0).to(tl.float32)
+        changed = tl.max(tl.max((there & (held != last)).to(tl.int32), 1), 0)
+        # sets of one kv head speak for all
+        tl.store(borders + b * tl.num_programs(0) + t, changed, mask=g == 0)
 
 
 @triton.jit

@@ -168,18 +168,26 @@ def _dense(x: Tensor) -> Tensor:
 INTERPRETED = bool(triton.knobs.runtime.interpret)
 
 
+def copyable(x: Tensor, width: int) -> bool:
+    """Whether x [b h n d], heads of `width`, lies in memory as Hopper's copy engine can read it."""
+    size = x.element_size()
+    steps = [x.stride(i) * size for i in range(3) if x.shape[i] > 1]
+    fits = x.data_ptr() % 16 == 0 and x.stride(3) == 1 and all(step % 16 == 0 and step > 0 for step in steps)
+    return fits and x.shape[-1] == width and 0 not in x.shape and not INTERPRETED
+
+
+def steps(x: Tensor, width: int) -> list[int]:
+    """Strides of x for the copy engine; those of an axis of length one may be anything and become a multiple of 16."""
+    return [*(x.stride(i) if x.shape[i] > 1 else width for i in range(3)), 1]
+
+
 def descriptor(x: Tensor, rows: int, width: int) -> Any:
     """x [b h n d] for Hopper's copy engine, in tiles of rows x width; None where its layout does not allow that."""
     from triton.tools.tensor_descriptor import TensorDescriptor
 
-    size = x.element_size()
-    steps = [x.stride(i) * size for i in range(3) if x.shape[i] > 1]
-    fits = x.data_ptr() % 16 == 0 and all(step % 16 == 0 and step > 0 for step in steps)
-    if INTERPRETED or not fits or x.shape[-1] != width or 0 in x.shape:
+    if not copyable(x, width):
         return None
-    # an axis of length one may have any stride
-    strides = [x.stride(i) if x.shape[i] > 1 else width for i in range(3)]
-    return TensorDescriptor(x, list(x.shape), [*strides, 1], [1, 1, rows, width])
+    return TensorDescriptor(x, list(x.shape), steps(x, width), [1, 1, rows, width])
 
 
 def descriptors(op: Operands, tiles: Tiling, known: dict[str, Any], out: bool) -> tuple[Any, Any, Any]:
