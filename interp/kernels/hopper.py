@@ -1,8 +1,8 @@
 """Gluon: the forward pass of Hopper GPUs for plain causal calls, where the matrix units must not wait for the softmax.
 
-One group of warps asks the copy engine for tiles of k and v, two or three own 64 rows each. Inside of a group the next
-q k^T is under way while the last p v still runs; between the groups one computes exponentials while another multiplies.
-Everything else (windows, padding, biases, float32) is served by `forward.py`, whose results these are.
+One group of warps asks the copy engine for tiles of k and v, two own 64 rows each. Inside of a group the next
+q k^T is under way while the last p v still runs; between the groups one computes exponentials while the other
+multiplies. Everything else (windows, padding, biases, float32) is served by `forward.py`, whose results these are.
 """
 
 # pyright: reportCallIssue=false, reportArgumentType=false, reportGeneralTypeIssues=false, reportIndexIssue=false
@@ -264,7 +264,8 @@ def _hopper(
     h = g * op.group + rest % op.group
     first_row = (row_tiles - 1 - rest // op.group) * (64 * WGS)
     away = op.q_start - op.k_start
-    tiles = (gl.minimum(op.n_k, first_row + 64 * WGS + away) + BN - 1) // BN
+    # rows before the first key see nothing, and still wait for a tile
+    tiles = gl.maximum((gl.minimum(op.n_k, first_row + 64 * WGS + away) + BN - 1) // BN, 1)
     full = gl.minimum(op.n_k, first_row + 1 + away) // BN
 
     dtype: gl.constexpr = q_desc.dtype
@@ -287,26 +288,14 @@ def _hopper(
         mbarrier.init(v_full.index(i), 1)
         mbarrier.init(k_empty.index(i), WGS)
         mbarrier.init(v_empty.index(i), WGS)
-    if WGS == 2:
-        gl.warp_specialize([
-            (_rows_of, (0, q_s, k_s, v_s, e_s, q_full, k_full, k_empty, v_full, v_empty, b, h, first_row, tiles, full,
-                        op, to, sets, TOP, ENTROPY, MAP, BN, D, S, STAGES, WGS, LOG2E)),
-            (_rows_of, (1, q_s, k_s, v_s, e_s, q_full, k_full, k_empty, v_full, v_empty, b, h, first_row, tiles, full,
-                        op, to, sets, TOP, ENTROPY, MAP, BN, D, S, STAGES, WGS, LOG2E)),
-            (_load, (q_desc, k_desc, v_desc, e_desc, q_s, k_s, v_s, e_s, q_full, k_full, k_empty, v_full, v_empty, b, h,
-                     g, bank, first_row, tiles, BN, D, S, STAGES, WGS)),
-        ], [4, 4], [240, 24])  # fmt: skip
-    else:
-        gl.warp_specialize([
-            (_rows_of, (0, q_s, k_s, v_s, e_s, q_full, k_full, k_empty, v_full, v_empty, b, h, first_row, tiles, full,
-                        op, to, sets, TOP, ENTROPY, MAP, BN, D, S, STAGES, WGS, LOG2E)),
-            (_rows_of, (1, q_s, k_s, v_s, e_s, q_full, k_full, k_empty, v_full, v_empty, b, h, first_row, tiles, full,
-                        op, to, sets, TOP, ENTROPY, MAP, BN, D, S, STAGES, WGS, LOG2E)),
-            (_rows_of, (2, q_s, k_s, v_s, e_s, q_full, k_full, k_empty, v_full, v_empty, b, h, first_row, tiles, full,
-                        op, to, sets, TOP, ENTROPY, MAP, BN, D, S, STAGES, WGS, LOG2E)),
-            (_load, (q_desc, k_desc, v_desc, e_desc, q_s, k_s, v_s, e_s, q_full, k_full, k_empty, v_full, v_empty, b, h,
-                     g, bank, first_row, tiles, BN, D, S, STAGES, WGS)),
-        ], [4, 4, 4], [160, 160, 24])  # fmt: skip
+    gl.warp_specialize([
+        (_rows_of, (0, q_s, k_s, v_s, e_s, q_full, k_full, k_empty, v_full, v_empty, b, h, first_row, tiles, full,
+                    op, to, sets, TOP, ENTROPY, MAP, BN, D, S, STAGES, WGS, LOG2E)),
+        (_rows_of, (1, q_s, k_s, v_s, e_s, q_full, k_full, k_empty, v_full, v_empty, b, h, first_row, tiles, full,
+                    op, to, sets, TOP, ENTROPY, MAP, BN, D, S, STAGES, WGS, LOG2E)),
+        (_load, (q_desc, k_desc, v_desc, e_desc, q_s, k_s, v_s, e_s, q_full, k_full, k_empty, v_full, v_empty, b, h,
+                 g, bank, first_row, tiles, BN, D, S, STAGES, WGS)),
+    ], [4, 4], [240, 24])  # fmt: skip
 
 
 WIDE = Tiling(128, 128, 4, 2, groups=2, descriptors=True)
