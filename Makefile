@@ -11,13 +11,14 @@ PYTEST := $(BIN)/python -m pytest $(PYTEST_ARGS)
 export OMP_WAIT_POLICY := PASSIVE
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install report test test-quick test-slow check format clean
+.PHONY: help install report test test-quick test-slow gpu-test check format clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make report      write report.html about the demo model"
 	@echo "make test        run all tests, quick ones first (PYTEST_ARGS='-k heads')"
 	@echo "make test-quick  run the quick tests only"
+	@echo "make gpu-test    run the tests of the kernels on this machine's GPU, with PYTHON as it is"
 	@echo "make check       ruff, its formatter and pyright over everything"
 	@echo "make format      let ruff rewrite what it can"
 	@echo "make clean       remove .venv, report.html and caches"
@@ -45,6 +46,12 @@ test-quick: $(INSTALLED)
 # pytest ends with 5 when PYTEST_ARGS leaves no slow test over
 test-slow: $(INSTALLED)
 	$(PYTEST) -m slow || [ $$? -eq 5 ]
+
+# no environment of its own: the torch and triton of a GPU machine are those that must work; only tests/kernels is loaded
+gpu-test:
+	@test -n "$(PYTHON)" || { echo "no Python 3.11 or newer was found: name one with PYTHON=..."; exit 1; }
+	TRITON_INTERPRET=0 $(PYTHON) -m pytest tests/kernels -m "not interpreter" --confcutdir=tests/kernels \
+		-o addopts="--import-mode=importlib -ra" --durations=15 $(PYTEST_ARGS)
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .

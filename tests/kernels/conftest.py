@@ -10,6 +10,8 @@ from pathlib import Path
 
 # before triton is imported, which reads it once
 os.environ.setdefault("TRITON_INTERPRET", "1")
+# as torch asks of whoever wants the same result twice
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 sys.path.insert(0, str(Path(__file__).parent.parent))
 sys.path.insert(0, str(Path(__file__).parent))
 

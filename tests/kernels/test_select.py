@@ -82,6 +82,7 @@ NOT_CHUNKED = pytest.mark.xfail(raises=RuntimeError, reason="chunked reshapes wh
 EMPTY = ("no keys", "no prompts")
 
 
+@pytest.mark.interpreter
 @pytest.mark.parametrize("name", [pytest.param(x, marks=NOT_CHUNKED if x in EMPTY else []) for x in REFUSED])
 def test_what_the_kernels_cannot_serve_goes_elsewhere_with_the_reason(name):
     make, reason = REFUSED[name]
