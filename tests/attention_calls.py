@@ -52,7 +52,8 @@ def draw(
         more["key_bias"][:, :, rng.randrange(m)] = -torch.inf
     if rng.random() < 0.2:
         more["row_coef"] = normal(b, h, n, 2)
-        more["key_group"] = torch.randint(0, 3, (b, m), generator=torch_rng)
+        shape = (b, m) if rng.random() < 0.5 else (b, h, m)
+        more["key_group"] = torch.randint(0, 3, shape, generator=torch_rng)
     if rng.random() < 0.3:
         more["logit_scale"] = torch.rand(h, generator=torch_rng)
     if rng.random() < 0.2:

@@ -88,6 +88,7 @@ def groups(call: Call) -> Iterator[Call]:
             mask=pick(call.mask, 1, heads),
             key_bias=pick(call.key_bias, 1, heads),
             row_coef=pick(call.row_coef, 1, heads),
+            key_group=pick(call.key_group, 1, heads) if getattr(call.key_group, "ndim", 0) == 3 else call.key_group,
             logit_scale=pick(call.logit_scale, -1, heads),
         )
 

@@ -54,7 +54,7 @@ class Call:
     row_coef: Tensor | None = None
     """Float [b|1 h q s]: with key_group, adds row_coef[b h q s] to the keys of group s + 1"""
     key_group: Tensor | None = None
-    """Int [b|1 k]: 0 for no group, else 1 + index into the last axis of row_coef"""
+    """Int [b|1 k], or [b|1 h k] where heads differ: 0 for no group, else 1 + index into the last axis of row_coef"""
     row_columns: Tensor | None = None
     """Int [q] column of each query, where they do not follow q_start one by one"""
     logit_scale: Tensor | None = None
@@ -120,18 +120,21 @@ class Call:
         if self.row_coef is not None:
             coef = self.row_coef[:, :, rows].to(self.dtype).clamp(max=LARGEST).expand(self.q.shape[0], -1, -1, -1)
             coef = torch.nn.functional.pad(coef, (1, 0))
-            group = self.group_of_key[:, None, None, keys].expand(*coef.shape[:3], -1)
-            total = total + coef.gather(-1, group.to(torch.int64))
+            group = self.group_of_key[:, :, None, keys].to(torch.int64)
+            heads = max(coef.shape[1], group.shape[1])
+            coef = coef.expand(-1, heads, -1, -1)
+            total = total + coef.gather(-1, group.expand(-1, heads, coef.shape[2], -1))
         if self.mask is not None and self.mask.dtype != torch.bool:
             total = total + self.mask[:, :, rows, keys].to(self.dtype).clamp(max=LARGEST)
         return total
 
     @property
     def group_of_key(self) -> Tensor:
-        """Int [b k]: key_group for every prompt. Raises UsageError where row_coef lacks it."""
+        """Int [b 1|h k]: key_group for every prompt. Raises UsageError where row_coef lacks it."""
         if self.key_group is None:
             raise UsageError("row_coef was given without key_group: name the group of each key, 0 for none.")
-        return self.key_group.expand(self.q.shape[0], -1)
+        group = self.key_group if self.key_group.dim() == 3 else self.key_group[:, None]
+        return group.expand(self.q.shape[0], -1, -1)
 
     def for_heads(self, heads: Tensor) -> "Call":
         """The same call for some query heads; the kv heads they share are taken along, one copy a head."""
@@ -150,6 +153,7 @@ class Call:
             mask=pick(self.mask, 1),
             key_bias=pick(self.key_bias, 1),
             row_coef=pick(self.row_coef, 1),
+            key_group=self.key_group if self.key_group is None or self.key_group.dim() < 3 else pick(self.key_group, 1),
             logit_scale=None if scale is None else scale.index_select(scale.dim() - 1, heads),
         )
 

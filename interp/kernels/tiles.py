@@ -71,8 +71,9 @@ class Operands(NamedTuple):
     coef_b: int
     coef_h: int
     key_group: Tensor | None
-    """int32 [b k]"""
+    """int32 [b 1|h k]"""
     group_b: int
+    group_h: int
     rows: Tensor | None
     """int32 [q] column of each query, where they do not follow each other"""
 
@@ -133,6 +134,7 @@ def operands(call: Call, q: Tensor | None = None) -> Operands:
         coef_h=stride(coef, 1),
         key_group=group,
         group_b=stride(group, 0),
+        group_h=stride(group, 1),
         rows=None if call.row_columns is None else call.row_columns.to(device, torch.int32).contiguous(),
     )
 
@@ -240,7 +242,8 @@ def edited(s, op, b, h, row, key, GROUPS: tl.constexpr, LOG2E: tl.constexpr):
         at = op.key_bias + b.to(tl.int64) * op.bias_b + h.to(tl.int64) * op.bias_h + key
         x = x + tl.load(at, mask=(key >= 0) & (key < op.n_k), other=0.0) * LOG2E
     if GROUPS > 0:
-        of = tl.load(op.key_group + b.to(tl.int64) * op.group_b + key, mask=(key >= 0) & (key < op.n_k), other=0)
+        member = op.key_group + b.to(tl.int64) * op.group_b + h.to(tl.int64) * op.group_h
+        of = tl.load(member + key, mask=(key >= 0) & (key < op.n_k), other=0)
         at = op.row_coef + b.to(tl.int64) * op.coef_b + h.to(tl.int64) * op.coef_h + row.to(tl.int64) * GROUPS
         for i in tl.static_range(GROUPS):
             coef = tl.load(at + i, mask=(row >= 0) & (row < op.n_q), other=0.0)
