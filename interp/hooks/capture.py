@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from interp.hooks import keep as keeps
+from interp.hooks.bound import Bound
 from interp.hooks.collect import Chunks, Rows
 from interp.hooks.heads import HeadLayout, HeadSet
 from interp.hooks.keep import Keep, Where
@@ -18,7 +19,7 @@ from interp.hooks.modules import context_length, plain, projection_inputs
 from interp.hooks.prompts import Prompts
 from interp.hooks.seam import Site, Want, tapping
 from interp.kernels.contract import Call
-from interp.kernels.errors import CostError, HeadError, ModelError, PromptError, SpanError, UsageError
+from interp.kernels.errors import CostError, HeadError, ModelError, PromptError, UsageError
 
 Queries = None | str | int | slice | range | Sequence[int]
 SHARE = 0.8
@@ -90,6 +91,7 @@ class Capture:
     engine: str | None = None
     layers: tuple[int, ...] = field(init=False)
     heads: HeadSet | None = field(init=False)
+    _bound: Bound = field(init=False)
     _stack: contextlib.ExitStack = field(default_factory=contextlib.ExitStack, init=False)
     _chunks: dict[tuple[int, Keep], Chunks] = field(default_factory=dict, init=False)
     _rows: Rows = field(default_factory=Rows, init=False)
@@ -101,6 +103,7 @@ class Capture:
         for item in self.keep:
             if not isinstance(item, Keep):
                 raise UsageError(f"{item!r} is not something to keep: take one of interp.keep, as in entropy().")
+        self._bound = Bound(self.prompts)
         self.model = plain(self.model)
         self.layout = HeadLayout.of(self.model)
         self.heads = None if self.head_choice is None else HeadSet.parse(self.head_choice, self.layout)
@@ -171,7 +174,7 @@ class Capture:
             return None
         self._check(site, index)
         if site.layer == self.layers[0]:
-            self._match(site)
+            self._bound.match(site)
             self._rows.add(site, index)
         self._take_streams(site, index)
         requests = tuple(item.request(site, index, self._span) for item in self.keep if item.kind != "stream")
@@ -225,37 +228,8 @@ class Capture:
                 f"is free: read fewer layers, heads or queries, or a reduction instead of rows."
             )
 
-    def _match(self, site: Site) -> None:
-        """Refuse a batch that cannot be the prompts that were given."""
-        if self.prompts is None or site.call.q_start:
-            return
-        rows, live = site.call.q.shape[0], site.call.row_live
-        real = [site.call.q.shape[2]] * rows if live is None else live.sum(1).tolist()
-        given = [length for length in self.prompts.lengths for _ in range(self._per_prompt(rows))]
-        if any(seen > length for seen, length in zip(real, given, strict=True)):
-            raise SpanError(
-                f"a batch with rows of {real} tokens runs and the prompts given have {list(self.prompts.lengths)}: "
-                "pass the batch itself as prompts=."
-            )
-
-    def _per_prompt(self, rows: int) -> int:
-        """How many rows of the batch one prompt has: more than one with num_return_sequences."""
-        if self.prompts is None or rows % len(self.prompts):
-            given = "no prompts" if self.prompts is None else f"{len(self.prompts)} prompts"
-            raise SpanError(f"a batch of {rows} rows runs and {given} were given: pass the batch itself as prompts=.")
-        return rows // len(self.prompts)
-
     def _span(self, where: Where, width: int) -> Tensor:
-        rows = self._rows.batch
-        if not isinstance(where, str):
-            start, stop = (where, where + 1) if isinstance(where, int) else where
-            place = torch.arange(width)
-            return ((place >= start) & (place < stop)).expand(rows, -1)
-        repeat = self._per_prompt(rows)
-        if self.prompts is None:
-            raise SpanError(f"span {where!r} has no meaning without prompts: pass the batch as prompts=.")
-        longest = max(width, *self.prompts.lengths)
-        return self.prompts.span_mask(where, longest)[:, :width].repeat_interleave(repeat, 0)
+        return self._bound.mask(where, self._rows.batch, width)
 
     def _chosen(self, position: Tensor) -> Tensor:
         """Bool, like `position` [b r]: which of them the query choice names."""
@@ -264,10 +238,9 @@ class Capture:
         if choice is None:
             return inside
         if choice == "generated":
-            repeat = self._per_prompt(position.shape[0])
-            lengths = torch.tensor(self.prompts.lengths if self.prompts else (), device=position.device)
+            lengths = torch.tensor(self._bound.lengths(position.shape[0]), device=position.device)
             # the row that makes the first new token is the last of the prompt
-            return position >= lengths.repeat_interleave(repeat)[:, None] - 1
+            return position >= lengths[:, None] - 1
         if isinstance(choice, str):
             width = int(position.max()) + 1 if position.numel() else 0
             mask = self._span(choice, max(width, 1)).to(position.device)

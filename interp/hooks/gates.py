@@ -16,7 +16,7 @@ from interp.kernels.errors import UsageError
 def gate_gradient(model: nn.Module) -> Iterator["GateGradient"]:
     """What scaling each head's output would do to a loss, to first order, at any length.
 
-        with interp.gate_gradient(model) as gates:
+        with gate_gradient(model) as gates:
             model(**batch, labels=labels).loss.backward()
         gates.gradient     # Float [b l h]
 

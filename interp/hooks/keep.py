@@ -11,13 +11,11 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from interp.hooks.bound import Where
 from interp.hooks.seam import Site
 from interp.kernels import contract
 from interp.kernels.contract import Request
 from interp.kernels.errors import SpanError, UsageError
-
-Where = str | int | tuple[int, int]
-"""a named span, one position, or a half-open range of positions"""
 
 SpanMask = Callable[[Where, int], Tensor]
 """(where, width) -> Bool [b width] over positions"""
