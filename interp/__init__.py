@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from interp.analyses import identify as identify
+    from interp.analyses import steer as steer
     from interp.analyses import tasks as tasks
     from interp.analyses.causal import causal_check as causal_check
     from interp.analyses.scores import HeadScores as HeadScores
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from interp.hooks.bridge import bridge as bridge
     from interp.hooks.capture import capture as capture
     from interp.hooks.doctor import doctor as doctor
-    from interp.hooks.gates import gate_gradient as gate_gradient
+    from interp.hooks.edit import steering as steering
     from interp.hooks.heads import Head as Head
     from interp.hooks.heads import HeadLayout as HeadLayout
     from interp.hooks.heads import HeadSet as HeadSet
@@ -40,13 +41,14 @@ _HOMES = {
     "capture": "interp.hooks.capture",
     "causal_check": "interp.analyses.causal",
     "doctor": "interp.hooks.doctor",
-    "gate_gradient": "interp.hooks.gates",
+    "steering": "interp.hooks.edit",
     "load": "interp.models",
     "make_report": "interp.report",
 }
 _MODULES = {
     "identify": "interp.analyses.identify",
     "keep": "interp.hooks.keep",
+    "steer": "interp.analyses.steer",
     "tasks": "interp.analyses.tasks",
 }
 
@@ -61,7 +63,8 @@ __all__ = [  # noqa: RUF022
     "keep",
     "capture",
     "ablate",
-    "gate_gradient",
+    "steer",
+    "steering",
     "bridge",
     "identify",
     "causal_check",

@@ -18,6 +18,7 @@ class Bound:
     """Prompts, or none, as the attention calls of a batch see them; a prompt may have several rows of the batch."""
 
     prompts: Prompts | None
+    _matched: bool = False
     _masks: dict[tuple[Where, int, int, torch.device], Tensor] = field(default_factory=dict)
 
     def repeat(self, rows: int) -> int:
@@ -38,7 +39,12 @@ class Bound:
             return
         rows, live = site.call.q.shape[0], site.call.row_live
         real = [site.call.q.shape[2]] * rows if live is None else live.sum(1).tolist()
-        if any(seen > length for seen, length in zip(real, self.lengths(rows), strict=True)):
+        lengths = self.lengths(rows)
+        if self._matched and all(seen >= length for seen, length in zip(real, lengths, strict=True)):
+            # the same prompts with what was generated since, read again from the start
+            return
+        self._matched = all(seen <= length for seen, length in zip(real, lengths, strict=True))
+        if not self._matched:
             raise SpanError(
                 f"a batch with rows of {real} tokens runs and the prompts given have {list(self.prompts.lengths)}: "
                 "pass the batch itself as prompts=."

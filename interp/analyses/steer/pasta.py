@@ -1,0 +1,53 @@
+"""PASTA: what a user marks is kept, all other keys of the prompt are attended less."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from interp.hooks.edit import Edit, Here, spans_of
+from interp.kernels.contract import Call
+from interp.kernels.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Pasta(Edit):
+    """Post-hoc attention steering of marked spans.
+
+    pattern'[b h q k] = pattern / C on the span and alpha pattern / C off it, C the sum of both: a bias of log alpha on
+    keys off the span. Several spans count as one set. Generated keys stay neutral, as in the authors' code; the paper's
+    rule, which counts them as off the span, is scope="all".
+    spans: names, positions or ranges; alpha > 0, 0.01 in the paper, 1 changes nothing; mode "exclude" lowers what is
+    off the span, "include" raises the span by 1 / alpha, the same but for generated keys, which then are beside the
+    rest of the prompt; protect_first leaves the first token, where most heads rest, as it was.
+    A prompt that ends before a range of positions is not changed; one without a named span is an error.
+    Source: Zhang et al. 2311.02262, equation 2. Differs: spans are united before they are biased, where the released
+    code adds the bias once for each.
+    Cannot show: which heads to steer; all of them at once is usually worse than none.
+    """
+
+    spans: Any
+    alpha: float = 0.01
+    mode: str = "exclude"
+    scope: str = "prompt"
+    protect_first: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "spans", spans_of(self.spans))
+        if not 0 < self.alpha < math.inf:
+            raise UsageError(
+                f"alpha={self.alpha} is not a positive number: PASTA takes 0.01 by default, 1 for nothing."
+            )
+        if self.mode not in ("exclude", "include"):
+            raise UsageError(f"mode={self.mode!r} is none: take 'exclude' or 'include'.")
+
+    @property
+    def idle(self) -> bool:
+        return self.alpha == 1
+
+    def change(self, here: Here) -> Call:
+        marked = here.keys(self.spans)
+        if self.mode == "include":
+            return here.biased(-math.log(self.alpha), marked)
+        off = here.prompt(self.scope) & ~marked & marked.any(1, keepdim=True)
+        return here.biased(math.log(self.alpha), off & ~here.first if self.protect_first else off)

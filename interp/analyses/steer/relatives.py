@@ -1,0 +1,128 @@
+"""The cheap relatives of PASTA, ACT and ZeroTuning: what the same algebra gives for nothing."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from interp.hooks.edit import Edit, Here, spans_of
+from interp.kernels.contract import Call
+from interp.kernels.errors import UsageError
+
+TINY = 1e-30
+"""a share of attention that is as good as none"""
+
+
+@dataclass(frozen=True)
+class Boost(Edit):
+    """Attention to spans multiplied by `factor` and renormalised: a bias of log factor on their keys.
+
+    InstABoost (2506.13734) with the instruction as the span and all heads; evidence boost on retrieval heads with the
+    evidence as the span and those heads. factor > 0, 1 changes nothing. protect_first leaves the first token out.
+    Cannot show: whether the text was read for what it says; a large factor degrades it.
+    """
+
+    spans: Any
+    factor: float = 4.0
+    protect_first: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "spans", spans_of(self.spans))
+        if not 0 < self.factor < math.inf:
+            raise UsageError(f"factor={self.factor} is not a positive number: 1 changes nothing.")
+
+    @property
+    def idle(self) -> bool:
+        return self.factor == 1
+
+    def change(self, here: Here) -> Call:
+        marked = here.keys(self.spans)
+        return here.biased(math.log(self.factor), marked & ~here.first if self.protect_first else marked)
+
+
+@dataclass(frozen=True)
+class SpotLight(Edit):
+    """Spans get at least a share `target` of each row: a row that gives psi < target is raised, others are left.
+
+    The bias is log(target (1 - psi) / ((1 - target) psi)) on the spans, which gives them exactly `target`;
+    exact=False takes the paper's log(target / psi), which ends a little below.
+    Source: Venkateswaran et al. 2505.12025. Differs: psi is of each row and head, where the released code takes
+    one for all.
+    Cannot show: anything where a row gives the spans nothing at all; it is left as it is.
+    """
+
+    spans: Any
+    target: float = 0.1
+    exact: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "spans", spans_of(self.spans))
+        if not 0 <= self.target < 1:
+            raise UsageError(f"target={self.target} is not in [0, 1): it is a share of attention, 0 changes nothing.")
+
+    @property
+    def idle(self) -> bool:
+        return self.target == 0
+
+    def change(self, here: Here) -> Call:
+        marked = here.keys(self.spans)
+        psi, rest = here.mass(marked)
+        raised = (psi > TINY) & (psi < self.target)
+        odds = rest / (1 - self.target) if self.exact else torch.ones_like(rest)
+        coefficient = torch.log(self.target / psi.clamp(min=TINY) * odds.clamp(min=TINY))
+        return here.weighed(torch.where(raised, coefficient, 0.0), marked)
+
+
+@dataclass(frozen=True)
+class Knockout(Edit):
+    """Spans cannot be attended to: a bias of -inf on their keys.
+
+    Raises UsageError where a query would see no key at all, as the first tokens of a prompt do when a span holds them.
+    Cannot show: that the information is gone; later tokens may hold it already.
+    """
+
+    spans: Any
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "spans", spans_of(self.spans))
+
+    def change(self, here: Here) -> Call:
+        return here.biased(-math.inf, here.keys(self.spans))
+
+
+@dataclass(frozen=True)
+class Temperature(Edit):
+    """Logits of the heads divided by `temperature`: below 1 attention sharpens, above it flattens."""
+
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.temperature < math.inf:
+            raise UsageError(f"temperature={self.temperature} is not a positive number: 1 changes nothing.")
+
+    @property
+    def idle(self) -> bool:
+        return self.temperature == 1
+
+    def change(self, here: Here) -> Call:
+        return here.scaled(1 / self.temperature)
+
+
+@dataclass(frozen=True)
+class Gate(Edit):
+    """What the heads write multiplied by `factor`: 0 takes them out, 1 changes nothing."""
+
+    factor: float = 1.0
+
+    @property
+    def idle(self) -> bool:
+        return self.factor == 1
+
+    @property
+    def gate(self) -> float | None:
+        return self.factor

@@ -1,0 +1,273 @@
+"""Every steering method against its paper's rule on probabilities, and what must hold of any edit."""
+
+import warnings
+
+import pytest
+import torch
+from families import VOCAB
+from steered import act, literal, pasta, spotlight, weighed, zero
+
+from interp import steer
+from interp.hooks.capture import placed
+from interp.hooks.edit import Edits, steering
+from interp.hooks.outputs import ablate
+from interp.hooks.prompts import Prompts
+from interp.kernels.errors import HeadError, InterpError, SpanError, UsageError
+
+FAMILIES = ["llama", "qwen2", "gpt2", "gemma2", "phi3"]
+HEADS = "L0H1 L0H2 L1H0 L1H3"
+METHODS = {
+    "pasta": steer.Pasta("mark", 0.05, heads=HEADS),
+    "pasta, spans": steer.Pasta(["mark", "other"], 0.1, protect_first=True, heads=HEADS),
+    "pasta, include": steer.Pasta("mark", 0.1, mode="include", heads=HEADS),
+    "zerotuning": steer.ZeroTuning(3.0, heads=HEADS),
+    "act": steer.Act(0.4, 0.08, heads=HEADS),
+    "boost": steer.Boost("mark", 5.0),
+    "spotlight": steer.SpotLight("mark", 0.3),
+    "temperature": steer.Temperature(0.5, heads=HEADS),
+    "gate": steer.Gate(0.3, heads=HEADS),
+    "knockout": steer.Knockout("mark", heads=HEADS),
+    "sum": steer.Pasta("mark", 0.05, heads=HEADS) + steer.SpotLight("other", 0.3) + steer.Act(0.4, 0.08, heads="L1"),
+}
+IDLE = [
+    steer.Pasta("mark", 1.0),
+    steer.ZeroTuning(1.0),
+    steer.Act(1.0),
+    steer.Boost("mark", 1.0),
+    steer.SpotLight("mark", 0.0),
+    steer.Temperature(1.0),
+    steer.Gate(1.0),
+    steer.Pasta("mark", 0.1, heads=""),
+    Edits(),
+]
+
+
+def batch(lengths=(17, 23), seed=0):
+    rng = torch.Generator().manual_seed(seed)
+    ids = [torch.randint(3, VOCAB, (n,), generator=rng).tolist() for n in lengths]
+    spans = [{"mark": (4 + i, 8 + i), "other": (10, 12)} for i in range(len(lengths))]
+    return Prompts.from_ids(ids, spans=spans)
+
+
+def logits(model, prompts):
+    with torch.no_grad():
+        return model(**placed(model, prompts), use_cache=False).logits
+
+
+def real(x, prompts):
+    """The last rows of each prompt, padding left out."""
+    return torch.cat([row[-n:] for row, n in zip(x, prompts.lengths, strict=True)])
+
+
+def rule_of(name, model, prompts):
+    width = max(prompts.lengths)
+    position = torch.arange(width)[None] - (width - torch.tensor(prompts.lengths))[:, None]
+    prompt, first = position >= 0, position == 0
+
+    def span(word):
+        mask = prompts.span_mask(word, width)
+        return mask.gather(1, position.clamp(min=0)) & prompt
+
+    mark, other = span("mark"), span("other")
+    edit = METHODS[name]
+    heads = model.config.num_attention_heads
+    from interp.hooks.heads import HeadLayout, HeadSet
+
+    chosen = HeadSet.parse(edit.heads, HeadLayout.of(model)).by_layer()
+    limit = torch.full((len(prompts),), 0.08)
+
+    def rule(layer, pattern):
+        if name == "pasta":
+            changed = pasta(pattern, mark, prompt, 0.05)
+        elif name == "pasta, spans":
+            changed = pasta(pattern, mark | other | first, prompt, 0.1)
+        elif name == "pasta, include":
+            changed = weighed(pattern, torch.where(mark, 10.0, 1.0)[:, None, None])
+        elif name == "zerotuning":
+            changed = zero(pattern, first, 3.0)
+        elif name == "boost":
+            changed = weighed(pattern, torch.where(mark, 5.0, 1.0)[:, None, None])
+        elif name == "spotlight":
+            changed = spotlight(pattern, mark, 0.3)
+        else:
+            changed, sinks, received = act(pattern, prompt, prompt, first, limit, 0.4)
+            near = (received - 0.08).abs()[(prompt & ~first)[:, None].expand_as(received)].min()
+            assert near > 1e-5, "a column too near to the threshold to compare"
+            rule.sinks += int(sinks.sum())
+        on = torch.zeros(heads, dtype=torch.bool)
+        on[list(chosen.get(layer, ()))] = True
+        return torch.where(on[:, None, None], changed, pattern)
+
+    rule.sinks = 0
+    return rule
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("name", ["pasta", "pasta, spans", "pasta, include", "zerotuning", "act", "boost", "spotlight"])
+def test_equals_the_literal_rule(tiny_model, family, name):
+    model, prompts = tiny_model(family, attn_implementation="eager"), batch()
+    rule = rule_of(name, model, prompts)
+    with literal(model, rule):
+        expected = logits(model, prompts)
+    with steering(model, METHODS[name], prompts):
+        found = logits(model, prompts)
+    plain = logits(model, prompts)
+    assert name != "act" or rule.sinks > 0
+    assert (real(found, prompts) - real(plain, prompts)).abs().max() > 1e-4
+    torch.testing.assert_close(real(found, prompts), real(expected, prompts), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_batch_is_single_and_leaves_nothing(tiny_model, name):
+    model, prompts = tiny_model("llama"), batch()
+    before = logits(model, prompts)
+    with steering(model, METHODS[name], prompts):
+        together = logits(model, prompts)
+    alone = []
+    for i in range(len(prompts)):
+        with steering(model, METHODS[name], prompts[i : i + 1]):
+            alone.append(logits(model, prompts[i : i + 1])[0])
+    torch.testing.assert_close(real(together, prompts), torch.cat(alone), atol=1e-5, rtol=1e-5)
+    assert torch.equal(logits(model, prompts), before)
+
+
+@pytest.mark.parametrize("cache", ["dynamic", "static"])
+@pytest.mark.parametrize("name", METHODS)
+def test_cached_generation_is_full_recompute(tiny_model, name, cache):
+    model, prompts = tiny_model("llama"), batch()
+    steps = 5
+    settings = {"max_new_tokens": steps, "do_sample": False, "output_scores": True, "return_dict_in_generate": True}
+    settings |= {"cache_implementation": cache, "pad_token_id": 0, "eos_token_id": None}
+    with steering(model, METHODS[name], prompts):
+        out = model.generate(**placed(model, prompts), **settings)
+        for step in range(steps):
+            ids = out.sequences[:, : max(prompts.lengths) + step]
+            mask = torch.nn.functional.pad(prompts.tensors()["attention_mask"], (0, step), value=1)
+            position = (mask.cumsum(-1) - 1).clamp(min=0)
+            with torch.no_grad():
+                whole = model(ids, attention_mask=mask, position_ids=position, use_cache=False).logits[:, -1]
+            torch.testing.assert_close(out.scores[step], whole, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("edit", IDLE, ids=repr)
+def test_edits_that_change_nothing_are_equal_to_the_bit(tiny_model, edit):
+    model, prompts = tiny_model("qwen2"), batch()
+    before = logits(model, prompts)
+    with steering(model, edit, prompts):
+        assert torch.equal(logits(model, prompts), before)
+
+
+def test_a_range_past_a_prompts_end_changes_only_longer_prompts(tiny_model):
+    model, prompts = tiny_model("llama"), batch()
+    before = logits(model, prompts)
+    with steering(model, steer.Pasta((18, 20), 0.05), prompts):
+        after = logits(model, prompts)
+    torch.testing.assert_close(after[0, -17:], before[0, -17:], atol=1e-5, rtol=1e-5)
+    assert (after[1] - before[1]).abs().max() > 1e-4
+    with steering(model, steer.Pasta((100, 110), 0.05), prompts):
+        assert torch.equal(logits(model, prompts), before)
+
+
+def test_beams_and_samples_follow_their_prompts(tiny_model):
+    model, prompts = tiny_model("llama"), batch()
+    settings = {"max_new_tokens": 4, "pad_token_id": 0, "eos_token_id": None, "num_return_sequences": 2}
+    for more in ({"num_beams": 2}, {"do_sample": True}):
+        with steering(model, METHODS["sum"], prompts):
+            out = model.generate(**placed(model, prompts), **settings, **more)
+        assert out.shape[0] == 4
+
+
+def test_heads_of_one_group_are_steered_apart(tiny_model):
+    model, prompts = tiny_model("llama"), batch()
+    from interp.hooks.capture import capture
+    from interp.hooks.keep import mass
+
+    with capture(model, mass("mark"), prompts) as plain:
+        logits(model, prompts)
+    with (
+        steering(model, steer.Pasta("mark", 0.05, heads="L0H1"), prompts),
+        capture(model, mass("mark"), prompts) as cap,
+    ):
+        logits(model, prompts)
+    moved = (cap[mass("mark")] - plain[mass("mark")]).nan_to_num().abs().amax((0, 3, 4))[0]
+    assert moved[1] > 1e-3
+    assert moved[[0, 2, 3]].max() == 0
+
+
+def test_steering_is_read_inside_of_a_capture(tiny_model):
+    model, prompts = tiny_model("llama"), batch((20,))
+    from interp.hooks.capture import capture
+    from interp.hooks.keep import mass
+
+    edit = steer.SpotLight("mark", 0.5)
+    with steering(model, edit, prompts), capture(model, mass("mark"), prompts, queries=slice(8, None)) as cap:
+        logits(model, prompts)
+    assert (cap[mass("mark")] >= 0.5 - 1e-4).all()
+
+
+def test_a_span_outside_of_the_window_is_warned_of(tiny_model):
+    model = tiny_model("mistral")
+    window = model.config.sliding_window
+    prompts = Prompts.from_ids([list(range(3, 3 + 2 * window))], spans=[{"mark": (2, 5)}])
+    far, near = steer.Pasta("mark", 0.05), steer.Pasta((2 * window - 4, 2 * window - 1), 0.05)
+    warned = pytest.warns(UserWarning, match=f"outside of the window of {window} keys")
+    with warned, steering(model, far, prompts):
+        logits(model, prompts)
+    with warnings.catch_warnings(), steering(model, near, prompts):
+        warnings.simplefilter("error")
+        logits(model, prompts)
+
+
+def test_edits_print_hash_and_save(tmp_path):
+    edits = METHODS["sum"] + steer.Boost([(3, 5), 9], 2.0) + steer.Boost([3, 5], 2.0)
+    assert Edits.load(edits.save(tmp_path / "edits.json")) == edits
+    assert hash(edits) == hash(Edits(edits.edits))
+    assert "Pasta(" in repr(edits)
+    assert "alpha=0.05" in repr(edits)
+    (tmp_path / "bad.json").write_text('[{"edit": "Nothing"}]')
+    with pytest.raises(UsageError, match="no saved edits"):
+        Edits.load(tmp_path / "bad.json")
+
+
+BAD = [
+    (lambda: steer.Pasta("mark", 0.0), "alpha=0.0 is not a positive number"),
+    (lambda: steer.Pasta("mark", mode="only"), "mode='only' is none"),
+    (lambda: steer.ZeroTuning(-1.0), "gamma=-1.0 is not a positive number"),
+    (lambda: steer.Act(0.0), r"beta=0.0 is not in \(0, 1\]"),
+    (lambda: steer.Act(threshold="much"), "neither a number nor of the form"),
+    (lambda: steer.Boost("mark", 0.0), "factor=0.0 is not a positive number"),
+    (lambda: steer.SpotLight("mark", 1.0), "target=1.0 is not in"),
+    (lambda: steer.Temperature(0.0), "temperature=0.0 is not a positive number"),
+]
+
+
+@pytest.mark.parametrize(("make", "text"), BAD)
+def test_bad_settings(make, text):
+    with pytest.raises(UsageError, match=text):
+        make()
+
+
+def test_bad_batches_leave_the_model_as_it_was(tiny_model):
+    model, prompts = tiny_model("llama"), batch()
+    before = logits(model, prompts)
+    wrong = [
+        (steer.Pasta("nowhere"), prompts, SpanError),
+        (steer.Pasta("mark"), None, SpanError),
+        (steer.Pasta("mark"), batch((13, 14)), SpanError),
+        (steer.Pasta("mark", heads="L9H0"), prompts, HeadError),
+        (steer.Knockout((0, 4)), prompts, UsageError),
+        ("pasta", prompts, UsageError),
+    ]
+    for edit, given, kind in wrong:
+        with pytest.raises(kind), steering(model, edit, given):
+            logits(model, prompts)
+        assert torch.equal(logits(model, prompts), before)
+    assert issubclass(SpanError, InterpError)
+
+
+def test_a_gate_of_zero_is_an_ablation(tiny_model):
+    model, prompts = tiny_model("gpt2"), batch()
+    with ablate(model, HEADS, "zero"):
+        expected = logits(model, prompts)
+    with steering(model, steer.Gate(0.0, heads=HEADS)):
+        torch.testing.assert_close(logits(model, prompts), expected)
