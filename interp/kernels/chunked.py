@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from interp.kernels import naive
 from interp.kernels.contract import Call, Mass, Request, Result, Rows
 from interp.kernels.reductions import BITS, TILE, Block, Workspace, accumulator, join, tile_peaks
 
@@ -30,6 +31,9 @@ def attend(
     (float64 where q is). Memory: a few times `block` scores, the outputs, and float32 copies of k and v.
     Where gradients are wanted they flow into `out`; the reductions carry none.
     """
+    if 0 in (*call.q.shape, *call.k.shape):
+        # nothing to cut into blocks
+        return naive.attend(call, requests, queries, out)
     if out and queries is not None:
         # some rows are read, all are computed: the reductions run over their own rows
         plain = attend(call, block=block)

@@ -78,12 +78,8 @@ REFUSED: dict[str, tuple[Callable[[], Call], str]] = {
 }
 
 
-NOT_CHUNKED = pytest.mark.xfail(raises=RuntimeError, reason="chunked reshapes what is empty by -1")
-EMPTY = ("no keys", "no prompts")
-
-
 @pytest.mark.interpreter
-@pytest.mark.parametrize("name", [pytest.param(x, marks=NOT_CHUNKED if x in EMPTY else []) for x in REFUSED])
+@pytest.mark.parametrize("name", REFUSED)
 def test_what_the_kernels_cannot_serve_goes_elsewhere_with_the_reason(name):
     make, reason = REFUSED[name]
     call = make()
