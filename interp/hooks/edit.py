@@ -25,8 +25,8 @@ from interp.kernels.contract import Call, Columns, Mass
 from interp.kernels.errors import SpanError, UsageError
 from interp.kernels.select import select
 
-WIDEST = 64
-"""key sets read at once"""
+WIDEST = 63
+"""key sets read at once, beside one of all other keys"""
 
 
 @dataclass(frozen=True)
@@ -303,12 +303,16 @@ class Here:
         own = on.gather(2, place[:, None].expand(-1, on.shape[1], -1))[:, :, None]
         # rows of the batch with fewer keys name others, which lie outside already
         there = union.gather(1, place)[:, None, None]
-        inside, outside = torch.zeros((), device=on.device), self._read(Mass(~union[:, None]))[..., 0]
-        for part in torch.arange(width, device=on.device).split(WIDEST):
-            single = self._read(Mass(torch.nn.functional.one_hot(place[:, part], on.shape[2]).bool()))
+        inside = outside = torch.zeros((), device=on.device)
+        rest = ~union[:, None]
+        for part in torch.arange(width, device=on.device).split(WIDEST) if width else (place.new_zeros(0),):
+            sets = torch.nn.functional.one_hot(place[:, part], on.shape[2]).bool()
+            found = self._read(Mass(torch.cat([sets, rest], 1)))
+            single, others = found[..., : len(part)], found[..., len(part) :]
             inside = inside + (single * own[..., part]).sum(-1)
-            outside = outside + (single * (there & ~own)[..., part]).sum(-1)
-        return inside.expand(outside.shape), outside
+            outside = outside + (single * (there & ~own)[..., part]).sum(-1) + others.sum(-1)
+            rest = rest[:, :0]
+        return inside, outside
 
     def columns(self, rows: Tensor) -> Tensor:
         """Float [b h k] mean attention that a key receives from the rows `rows` [b q] that see it."""

@@ -46,11 +46,33 @@ def attend(
     if queries is not None:
         call = call.for_queries(queries)
     result = None
-    if rest or out:
+    if out and not rest and call.softcap is None and call.sinks is None and call.q.dtype == call.dtype:
+        result = _by_sdpa(call, block)
+    elif rest or out:
         result, found = _by_groups(call, rest, queries, out, block)
         for i, value in zip((i for i in range(len(requests)) if i not in chosen), found, strict=True):
             values[i] = value
     return Result(result, tuple(values))
+
+
+def _by_sdpa(call: Call, size: int) -> Tensor:
+    """out [b h q e] where nothing is read: torch's own attention, biases as its mask, some rows at a time."""
+    b, h, g, n, n_keys = call.sizes
+    q = call.q if call.logit_scale is None else call.q * call.logit_scale.to(call.dtype).expand(b, h)[:, :, None, None]
+    outs = []
+    for rows in torch.arange(n).split(max(1, size // max(1, b * h * n_keys))):
+        part = slice(int(rows[0]), int(rows[-1]) + 1)
+        seen = call.visible(part)
+        mask = call.bias(part).expand(seen.shape[0], -1, -1, -1) if call.biased else call.q.new_zeros(())
+        mask = torch.where(seen, mask.to(call.dtype), -torch.inf)
+        # a row that sees nothing would be nan
+        dead = ~seen.any(-1, keepdim=True)
+        mask = mask.masked_fill(dead, 0.0).expand(b, h, -1, -1)
+        out = torch.nn.functional.scaled_dot_product_attention(
+            q[:, :, part], call.k, call.v, attn_mask=mask, scale=call.scale, enable_gqa=g != h
+        )
+        outs.append(out.masked_fill(dead, 0.0))
+    return torch.cat(outs, 2)
 
 
 def _by_groups(

@@ -84,6 +84,12 @@ class Call:
         return any(x is not None for x in (self.key_bias, self.row_coef, self.logit_scale))
 
     @property
+    def biased(self) -> bool:
+        """Whether anything is added to the logits."""
+        added = self.mask is not None and self.mask.dtype != torch.bool
+        return added or self.key_bias is not None or self.row_coef is not None
+
+    @property
     def rows(self) -> Tensor:
         """Int [q]: the column of each query."""
         if self.row_columns is not None:

@@ -1,0 +1,60 @@
+"""What steering costs: generate() of the demo model without and with each edit, in turns.
+
+    python -m benchmarks.steering [--length 400] [--tokens 40] [--turns 5]
+
+The same number of new tokens for every way; ratios are medians over turns, each beside an unsteered one.
+"""
+
+import argparse
+import statistics
+import time
+from typing import Any
+
+import interp
+from interp import steer
+from interp.hooks.capture import placed
+from interp.hooks.edit import Edits, steering
+
+SOME = "L8-L12"
+WAYS: dict[str, Any] = {
+    "no edit": Edits(),
+    f"PASTA, {SOME}": steer.Pasta("needle", 0.1, heads=SOME),
+    "PASTA, all heads": steer.Pasta("needle", 0.1),
+    "ZeroTuning, all heads": steer.ZeroTuning(2.0),
+    f"ACT, {SOME}": steer.Act(0.4, 0.1, heads=SOME),
+    "ACT, all heads": steer.Act(0.4, 0.1),
+    "Boost, all heads": steer.Boost("needle", 4.0),
+    "SpotLight, all heads": steer.SpotLight("needle", 0.2),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--length", type=int, default=400)
+    parser.add_argument("--tokens", type=int, default=40)
+    parser.add_argument("--turns", type=int, default=5)
+    arguments = parser.parse_args()
+    model, tokenizer = interp.load("demo", device="cpu")
+    prompts = interp.tasks.needle(tokenizer, lengths=(arguments.length,), n=1)
+
+    def seconds(edit: Any) -> float:
+        start = time.perf_counter()
+        with steering(model, edit, prompts):
+            model.generate(
+                **placed(model, prompts, arguments.tokens),
+                max_new_tokens=arguments.tokens,
+                min_new_tokens=arguments.tokens,
+                do_sample=False,
+            )
+        return time.perf_counter() - start
+
+    seconds(Edits())
+    print(f"{arguments.length} tokens of prompt, {arguments.tokens} new ones, {arguments.turns} turns")
+    for way, edit in WAYS.items():
+        pairs = [(seconds(Edits()), seconds(edit)) for _ in range(arguments.turns)]
+        ratio = statistics.median(steered / plain for plain, steered in pairs)
+        print(f"{way:24s} {statistics.median(s for _, s in pairs):6.2f} s  {ratio:5.2f}x", flush=True)
+
+
+if __name__ == "__main__":
+    main()
