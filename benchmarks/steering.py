@@ -34,7 +34,8 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=40)
     parser.add_argument("--turns", type=int, default=5)
     arguments = parser.parse_args()
-    model, tokenizer = interp.load("demo", device="cpu")
+    loaded: Any = interp.load("demo", device="cpu")
+    model, tokenizer = loaded
     prompts = interp.tasks.needle(tokenizer, lengths=(arguments.length,), n=1)
 
     def seconds(edit: Any) -> float:
