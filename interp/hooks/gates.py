@@ -58,7 +58,12 @@ class GateGradient:
                 (g.float() * r.float()).unflatten(-1, (self.layout.heads, -1)) for g, r in zip(gradient, z, strict=True)
             ]
             total = torch.stack([row.sum((0, 2)) for row in rows]).cpu()
-            self._sums[layer] = self._sums[layer] + total if layer in self._sums else total
+            before = self._sums.get(layer)
+            if before is not None and len(before) != len(total):
+                raise UsageError(
+                    f"batches of {len(before)} and {len(total)} rows ran in one gate_gradient: open one for each batch."
+                )
+            self._sums[layer] = total if before is None else before + total
 
         x.register_hook(add)
 

@@ -43,8 +43,7 @@ class BlockPlan:
             return None
         if tiles.groups:
             # the kernel for Hopper moves no tiles and cuts none: blocks are as large and begin where tiles do
-            tiles = replace(tiles, rows=128, groups=2)
-            if size < tiles.keys or bool((request.first % tiles.keys).any()) or (call.q_start | call.k_start) % size:
+            if size < tiles.keys or bool((request.first % size).any()) or (call.q_start | call.k_start) % size:
                 return None
         tiles = replace(tiles, keys=min(tiles.keys, size))
         if STRIP.value * tiles.keys < size:

@@ -37,7 +37,7 @@ def _shares(
     b, g = bg // (op.heads // op.group), bg % (op.heads // op.group)
     place = tl.program_id(1) * BM + tl.arange(0, BM)
     inside = place < op.group * op.n_q
-    h = g * op.group + place // op.n_q
+    h = g * op.group + tl.minimum(place // op.n_q, op.group - 1)
     row = tl.where(inside, place % op.n_q, -1)
     column = row_columns(op, row)
     d = tl.arange(0, DP)

@@ -42,7 +42,7 @@ def as_operand(sets: Tensor, dtype: torch.dtype, tile: int | None = None) -> Set
         _operand[(tiles, b * g)](
             sets, *sets.stride(), member, borders, g, m, count, TILE=step, S=width, num_warps=4 if width <= 16 else 8
         )
-    return Sets(member, m * g if b > 1 else 0, m if g > 1 else 0, count, tiles, borders)
+    return Sets(member, m * g if b > 1 else 0, m if g > 1 else 0, count, tiles if b > 1 else 0, borders)
 
 
 @triton.jit
