@@ -216,8 +216,9 @@ def page(path: Path) -> None:
             shown = {"dash": "solid" if way.startswith(OURS) else "dot"}
             name = f"{way} ({width})"
             fig.add_scatter(x=[x.length for x in own], y=[x.tflops for x in own], name=name, line=shown)
-    out += ["", "## One row against the cache", "", "| way | ms | x fastest peer |", "|---|---|---|"]
     single = [x for x in lines if "decode" in x.way and x.ms]
+    if single:
+        out += ["", "## One row against the cache", "", "| way | ms | x fastest peer |", "|---|---|---|"]
     best = min((x.ms for x in single if not x.way.startswith(OURS) and x.ms), default=1.0)
     out += [f"| {x.way} | {x.ms:.3f} | {(x.ms or 0) / best:.2f} |" for x in single]
     path.with_suffix(".md").write_text("\n".join([*out, ""]))
@@ -247,6 +248,8 @@ def _table(lines: list[Line], heads: int, width: int) -> list[str]:
         out.append(f"| {way} | " + " | ".join(cells) + " |")
     longest = [x for x in own if x.length == lengths[-1] and x.memory and x.way.startswith(OURS)]
     pattern = 4 * heads * lengths[-1] ** 2
+    if not longest:
+        return [*out, "", "Ratios are to cuDNN without scores."]
     out += ["", f"Ratios are to cuDNN without scores. Memory at {lengths[-1]:,} tokens (the pattern would be "
             f"{pattern / 1e9:,.0f} GB in float32):", ""]  # fmt: skip
     out += [f"- {x.way}: {(x.memory or 0) / 1e6:,.0f} MB, {100 * (x.memory or 0) / pattern:.4f} %" for x in longest]

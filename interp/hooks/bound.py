@@ -19,7 +19,7 @@ class Bound:
 
     prompts: Prompts | None
     _matched: bool = False
-    _masks: dict[tuple[Where, int, int, torch.device], Tensor] = field(default_factory=dict)
+    _masks: dict[tuple[Where, int, torch.device], Tensor] = field(default_factory=dict)
 
     def repeat(self, rows: int) -> int:
         """How many rows of the batch one prompt has: more than one with beams or num_return_sequences."""
@@ -34,7 +34,10 @@ class Bound:
         return [length for length in (self.prompts.lengths if self.prompts else ()) for _ in range(each)]
 
     def match(self, site: Site) -> None:
-        """Refuse a batch that cannot be the prompts that were given."""
+        """Refuse a batch that cannot be the prompts that were given: longer than they are, the first time it runs.
+
+        Lengths are all that is seen here; another batch of lengths that fit goes unnoticed.
+        """
         if self.prompts is None or site.call.q_start:
             return
         rows, live = site.call.q.shape[0], site.call.row_live
@@ -63,15 +66,19 @@ class Bound:
 
     def at(self, where: Where, position: Tensor) -> Tensor:
         """Bool, like `position` [b k]: whether a key, by its position in the prompt, belongs to the span."""
-        rows, width = position.shape[0], max(1, int(position.shape[1]))
-        if isinstance(where, str) and self.prompts is not None:
-            width = max(self.prompts.lengths)
-        elif isinstance(where, tuple):
-            width = max(1, where[1])
-        elif isinstance(where, int):
-            width = where + 1
-        key = (where, rows, width, position.device)
+        if not isinstance(where, str):
+            start, stop = (where, where + 1) if isinstance(where, int) else where
+            return (position >= max(start, 0)) & (position < stop)
+        key = (where, position.shape[0], position.device)
         if key not in self._masks:
-            self._masks[key] = self.mask(where, rows, width).to(position.device)
-        inside = (position >= 0) & (position < width)
-        return self._masks[key].gather(1, position.clamp(0, width - 1)) & inside
+            width = max(self.prompts.lengths) if self.prompts else 1
+            self._masks[key] = self.mask(where, position.shape[0], width).to(position.device)
+        mask = self._masks[key]
+        inside = (position >= 0) & (position < mask.shape[1])
+        return mask.gather(1, position.clamp(0, mask.shape[1] - 1)) & inside
+
+    def has(self, where: Where, rows: int) -> Tensor:
+        """Bool [b]: whether the prompt of each row has a token in the span, whatever a cache still holds of it."""
+        lengths = torch.tensor(self.lengths(rows))
+        width = int(lengths.max())
+        return (self.mask(where, rows, width) & (torch.arange(width)[None] < lengths[:, None])).any(1)

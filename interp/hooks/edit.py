@@ -21,7 +21,7 @@ from interp.hooks.heads import HeadLayout, HeadSet
 from interp.hooks.modules import plain, projection_inputs
 from interp.hooks.prompts import Prompts
 from interp.hooks.seam import Seam, Site, Want, tapping
-from interp.kernels.contract import Call, Columns, Mass
+from interp.kernels.contract import Call, Columns, Lse, Mass
 from interp.kernels.errors import SpanError, UsageError
 from interp.kernels.select import select
 
@@ -118,8 +118,9 @@ def steering(model: nn.Module, edits: "Edit | Edits", prompts: Prompts | None = 
     prompts: the batch that runs, for edits that name spans; spans are bound once, to absolute positions. Prefill and
     decode mean the same: cached generation equals a full recompute at every token. Layers that no edit names run the
     model's own attention, and edits that change nothing leave logits equal to the bit.
-    Raises HeadError for heads the model does not have, SpanError for spans no prompt has or another batch, UsageError
-    for a query that would see no key. Cannot show: what the heads were doing before; see capture and causal_check.
+    Raises HeadError for heads the model does not have, SpanError for spans no prompt has or a batch longer than the
+    prompts (lengths are all that is compared), UsageError for a query that would see no key.
+    Cannot show: what the heads were doing before; see capture and causal_check.
     """
     model = plain(model)
     if not isinstance(edits, Edit | Edits):
@@ -242,6 +243,12 @@ class Here:
         self._warn_of_window(spans, inside)
         return inside
 
+    def has(self, spans: tuple[Where, ...]) -> Tensor:
+        """Bool [b] whether each row's prompt has a token in any of the spans."""
+        rows = self.call.q.shape[0]
+        there = torch.stack([self.steering.bound.has(where, rows) for where in spans])
+        return there.any(0).to(self.call.q.device)
+
     def _warn_of_window(self, spans: tuple[Where, ...], inside: Tensor) -> None:
         window = self.call.window
         if window is None or self.call.q.shape[2] == 1:
@@ -252,7 +259,7 @@ class Here:
             self.steering.warn(
                 self.number,
                 f"a span of {', '.join(map(repr, spans))} lies outside of the window of {window} keys of layer "
-                f"{self.site.layer}: there the edit does nothing for the last tokens.",
+                f"{self.site.layer}: there no key of it is left to raise or keep for the last tokens.",
             )
 
     def biased(self, value: float, on: Tensor) -> Call:
@@ -289,13 +296,14 @@ class Here:
         return replace(self.call, logit_scale=scale if before is None else before * scale)
 
     def mass(self, on: Tensor) -> tuple[Tensor, Tensor]:
-        """Float [b h q] attention on keys `on`, [b k] or [b h k], and on all others, as the call stands.
+        """Float [b h q] attention on keys `on`, [b k] or [b h k], and on all else, a learned sink included, as the call
+        stands.
 
         The second is no difference of the first to one, which would be rounding where it is small.
         """
         if on.dim() == 2:
             found = self._read(Mass(torch.stack([on, ~on], 1)))
-            return found[..., 0], found[..., 1]
+            return found[..., 0], found[..., 1] + self._learned
         # the keys of all heads, a set each, and which of them are a head's own
         union = on.any(1)
         width = int(union.sum(1).max())
@@ -312,7 +320,15 @@ class Here:
             inside = inside + (single * own[..., part]).sum(-1)
             outside = outside + (single * (there & ~own)[..., part]).sum(-1) + others.sum(-1)
             rest = rest[:, :0]
-        return inside, outside
+        return inside, outside + self._learned
+
+    @property
+    def _learned(self) -> Tensor:
+        """Float [b h q] share of a learned sink, 0 where there is none."""
+        if self.call.sinks is None:
+            return torch.zeros((), device=self.call.q.device)
+        lse = self._read(Lse())
+        return torch.exp(self.call.sinks.to(lse.dtype)[None, :, None] - lse).masked_fill(lse == -torch.inf, 0.0)
 
     def columns(self, rows: Tensor) -> Tensor:
         """Float [b h k] mean attention that a key receives from the rows `rows` [b q] that see it."""
@@ -365,7 +381,8 @@ def spans_of(spans: Any) -> tuple[Where, ...]:
     several = isinstance(spans, list | tuple) and not (
         isinstance(spans, tuple) and len(spans) == 2 and all(type(part) is int for part in spans)
     )
-    found = where_of(tuple(spans) if several else (spans,))
+    # a position as a range of one, so that two positions never read as a range when they are given again
+    found = tuple((p, p + 1) if isinstance(p, int) else p for p in where_of(tuple(spans) if several else (spans,)))
     if not found:
         raise SpanError("no span was given: name at least one, as in 'mark'.")
     return found

@@ -41,10 +41,10 @@ class BlockPlan:
         size = request.size
         if call.row_columns is not None or size & (size - 1) or not 16 <= size <= 1024:
             return None
-        if tiles.groups:
-            # the kernel for Hopper moves no tiles and cuts none: blocks are as large and begin where tiles do
-            if size < tiles.keys or bool((request.first % size).any()) or (call.q_start | call.k_start) % size:
-                return None
+        # the kernel for Hopper moves no tiles and cuts none: blocks are as large and begin where tiles do
+        moved = (call.q_start | call.k_start) % size or bool((request.first % size).any())
+        if tiles.groups and (size < tiles.keys or moved):
+            return None
         tiles = replace(tiles, keys=min(tiles.keys, size))
         if STRIP.value * tiles.keys < size:
             return None

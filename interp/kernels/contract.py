@@ -278,4 +278,4 @@ def block_grid(call: Call, blocks: Blocks, queries: Tensor | None) -> tuple[int,
     key_block = torch.div((keys[None] - first).clamp(min=0), blocks.size, rounding_mode="floor")
     start = int(row_block.min()) if row_block.numel() else 0
     n_rows = int(row_block.max()) - start + 1 if row_block.numel() else 0
-    return start, n_rows, int(key_block.max()) + 1, row_block - start, key_block
+    return start, n_rows, (int(key_block.max()) + 1 if key_block.numel() else 0), row_block - start, key_block

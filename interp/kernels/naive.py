@@ -111,6 +111,8 @@ def _(request: Mass, call: Call, p: Tensor, index: Tensor) -> Tensor:
 @reduce.register
 def _(request: At, call: Call, p: Tensor, index: Tensor) -> Tensor:
     rows = (valued(call, p) if request.by_value else p)[:, :, index]
+    if not p.shape[-1]:
+        return rows.new_zeros(*rows.shape[:3], *([] if request.total else [request.keys.shape[-1]]))
     local = request.keys - call.k_start
     there = (local >= 0) & (local < p.shape[-1]) & (request.keys >= 0)
     where = local.clamp(0, p.shape[-1] - 1)[:, None].expand(-1, p.shape[1], -1, -1)

@@ -40,6 +40,8 @@ class Act(Edit):
 
     def change(self, here: Here) -> Call:
         sinks = self.sinks(here)
+        if not bool(sinks.any()):
+            return here.call
         s, rest = here.mass(sinks)
         # where a row sees sinks alone nothing could take what they lose
         alone = rest < 1e-6
@@ -58,7 +60,8 @@ class Act(Edit):
             received = here.columns((position >= 0) & (position < lengths[:, None]))
             above = received > self._limit(lengths)[:, None, None].to(received)
             inside = here.prompt() & ~here.first
-            found = above & inside[:, None]
+            own = torch.zeros(here.call.sizes[1], dtype=torch.bool, device=above.device).index_fill(0, here.heads, True)
+            found = above & inside[:, None] & own[:, None]
             here.note(found)
         # a cache may have dropped its oldest keys since, and has new ones
         found = found[..., here.call.k_start :][..., :keys]

@@ -38,6 +38,8 @@ class Pasta(Edit):
             raise UsageError(
                 f"alpha={self.alpha} is not a positive number: PASTA takes 0.01 by default, 1 for nothing."
             )
+        if self.scope not in ("prompt", "all", "generated"):
+            raise UsageError(f"scope={self.scope!r} is none: take 'prompt', 'all' or 'generated'.")
         if self.mode not in ("exclude", "include"):
             raise UsageError(f"mode={self.mode!r} is none: take 'exclude' or 'include'.")
 
@@ -49,5 +51,6 @@ class Pasta(Edit):
         marked = here.keys(self.spans)
         if self.mode == "include":
             return here.biased(-math.log(self.alpha), marked)
-        off = here.prompt(self.scope) & ~marked & marked.any(1, keepdim=True)
+        # asked of the prompt: a cache may have dropped the span, and an earlier chunk not come to it yet
+        off = here.prompt(self.scope) & ~marked & here.has(self.spans)[:, None]
         return here.biased(math.log(self.alpha), off & ~here.first if self.protect_first else off)

@@ -218,6 +218,42 @@ def test_a_span_outside_of_the_window_is_warned_of(tiny_model):
         logits(model, prompts)
 
 
+@pytest.mark.parametrize("family", ["mistral", "gemma3", "gpt_oss"])
+@pytest.mark.parametrize("name", ["pasta", "pasta, spans", "boost", "zerotuning", "spotlight"])
+def test_windows_and_chunks_are_full_recompute(tiny_model, family, name):
+    model = tiny_model(family)
+    prompts = batch((44, 50))
+    steps, edit = 3, METHODS[name]
+    settings = {"max_new_tokens": steps, "do_sample": False, "output_scores": True, "return_dict_in_generate": True}
+    with warnings.catch_warnings(), steering(model, edit, prompts):
+        warnings.simplefilter("ignore")
+        out = model.generate(**placed(model, prompts), **settings, pad_token_id=0, eos_token_id=None)
+        ids = out.sequences[:, : max(prompts.lengths) + steps - 1]
+        mask = torch.nn.functional.pad(prompts.tensors()["attention_mask"], (0, steps - 1), value=1)
+        position = (mask.cumsum(-1) - 1).clamp(min=0)
+        with torch.no_grad():
+            whole = model(ids, attention_mask=mask, position_ids=position, use_cache=False).logits[:, -1]
+    torch.testing.assert_close(out.scores[-1], whole, atol=1e-4, rtol=1e-4)
+
+
+def test_learned_sinks_are_part_of_what_is_left(tiny_model):
+    from interp.hooks.capture import capture
+    from interp.hooks.keep import mass
+
+    model, prompts = tiny_model("gpt_oss"), batch((14,))
+    with steering(model, steer.SpotLight("mark", 0.5), prompts), capture(model, mass("mark"), prompts) as cap:
+        logits(model, prompts)
+    assert (cap[mass("mark")][0, :, :, 8:] >= 0.5 - 1e-4).all()
+
+
+def test_replaced_edits_keep_their_spans():
+    from dataclasses import replace
+
+    for spans in ([3, 5], (3, 5), "mark", ["mark", (2, 4), 9]):
+        edit = steer.Pasta(spans)
+        assert replace(edit, alpha=0.2).spans == edit.spans
+
+
 def test_edits_print_hash_and_save(tmp_path):
     edits = METHODS["sum"] + steer.Boost([(3, 5), 9], 2.0) + steer.Boost([3, 5], 2.0)
     assert Edits.load(edits.save(tmp_path / "edits.json")) == edits
