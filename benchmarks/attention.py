@@ -57,9 +57,14 @@ def main() -> None:
     for heads, groups, width in SHAPES:
         for length in arguments.lengths:
             lines += prefill(heads, groups, width, length, length in arguments.flex)
-    lines += decode(max(arguments.lengths))
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps({"machine": machine(), "lines": [asdict(x) for x in lines]}, indent=1))
+            store(lines, arguments.out)
+    store(lines + decode(max(arguments.lengths)), arguments.out)
+
+
+def store(lines: list[Line], path: Path) -> None:
+    """Write what is measured so far, so that a run that is cut keeps it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"machine": machine(), "lines": [asdict(x) for x in lines]}, indent=1))
 
 
 def machine() -> dict[str, str]:
@@ -205,8 +210,7 @@ def page(path: Path) -> None:
         "",
         f"`python -m benchmarks.attention` on one {run['machine']['card']}; {versions}. bfloat16, causal, batch 1, "
         "random data, medians.",
-        "Ours is the whole engine, results in the contract's form; its memory is the peak above q, k and v, output and "
-        "results included.",
+        "Ours is the whole engine, results in the contract's form.",
     ]
     fig = go.Figure()
     for heads, width in dict.fromkeys((x.heads, x.width) for x in lines if "decode" not in x.way):
@@ -250,8 +254,9 @@ def _table(lines: list[Line], heads: int, width: int) -> list[str]:
     pattern = 4 * heads * lengths[-1] ** 2
     if not longest:
         return [*out, "", "Ratios are to cuDNN without scores."]
-    out += ["", f"Ratios are to cuDNN without scores. Memory at {lengths[-1]:,} tokens (the pattern would be "
-            f"{pattern / 1e9:,.0f} GB in float32):", ""]  # fmt: skip
+    of = "the peak above q, k and v, output and results included"
+    out += ["", "Ratios are to cuDNN without scores.", ""]
+    out += [f"Memory at {lengths[-1]:,} tokens, {of}; the pattern would be {pattern / 1e9:,.0f} GB in float32:", ""]
     out += [f"- {x.way}: {(x.memory or 0) / 1e6:,.0f} MB, {100 * (x.memory or 0) / pattern:.4f} %" for x in longest]
     return out
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from interp.kernels import naive
 from interp.kernels.contract import Call, Mass, Request, Result, Rows
-from interp.kernels.reductions import BITS, TILE, Block, Workspace, accumulator, join, tile_peaks
+from interp.kernels.reductions import BITS, TILE, Block, Workspace, accumulator, join
 
 BLOCK_ELEMENTS = 1 << 21
 """scores held at once: 8 MiB in float32"""
@@ -271,27 +271,8 @@ class Scorer:
             none = call.q.new_zeros(*shape[:3], 0, dtype=call.dtype)
             one = torch.ones(shape, dtype=call.dtype, device=call.q.device)
             return Block(call, rows, keys, none, none, none, one * hidden, one, one, one[..., 0] > 0, self.space)
-        score = self.logits(rows, keys, hidden)
-        tiles = tile_peaks(score.detach())
-        peak = tiles.amax(-1, keepdim=True)
-        dead = peak[..., 0] <= hidden / 2
-        sink = None
-        if call.sinks is not None:
-            sink = call.sinks.to(call.dtype)[None, :, None, None] * BITS
-            peak = torch.maximum(peak, sink.detach().expand(shape))
-        if torch.is_grad_enabled():
-            shifted = score - peak
-            weight = torch.exp2(shifted)
-        else:
-            shifted = score.sub_(peak)
-            weight = torch.exp2(shifted, out=self.space.take("weight", *score.shape))
-        if bool(dead.any()):
-            weight = weight.masked_fill(dead[..., None], 0.0)
-        total = weight.sum(-1, keepdim=True)
-        denominator = total if sink is None else total + torch.exp2(sink - peak)
-        denominator = denominator.masked_fill(dead[..., None], 1.0)
         norm = None if self.value_norm is None else self.value_norm[..., keys]
-        return Block(call, rows, keys, weight, shifted, tiles, peak, total, denominator, dead, self.space, norm)
+        return Block.of(call, rows, keys, self.logits(rows, keys, hidden), hidden, self.space, norm)
 
 
 def _full_rows(call: Call, request: Rows, size: int) -> Tensor:

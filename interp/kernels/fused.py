@@ -29,7 +29,7 @@ from interp.kernels.contract import (
 from interp.kernels.errors import UsageError
 from interp.kernels.forward import WIDEST, Found, forward, forward_tiling
 from interp.kernels.gather import at, winners
-from interp.kernels.reductions import BITS, Block, Workspace, accumulator, tile_peaks
+from interp.kernels.reductions import BITS, Block, Workspace, accumulator
 from interp.kernels.rows import rows
 from interp.kernels.tops import top_keys
 
@@ -196,9 +196,7 @@ class Masses:
 
     @cached_property
     def norm(self) -> Tensor:
-        """float32 [b g k] norm of each value"""
-        norm = self.call.v.float().norm(dim=-1)
-        return norm if self.call.live is None else norm.masked_fill(~self.call.live[:, None], 0.0)
+        return value_norm(self.call)
 
     def groups(self) -> list[Tensor]:
         """All sets, as many at a time as one pass takes."""
@@ -241,21 +239,15 @@ def _parts(call: Call) -> list[tuple[int, Call]]:
 
 def softmaxed(call: Call, chosen: slice, logits: Tensor) -> Block:
     """The rows `chosen` as the reductions see them, from their logits [b h r k]."""
+    # 0 * -inf would turn entropy into nan
     hidden = torch.finfo(logits.dtype).min / 4
-    keys = slice(0, logits.shape[-1])
+    norm = value_norm(call).repeat_interleave(call.sizes[1] // call.sizes[2], 1)[:, :, None]
+    space = Workspace(logits.dtype, logits.device)
     score = (logits * BITS).clamp(min=hidden)
-    tiles = tile_peaks(score)
-    peak = tiles.amax(-1, keepdim=True)
-    dead = peak[..., 0] <= hidden / 2
-    sink = None if call.sinks is None else call.sinks.to(score.dtype)[None, :, None, None] * BITS
-    peak = peak if sink is None else torch.maximum(peak, sink)
-    shifted = score - peak
-    weight = torch.exp2(shifted).masked_fill(dead[..., None], 0.0)
-    total = weight.sum(-1, keepdim=True)
-    denominator = total if sink is None else total + torch.exp2(sink - peak)
-    denominator = denominator.masked_fill(dead[..., None], 1.0)
+    return Block.of(call, chosen, slice(0, logits.shape[-1]), score, hidden, space, norm)
+
+
+def value_norm(call: Call) -> Tensor:
+    """float32 [b g k] norm of each value, 0 on padding."""
     norm = call.v.float().norm(dim=-1)
-    norm = norm if call.live is None else norm.masked_fill(~call.live[:, None], 0.0)
-    norm = norm.repeat_interleave(call.sizes[1] // call.sizes[2], 1)[:, :, None]
-    space = Workspace(score.dtype, score.device)
-    return Block(call, chosen, keys, weight, shifted, tiles, peak, total, denominator, dead, space, norm)
+    return norm if call.live is None else norm.masked_fill(~call.live[:, None], 0.0)

@@ -78,6 +78,34 @@ class Block:
     """[b h r s] unnormalised masses that came out of the product with v, by id of their request"""
     _valued: Tensor | None = field(default=None, repr=False)
 
+    @classmethod
+    def of(
+        cls, call: Call, rows: slice, keys: slice, score: Tensor, hidden: float, space: Workspace, norm: Tensor | None
+    ) -> "Block":
+        """The block of logits `score` [b h r k], in bits and `hidden` where a row may not look.
+
+        Without gradients `score` is overwritten, and weights live in `space`.
+        """
+        tiles = tile_peaks(score.detach())
+        peak = tiles.amax(-1, keepdim=True)
+        dead = peak[..., 0] <= hidden / 2
+        sink = None
+        if call.sinks is not None:
+            sink = call.sinks.to(score.dtype)[None, :, None, None] * BITS
+            peak = torch.maximum(peak, sink.detach().expand(peak.shape))
+        if torch.is_grad_enabled():
+            shifted = score - peak
+            weight = torch.exp2(shifted)
+        else:
+            shifted = score.sub_(peak)
+            weight = torch.exp2(shifted, out=space.take("weight", *score.shape))
+        if bool(dead.any()):
+            weight = weight.masked_fill(dead[..., None], 0.0)
+        total = weight.sum(-1, keepdim=True)
+        denominator = total if sink is None else total + torch.exp2(sink - peak)
+        denominator = denominator.masked_fill(dead[..., None], 1.0)
+        return cls(call, rows, keys, weight, shifted, tiles, peak, total, denominator, dead, space, norm)
+
     def pattern(self, by_value: bool = False) -> tuple[Tensor, Tensor]:
         """Unnormalised weights [b h r k] and what to divide them by [b h r 1]."""
         if not by_value:

@@ -2,15 +2,14 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
-from interp.hooks.edit import Edit, Here, spans_of
+from interp.hooks.edit import Here, Marked, positive
 from interp.kernels.contract import Call
 from interp.kernels.errors import UsageError
 
 
 @dataclass(frozen=True)
-class Pasta(Edit):
+class Pasta(Marked):
     """Post-hoc attention steering of marked spans.
 
     pattern'[b h q k] = pattern / C on the span and alpha pattern / C off it, C the sum of both: a bias of log alpha on
@@ -25,7 +24,6 @@ class Pasta(Edit):
     Cannot show: which heads to steer; all of them at once is usually worse than none.
     """
 
-    spans: Any
     alpha: float = 0.01
     mode: str = "exclude"
     scope: str = "prompt"
@@ -33,11 +31,7 @@ class Pasta(Edit):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "spans", spans_of(self.spans))
-        if not 0 < self.alpha < math.inf:
-            raise UsageError(
-                f"alpha={self.alpha} is not a positive number: PASTA takes 0.01 by default, 1 for nothing."
-            )
+        positive("alpha", self.alpha)
         if self.scope not in ("prompt", "all", "generated"):
             raise UsageError(f"scope={self.scope!r} is none: take 'prompt', 'all' or 'generated'.")
         if self.mode not in ("exclude", "include"):

@@ -2,11 +2,10 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
-from interp.hooks.edit import Edit, Here, spans_of
+from interp.hooks.edit import Edit, Here, Marked, positive
 from interp.kernels.contract import Call
 from interp.kernels.errors import UsageError
 
@@ -15,7 +14,7 @@ TINY = 1e-30
 
 
 @dataclass(frozen=True)
-class Boost(Edit):
+class Boost(Marked):
     """Attention to spans multiplied by `factor` and renormalised: a bias of log factor on their keys.
 
     InstABoost (2506.13734) with the instruction as the span and all heads; evidence boost on retrieval heads with the
@@ -23,15 +22,12 @@ class Boost(Edit):
     Cannot show: whether the text was read for what it says; a large factor degrades it.
     """
 
-    spans: Any
     factor: float = 4.0
     protect_first: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "spans", spans_of(self.spans))
-        if not 0 < self.factor < math.inf:
-            raise UsageError(f"factor={self.factor} is not a positive number: 1 changes nothing.")
+        positive("factor", self.factor)
 
     @property
     def idle(self) -> bool:
@@ -43,7 +39,7 @@ class Boost(Edit):
 
 
 @dataclass(frozen=True)
-class SpotLight(Edit):
+class SpotLight(Marked):
     """Spans get at least a share `target` of each row: a row that gives psi < target is raised, others are left.
 
     The bias is log(target (1 - psi) / ((1 - target) psi)) on the spans, which gives them exactly `target`;
@@ -53,13 +49,11 @@ class SpotLight(Edit):
     Cannot show: anything where a row gives the spans nothing at all; it is left as it is.
     """
 
-    spans: Any
     target: float = 0.1
     exact: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "spans", spans_of(self.spans))
         if not 0 <= self.target < 1:
             raise UsageError(f"target={self.target} is not in [0, 1): it is a share of attention, 0 changes nothing.")
 
@@ -77,18 +71,15 @@ class SpotLight(Edit):
 
 
 @dataclass(frozen=True)
-class Knockout(Edit):
+class Knockout(Marked):
     """Spans cannot be attended to: a bias of -inf on their keys.
 
     Raises UsageError where a query would see no key at all, as the first tokens of a prompt do when a span holds them.
     Cannot show: that the information is gone; later tokens may hold it already.
     """
 
-    spans: Any
-
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "spans", spans_of(self.spans))
 
     def change(self, here: Here) -> Call:
         return here.biased(-math.inf, here.keys(self.spans))
@@ -102,8 +93,7 @@ class Temperature(Edit):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.temperature < math.inf:
-            raise UsageError(f"temperature={self.temperature} is not a positive number: 1 changes nothing.")
+        positive("temperature", self.temperature)
 
     @property
     def idle(self) -> bool:

@@ -3,9 +3,8 @@
 import math
 from dataclasses import dataclass
 
-from interp.hooks.edit import Edit, Here
+from interp.hooks.edit import Edit, Here, positive
 from interp.kernels.contract import Call
-from interp.kernels.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -24,8 +23,7 @@ class ZeroTuning(Edit):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.gamma < math.inf:
-            raise UsageError(f"gamma={self.gamma} is not a positive number: 1 changes nothing.")
+        positive("gamma", self.gamma)
 
     @property
     def idle(self) -> bool:
