@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from interp.kernels.contract import Blocks, Call, block_grid
-from interp.kernels.settings import Tiling
+from interp.kernels.settings import Tiling, pieces
 from interp.kernels.tiles import LOG2E, Operands, extent, place, reach, row_columns
 
 STRIP = tl.constexpr(64)
@@ -30,9 +30,9 @@ class BlockPlan:
     request: Blocks
     rows: int
     """rows of a block as the kernel adds them up: a block, or a tile where a block is larger"""
-    row_shift: Tensor
-    key_shift: Tensor
-    """int32 [b] where the first tile of rows and the first block of keys begin, at or before 0"""
+    row_shift: list[int]
+    key_shift: list[int]
+    """[b] where the first tile of rows and the first block of keys begin, at or before 0"""
     tiling: Tiling
 
     @classmethod
@@ -42,17 +42,25 @@ class BlockPlan:
         if call.row_columns is not None or size & (size - 1) or not 16 <= size <= 1024:
             return None
         # the kernel for Hopper moves no tiles and cuts none: blocks are as large and begin where tiles do
-        moved = (call.q_start | call.k_start) % size or bool((request.first % size).any())
+        moved = (call.q_start | call.k_start) % size or any(first % size for first in request.starts)
         if tiles.groups and (size < tiles.keys or moved):
             return None
         tiles = replace(tiles, keys=min(tiles.keys, size))
         if STRIP.value * tiles.keys < size:
             return None
         rows = min(size, tiles.rows)
-        first = request.first.to(call.q.device)
-        row_shift = -torch.remainder(call.q_start - first, rows).to(torch.int32)
-        key_shift = -torch.remainder(call.k_start - first, size).to(torch.int32)
+        row_shift = [-((call.q_start - first) % rows) for first in request.starts]
+        key_shift = [-((call.k_start - first) % size) for first in request.starts]
         return cls(request, rows, row_shift, key_shift, tiles)
+
+    def shifts(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """row_shift and key_shift as the kernels read them: int32 [b]."""
+        if not any(self.row_shift + self.key_shift):
+            # a fill, where numbers would be a copy that the device waits for
+            none = torch.zeros(len(self.row_shift), dtype=torch.int32, device=device)
+            return none, none
+        rows, keys = (torch.tensor(x, dtype=torch.int32, device=device) for x in (self.row_shift, self.key_shift))
+        return rows, keys
 
     def k_tiles(self, m: int) -> int:
         """Tiles of keys, moved as they may be."""
@@ -70,13 +78,13 @@ class BlockPlan:
     def table(self, call: Call, table: Tensor, lse: Tensor) -> tuple[int, Tensor, Tensor]:
         """The contract's (start, sums [b h n m], live rows [b n]) from the kernel's table of blocks."""
         b, h = call.sizes[:2]
-        size, first = self.request.size, self.request.first.to(call.q.device)
+        size = self.request.size
         start, n, m, row_block, _ = block_grid(call, self.request, None)
         sums = torch.zeros(b, h, n, m, dtype=table.dtype, device=table.device)
-        row_from = torch.div(self.row_shift + call.q_start - first, self.rows, rounding_mode="floor").tolist()
-        key_from = torch.div(self.key_shift + call.k_start - first, size, rounding_mode="floor").tolist()
         ratio = size // self.rows
-        for i, (row, key) in enumerate(zip(row_from, key_from, strict=True)):
+        for i, first in enumerate(self.request.starts):
+            row = (self.row_shift[i] + call.q_start - first) // self.rows
+            key = (self.key_shift[i] + call.k_start - first) // size
             before = row % ratio
             after = -(before + table.shape[2]) % ratio
             part = torch.nn.functional.pad(table[i], (0, 0, before, after))
@@ -143,7 +151,7 @@ def finish(
 ) -> None:
     """Add the sums of tiles that `count` programs of the forward pass left up to blocks, in the plan's table."""
     tiles = plan.tiling
-    _finish[(count, triton.cdiv(to.tiles, STRIP.value))](
+    _finish[(count, pieces(to.tiles, STRIP.value))](
         op,
         to.scratch,
         to.lse,
@@ -151,8 +159,8 @@ def finish(
         table.shape[2],
         table.shape[3],
         to.tiles,
-        plan.row_shift,
-        plan.key_shift,
+        to.row_shift,
+        to.key_shift,
         row_tiles,
         offset,
         BM=tiles.rows,

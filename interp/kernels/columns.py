@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from interp.kernels.contract import Call
-from interp.kernels.settings import Tiling, tiling
+from interp.kernels.settings import Tiling, pieces, tiling
 from interp.kernels.tiles import LOG2E, descriptor, edited, flags, keys, operands, queries, row_columns, seen
 
 
@@ -157,7 +157,7 @@ def columns(
     received = torch.zeros(b, h, m, **made)
     counted = call.row_coef is not None or call.row_columns is not None
     saw = torch.zeros(b, h, m, **made) if counted else None
-    key_tiles = triton.cdiv(m, settings.keys)
+    key_tiles = pieces(m, settings.keys)
     if b * h * key_tiles and n and (counted or stat != "seen"):
         _columns[(b * h * key_tiles,)](
             op,

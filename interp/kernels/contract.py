@@ -11,6 +11,7 @@ Statistics are float32 (float64 where q is). A row that sees nothing has out 0, 
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -245,6 +246,11 @@ class Blocks:
     first: Tensor
     """Int [b] column of the first token of each prompt"""
 
+    @cached_property
+    def starts(self) -> list[int]:
+        """`first` on the host, for which a device is waited once."""
+        return self.first.tolist()
+
 
 Request = Lse | Entropy | TopKeys | Mass | At | Columns | Rows | Blocks
 
@@ -276,6 +282,18 @@ def block_grid(call: Call, blocks: Blocks, queries: Tensor | None) -> tuple[int,
     keys = torch.arange(call.k_start, call.k_start + call.k.shape[2], device=rows.device)
     row_block = torch.div((rows[None] - first).clamp(min=0), blocks.size, rounding_mode="floor")
     key_block = torch.div((keys[None] - first).clamp(min=0), blocks.size, rounding_mode="floor")
-    start = int(row_block.min()) if row_block.numel() else 0
-    n_rows = int(row_block.max()) - start + 1 if row_block.numel() else 0
-    return start, n_rows, (int(key_block.max()) + 1 if key_block.numel() else 0), row_block - start, key_block
+    if not blocks.starts:
+        return 0, 0, 0, row_block, key_block
+
+    def last(column: int, start: int) -> int:
+        return max(0, column - start) // blocks.size
+
+    start, n_rows = 0, 0
+    if len(rows):
+        # rows that follow each other are known without asking the device
+        follow = queries is None and call.row_columns is None
+        low, high = (call.q_start, call.q_start + len(rows) - 1) if follow else map(int, rows.aminmax())
+        start = last(low, max(blocks.starts))
+        n_rows = last(high, min(blocks.starts)) - start + 1
+    n_keys = last(call.k_start + len(keys) - 1, min(blocks.starts)) + 1 if len(keys) else 0
+    return start, n_rows, n_keys, row_block - start, key_block

@@ -24,7 +24,7 @@ from interp.kernels.blocks import BlockPlan, finish
 from interp.kernels.contract import Call
 from interp.kernels.errors import UsageError
 from interp.kernels.sets import Sets, as_operand, by_product
-from interp.kernels.settings import Tiling, tiling
+from interp.kernels.settings import Tiling, pieces, tiling
 from interp.kernels.tiles import (
     LOG2E,
     Operands,
@@ -258,9 +258,9 @@ def forward(
     settings = blocks.tiling if blocks is not None else tiles or forward_tiling(call, sets, out)
     device = op.q.device
     statistic: dict[str, Any] = {"dtype": torch.float32, "device": device}
-    row_tiles = triton.cdiv(n + (blocks.rows - 1 if blocks is not None else 0), settings.rows)
+    row_tiles = pieces(n + (blocks.rows - 1 if blocks is not None else 0), settings.rows)
     tasks = row_tiles * b * h
-    k_tiles = triton.cdiv(m, settings.keys) if blocks is None else blocks.k_tiles(m)
+    k_tiles = pieces(m, settings.keys) if blocks is None else blocks.k_tiles(m)
     # the sums of tiles are held for some of the programs at a time
     together = tasks if blocks is None else min(tasks, max(1, SCRATCH // (4 * k_tiles * settings.rows)))
 
@@ -278,8 +278,7 @@ def forward(
         torch.empty(b, h, n, **statistic) if entropy else None,
         None if blocks is None else torch.empty(together * k_tiles * settings.rows, **statistic),
         k_tiles,
-        None if blocks is None else blocks.row_shift,
-        None if blocks is None else blocks.key_shift,
+        *((None, None) if blocks is None else blocks.shifts(device)),
     )
     table = None if blocks is None else blocks.empty(b, h, row_tiles, m, device)
     for offset in range(0, tasks, max(1, together)):

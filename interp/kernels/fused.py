@@ -135,12 +135,13 @@ def _value(request: Request, call: Call, queries: Tensor | None, found: Found, m
         return found.lse
     if isinstance(request, Entropy):
         return _made(found.entropy)
-    if isinstance(request, TopKeys) and request.k > 1:
-        key, probability = top_keys(call, found.lse, request.k)
-        return torch.where(key < 0, -1, key + call.k_start), probability
     if isinstance(request, TopKeys):
-        key = winners(call, _made(found.tile), found.tiling).long()
-        return torch.where(key < 0, -1, key + call.k_start)[..., None], _made(found.peak)[..., None]
+        if request.k > 1:
+            key, probability = top_keys(call, found.lse, request.k)
+        else:
+            key = winners(call, _made(found.tile), found.tiling)[..., None]
+            probability = _made(found.peak)[..., None]
+        return torch.where(key < 0, -1, key + call.k_start) if call.k_start else key, probability
     if isinstance(request, Mass):
         return masses.of_request(request)
     if isinstance(request, At):

@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from interp.kernels.contract import Call
-from interp.kernels.settings import Tiling, tiling
+from interp.kernels.settings import Tiling, pieces, power, tiling
 from interp.kernels.tiles import LOG2E, edited, flags, keys, operands, row_columns, seen, values
 
 SHARE = 512
@@ -130,9 +130,9 @@ def rows(
     known = flags(call)
     settings = tiles or tiling("rows", op.q, known["DP"], known["EP"])
     made: dict[str, Any] = {"dtype": torch.float32, "device": op.q.device}
-    length = triton.cdiv(max(share, triton.cdiv(m, MOST)), settings.keys) * settings.keys
-    shares = triton.cdiv(m, length)
-    height = min(64, max(settings.rows, triton.next_power_of_2(h // g * n)))
+    length = pieces(max(share, pieces(m, MOST)), settings.keys) * settings.keys
+    shares = pieces(m, length)
+    height = min(64, max(settings.rows, power(h // g * n)))
     result = torch.zeros(b, h, n, known["E"], dtype=call.v.dtype, device=op.q.device) if out else None
     if not (b * n * shares):
         empty = torch.zeros(b, h, n, m, **made) if scores else None
@@ -141,7 +141,7 @@ def rows(
     lse = torch.empty(b, h, n, **made)
     parts = torch.empty(2, b, h, n, shares, **made)
     acc = torch.empty(b, h, n, shares, known["E"], **made) if out else None
-    _shares[(shares, triton.cdiv(h // g * n, height), b * g)](
+    _shares[(shares, pieces(h // g * n, height), b * g)](
         op,
         logits,
         parts[0],
@@ -159,8 +159,8 @@ def rows(
         num_stages=settings.stages,
     )
     probs = scores == "probs"
-    piece = triton.next_power_of_2(min(m, 4096))
-    _merge[(b * h * n, triton.cdiv(m, piece) if probs else 1)](
+    piece = power(min(m, 4096))
+    _merge[(b * h * n, pieces(m, piece) if probs else 1)](
         op,
         logits,
         parts[0],
@@ -172,7 +172,7 @@ def rows(
         piece,
         E=known["E"],
         EP=known["EP"],
-        SP=triton.next_power_of_2(shares),
+        SP=power(shares),
         BN=piece,
         OUT=out,
         PROBS=probs,

@@ -10,6 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from interp.kernels.settings import pieces, power
+
 
 class Sets(NamedTuple):
     """Up to 64 key sets side by side, soft ones and overlapping ones included."""
@@ -33,10 +35,10 @@ def as_operand(sets: Tensor, dtype: torch.dtype, tile: int | None = None) -> Set
     """
     b, g, m, count = sets.shape
     sets = sets.view(torch.uint8) if sets.dtype == torch.bool else sets
-    width = max(16, 1 << (count - 1).bit_length())
+    width = max(16, power(count))
     member = torch.empty(b, g, m, width, dtype=dtype, device=sets.device)
     step = tile or 64
-    tiles = triton.cdiv(m, step) + 1
+    tiles = pieces(m, step) + 1
     borders = None if tile is None else torch.empty(b, tiles, dtype=torch.int32, device=sets.device)
     if m:
         _operand[(tiles, b * g)](

@@ -67,6 +67,16 @@ SINGLE: dict[Kind, dict[int, tuple[int, int, int, int]]] = {
 """the same for float32, on every architecture"""
 
 
+def pieces(n: int, size: int) -> int:
+    """How many parts of `size` hold n; triton.cdiv is a function for kernels, which takes the host microseconds."""
+    return -(-n // size)
+
+
+def power(n: int) -> int:
+    """The smallest power of two that is n or more."""
+    return 1 << (n - 1).bit_length()
+
+
 def architecture(device: torch.device) -> int:
     """The column of the table that serves a device; a CPU, which interprets, is taken for a Hopper."""
     if device.type != "cuda":

@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from interp.kernels.contract import LARGEST, Call
-from interp.kernels.settings import Tiling
+from interp.kernels.settings import Tiling, power
 
 LOG2E = math.log2(math.e)
 
@@ -155,7 +155,7 @@ def flags(call: Call) -> dict[str, Any]:
     plain = call.softcap is None and call.key_bias is None and call.row_coef is None and call.logit_scale is None
     groups = 0 if call.row_coef is None else call.row_coef.shape[-1]
     d, e = call.q.shape[-1], call.v.shape[-1]
-    width = {"D": d, "DP": max(16, triton.next_power_of_2(d)), "E": e, "EP": max(16, triton.next_power_of_2(e))}
+    width = {"D": d, "DP": max(16, power(d)), "E": e, "EP": max(16, power(e))}
     return {"CAUSAL": call.causal, "PLAIN": plain, "GROUPS": groups, **width}
 
 

@@ -13,8 +13,8 @@ import triton.language as tl
 from torch import Tensor
 
 from interp.kernels.contract import Call
-from interp.kernels.reductions import stable_top
-from interp.kernels.settings import Tiling, tiling
+from interp.kernels.gather import by_tile
+from interp.kernels.settings import Tiling, pieces, power, tiling
 from interp.kernels.tiles import (
     LOG2E,
     edited,
@@ -125,6 +125,26 @@ def _candidates(
         start = tl.min(tl.where(tile > start, tile, NONE), 0)
 
 
+@triton.jit
+def _pick(
+    logits, ids, lse, key_to, probability_to, lines, k,
+    BM: tl.constexpr, BN: tl.constexpr, KP: tl.constexpr, LOG2E: tl.constexpr,
+):  # fmt: skip
+    line = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
+    inside = line < lines
+    place = tl.arange(0, KP * BN)
+    x = tl.load(logits + line[:, None] * (KP * BN) + place[None, :], mask=inside[:, None], other=float("-inf"))
+    norm = tl.load(lse + line, mask=inside, other=0.0) * LOG2E
+    for i in range(k):
+        # tiles lie in the order of their keys, so that the first of equals is the lowest key
+        best, first = tl.max(x, 1, return_indices=True)
+        found = best > float("-inf")
+        key = tl.load(ids + line * KP + first // BN, mask=inside & found, other=0) + first % BN
+        tl.store(key_to + line * k + i, tl.where(found, key, -1), mask=inside)
+        tl.store(probability_to + line * k + i, tl.where(found, tl.exp2(best - norm), 0.0), mask=inside)
+        x = tl.where(place[None, :] == first[:, None], float("-inf"), x)
+
+
 def top_keys(call: Call, lse: Tensor, k: int, tiles: Tiling | None = None) -> tuple[Tensor, Tensor]:
     """The k most attended keys of each query: (index [b h q k] int64, -1 for none; probability [b h q k] float32).
 
@@ -135,8 +155,8 @@ def top_keys(call: Call, lse: Tensor, k: int, tiles: Tiling | None = None) -> tu
     b, h, _, n, m = call.sizes
     known = flags(call)
     settings = tiles or tiling("forward", op.q, known["DP"])
-    width = max(2, 1 << (k - 1).bit_length())
-    row_tiles = triton.cdiv(n, settings.rows)
+    width = max(2, power(k))
+    row_tiles = pieces(n, settings.rows)
     ids = torch.empty(b, h, n, width, dtype=torch.int32, device=op.q.device)
     shared = known | {"BN": settings.keys, "KP": width, "PRECISION": settings.precision, "LOG2E": LOG2E}
     _best_tiles[(row_tiles * b * h,)](
@@ -145,29 +165,46 @@ def top_keys(call: Call, lse: Tensor, k: int, tiles: Tiling | None = None) -> tu
     # candidates in the order of keys
     ids = ids.sort(dim=-1).values
     rows = max(1, min(n, HELD // (b * h * width * settings.keys)))
-    parts = [
+    found = [
         _of_rows(op, ids[:, :, start : start + rows].contiguous(), start, shared, lse, k, m)
         for start in range(0, n, rows)
     ]
-    return torch.cat([key for key, _ in parts], 2), torch.cat([probability for _, probability in parts], 2)
+    return torch.cat([key for key, _ in found], 2), torch.cat([probability for _, probability in found], 2)
 
 
 def _of_rows(op, ids: Tensor, start: int, shared: dict, lse: Tensor, k: int, m: int) -> tuple[Tensor, Tensor]:
     b, h, n, width = ids.shape
     size = shared["BN"]
-    number = torch.div(ids.view(b * h, -1), size, rounding_mode="floor").clamp_(min=-1)
-    number += torch.arange(b * h, device=ids.device, dtype=torch.int32)[:, None] * (m // size + 2)
-    order = number.view(-1).argsort(stable=True)
     logits = torch.full((b, h, n, width * size), -torch.inf, device=ids.device)
-    programs = triton.cdiv(n * width, 64)
+    programs = pieces(n * width, 64)
     _candidates[(b * h * programs,)](
-        op, order, ids, logits, start, n * width, programs, **shared, BM=64, num_warps=4, num_stages=1
+        op,
+        by_tile(ids.view(b * h, -1), size, m),
+        ids,
+        logits,
+        start,
+        n * width,
+        programs,
+        **shared,
+        BM=64,
+        num_warps=4,
+        num_stages=1,
     )
-    place = stable_top(logits, min(k, logits.shape[-1]))
-    best = logits.gather(-1, place)
-    key = ids.gather(-1, place // size).long() + place % size
-    found = best > -torch.inf
-    probability = torch.exp2(best - lse[:, :, start : start + n, None] * LOG2E)
-    pad = (0, k - place.shape[-1])
-    key = torch.nn.functional.pad(torch.where(found, key, -1), pad, value=-1)
-    return key, torch.nn.functional.pad(torch.where(found, probability, 0.0), pad)
+    key = torch.empty(b, h, n, k, dtype=torch.int64, device=ids.device)
+    probability = torch.empty(b, h, n, k, device=ids.device)
+    lines = max(1, 4096 // (width * size))
+    _pick[(pieces(b * h * n, lines),)](
+        logits,
+        ids,
+        lse[:, :, start : start + n].contiguous(),
+        key,
+        probability,
+        b * h * n,
+        k,
+        BM=lines,
+        BN=size,
+        KP=width,
+        LOG2E=LOG2E,
+        num_warps=4 if width * size <= 4096 else 8,
+    )
+    return key, probability
