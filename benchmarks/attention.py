@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from interp.kernels import fused, rows
-from interp.kernels.contract import Blocks, Call, Columns, Entropy, Mass, Request, TopKeys
+from interp.kernels.contract import Blocks, Call, Columns, Entropy, Mass, Request, Result, TopKeys
 
 SHAPES = ((32, 8, 128), (9, 3, 64))
 """query heads, kv heads, head width"""
@@ -40,6 +40,8 @@ class Line:
     tflops: float | None = None
     memory: int | None = None
     """bytes above inputs at the peak"""
+    results: int | None = None
+    """bytes of them that are the output and the results"""
     note: str = ""
 
 
@@ -187,15 +189,24 @@ def measured(heads: int, width: int, length: int, way: str, run: Callable[[], An
         torch.cuda.reset_peak_memory_stats()
         kept = run()
         torch.cuda.synchronize()
-        memory = torch.cuda.max_memory_allocated() - before
+        memory, results = torch.cuda.max_memory_allocated() - before, held(kept)
         del kept
         ms = float(do_bench(run, warmup=25, rep=150 if length < 100_000 else 700, return_mode="median"))  # pyright: ignore[reportArgumentType]
-        line = Line(heads, width, length, way, ms, work / ms / 1e9, memory)
+        line = Line(heads, width, length, way, ms, work / ms / 1e9, memory, results)
     except (RuntimeError, torch.cuda.OutOfMemoryError) as error:
         line = Line(heads, width, length, way, None, note=str(error).splitlines()[0][:80])
     took = "      failed" if line.ms is None else f"{line.ms:9.3f} ms {line.tflops:5.0f} TFLOP/s"
     print(f"{length:7,d} x {width:3d} {way:44s} {took} {line.note}", flush=True)
     return line
+
+
+def held(result: Any) -> int:
+    """Bytes of the tensors of a result."""
+    if isinstance(result, Tensor):
+        return result.nbytes
+    if isinstance(result, Result):
+        return held(result.out) + held(result.values)
+    return sum(map(held, result)) if isinstance(result, tuple) else 0
 
 
 def page(path: Path) -> None:
@@ -254,10 +265,14 @@ def _table(lines: list[Line], heads: int, width: int) -> list[str]:
     pattern = 4 * heads * lengths[-1] ** 2
     if not longest:
         return [*out, "", "Ratios are to cuDNN without scores."]
-    of = "the peak above q, k and v, output and results included"
     out += ["", "Ratios are to cuDNN without scores.", ""]
-    out += [f"Memory at {lengths[-1]:,} tokens, {of}; the pattern would be {pattern / 1e9:,.0f} GB in float32:", ""]
-    out += [f"- {x.way}: {(x.memory or 0) / 1e6:,.0f} MB, {100 * (x.memory or 0) / pattern:.4f} %" for x in longest]
+    out += [f"Memory at {lengths[-1]:,} tokens above q, k and v; the pattern would be {pattern / 1e9:,.0f} GB:", ""]
+    out += ["| way | output and results, MB | at the peak beside them, MB | of the pattern |", "|---|---|---|---|"]
+    for x in longest:
+        beside = (x.memory or 0) - (x.results or 0)
+        out.append(
+            f"| {x.way} | {(x.results or 0) / 1e6:,.0f} | {beside / 1e6:,.0f} | {100 * beside / pattern:.4f} % |"
+        )
     return out
 
 

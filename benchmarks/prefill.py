@@ -3,10 +3,12 @@
     python -m benchmarks.prefill [--length 131072] [--layers 32] [--out docs/prefill.json]
 
 Prefill through the model's own forward(), without reading and inside of a capture of two masses and the top key of
-every query of every head; then the longest prompt that eager attention holds, once with its patterns kept.
+every query of every head; then the longest prompt that eager attention holds, once with its patterns kept, and the same
+of TransformerLens where it is installed.
 """
 
 import argparse
+import importlib.util
 import json
 import statistics
 import time
@@ -83,8 +85,10 @@ def main() -> None:
             del result
     plain, reading = (found[way]["s"] for way in ways)
     print(f"reading / without: {reading / plain:.2f}", flush=True)
-    found["eager"] = {"forward alone": longest(model, False), "patterns kept": longest(model, True)}
-    print(found["eager"], flush=True)
+    for name, peer in (("eager", eager), ("TransformerLens", lens)):
+        if name == "eager" or importlib.util.find_spec("transformer_lens"):
+            found[name] = peer(model)
+            print(name, found[name], flush=True)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(found, indent=1))
 
@@ -109,19 +113,48 @@ def made(length: int) -> Prompts:
     return Prompts.from_ids([torch.randint(3, SHAPE["vocab_size"], (length,), generator=rng).tolist()])
 
 
-def longest(model: Any, patterns: bool) -> int:
-    """The longest prompt, in powers of two, that eager attention holds on this card."""
+def eager(model: Any) -> dict[str, int]:
+    """The longest prompts of transformers' eager attention."""
     model.set_attn_implementation("eager")
+    try:
+        return {
+            "forward alone": longest(lambda n: run(model, made(n), logits_to_keep=1)),
+            "patterns kept": longest(lambda n: run(model, made(n), logits_to_keep=1, output_attentions=True)),
+        }
+    finally:
+        model.set_attn_implementation("sdpa")
+
+
+def lens(model: Any) -> dict[str, int]:
+    """The longest prompts of TransformerLens' own attention; its bridge wraps the model for good."""
+    from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
+
+    bridge = build_bridge_from_module(model, type(model).__name__, hf_config=model.config, tokenizer=None)
+
+    def tokens(length: int) -> torch.Tensor:
+        return made(length).tensors()["input_ids"].cuda()
+
+    def cached(length: int) -> Any:
+        return bridge.run_with_cache(tokens(length), names_filter=lambda name: name.endswith("hook_pattern"))
+
+    with torch.no_grad():
+        return {
+            "forward alone": longest(lambda n: bridge(tokens(n), return_type=None)),
+            "patterns kept": longest(cached),
+        }
+
+
+def longest(go: Callable[[int], Any]) -> int:
+    """The longest prompt, in powers of two, that `go` holds on this card."""
     length, fits = 1024, 0
     try:
         while True:
             torch.cuda.empty_cache()
-            run(model, made(length), logits_to_keep=1, output_attentions=patterns)
+            go(length)
             fits, length = length, 2 * length
     except torch.cuda.OutOfMemoryError:
         return fits
     finally:
-        model.set_attn_implementation("sdpa")
         torch.cuda.empty_cache()
 
 

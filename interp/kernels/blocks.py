@@ -71,9 +71,9 @@ class BlockPlan:
         return (m + 2 * (self.request.size - 1)) // self.request.size
 
     def empty(self, b: int, h: int, row_tiles: int, m: int, device: torch.device) -> Tensor:
-        """Where the kernel puts its blocks: float32 [b h n m]."""
+        """Where the kernel puts its blocks: float32 [b h n m]; Hopper's leaves tiles of keys apart."""
         n = row_tiles * self.tiling.rows // self.rows
-        return torch.zeros(b, h, n, self.k_blocks(m), device=device)
+        return torch.zeros(b, h, n, self.k_tiles(m) if self.tiling.groups else self.k_blocks(m), device=device)
 
     def table(self, call: Call, table: Tensor, lse: Tensor) -> tuple[int, Tensor, Tensor]:
         """The contract's (start, sums [b h n m], live rows [b n]) from the kernel's table of blocks."""
@@ -85,14 +85,21 @@ class BlockPlan:
         for i, first in enumerate(self.request.starts):
             row = (self.row_shift[i] + call.q_start - first) // self.rows
             key = (self.key_shift[i] + call.k_start - first) // size
-            before = row % ratio
-            after = -(before + table.shape[2]) % ratio
-            part = torch.nn.functional.pad(table[i], (0, 0, before, after))
-            part = part.unflatten(1, (-1, ratio)).sum(2)
+            part = _grouped(table[i], 1, ratio, row % ratio)
+            part = _grouped(part, 2, part.shape[2] // self.k_blocks(call.sizes[4]), 0)
             part = _folded(_folded(part, 1, -(row // ratio)), 2, -key)
             _overlay(sums[i], part, max(row // ratio, 0) - start, max(key, 0))
         live = (lse > -torch.inf).any(1).to(table.dtype)
         return start, sums, torch.zeros(b, n, dtype=table.dtype, device=table.device).scatter_add_(1, row_block, live)
+
+
+def _grouped(part: Tensor, axis: int, size: int, before: int) -> Tensor:
+    """Sums of `size` neighbours along an axis, of which the first group lacks `before`."""
+    if size == 1:
+        return part
+    after = -(before + part.shape[axis]) % size
+    pad = (0, 0, before, after) if axis == 1 else (before, after)
+    return torch.nn.functional.pad(part, pad).unflatten(axis, (-1, size)).sum(axis + 1)
 
 
 def _folded(part: Tensor, axis: int, before: int) -> Tensor:
@@ -113,54 +120,41 @@ def _overlay(onto: Tensor, part: Tensor, row: int, key: int) -> None:
 
 @triton.jit
 def _finish(
-    op, scratch, lse, table, map_n, map_m, tiles, row_shift, key_shift, row_tiles, offset,
+    op, to, row_tiles, offset,
     BM: tl.constexpr, BN: tl.constexpr, CAUSAL: tl.constexpr, RB: tl.constexpr, KB: tl.constexpr, LOG2E: tl.constexpr,
 ):  # fmt: skip
     slot, strip = tl.program_id(0), tl.program_id(1)
     b, _, h, start_row = place(op, slot + offset, row_tiles, BM)
-    first_row = start_row + tl.load(row_shift + b)
-    shift = tl.load(key_shift + b)
+    first_row = start_row + tl.load(to.row_shift + b)
+    shift = tl.load(to.key_shift + b)
     row = first_row + tl.arange(0, BM)
     inside = (row >= 0) & (row < op.n_q)
     low, high = extent(op, first_row, inside, row_columns(op, row), BM)
     lo, _, _, hi = reach(op, b, low, high, shift, BN, CAUSAL)
     # rows that see nothing have a log-sum-exp of -inf
-    norm = tl.load(lse + (b * op.heads + h).to(tl.int64) * op.n_q + row, mask=inside, other=float("-inf")) * LOG2E
+    norm = tl.load(to.lse + (b * op.heads + h).to(tl.int64) * op.n_q + row, mask=inside, other=float("-inf")) * LOG2E
     tile = strip * STRIP + tl.arange(0, STRIP)
-    there = (tile * BN + shift >= lo) & (tile * BN + shift < hi) & (tile < tiles)
-    at = scratch + slot.to(tl.int64) * tiles * BM + tile[:, None] * BM + tl.arange(0, BM)[None, :]
+    there = (tile * BN + shift >= lo) & (tile * BN + shift < hi) & (tile < to.tiles)
+    at = to.scratch + slot.to(tl.int64) * to.tiles * BM + tile[:, None] * BM + tl.arange(0, BM)[None, :]
     mask = there[:, None] & (norm > float("-inf"))[None, :]
     share = tl.where(mask, tl.exp2(tl.load(at, mask=mask, other=0.0) - norm[None, :]), 0.0)
     sums = tl.sum(tl.reshape(share, (STRIP // KB, KB, BM // RB, RB)), 3)
     sums = tl.sum(sums, 1)
     block = start_row // RB + tl.arange(0, BM // RB)
     key_block = strip * (STRIP // KB) + tl.arange(0, STRIP // KB)
-    to = table + ((b * op.heads + h).to(tl.int64) * map_n + block[None, :]) * map_m + key_block[:, None]
-    tl.store(to, sums, mask=(key_block < map_m)[:, None] & (block < map_n)[None, :])
+    line = (b * op.heads + h).to(tl.int64) * to.map_n + block
+    there = (key_block < to.map_m)[:, None] & (block < to.map_n)[None, :]
+    tl.store(to.map + line[None, :] * to.map_m + key_block[:, None], sums, mask=there)
 
 
 def finish(
-    op: Operands,
-    to: Any,
-    table: Tensor,
-    plan: BlockPlan,
-    known: dict[str, Any],
-    row_tiles: int,
-    offset: int,
-    count: int,
+    op: Operands, to: Any, plan: BlockPlan, known: dict[str, Any], row_tiles: int, offset: int, count: int
 ) -> None:
     """Add the sums of tiles that `count` programs of the forward pass left up to blocks, in the plan's table."""
     tiles = plan.tiling
     _finish[(count, pieces(to.tiles, STRIP.value))](
         op,
-        to.scratch,
-        to.lse,
-        table,
-        table.shape[2],
-        table.shape[3],
-        to.tiles,
-        to.row_shift,
-        to.key_shift,
+        to,
         row_tiles,
         offset,
         BM=tiles.rows,

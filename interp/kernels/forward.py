@@ -62,8 +62,12 @@ class Written(NamedTuple):
     tile: Tensor | None
     peak: Tensor | None
     entropy: Tensor | None
+    map: Tensor | None
+    """[b h n m] sums of blocks"""
+    map_n: int
+    map_m: int
     scratch: Tensor | None
-    """[task tile row]: log2 of the sum of a tile's weights"""
+    """[slot tile row]: log2 of the sum of a tile's weights"""
     tiles: int
     row_shift: Tensor | None
     key_shift: Tensor | None
@@ -258,11 +262,14 @@ def forward(
     settings = blocks.tiling if blocks is not None else tiles or forward_tiling(call, sets, out)
     device = op.q.device
     statistic: dict[str, Any] = {"dtype": torch.float32, "device": device}
-    row_tiles = pieces(n + (blocks.rows - 1 if blocks is not None else 0), settings.rows)
+    # tiles that are moved may be one more
+    row_tiles = pieces(n + (blocks.rows - 1 if blocks is not None and not settings.groups else 0), settings.rows)
     tasks = row_tiles * b * h
     k_tiles = pieces(m, settings.keys) if blocks is None else blocks.k_tiles(m)
     # the sums of tiles are held for some of the programs at a time
     together = tasks if blocks is None else min(tasks, max(1, SCRATCH // (4 * k_tiles * settings.rows)))
+    slots = hopper.SLOTS if settings.groups else together
+    table = None if blocks is None else blocks.empty(b, h, row_tiles, m, device)
 
     # memory order [b q h e]: what follows attention reads the heads of a token together
     result = torch.empty(b, n, h, known["E"], dtype=call.v.dtype, device=device).transpose(1, 2) if out else None
@@ -276,17 +283,19 @@ def forward(
         torch.empty(b, h, n, dtype=torch.int32, device=device) if top else None,
         torch.empty(b, h, n, **statistic) if top else None,
         torch.empty(b, h, n, **statistic) if entropy else None,
-        None if blocks is None else torch.empty(together * k_tiles * settings.rows, **statistic),
+        table,
+        *((0, 0) if table is None else table.shape[2:]),
+        None if table is None else torch.empty(slots * k_tiles * settings.rows, **statistic),
         k_tiles,
         *((None, None) if blocks is None else blocks.shifts(device)),
     )
-    table = None if blocks is None else blocks.empty(b, h, row_tiles, m, device)
-    for offset in range(0, tasks, max(1, together)):
+    if settings.groups:
+        hopper.launch(op, to, held, settings, row_tiles)
+    for offset in range(0, 0 if settings.groups else tasks, max(1, together)):
         count = min(together, tasks - offset)
-        run = _launch if not settings.groups else hopper.launch
-        run(op, to, held, known, settings, row_tiles, offset, count)
-        if blocks is not None and table is not None:
-            finish(op, to, table, blocks, known, row_tiles, offset, count)
+        _launch(op, to, held, known, settings, row_tiles, offset, count)
+        if blocks is not None:
+            finish(op, to, blocks, known, row_tiles, offset, count)
     return Found(result, to.lse, to.mass, to.tile, to.peak, to.entropy, table, settings)
 
 

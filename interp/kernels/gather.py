@@ -91,9 +91,10 @@ def by_tile(tile: Tensor, size: int, m: int) -> Tensor:
     """
     lines, each = tile.shape[0], m // size + 3
     # a sort of 16 bits takes half the passes of one of 32, and one of all lines the launches of one
-    small = lines * each < 1 << 15
-    number = torch.div(tile, size, rounding_mode="floor").clamp_(min=-2).to(torch.int16 if small else torch.int32)
-    number += torch.arange(0, lines * each, each, device=tile.device, dtype=number.dtype)[:, None]
+    small = lines * each <= 1 << 16
+    number = torch.div(tile, size, rounding_mode="floor").clamp_(min=-2)
+    number += torch.arange(2 - (1 << 15), lines * each, each, device=tile.device, dtype=torch.int32)[:lines, None]
+    number = number.to(torch.int16) if small else number
     return number.view(-1).argsort(stable=True)
 
 

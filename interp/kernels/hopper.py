@@ -31,6 +31,10 @@ from interp.kernels.settings import Tiling
 from interp.kernels.tiles import LOG2E, Operands, copyable, steps
 
 NONE = gl.constexpr(-(1 << 30))
+STRIP = gl.constexpr(32)
+"""tiles of keys whose sums are finished at once"""
+# renamed in triton 3.7
+_barrier = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier
 
 
 @gluon.jit
@@ -57,8 +61,8 @@ def _load(
 
 @gluon.jit
 def _softmax(
-    x, m, l, tile, spread, start, first_row, op, sums, EDGE: gl.constexpr, TOP: gl.constexpr, ENTROPY: gl.constexpr,
-    MAP: gl.constexpr, BN: gl.constexpr, S_LAYOUT: gl.constexpr,
+    x, m, l, tile, spread, start, first_row, op, EDGE: gl.constexpr, TOP: gl.constexpr, ENTROPY: gl.constexpr,
+    BN: gl.constexpr, S_LAYOUT: gl.constexpr,
 ):  # fmt: skip
     """Weights of one tile relative to the new maximum, and the row statistics moved on."""
     if EDGE:
@@ -78,10 +82,14 @@ def _softmax(
         moved = gl.where(l > 0.0, (m - safe) * l, 0.0)
         spread = fade * (spread + moved) + gl.sum(p * gl.maximum(x, -1e30), 1)
     part = gl.sum(p, 1)
-    if MAP:
-        gl.store(sums, safe + gl.log2(part))
     l = l * fade + part
-    return p, now, l, tile, spread, fade
+    return p, now, l, part, tile, spread, fade
+
+
+@gluon.jit
+def _note(sums, j, m, part, S_LAYOUT: gl.constexpr, WGS: gl.constexpr):
+    """Keep the sum of the weights of tile j, in log2."""
+    gl.store(sums + j * (64 * WGS) + gl.arange(0, 64, gl.SliceLayout(1, S_LAYOUT)), m + gl.log2(part))
 
 
 @gluon.jit
@@ -108,7 +116,7 @@ def _mixed(mass, p, e, since_m, m, E_LAYOUT: gl.constexpr):
 
 @gluon.jit
 def _next(
-    acc, mass, p, m, l, tile, spread, since_m, since_l, q, k_s, v_s, e_s, k_full, k_empty, v_full, v_empty, j,
+    acc, mass, p, m, l, part, tile, spread, since_m, since_l, q, k_s, v_s, e_s, k_full, k_empty, v_full, v_empty, j,
     first_row, op, to, sums, member, borders, f_before, f_now,
     EDGE: gl.constexpr, TOP: gl.constexpr, ENTROPY: gl.constexpr, MAP: gl.constexpr, BN: gl.constexpr, D: gl.constexpr,
     S: gl.constexpr, STAGES: gl.constexpr, WGS: gl.constexpr, S_LAYOUT: gl.constexpr, O_LAYOUT: gl.constexpr,
@@ -133,6 +141,9 @@ def _next(
     x = warpgroup_mma(
         q, k_s.index(stage).reshape([BN, D]).permute((1, 0)), warpgroup_mma_init(zero), use_acc=False, is_async=True
     )
+    if MAP:
+        # here it costs half of what it does after the next product was sent off, or before this one was
+        _note(sums, j - 1, m, part, S_LAYOUT, WGS)
     mbarrier.wait(v_full.index(before), ((j - 1) // STAGES) & 1)
     acc = warpgroup_mma(p, v_s.index(before).reshape([BN, D]), warpgroup_mma_init(acc), is_async=True)
     if S > 0 and borders is None:
@@ -142,8 +153,8 @@ def _next(
     else:
         x = warpgroup_mma_wait(1, deps=[x])
     mbarrier.arrive(k_empty.index(stage))
-    weight, m, l, tile, spread, fade = _softmax(
-        x, m, l, tile, spread, j * BN, first_row, op, sums + j * (64 * WGS), EDGE, TOP, ENTROPY, MAP, BN, S_LAYOUT
+    weight, m, l, part, tile, spread, fade = _softmax(
+        x, m, l, tile, spread, j * BN, first_row, op, EDGE, TOP, ENTROPY, BN, S_LAYOUT
     )
     if S > 0 and borders is None:
         acc, mass = warpgroup_mma_wait(0, deps=[acc, mass, p, p_e])[:2]
@@ -153,7 +164,30 @@ def _next(
     mbarrier.arrive(v_empty.index(before))
     acc = acc * gl.convert_layout(fade, gl.SliceLayout(1, O_LAYOUT))[:, None]
     p = gl.convert_layout(weight.to(to.out.dtype.element_ty), gl.DotOperandLayout(0, O_LAYOUT, 2))
-    return acc, mass, p, m, l, tile, spread, since_m, since_l, f_before, f_now
+    return acc, mass, p, m, l, part, tile, spread, since_m, since_l, f_before, f_now
+
+
+@gluon.jit
+def _multiprocessor():
+    """The number of the multiprocessor that runs this program."""
+    return gl.inline_asm_elementwise("mov.u32 $0, %smid;", "=r,r", [gl.program_id(0)], gl.int32, False, 1)
+
+
+@gluon.jit
+def _to_map(sums, norm, to, b, h, first_row, tiles, op, WGS: gl.constexpr):
+    """Sums of tiles to sums of blocks, once the log2 of the total of each row, `norm`, is known."""
+    LAYOUT: gl.constexpr = gl.BlockedLayout([1, 4], [2, 16], [4, 1], [1, 0])
+    row = gl.arange(0, 64, gl.SliceLayout(0, LAYOUT))
+    norm = gl.convert_layout(norm, gl.SliceLayout(0, LAYOUT))
+    line = ((b * op.heads + h).to(gl.int64) * to.map_n + first_row // (64 * WGS)) * to.map_m
+    # what other threads of this group wrote
+    _barrier()
+    for start in range(0, tiles, STRIP):
+        tile = start + gl.arange(0, STRIP, gl.SliceLayout(1, LAYOUT))
+        there = tile < tiles
+        held = gl.load(sums + tile[:, None] * (64 * WGS) + row[None, :], mask=there[:, None], other=float("-inf"))
+        # two groups of warps add to a block, in either order the same
+        gl.atomic_add(to.map + line + tile, gl.sum(gl.exp2(held - norm[None, :]), 1), mask=there, sem="relaxed")
 
 
 @gluon.jit
@@ -178,10 +212,10 @@ def _rows_of(
     tile = gl.full([64], NONE, gl.int32, VECTOR)
     acc = gl.zeros([64, D], gl.float32, O_LAYOUT)
     mass = gl.zeros([64, 16], gl.float32, E_LAYOUT)
-    sums = line_of
+    sums = to.lse
     if MAP:
-        sums = to.scratch + gl.program_id(0).to(gl.int64) * to.tiles * (64 * WGS)
-        sums = sums + 64 * i + gl.arange(0, 64, VECTOR)
+        # one program at a time runs on a multiprocessor: its memory is small and stays in the cache
+        sums = to.scratch + _multiprocessor().to(gl.int64) * to.tiles * (64 * WGS) + 64 * i
     # masses on spans: what was summed up to here, relative to which maximum
     since_m, since_l = m, l
     member, borders = sums, None
@@ -199,20 +233,20 @@ def _rows_of(
         q, k_s.index(0).reshape([BN, D]).permute((1, 0)), gl.zeros([64, BN], gl.float32, S_LAYOUT), use_acc=False
     )
     mbarrier.arrive(k_empty.index(0))
-    weight, m, l, tile, spread, _ = _softmax(
-        x, m, l, tile, spread, 0, first_row, op, sums, True, TOP, ENTROPY, MAP, BN, S_LAYOUT
+    weight, m, l, part, tile, spread, _ = _softmax(
+        x, m, l, tile, spread, 0, first_row, op, True, TOP, ENTROPY, BN, S_LAYOUT
     )
     p = gl.convert_layout(weight.to(to.out.dtype.element_ty), gl.DotOperandLayout(0, O_LAYOUT, 2))
     for j in range(1, full):
-        acc, mass, p, m, l, tile, spread, since_m, since_l, f_before, f_now = _next(
-            acc, mass, p, m, l, tile, spread, since_m, since_l, q, k_s, v_s, e_s, k_full, k_empty, v_full, v_empty, j,
-            first_row, op, to, sums, member, borders, f_before, f_now,
+        acc, mass, p, m, l, part, tile, spread, since_m, since_l, f_before, f_now = _next(
+            acc, mass, p, m, l, part, tile, spread, since_m, since_l, q, k_s, v_s, e_s, k_full, k_empty, v_full,
+            v_empty, j, first_row, op, to, sums, member, borders, f_before, f_now,
             False, TOP, ENTROPY, MAP, BN, D, S, STAGES, WGS, S_LAYOUT, O_LAYOUT, E_LAYOUT,
         )  # fmt: skip
     for j in range(gl.maximum(full, 1), tiles):
-        acc, mass, p, m, l, tile, spread, since_m, since_l, f_before, f_now = _next(
-            acc, mass, p, m, l, tile, spread, since_m, since_l, q, k_s, v_s, e_s, k_full, k_empty, v_full, v_empty, j,
-            first_row, op, to, sums, member, borders, f_before, f_now,
+        acc, mass, p, m, l, part, tile, spread, since_m, since_l, f_before, f_now = _next(
+            acc, mass, p, m, l, part, tile, spread, since_m, since_l, q, k_s, v_s, e_s, k_full, k_empty, v_full,
+            v_empty, j, first_row, op, to, sums, member, borders, f_before, f_now,
             True, TOP, ENTROPY, MAP, BN, D, S, STAGES, WGS, S_LAYOUT, O_LAYOUT, E_LAYOUT,
         )  # fmt: skip
     last = (tiles - 1) % STAGES
@@ -242,6 +276,10 @@ def _rows_of(
     result = acc * gl.convert_layout(norm, gl.SliceLayout(1, O_LAYOUT))[:, None]
     gl.store(at, result.to(to.out.dtype.element_ty), mask=(out_row < op.n_q)[:, None])
     gl.store(to.lse + line_of, gl.where(dead, float("-inf"), (m + gl.log2(l)) / LOG2E), mask=inside)
+    if MAP:
+        _note(sums, tiles - 1, m, part, S_LAYOUT, WGS)
+        whole = gl.where(dead | (row >= op.n_q), float("inf"), m + gl.log2(l))
+        _to_map(sums, whole, to, b, h, first_row, tiles, op, WGS)
     if TOP:
         gl.store(to.tile + line_of, gl.where(dead, NONE, tile), mask=inside)
         gl.store(to.peak + line_of, norm, mask=inside)
@@ -252,12 +290,12 @@ def _rows_of(
 
 @gluon.jit
 def _hopper(
-    op, to, sets, q_desc, k_desc, v_desc, e_desc, row_tiles, offset,
+    op, to, sets, q_desc, k_desc, v_desc, e_desc, row_tiles,
     TOP: gl.constexpr, ENTROPY: gl.constexpr, MAP: gl.constexpr, BN: gl.constexpr, D: gl.constexpr, S: gl.constexpr,
     STAGES: gl.constexpr, WGS: gl.constexpr, LOG2E: gl.constexpr,
 ):  # fmt: skip
     # the same order of tasks as in `tiles.place`
-    task = gl.program_id(0) + offset
+    task = gl.program_id(0)
     each = row_tiles * op.group
     bg, rest = task // each, task % each
     b, g = bg // (op.heads // op.group), bg % (op.heads // op.group)
@@ -302,6 +340,8 @@ WIDE = Tiling(128, 128, 4, 2, groups=2, descriptors=True)
 NARROW = Tiling(128, 128, 4, 3, groups=2, descriptors=True)
 """for heads of 128 and of 64"""
 MOST_SETS = 16
+SLOTS = 144
+"""multiprocessors of the chip, of which cards use most; each has its own memory for the sums of tiles"""
 
 
 def tiling_of(call: Call) -> Tiling | None:
@@ -327,27 +367,23 @@ def launch(
     op: Operands,
     to: Any,
     sets: Sets | None,
-    known: dict[str, Any],
     tiles: Tiling,
     row_tiles: int,
-    offset: int,
-    count: int,
 ) -> None:
-    """Run `count` programs of the pass from `offset` on; what `to` has room for is written."""
+    """Run the pass; what `to` has room for is written."""
     width = op.q.shape[-1]
     member = None
     if sets is not None:
         flat = sets.member.view(-1, *sets.member.shape[2:])
         layout = gl.NVMMASharedLayout(32, 16, rank=3)
         member = TensorDescriptor(flat, list(flat.shape), list(flat.stride()), [1, tiles.keys, MOST_SETS], layout)
-    _hopper[(count,)](
+    _hopper[(row_tiles * op.batch * op.heads,)](
         op,
         to,
         sets,
         *(_describe(x, n, width) for x, n in ((op.q, 64), (op.k, tiles.keys), (op.v, tiles.keys))),
         member,
         row_tiles,
-        offset,
         TOP=to.tile is not None,
         ENTROPY=to.entropy is not None,
         MAP=to.scratch is not None,

@@ -143,6 +143,8 @@ def everything(arch: int, dtype: torch.dtype, width: int) -> list[dict[str, Any]
         forward.forward(call, tiles=tiles)
         forward.forward(call, sets=held, top=True, tiles=tiles)
         forward.forward(call, sets=held, spans=True, top=True, entropy=True, tiles=tiles)
+        cut = blocks.BlockPlan.of(call, Blocks(128, torch.zeros(1, dtype=torch.int64)), tiles)
+        forward.forward(call, sets=held, spans=True, top=True, blocks=cut)
     return [line for kernel in kernels for line in kernel.found]
 
 
