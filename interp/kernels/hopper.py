@@ -1,8 +1,8 @@
-"""Gluon: the forward pass of Hopper GPUs for plain causal calls, where the matrix units must not wait for the softmax.
+"""Gluon: the forward pass of Hopper GPUs for causal calls, where the matrix units must not wait for the softmax.
 
 One group of warps asks the copy engine for tiles of k and v, two own 64 rows each. Inside of a group the next
 q k^T is under way while the last p v still runs; between the groups one computes exponentials while the other
-multiplies. Everything else (windows, padding, biases, float32) is served by `forward.py`, whose results these are.
+multiplies. All else (windows, padding, scales of logits, float32) is served by `forward.py`, whose results these are.
 """
 
 # pyright: reportCallIssue=false, reportArgumentType=false, reportGeneralTypeIssues=false, reportIndexIssue=false
@@ -26,15 +26,12 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from interp.kernels.contract import Call
+from interp.kernels.hopper_scores import by_tile, large, mixed, multiprocessor, note, shifted, stretch, to_map
 from interp.kernels.sets import Sets
 from interp.kernels.settings import Tiling
 from interp.kernels.tiles import LOG2E, Operands, copyable, steps
 
 NONE = gl.constexpr(-(1 << 30))
-STRIP = gl.constexpr(32)
-"""tiles of keys whose sums are finished at once"""
-# renamed in triton 3.7
-_barrier = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier
 
 
 @gluon.jit
@@ -61,8 +58,8 @@ def _load(
 
 @gluon.jit
 def _softmax(
-    x, m, l, tile, spread, start, first_row, op, EDGE: gl.constexpr, TOP: gl.constexpr, ENTROPY: gl.constexpr,
-    BN: gl.constexpr, S_LAYOUT: gl.constexpr,
+    x, m, l, tile, spread, scale, shift, start, first_row, op, EDGE: gl.constexpr, TOP: gl.constexpr,
+    ENTROPY: gl.constexpr, BN: gl.constexpr, S_LAYOUT: gl.constexpr,
 ):  # fmt: skip
     """Weights of one tile relative to the new maximum, and the row statistics moved on."""
     if EDGE:
@@ -70,10 +67,15 @@ def _softmax(
         key = start + gl.arange(0, BN, gl.SliceLayout(0, S_LAYOUT))
         seen = (key[None, :] + (op.k_start - op.q_start) <= row[:, None]) & (key < op.n_k)[None, :]
         x = gl.where(seen, x, float("-inf"))
-    top = gl.max(x, 1) * op.scale
+    top = gl.max(x, 1) * scale
+    if shift is not None:
+        top = top + shift
     now = gl.maximum(m, top)
     safe = gl.where(now == float("-inf"), 0.0, now)
-    x = gl.fma(x, gl.full([64, BN], 0.0, gl.float32, S_LAYOUT) + op.scale, -safe[:, None])
+    less = -safe
+    if shift is not None:
+        less = shift - safe
+    x = gl.fma(x, gl.full([64, BN], 0.0, gl.float32, S_LAYOUT) + scale, less[:, None])
     p = gl.exp2(x)
     fade = gl.exp2(m - safe)
     if TOP:
@@ -87,40 +89,12 @@ def _softmax(
 
 
 @gluon.jit
-def _note(sums, j, m, part, S_LAYOUT: gl.constexpr, WGS: gl.constexpr):
-    """Keep the sum of the weights of tile j, in log2."""
-    gl.store(sums + j * (64 * WGS) + gl.arange(0, 64, gl.SliceLayout(1, S_LAYOUT)), m + gl.log2(part))
-
-
-@gluon.jit
-def _moved(since_m, m):
-    """What turns weights relative to an earlier maximum into weights relative to this one."""
-    return gl.where(since_m == float("-inf"), 0.0, gl.exp2(since_m - m))
-
-
-@gluon.jit
-def _stretch(mass, since_m, since_l, m, l, member, S: gl.constexpr, E_LAYOUT: gl.constexpr):
-    """Masses of a stretch of tiles whose keys all belong to the same sets: a difference of two sums."""
-    fade = _moved(since_m, m)
-    part = gl.convert_layout(gl.maximum(l - since_l * fade, 0.0), gl.SliceLayout(1, E_LAYOUT))
-    whole = gl.load(member + gl.arange(0, S, gl.SliceLayout(0, E_LAYOUT))).to(gl.float32)
-    return mass * gl.convert_layout(fade, gl.SliceLayout(1, E_LAYOUT))[:, None] + part[:, None] * whole[None, :]
-
-
-@gluon.jit
-def _mixed(mass, p, e, since_m, m, E_LAYOUT: gl.constexpr):
-    """Masses of a tile in which membership changes: a product."""
-    mass = mass * gl.convert_layout(_moved(since_m, m), gl.SliceLayout(1, E_LAYOUT))[:, None]
-    return warpgroup_mma(gl.convert_layout(p, gl.DotOperandLayout(0, E_LAYOUT, 2)), e, mass)
-
-
-@gluon.jit
 def _next(
     acc, mass, p, m, l, part, tile, spread, since_m, since_l, q, k_s, v_s, e_s, k_full, k_empty, v_full, v_empty, j,
-    first_row, op, to, sums, member, borders, f_before, f_now,
+    first_row, op, to, sums, member, borders, f_before, f_now, b, h, value, group, coef, lost, c_now, g_now,
     EDGE: gl.constexpr, TOP: gl.constexpr, ENTROPY: gl.constexpr, MAP: gl.constexpr, BN: gl.constexpr, D: gl.constexpr,
     S: gl.constexpr, STAGES: gl.constexpr, WGS: gl.constexpr, S_LAYOUT: gl.constexpr, O_LAYOUT: gl.constexpr,
-    E_LAYOUT: gl.constexpr,
+    E_LAYOUT: gl.constexpr, LOG2E: gl.constexpr,
 ):  # fmt: skip
     """The product of q with tile j, and that of the weights of tile j - 1 with its values, at the same time."""
     stage = j % STAGES
@@ -130,12 +104,17 @@ def _next(
         f_next = gl.load(borders + j + 1)
         if f_before != 0:
             mbarrier.wait(v_full.index(before), ((j - 1) // STAGES) & 1)
-            mass = _mixed(mass, p, e_s.index(before).reshape([BN, S]), since_m, m, E_LAYOUT)
+            mass = mixed(mass, p, e_s.index(before).reshape([BN, S]), since_m, m, E_LAYOUT)
             since_m, since_l = m, l
         if f_now != 0:
-            mass = _stretch(mass, since_m, since_l, m, l, member + (j * BN - 1) * S, S, E_LAYOUT)
+            mass = stretch(mass, since_m, since_l, m, l, member + (j * BN - 1) * S, S, E_LAYOUT)
             since_m, since_l = m, l
         f_before, f_now = f_now, f_next
+    c_next, g_next = c_now, g_now
+    if value is not None:
+        c_next = gl.load(value + j + 1)
+        if group is not None:
+            g_next = gl.load(group + j + 1)
     mbarrier.wait(k_full.index(stage), (j // STAGES) & 1)
     zero = gl.zeros([64, BN], gl.float32, S_LAYOUT)
     x = warpgroup_mma(
@@ -143,7 +122,7 @@ def _next(
     )
     if MAP:
         # here it costs half of what it does after the next product was sent off, or before this one was
-        _note(sums, j - 1, m, part, S_LAYOUT, WGS)
+        note(sums, j - 1, m, part, S_LAYOUT, WGS)
     mbarrier.wait(v_full.index(before), ((j - 1) // STAGES) & 1)
     acc = warpgroup_mma(p, v_s.index(before).reshape([BN, D]), warpgroup_mma_init(acc), is_async=True)
     if S > 0 and borders is None:
@@ -153,8 +132,11 @@ def _next(
     else:
         x = warpgroup_mma_wait(1, deps=[x])
     mbarrier.arrive(k_empty.index(stage))
+    scale, shift = op.scale, None
+    if value is not None:
+        x, scale, shift = shifted(x, c_now, g_now, coef, lost, j * BN, op, b, h, BN, S_LAYOUT, LOG2E)
     weight, m, l, part, tile, spread, fade = _softmax(
-        x, m, l, tile, spread, j * BN, first_row, op, EDGE, TOP, ENTROPY, BN, S_LAYOUT
+        x, m, l, tile, spread, scale, shift, j * BN, first_row, op, EDGE, TOP, ENTROPY, BN, S_LAYOUT
     )
     if S > 0 and borders is None:
         acc, mass = warpgroup_mma_wait(0, deps=[acc, mass, p, p_e])[:2]
@@ -164,36 +146,13 @@ def _next(
     mbarrier.arrive(v_empty.index(before))
     acc = acc * gl.convert_layout(fade, gl.SliceLayout(1, O_LAYOUT))[:, None]
     p = gl.convert_layout(weight.to(to.out.dtype.element_ty), gl.DotOperandLayout(0, O_LAYOUT, 2))
-    return acc, mass, p, m, l, part, tile, spread, since_m, since_l, f_before, f_now
-
-
-@gluon.jit
-def _multiprocessor():
-    """The number of the multiprocessor that runs this program."""
-    return gl.inline_asm_elementwise("mov.u32 $0, %smid;", "=r,r", [gl.program_id(0)], gl.int32, False, 1)
-
-
-@gluon.jit
-def _to_map(sums, norm, to, b, h, first_row, tiles, op, WGS: gl.constexpr):
-    """Sums of tiles to sums of blocks, once the log2 of the total of each row, `norm`, is known."""
-    LAYOUT: gl.constexpr = gl.BlockedLayout([1, 4], [2, 16], [4, 1], [1, 0])
-    row = gl.arange(0, 64, gl.SliceLayout(0, LAYOUT))
-    norm = gl.convert_layout(norm, gl.SliceLayout(0, LAYOUT))
-    line = ((b * op.heads + h).to(gl.int64) * to.map_n + first_row // (64 * WGS)) * to.map_m
-    # what other threads of this group wrote
-    _barrier()
-    for start in range(0, tiles, STRIP):
-        tile = start + gl.arange(0, STRIP, gl.SliceLayout(1, LAYOUT))
-        there = tile < tiles
-        held = gl.load(sums + tile[:, None] * (64 * WGS) + row[None, :], mask=there[:, None], other=float("-inf"))
-        # two groups of warps add to a block, in either order the same
-        gl.atomic_add(to.map + line + tile, gl.sum(gl.exp2(held - norm[None, :]), 1), mask=there, sem="relaxed")
+    return acc, mass, p, m, l, part, tile, spread, since_m, since_l, f_before, f_now, c_next, g_next
 
 
 @gluon.jit
 def _rows_of(
     i: gl.constexpr, q_s, k_s, v_s, e_s, q_full, k_full, k_empty, v_full, v_empty, b, h, first_row, tiles, full, op, to,
-    sets,
+    sets, shifts,
     TOP: gl.constexpr, ENTROPY: gl.constexpr, MAP: gl.constexpr, BN: gl.constexpr, D: gl.constexpr, S: gl.constexpr,
     STAGES: gl.constexpr, WGS: gl.constexpr, LOG2E: gl.constexpr,
 ):  # fmt: skip
@@ -215,7 +174,7 @@ def _rows_of(
     sums = to.lse
     if MAP:
         # one program at a time runs on a multiprocessor: its memory is small and stays in the cache
-        sums = to.scratch + _multiprocessor().to(gl.int64) * to.tiles * (64 * WGS) + 64 * i
+        sums = to.scratch + multiprocessor().to(gl.int64) * to.tiles * (64 * WGS) + 64 * i
     # masses on spans: what was summed up to here, relative to which maximum
     since_m, since_l = m, l
     member, borders = sums, None
@@ -226,6 +185,20 @@ def _rows_of(
             borders = sets.borders + b * sets.border_b
             f_before = gl.load(borders)
             f_now = gl.load(borders + 1)
+    value, group = None, None
+    coef, lost = l, 0
+    c_now, g_now, c_first, g_first = 0.0, 0, 0.0, 0
+    if shifts is not None:
+        value = shifts.value + (b * op.heads + h) * shifts.each
+        c_first = gl.load(value)
+        c_now = gl.load(value + 1)
+        if op.row_coef is not None:
+            group = shifts.group + (b * op.heads + h) * shifts.each
+            g_first = gl.load(group)
+            g_now = gl.load(group + 1)
+            coef_at = op.row_coef + b.to(gl.int64) * op.coef_b + h.to(gl.int64) * op.coef_h
+            coef = gl.load(coef_at + row, mask=inside, other=0.0) * LOG2E
+            lost = large(coef)
     mbarrier.wait(q_full, 0)
     q = q_s.index(i).reshape([64, D])
     mbarrier.wait(k_full.index(0), 0)
@@ -233,21 +206,26 @@ def _rows_of(
         q, k_s.index(0).reshape([BN, D]).permute((1, 0)), gl.zeros([64, BN], gl.float32, S_LAYOUT), use_acc=False
     )
     mbarrier.arrive(k_empty.index(0))
+    scale, shift = op.scale, None
+    if shifts is not None:
+        x, scale, shift = shifted(x, c_first, g_first, coef, lost, 0, op, b, h, BN, S_LAYOUT, LOG2E)
     weight, m, l, part, tile, spread, _ = _softmax(
-        x, m, l, tile, spread, 0, first_row, op, True, TOP, ENTROPY, BN, S_LAYOUT
+        x, m, l, tile, spread, scale, shift, 0, first_row, op, True, TOP, ENTROPY, BN, S_LAYOUT
     )
     p = gl.convert_layout(weight.to(to.out.dtype.element_ty), gl.DotOperandLayout(0, O_LAYOUT, 2))
     for j in range(1, full):
-        acc, mass, p, m, l, part, tile, spread, since_m, since_l, f_before, f_now = _next(
+        acc, mass, p, m, l, part, tile, spread, since_m, since_l, f_before, f_now, c_now, g_now = _next(
             acc, mass, p, m, l, part, tile, spread, since_m, since_l, q, k_s, v_s, e_s, k_full, k_empty, v_full,
-            v_empty, j, first_row, op, to, sums, member, borders, f_before, f_now,
-            False, TOP, ENTROPY, MAP, BN, D, S, STAGES, WGS, S_LAYOUT, O_LAYOUT, E_LAYOUT,
+            v_empty, j, first_row, op, to, sums, member, borders, f_before, f_now, b, h, value, group, coef, lost,
+            c_now, g_now,
+            False, TOP, ENTROPY, MAP, BN, D, S, STAGES, WGS, S_LAYOUT, O_LAYOUT, E_LAYOUT, LOG2E,
         )  # fmt: skip
     for j in range(gl.maximum(full, 1), tiles):
-        acc, mass, p, m, l, part, tile, spread, since_m, since_l, f_before, f_now = _next(
+        acc, mass, p, m, l, part, tile, spread, since_m, since_l, f_before, f_now, c_now, g_now = _next(
             acc, mass, p, m, l, part, tile, spread, since_m, since_l, q, k_s, v_s, e_s, k_full, k_empty, v_full,
-            v_empty, j, first_row, op, to, sums, member, borders, f_before, f_now,
-            True, TOP, ENTROPY, MAP, BN, D, S, STAGES, WGS, S_LAYOUT, O_LAYOUT, E_LAYOUT,
+            v_empty, j, first_row, op, to, sums, member, borders, f_before, f_now, b, h, value, group, coef, lost,
+            c_now, g_now,
+            True, TOP, ENTROPY, MAP, BN, D, S, STAGES, WGS, S_LAYOUT, O_LAYOUT, E_LAYOUT, LOG2E,
         )  # fmt: skip
     last = (tiles - 1) % STAGES
     mbarrier.wait(v_full.index(last), ((tiles - 1) // STAGES) & 1)
@@ -257,10 +235,10 @@ def _rows_of(
     if S > 0:
         if borders is not None:
             if f_before != 0:
-                mass = _mixed(mass, p, e_s.index(last).reshape([BN, S]), since_m, m, E_LAYOUT)
+                mass = mixed(mass, p, e_s.index(last).reshape([BN, S]), since_m, m, E_LAYOUT)
                 since_m, since_l = m, l
             final = gl.minimum(tiles * BN, op.n_k) - 1
-            mass = _stretch(mass, since_m, since_l, m, l, member + final * S, S, E_LAYOUT)
+            mass = stretch(mass, since_m, since_l, m, l, member + final * S, S, E_LAYOUT)
         else:
             p_e = gl.convert_layout(p, gl.DotOperandLayout(0, E_LAYOUT, 2))
             mass = warpgroup_mma(p_e, e_s.index(last).reshape([BN, S]), mass)
@@ -277,9 +255,9 @@ def _rows_of(
     gl.store(at, result.to(to.out.dtype.element_ty), mask=(out_row < op.n_q)[:, None])
     gl.store(to.lse + line_of, gl.where(dead, float("-inf"), (m + gl.log2(l)) / LOG2E), mask=inside)
     if MAP:
-        _note(sums, tiles - 1, m, part, S_LAYOUT, WGS)
+        note(sums, tiles - 1, m, part, S_LAYOUT, WGS)
         whole = gl.where(dead | (row >= op.n_q), float("inf"), m + gl.log2(l))
-        _to_map(sums, whole, to, b, h, first_row, tiles, op, WGS)
+        to_map(sums, whole, to, b, h, first_row, tiles, op, WGS)
     if TOP:
         gl.store(to.tile + line_of, gl.where(dead, NONE, tile), mask=inside)
         gl.store(to.peak + line_of, norm, mask=inside)
@@ -290,7 +268,7 @@ def _rows_of(
 
 @gluon.jit
 def _hopper(
-    op, to, sets, q_desc, k_desc, v_desc, e_desc, row_tiles,
+    op, to, sets, shifts, q_desc, k_desc, v_desc, e_desc, row_tiles,
     TOP: gl.constexpr, ENTROPY: gl.constexpr, MAP: gl.constexpr, BN: gl.constexpr, D: gl.constexpr, S: gl.constexpr,
     STAGES: gl.constexpr, WGS: gl.constexpr, LOG2E: gl.constexpr,
 ):  # fmt: skip
@@ -328,9 +306,9 @@ def _hopper(
         mbarrier.init(v_empty.index(i), WGS)
     gl.warp_specialize([
         (_rows_of, (0, q_s, k_s, v_s, e_s, q_full, k_full, k_empty, v_full, v_empty, b, h, first_row, tiles, full,
-                    op, to, sets, TOP, ENTROPY, MAP, BN, D, S, STAGES, WGS, LOG2E)),
+                    op, to, sets, shifts, TOP, ENTROPY, MAP, BN, D, S, STAGES, WGS, LOG2E)),
         (_rows_of, (1, q_s, k_s, v_s, e_s, q_full, k_full, k_empty, v_full, v_empty, b, h, first_row, tiles, full,
-                    op, to, sets, TOP, ENTROPY, MAP, BN, D, S, STAGES, WGS, LOG2E)),
+                    op, to, sets, shifts, TOP, ENTROPY, MAP, BN, D, S, STAGES, WGS, LOG2E)),
         (_load, (q_desc, k_desc, v_desc, e_desc, q_s, k_s, v_s, e_s, q_full, k_full, k_empty, v_full, v_empty, b, h,
                  g, bank, first_row, tiles, BN, D, S, STAGES, WGS)),
     ], [4, 4], [240, 24])  # fmt: skip
@@ -348,9 +326,10 @@ def tiling_of(call: Call) -> Tiling | None:
     """The tiling of this kernel for a call; None where `forward.py` has to serve it."""
     q, k, v = call.q, call.k, call.v
     more = (
-        call.softcap, call.key_bias, call.row_coef, call.logit_scale, call.window, call.live, call.row_live, call.sinks,
-        call.row_columns, call.mask,
+        call.softcap, call.logit_scale, call.window, call.live, call.row_live, call.sinks, call.row_columns, call.mask,
     )  # fmt: skip
+    if call.row_coef is not None and call.row_coef.shape[-1] > 1:
+        return None
     if not (call.causal and all(x is None for x in more) and q.is_cuda):
         return None
     # later chips have no such matrix instructions: to compile for them would end the process
@@ -381,6 +360,7 @@ def launch(
         op,
         to,
         sets,
+        by_tile(op, tiles.keys),
         *(_describe(x, n, width) for x, n in ((op.q, 64), (op.k, tiles.keys), (op.v, tiles.keys))),
         member,
         row_tiles,

@@ -29,8 +29,8 @@ from interp.kernels.tiles import (
     seen,
 )
 
-HELD = 1 << 26
-"""candidates held at once: 256 MiB"""
+HELD = 1 << 24
+"""candidates held at once: 64 MiB"""
 NONE = tl.constexpr(1 << 30)
 """past every key"""
 
@@ -91,7 +91,9 @@ def _best_tiles(
     there = inside
     if op.row_live is not None:
         there = there & (tl.load(op.row_live + b.to(tl.int64) * op.n_q + row, mask=inside, other=0) != 0)
-    tl.store(ids_to + at[:, None] + slot[None, :], tl.where(there[:, None], ids, -NONE), mask=inside[:, None])
+    # candidates in the order of keys
+    ids = tl.sort(tl.where(there[:, None], ids, -NONE), dim=1)
+    tl.store(ids_to + at[:, None] + slot[None, :], ids, mask=inside[:, None])
 
 
 @triton.jit
@@ -162,21 +164,21 @@ def top_keys(call: Call, lse: Tensor, k: int, tiles: Tiling | None = None) -> tu
     _best_tiles[(row_tiles * b * h,)](
         op, ids, row_tiles, **shared, BM=settings.rows, num_warps=settings.warps, num_stages=settings.stages
     )
-    # candidates in the order of keys
-    ids = ids.sort(dim=-1).values
     rows = max(1, min(n, HELD // (b * h * width * settings.keys)))
     found = [
-        _of_rows(op, ids[:, :, start : start + rows].contiguous(), start, shared, lse, k, m)
+        _of_rows(op, ids[:, :, start : start + rows].contiguous(), start, shared, min(64, settings.rows), lse, k, m)
         for start in range(0, n, rows)
     ]
     return torch.cat([key for key, _ in found], 2), torch.cat([probability for _, probability in found], 2)
 
 
-def _of_rows(op, ids: Tensor, start: int, shared: dict, lse: Tensor, k: int, m: int) -> tuple[Tensor, Tensor]:
+def _of_rows(
+    op, ids: Tensor, start: int, shared: dict, rows: int, lse: Tensor, k: int, m: int
+) -> tuple[Tensor, Tensor]:
     b, h, n, width = ids.shape
     size = shared["BN"]
     logits = torch.full((b, h, n, width * size), -torch.inf, device=ids.device)
-    programs = pieces(n * width, 64)
+    programs = pieces(n * width, rows)
     _candidates[(b * h * programs,)](
         op,
         by_tile(ids.view(b * h, -1), size, m),
@@ -186,7 +188,7 @@ def _of_rows(op, ids: Tensor, start: int, shared: dict, lse: Tensor, k: int, m: 
         n * width,
         programs,
         **shared,
-        BM=64,
+        BM=rows,
         num_warps=4,
         num_stages=1,
     )

@@ -25,7 +25,20 @@ from triton.experimental.gluon._runtime import GluonASTSource
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor as HopperDescriptor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from interp.kernels import blocks, columns, contract, forward, fused, gather, hopper, rows, sets, settings, tops
+from interp.kernels import (
+    blocks,
+    columns,
+    contract,
+    forward,
+    fused,
+    gather,
+    hopper,
+    hopper_scores,
+    rows,
+    sets,
+    settings,
+    tops,
+)
 from interp.kernels.contract import At, Blocks, Call, Columns, Entropy, Mass, TopKeys
 
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
@@ -110,7 +123,7 @@ def resources(cubin: bytes) -> tuple[int, int]:
 def watched(arch: int) -> list[Seen]:
     """Puts a Seen in the place of each kernel that some module launches; helpers inside of kernels stay."""
     made = []
-    for module in (blocks, columns, forward, gather, hopper, rows, sets, tops):
+    for module in (blocks, columns, forward, gather, hopper, hopper_scores, rows, sets, tops):
         for name in sorted(set(re.findall(r"(\w+)\[\(", inspect.getsource(module)))):
             kernel = getattr(module, name, None)
             kernel = kernel.kernel if isinstance(kernel, Seen) else kernel
@@ -145,6 +158,12 @@ def everything(arch: int, dtype: torch.dtype, width: int) -> list[dict[str, Any]
         forward.forward(call, sets=held, spans=True, top=True, entropy=True, tiles=tiles)
         cut = blocks.BlockPlan.of(call, Blocks(128, torch.zeros(1, dtype=torch.int64)), tiles)
         forward.forward(call, sets=held, spans=True, top=True, blocks=cut)
+        biased = contract.replace(call, key_bias=torch.zeros(1, 8, n))
+        forward.forward(biased, tiles=tiles)
+        forward.forward(biased, sets=held, spans=True, top=True, tiles=tiles)
+        one_group = {"row_coef": torch.zeros(1, 8, n, 1), "key_group": torch.zeros(1, n, dtype=torch.int64)}
+        forward.forward(contract.replace(call, **one_group), tiles=tiles)
+        forward.forward(contract.replace(biased, **one_group), tiles=tiles)
     return [line for kernel in kernels for line in kernel.found]
 
 

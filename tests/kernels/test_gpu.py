@@ -11,7 +11,7 @@ import torch
 from attention_calls import in_dtype, plain
 from engines import NAMED
 
-from interp.kernels import naive
+from interp.kernels import hopper, naive
 from interp.kernels.columns import columns
 from interp.kernels.contract import At, Blocks, Call, Columns, Entropy, Lse, Mass, Request, Rows, TopKeys
 from interp.kernels.forward import forward
@@ -142,6 +142,44 @@ def test_biases(device):
         "softcap": 5.0,
     }
     call = in_dtype(plain(1, 4, 2, 384, 0, 128, **more), torch.bfloat16, device)
+    check(call, requests_of(call))
+
+
+def on_span(n: int, value: float, start: int = 130, stop: int = 600) -> torch.Tensor:
+    """[1 h k] a bias of some keys, for two of four heads."""
+    bias = torch.zeros(1, 4, n)
+    bias[:, ::2, start:stop] = value
+    return bias
+
+
+def of_rows(n: int, coef: torch.Tensor) -> dict[str, Any]:
+    member = (torch.arange(n)[None] % 450) < 170
+    return {"row_coef": coef.expand(1, 4, n)[..., None].clone(), "key_group": member.long()}
+
+
+def noise(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(5))
+
+
+BIASES = {
+    "a span raised": lambda n: {"key_bias": on_span(n, 1.4)},
+    "every key another": lambda n: {"key_bias": noise(1, 4, n)},
+    "keys taken away, some rows see nothing": lambda n: {"key_bias": on_span(n, -torch.inf, 0, 300)},
+    "one key takes all": lambda n: {"key_bias": on_span(n, torch.inf, 200, 201)},
+    "a tile takes all": lambda n: {"key_bias": on_span(n, torch.inf, 256, 512)},
+    "rows give to a group": lambda n: of_rows(n, noise(1, 4, n)),
+    "rows take a group away": lambda n: of_rows(n, torch.where(noise(1, 4, n) > 0, -torch.inf, 0.5)),
+    "rows give much": lambda n: of_rows(n, torch.where(noise(1, 4, n) > 1, torch.inf, 0.5)),
+    "both": lambda n: of_rows(n, noise(1, 4, n)) | {"key_bias": on_span(n, -0.7)},
+}
+
+
+@pytest.mark.parametrize("d", [64, 128])
+@pytest.mark.parametrize("name", BIASES)
+def test_biases_on_hopper(device, name, d):
+    call = in_dtype(plain(1, 4, 2, 1000, 0, d, **BIASES[name](1000)), torch.bfloat16, device)
+    if torch.cuda.get_device_capability(device) == (9, 0):
+        assert hopper.tiling_of(call) is not None
     check(call, requests_of(call))
 
 

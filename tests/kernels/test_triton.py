@@ -289,6 +289,26 @@ def test_layouts(tiny16, name, n):
     assert all(equal(one.values[i], other.values[i]) for i in plain_ones)
 
 
+def guarded(x: torch.Tensor) -> torch.Tensor:
+    """The same numbers, nan before and after them."""
+    room = torch.full((x.numel() + 128,), torch.nan, dtype=x.dtype)
+    room[64:-64] = x.flatten()
+    return room[64:-64].view(x.shape)
+
+
+@pytest.mark.parametrize("n", [20, 2])
+@pytest.mark.parametrize("name", ["offset", "heads of 40", "key bias", "row coefficients", "all of them"])
+def test_nothing_beside_a_call_is_read(tiny16, name, n):
+    whole = TRITON.takes(plain(**FEATURES[name]))
+    call = whole.for_queries(torch.arange(whole.sizes[3])[-n:])
+    floats = {x: getattr(call, x) for x in ("q", "k", "v", "key_bias", "row_coef", "logit_scale", "sinks")}
+    inside = replace(call, **{x: guarded(value) for x, value in floats.items() if value is not None})
+    requests = requests_of(call)
+    one, other = TRITON.attend(call, requests), TRITON.attend(inside, requests)
+    assert equal(one.out, other.out)
+    assert all(equal(a, b) for a, b in zip(one.values, other.values, strict=True))
+
+
 @pytest.mark.parametrize("n", [24, 2])
 def test_expanded_keys(tiny16, n):
     call = plain(b=3, h=4, g=2, n=n, before=5)
