@@ -92,7 +92,8 @@ def _softmax(
 def _next(
     acc, mass, p, m, l, part, tile, spread, since_m, since_l, q, k_s, v_s, e_s, k_full, k_empty, v_full, v_empty, j,
     first_row, op, to, sums, member, borders, f_before, f_now, b, h, value, group, coef, lost, c_now, g_now,
-    EDGE: gl.constexpr, TOP: gl.constexpr, ENTROPY: gl.constexpr, MAP: gl.constexpr, BN: gl.constexpr, D: gl.constexpr,
+    EDGE: gl.constexpr, TOP: gl.constexpr, ENTROPY: gl.constexpr, MAP: gl.constexpr, BIASED: gl.constexpr,
+    BN: gl.constexpr, D: gl.constexpr,
     S: gl.constexpr, STAGES: gl.constexpr, WGS: gl.constexpr, S_LAYOUT: gl.constexpr, O_LAYOUT: gl.constexpr,
     E_LAYOUT: gl.constexpr, LOG2E: gl.constexpr,
 ):  # fmt: skip
@@ -111,7 +112,7 @@ def _next(
             since_m, since_l = m, l
         f_before, f_now = f_now, f_next
     c_next, g_next = c_now, g_now
-    if value is not None:
+    if BIASED:
         c_next = gl.load(value + j + 1)
         if group is not None:
             g_next = gl.load(group + j + 1)
@@ -133,7 +134,7 @@ def _next(
         x = warpgroup_mma_wait(1, deps=[x])
     mbarrier.arrive(k_empty.index(stage))
     scale, shift = op.scale, None
-    if value is not None:
+    if BIASED:
         x, scale, shift = shifted(x, c_now, g_now, coef, lost, j * BN, op, b, h, BN, S_LAYOUT, LOG2E)
     weight, m, l, part, tile, spread, fade = _softmax(
         x, m, l, tile, spread, scale, shift, j * BN, first_row, op, EDGE, TOP, ENTROPY, BN, S_LAYOUT
@@ -153,7 +154,8 @@ def _next(
 def _rows_of(
     i: gl.constexpr, q_s, k_s, v_s, e_s, q_full, k_full, k_empty, v_full, v_empty, b, h, first_row, tiles, full, op, to,
     sets, shifts,
-    TOP: gl.constexpr, ENTROPY: gl.constexpr, MAP: gl.constexpr, BN: gl.constexpr, D: gl.constexpr, S: gl.constexpr,
+    TOP: gl.constexpr, ENTROPY: gl.constexpr, MAP: gl.constexpr, BIASED: gl.constexpr, BN: gl.constexpr,
+    D: gl.constexpr, S: gl.constexpr,
     STAGES: gl.constexpr, WGS: gl.constexpr, LOG2E: gl.constexpr,
 ):  # fmt: skip
     """64 rows of the tile, from the first key to the last they see."""
@@ -188,7 +190,7 @@ def _rows_of(
     value, group = None, None
     coef, lost = l, 0
     c_now, g_now, c_first, g_first = 0.0, 0, 0.0, 0
-    if shifts is not None:
+    if BIASED:
         value = shifts.value + (b * op.heads + h) * shifts.each
         c_first = gl.load(value)
         c_now = gl.load(value + 1)
@@ -207,7 +209,7 @@ def _rows_of(
     )
     mbarrier.arrive(k_empty.index(0))
     scale, shift = op.scale, None
-    if shifts is not None:
+    if BIASED:
         x, scale, shift = shifted(x, c_first, g_first, coef, lost, 0, op, b, h, BN, S_LAYOUT, LOG2E)
     weight, m, l, part, tile, spread, _ = _softmax(
         x, m, l, tile, spread, scale, shift, 0, first_row, op, True, TOP, ENTROPY, BN, S_LAYOUT
@@ -218,14 +220,14 @@ def _rows_of(
             acc, mass, p, m, l, part, tile, spread, since_m, since_l, q, k_s, v_s, e_s, k_full, k_empty, v_full,
             v_empty, j, first_row, op, to, sums, member, borders, f_before, f_now, b, h, value, group, coef, lost,
             c_now, g_now,
-            False, TOP, ENTROPY, MAP, BN, D, S, STAGES, WGS, S_LAYOUT, O_LAYOUT, E_LAYOUT, LOG2E,
+            False, TOP, ENTROPY, MAP, BIASED, BN, D, S, STAGES, WGS, S_LAYOUT, O_LAYOUT, E_LAYOUT, LOG2E,
         )  # fmt: skip
     for j in range(gl.maximum(full, 1), tiles):
         acc, mass, p, m, l, part, tile, spread, since_m, since_l, f_before, f_now, c_now, g_now = _next(
             acc, mass, p, m, l, part, tile, spread, since_m, since_l, q, k_s, v_s, e_s, k_full, k_empty, v_full,
             v_empty, j, first_row, op, to, sums, member, borders, f_before, f_now, b, h, value, group, coef, lost,
             c_now, g_now,
-            True, TOP, ENTROPY, MAP, BN, D, S, STAGES, WGS, S_LAYOUT, O_LAYOUT, E_LAYOUT, LOG2E,
+            True, TOP, ENTROPY, MAP, BIASED, BN, D, S, STAGES, WGS, S_LAYOUT, O_LAYOUT, E_LAYOUT, LOG2E,
         )  # fmt: skip
     last = (tiles - 1) % STAGES
     mbarrier.wait(v_full.index(last), ((tiles - 1) // STAGES) & 1)
@@ -269,7 +271,8 @@ def _rows_of(
 @gluon.jit
 def _hopper(
     op, to, sets, shifts, q_desc, k_desc, v_desc, e_desc, row_tiles,
-    TOP: gl.constexpr, ENTROPY: gl.constexpr, MAP: gl.constexpr, BN: gl.constexpr, D: gl.constexpr, S: gl.constexpr,
+    TOP: gl.constexpr, ENTROPY: gl.constexpr, MAP: gl.constexpr, BIASED: gl.constexpr, BN: gl.constexpr,
+    D: gl.constexpr, S: gl.constexpr,
     STAGES: gl.constexpr, WGS: gl.constexpr, LOG2E: gl.constexpr,
 ):  # fmt: skip
     # the same order of tasks as in `tiles.place`
@@ -306,9 +309,9 @@ def _hopper(
         mbarrier.init(v_empty.index(i), WGS)
     gl.warp_specialize([
         (_rows_of, (0, q_s, k_s, v_s, e_s, q_full, k_full, k_empty, v_full, v_empty, b, h, first_row, tiles, full,
-                    op, to, sets, shifts, TOP, ENTROPY, MAP, BN, D, S, STAGES, WGS, LOG2E)),
+                    op, to, sets, shifts, TOP, ENTROPY, MAP, BIASED, BN, D, S, STAGES, WGS, LOG2E)),
         (_rows_of, (1, q_s, k_s, v_s, e_s, q_full, k_full, k_empty, v_full, v_empty, b, h, first_row, tiles, full,
-                    op, to, sets, shifts, TOP, ENTROPY, MAP, BN, D, S, STAGES, WGS, LOG2E)),
+                    op, to, sets, shifts, TOP, ENTROPY, MAP, BIASED, BN, D, S, STAGES, WGS, LOG2E)),
         (_load, (q_desc, k_desc, v_desc, e_desc, q_s, k_s, v_s, e_s, q_full, k_full, k_empty, v_full, v_empty, b, h,
                  g, bank, first_row, tiles, BN, D, S, STAGES, WGS)),
     ], [4, 4], [240, 24])  # fmt: skip
@@ -367,6 +370,7 @@ def launch(
         TOP=to.tile is not None,
         ENTROPY=to.entropy is not None,
         MAP=to.scratch is not None,
+        BIASED=op.key_bias is not None or op.row_coef is not None,
         BN=tiles.keys,
         D=width,
         S=0 if sets is None else MOST_SETS,
