@@ -34,8 +34,8 @@ class Tiling:
 
 HALF: dict[Kind, dict[int, dict[int, tuple[int, int, int, int]]]] = {
     "forward": {
-        80: {64: (64, 64, 4, 3), 128: (128, 64, 8, 3), 256: (64, 16, 8, 2)},
-        89: {64: (128, 32, 8, 3), 128: (128, 32, 8, 3), 256: (64, 16, 8, 2)},
+        80: {64: (64, 64, 4, 3), 128: (128, 64, 8, 3), 256: (64, 32, 8, 3)},
+        89: {64: (64, 64, 8, 3), 128: (128, 32, 8, 3), 256: (64, 16, 8, 2)},
         90: {64: (128, 64, 4, 3), 128: (64, 64, 4, 3), 256: (128, 64, 8, 2)},
         120: {64: (128, 64, 8, 3), 128: (128, 32, 8, 2), 256: (64, 16, 8, 2)},
     },
@@ -55,7 +55,7 @@ HALF: dict[Kind, dict[int, dict[int, tuple[int, int, int, int]]]] = {
 """(rows, keys, warps, stages) by kind, architecture and padded head width, for 16-bit inputs"""
 HALF["masses"] = HALF["forward"] | {
     80: HALF["forward"][89],
-    90: {64: (128, 64, 4, 3), 128: (128, 64, 8, 3), 256: (128, 64, 8, 2)},
+    90: {64: (128, 64, 8, 3), 128: (128, 64, 8, 3), 256: (128, 64, 8, 2)},
 }
 
 SINGLE: dict[Kind, dict[int, tuple[int, int, int, int]]] = {

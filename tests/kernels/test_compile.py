@@ -16,15 +16,11 @@ SINGLES = [(arch, "float32", width) for arch in SHARED for width in (64, 128)] +
 QUICK = [(90, "bfloat16", 64), (90, "bfloat16", 128)]
 """the rest is slow"""
 
-SPILLED = {
-    ("bfloat16", 64): 16,
-    ("bfloat16", 128): 16,
-    ("bfloat16", 256): 136,
-    ("float32", 64): 256,
-    ("float32", 128): 1600,
-    ("float32", 256): 9000,
-}
-"""bytes of stack that are known of; float32 takes three passes of the matrix units, and their operands in registers"""
+SPILLED = {("float32", 64): 16, ("float32", 128): 64, ("float32", 256): 4200}
+"""bytes of stack that are known of: float32 takes three passes of the matrix units, whose operands lie in registers.
+16-bit inputs spill nothing, but for Hopper's kernel:"""
+HOPPER = {("BIASED", 64): 440, ("BIASED", 128): 712, ("MAP", 64): 0, ("MAP", 128): 40}
+"""what it spills with biases, most where those of keys and of rows meet, and with sums of tiles"""
 
 
 def compiled(arch: int, dtype: str, width: int) -> list[dict[str, Any]]:
@@ -46,7 +42,10 @@ def test_kernels_fit(arch, dtype, width):
     assert {"forward", "finish", "columns", "winners", "at", "shares", "merge"} <= names
     for line in kernels:
         assert line["shared"] <= SHARED[arch], line
-        assert line["stack"] <= SPILLED[dtype, width], line
+        extra = [
+            HOPPER[flag, width] for flag in line["flags"] if line["kernel"] == "hopper" and (flag, width) in HOPPER
+        ]
+        assert line["stack"] <= max(extra, default=SPILLED.get((dtype, width), 0)), line
         if arch == 90 and dtype == "bfloat16" and line["kernel"] in ("forward", "columns", "hopper"):
             assert line["wgmma"], line
     assert ("hopper" in names) == ((arch, dtype) == (90, "bfloat16") and width < 256)
