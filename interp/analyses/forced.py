@@ -1,0 +1,201 @@
+"""Teacher-forced scores: how likely a model finds given continuations of a prompt, under many head sets at once.
+
+One forward takes the place of a generation. The prompt is read once for all of its continuations, many head sets are
+rows of one batch, and a forward begins at the first layer that a set changes.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from interp.hooks.capture import placed
+from interp.hooks.edit import Edit, Edits
+from interp.hooks.heads import HeadSet
+from interp.hooks.modules import plain
+from interp.hooks.prompts import Prompts
+from interp.hooks.resume import filled, plain_cache, recording, resumed
+from interp.hooks.rowwise import steering_rows
+from interp.kernels.errors import PromptError
+
+
+@dataclass
+class Cost:
+    """What scoring took."""
+
+    prompts: int = 0
+    """prompts read, once for each head set"""
+    layers: float = 0.0
+    """of them, in whole forwards: a forward that began in the middle counts half"""
+    continuations: int = 0
+    """continuations read after a prompt"""
+
+    def __add__(self, other: "Cost") -> "Cost":
+        return Cost(self.prompts + other.prompts, self.layers + other.layers, self.continuations + other.continuations)
+
+
+@dataclass(frozen=True)
+class Options:
+    """The continuations of each prompt of a batch, as token ids; right ones first."""
+
+    ids: tuple[tuple[tuple[int, ...], ...], ...]
+    right: tuple[int, ...]
+    """how many of them are right, by prompt"""
+
+    @classmethod
+    def of(cls, prompts: Prompts) -> "Options":
+        """From meta["right"] and meta["wrong"]: texts that may follow a prompt, or their ids. PromptError without."""
+        rows = [[_ids(prompts, number, key) for key in ("right", "wrong")] for number in range(len(prompts))]
+        return cls(tuple(right + wrong for right, wrong in rows), tuple(len(right) for right, _ in rows))
+
+    @property
+    def most(self) -> int:
+        return max(map(len, self.ids))
+
+
+def _ids(prompts: Prompts, number: int, key: str) -> tuple[tuple[int, ...], ...]:
+    given = prompts[number].meta.get(key)
+    if not isinstance(given, list | tuple) or not given or not all(given):
+        raise PromptError(f'prompt {number} has no "{key}" continuations in its meta: give a list of texts.')
+    if not isinstance(given[0], str):
+        return tuple(tuple(ids) for ids in given)
+    if prompts.tokenizer is None:
+        raise PromptError(f'prompt {number} has "{key}" continuations as texts and no tokenizer: encode it with one.')
+    return tuple(tuple(prompts.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in given)
+
+
+@dataclass(eq=False)
+class Forced:
+    """Scores of one batch of prompts; what does not depend on the head sets is computed when it is made."""
+
+    model: Any
+    prompts: Prompts
+    edits: Edit | Edits
+    cost: Cost = field(default_factory=Cost)
+
+    def __post_init__(self) -> None:
+        self.model = plain(self.model)
+        self.options = Options.of(self.prompts)
+        longest = max(len(ids) for row in self.options.ids for ids in row)
+        self._inputs = placed(self.model, self.prompts, more=longest)
+        with recording(self.model) as self._hidden:
+            self._last, self._cache = self._read(self._inputs)
+        self._resumes = plain_cache(self._cache)
+        self.layers = len(self._hidden)
+        # a reading of continuations adds to the cache, which the head sets need as it is
+        self.base = self._continued(self._last, _repeated(self._cache, self.options.most), 1)[:, 0]
+
+    def under(self, sets: Sequence[HeadSet], rows: int = 32) -> Tensor:
+        """Float [p i o] log-probability per token of each continuation under each head set, -inf for none.
+
+        rows: of the batch that reads the prompts.
+        """
+        found = torch.empty(len(self.prompts), len(sets), self.options.most)
+        order = sorted(range(len(sets)), key=lambda i: _first(sets[i]))
+        for first, group in groupby(order, key=lambda i: _first(sets[i])):
+            members = list(group)
+            if first < 0:
+                # no head, no change
+                found[:, members] = self.base[:, None]
+                continue
+            step = max(1, rows // len(self.prompts))
+            for start in range(0, len(members), step):
+                chosen = members[start : start + step]
+                found[:, chosen] = self._steered([sets[i] for i in chosen], first if self._resumes else 0)
+        return found
+
+    def _steered(self, sets: list[HeadSet], first: int) -> Tensor:
+        each = len(sets)
+        inputs = {name: x.repeat_interleave(each, 0) for name, x in self._inputs.items()}
+        with steering_rows(self.model, self.edits, self.prompts, sets) as steering:
+            with resumed(self.model, first, self._hidden[first].repeat_interleave(each, 0)):
+                last, cache = self._read(inputs)
+            filled(cache, self._cache, first, each)
+            steering.repeat(self.options.most)
+            cache.batch_repeat_interleave(self.options.most)
+            self.cost += Cost(len(self.prompts) * each, len(self.prompts) * each * (1 - first / self.layers))
+            return self._continued(last, cache, each)
+
+    def _read(self, inputs: dict[str, Tensor]) -> tuple[Tensor, Any]:
+        from transformers.cache_utils import DynamicCache
+
+        with torch.no_grad():
+            cache = DynamicCache(config=self.model.config.get_text_config())
+            out: Any = self.model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        return out.logits[:, -1].float().log_softmax(-1), out.past_key_values
+
+    def _continued(self, last: Tensor, cache: Any, each: int) -> Tensor:
+        """[p i o] from the log-probabilities after the prompts, [p*i v], and the cache, whose rows are p, i, o."""
+        most = self.options.most
+        rows = [(*row, *[()] * (most - len(row))) for row in self.options.ids]
+        sizes = torch.tensor([[len(ids) for ids in row] for row in rows])
+        width = int(sizes.max())
+        ids = torch.tensor([[[*option, *[0] * (width - len(option))] for option in row] for row in rows])
+        ids = ids[:, None].expand(-1, each, -1, -1).reshape(-1, width).to(last.device)
+        scores = last.repeat_interleave(most, 0).gather(1, ids[:, :1])
+        if width > 1:
+            mask = self._inputs["attention_mask"].repeat_interleave(each * most, 0)
+            position = mask.sum(1, keepdim=True) + torch.arange(width - 1, device=mask.device)
+            mask = torch.cat([mask, mask.new_ones(len(mask), width - 1)], 1)
+            with torch.no_grad():
+                out: Any = self.model(
+                    input_ids=ids[:, :-1],
+                    attention_mask=mask,
+                    position_ids=position,
+                    past_key_values=cache,
+                    use_cache=True,
+                )
+            after = out.logits.float().log_softmax(-1).gather(2, ids[:, 1:, None])[..., 0]
+            scores = torch.cat([scores, after], 1)
+            self.cost += Cost(continuations=int((sizes > 0).sum()) * each)
+        scores = scores.view(len(self.prompts), each, most, width).cpu()
+        inside = torch.arange(width) < sizes[:, None, :, None]
+        mean = torch.where(inside, scores, 0.0).sum(-1) / sizes[:, None].clamp(min=1)
+        return torch.where(sizes[:, None] > 0, mean, -torch.inf)
+
+
+def margins(scores: Tensor, options: Options) -> Tensor:
+    """[p i] from scores [p i o]: the best right continuation less the best wrong one, nats per token.
+
+    Above 0 the model prefers what is right. Cannot show: whether it would have written either.
+    """
+    right = torch.arange(scores.shape[-1]) < torch.tensor(options.right)[:, None, None]
+    best = scores.masked_fill(~right, -torch.inf).amax(-1)
+    return best - scores.masked_fill(right, -torch.inf).amax(-1)
+
+
+def entropies(scores: Tensor) -> Tensor:
+    """[p i] from scores [p i o]: entropy in nats of the softmax over a prompt's continuations; needs no label."""
+    return torch.special.entr(scores.softmax(-1)).sum(-1)
+
+
+def forced(
+    model: nn.Module,
+    prompts: Prompts,
+    edits: Edit | Edits,
+    sets: Sequence[HeadSet],
+    *,
+    batch_size: int = 4,
+    rows: int = 32,
+) -> Iterator[tuple[Forced, Tensor]]:
+    """Each batch of prompts with its scores [p i o] under each head set; see `Forced`."""
+    for batch in prompts.batches(batch_size):
+        made = Forced(model, batch, edits)
+        yield made, made.under(sets, rows)
+
+
+def _first(heads: HeadSet) -> int:
+    """The first layer that a head set names, -1 for an empty one."""
+    return min((head.layer for head in heads), default=-1)
+
+
+def _repeated(cache: Any, times: int) -> Any:
+    """A cache of its own with each row several times."""
+    import copy
+
+    made = copy.deepcopy(cache)
+    made.batch_repeat_interleave(times)
+    return made

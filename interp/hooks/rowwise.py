@@ -1,0 +1,93 @@
+"""Steering in which the rows of a batch have head sets of their own: many interventions in one forward."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, nn
+
+from interp.hooks.bound import Bound
+from interp.hooks.edit import Edit, Edits, Steering
+from interp.hooks.heads import HeadLayout, HeadSet
+from interp.hooks.modules import plain
+from interp.hooks.prompts import Prompts
+from interp.hooks.seam import Site, tapping
+from interp.kernels.contract import Call
+from interp.kernels.errors import UsageError
+
+
+@contextlib.contextmanager
+def steering_rows(
+    model: nn.Module, edits: Edit | Edits, prompts: Prompts, sets: Sequence[HeadSet]
+) -> Iterator["RowSteering"]:
+    """Let edits act on other heads in each row of a batch.
+
+    Row r of a forward holds prompt r // len(sets) and is steered in the heads sets[r % len(sets)], which take the
+    place of the edits' own. Exact: a row is what it would be alone under those heads.
+    Raises UsageError for edits that are no bias of attention, HeadError for heads the model does not have.
+    """
+    model = plain(model)
+    layout = HeadLayout.of(model)
+    united = HeadSet(tuple(sorted({head for heads in sets for head in heads})))
+    layout.check(united)
+    for edit in Edits(()) + edits:
+        if edit.gate is not None:
+            raise UsageError(f"{type(edit).__name__} is no bias of attention: rows of a batch cannot differ in it.")
+    # an empty set stays empty: "" would be parsed as no heads at all, which is what it is
+    chosen = Edits(tuple(replace(edit, heads=str(united)) for edit in Edits(()) + edits))
+    own: dict[int, Tensor] = {}
+    for number, heads in enumerate(sets):
+        for head in heads:
+            own.setdefault(head.layer, torch.zeros(len(sets), layout.heads, dtype=torch.bool))[number, head.head] = True
+    steering = RowSteering(layout=layout, edits=chosen, bound=Bound(prompts), own=own)
+    with contextlib.ExitStack() as stack:
+        if own:
+            steering.seam = stack.enter_context(tapping(model, steering))
+        yield steering
+
+
+@dataclass(eq=False, kw_only=True)
+class RowSteering(Steering):
+    """Edits whose heads differ by row."""
+
+    own: dict[int, Tensor] = field(default_factory=dict)
+    """by layer, Bool [set h]"""
+    copies: int = 1
+    """rows that follow from one of the prompt's rows, as its continuations do"""
+
+    def repeat(self, copies: int) -> None:
+        """From now on each row comes `copies` times, those of one row side by side; what edits noted is repeated."""
+        self.copies *= copies
+        for key, value in self.memory.items():
+            if isinstance(value, Tensor):
+                self.memory[key] = value.repeat_interleave(copies, 0)
+
+    def edit(self, site: Site) -> Call:
+        own = self.own.get(site.layer)
+        if own is None:
+            return site.call
+        rows = site.call.q.shape[0]
+        own = own.repeat(rows // (len(own) * self.copies), 1).repeat_interleave(self.copies, 0)
+        return only(site.call, super().edit(site), own.to(site.call.q.device))
+
+
+def only(before: Call, after: Call, own: Tensor) -> Call:
+    """The call `after` an edit for the rows and heads that are `own` [b h], `before` for all others.
+
+    Raises UsageError where the edit changed anything but biases and scales of logits.
+    """
+    named = ("key_bias", "row_coef", "key_group", "logit_scale")
+    others = {name: getattr(before, name) for name in before.__dataclass_fields__ if name not in named}
+    if before.row_coef is not None or any(getattr(after, name) is not value for name, value in others.items()):
+        raise UsageError("this edit is no bias or scale of logits: rows of a batch cannot differ in it.")
+    changed = {}
+    if after.key_bias is not None:
+        held = torch.zeros((), device=own.device) if before.key_bias is None else before.key_bias
+        changed["key_bias"] = torch.where(own[..., None], after.key_bias, held)
+    if after.row_coef is not None:
+        changed |= {"row_coef": torch.where(own[..., None, None], after.row_coef, 0.0), "key_group": after.key_group}
+    if after.logit_scale is not None:
+        held = torch.ones((), device=own.device) if before.logit_scale is None else before.logit_scale
+        changed["logit_scale"] = torch.where(own, after.logit_scale, held).expand(own.shape)
+    return replace(before, **changed)

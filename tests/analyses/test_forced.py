@@ -1,0 +1,120 @@
+"""Teacher-forced scores of many head sets at once, against each set alone on each prompt alone."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from families import VOCAB, make
+
+from interp import steer
+from interp.analyses.forced import Forced, Options, entropies, forced, margins
+from interp.hooks.capture import placed
+from interp.hooks.edit import Edits, steering
+from interp.hooks.heads import HeadSet
+from interp.hooks.prompts import Prompts
+from interp.kernels.errors import HeadError, PromptError, UsageError
+
+SETS = [HeadSet.parse(text) if text else HeadSet(()) for text in ("L0H1", "L1H2 L1H3", "", "L2H0", "L0H0 L2H3", "L1H2")]
+EDITS = {
+    "pasta": steer.Pasta("mark", 0.05),
+    "zerotuning": steer.ZeroTuning(4.0),
+    "act": steer.Act(0.3, 0.06),
+    "spotlight": steer.SpotLight("mark", 0.4),
+    "temperature": steer.Temperature(0.4),
+    "sum": steer.Boost("mark", 6.0) + steer.ZeroTuning(0.2),
+}
+
+
+def prompts(lengths=(17, 23, 9)):
+    rng = torch.Generator().manual_seed(0)
+
+    def ids(n):
+        return torch.randint(3, VOCAB, (n,), generator=rng).tolist()
+
+    meta = [
+        {"right": [ids(1)], "wrong": [ids(3), ids(2)]},
+        {"right": [ids(4), ids(2)], "wrong": [ids(1)]},
+        {"right": [ids(2)], "wrong": [ids(2)]},
+    ]
+    rows = [ids(n) for n in lengths]
+    return Prompts.from_ids(rows, spans=[{"mark": (2 + i, 6 + i)} for i in range(len(rows))], meta=meta[: len(rows)])
+
+
+def alone(model, prompt, edits, heads, option):
+    """Mean log-probability of one continuation, token by token, as generate() would run it."""
+    chosen = Edits(tuple(replace(edit, heads=str(heads)) for edit in Edits(()) + edits))
+    given, scores, cache = placed(model, prompt), [], None
+    with torch.no_grad(), steering(model, chosen, prompt):
+        for step, token in enumerate(option):
+            out = model(**given, past_key_values=cache, use_cache=True)
+            cache = out.past_key_values
+            scores.append(out.logits[0, -1].log_softmax(-1)[token])
+            n = len(prompt[0]) + step
+            given = {"input_ids": torch.tensor([[token]]), "attention_mask": torch.ones(1, n + 1, dtype=torch.int64)}
+            given["position_ids"] = torch.tensor([[n]])
+    return torch.stack(scores).mean()
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "phi3"])
+@pytest.mark.parametrize("name", EDITS)
+def test_rows_are_what_they_are_alone(family, name):
+    model, batch = make(family, layers=3).eval(), prompts()
+    made = Forced(model, batch, EDITS[name])
+    found = made.under(SETS, rows=7)
+    for p in range(len(batch)):
+        for i, heads in enumerate(SETS):
+            for o, option in enumerate(made.options.ids[p]):
+                torch.testing.assert_close(
+                    found[p, i, o], alone(model, batch[p : p + 1], EDITS[name], heads, option), atol=2e-5, rtol=1e-5
+                )
+            assert (found[p, i, len(made.options.ids[p]) :] == -torch.inf).all()
+    assert torch.equal(found[:, 2], made.base)
+    # heads that differ do something
+    assert (found[:, 0, 0] - made.base[:, 0]).abs().max() > 1e-4
+
+
+def test_a_forward_begins_where_something_changes():
+    model, batch = make("llama", layers=3).eval(), prompts()
+    made = Forced(model, batch, EDITS["pasta"])
+    made.under([HeadSet.parse("L2H0"), HeadSet.parse("L2H1")])
+    assert made.cost.prompts == 6
+    assert made.cost.layers == pytest.approx(2)
+    made.under([HeadSet.parse("L0H0")])
+    assert made.cost.layers == pytest.approx(5)
+
+
+def test_the_model_is_as_it_was():
+    model, batch = make("llama", layers=3).eval(), prompts()
+    given = placed(model, batch)
+    with torch.no_grad():
+        before = model(**given).logits
+        Forced(model, batch, EDITS["pasta"]).under(SETS)
+        assert torch.equal(model(**given).logits, before)
+    assert not any("forward" in module.__dict__ for module in model.modules())
+
+
+def test_margins_and_entropies():
+    options = Options((((1,), (2,), (3,)), ((1,), (2,))), (1, 1))
+    scores = torch.tensor([[[-1.0, -2.0, -1.5]], [[-3.0, -1.0, -torch.inf]]])
+    assert margins(scores, options).tolist() == [[0.5], [-2.0]]
+    low, high = entropies(torch.tensor([[[-50.0, 0.0, -torch.inf]], [[-1.0, -1.0, -torch.inf]]]))[:, 0].tolist()
+    assert low < 1e-6
+    assert high == pytest.approx(0.6931, abs=1e-3)
+
+
+def test_batches_do_not_matter():
+    model, batch = make("llama", layers=2).eval(), prompts()
+    whole = torch.cat([scores for _, scores in forced(model, batch, EDITS["pasta"], SETS[:2], batch_size=3)])
+    parts = [scores for _, scores in forced(model, batch, EDITS["pasta"], SETS[:2], batch_size=1, rows=1)]
+    for one, other in zip(whole, parts, strict=True):
+        torch.testing.assert_close(one[:, : other.shape[-1]], other[0], atol=2e-5, rtol=1e-5)
+
+
+def test_bad_input():
+    model, batch = make("llama", layers=2).eval(), prompts()
+    with pytest.raises(UsageError, match="Gate is no bias"):
+        Forced(model, batch, steer.Gate(0.5)).under(SETS[:1])
+    with pytest.raises(HeadError, match="L2H0"):
+        Forced(model, batch, EDITS["pasta"]).under([HeadSet.parse("L2H0")])
+    with pytest.raises(PromptError, match='no "right"'):
+        Forced(model, Prompts.from_ids([[5, 6, 7]]), EDITS["zerotuning"])
