@@ -1,4 +1,4 @@
-"""The command line: doctor, score, report, show."""
+"""The command line: doctor, score, steer, report, show."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from interp.kernels.errors import InterpError, RunError, UsageError
 
 app = typer.Typer(
     name="interp",
-    help="Read, identify and report the attention heads of causal language models.",
+    help="Read, identify, steer and report the attention heads of causal language models.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -107,6 +107,80 @@ def score(
 
 
 @app.command()
+def steer(
+    model: Model,
+    method: Annotated[str, typer.Option(help="pasta, act, zerotuning, boost, spotlight or temperature.")],
+    task: Annotated[str, typer.Option(help="A task's name, or your own items as a .jsonl file.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Run folder; an unfinished run in it goes on.")],
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="A setting of the method, as alpha=0.01; several times.")
+    ] = None,
+    heads: Annotated[str, typer.Option(help="Heads to steer; by default they are profiled.")] = "",
+    profile: Annotated[str, typer.Option(help="A profile that was made before.")] = "",
+    tops: Annotated[str, typer.Option(help="Sizes of head sets that the dev split chooses from.")] = "10,25,50",
+    profile_items: Annotated[int, typer.Option(help="Items that heads are profiled on.")] = 32,
+    dev_items: Annotated[int, typer.Option(help="Items that the head set is chosen on.")] = 24,
+    test_items: Annotated[int, typer.Option(help="Items whose replies are judged.")] = 40,
+    draws: Annotated[int, typer.Option(help="Random draws per control.")] = 3,
+    seed: Annotated[int, typer.Option(help="Of the order of prompts, draws and intervals.")] = 0,
+    batch_size: Annotated[int, typer.Option(help="Prompts at once.")] = 8,
+    as_json: AsJson = False,
+    device: Device = None,
+    dtype: Dtype = None,
+) -> None:
+    """Steer a task: profile heads, choose how many, and judge replies as loaded, steered and with random heads."""
+    from interp.steerings import SteerPlan, SteerRun
+
+    plan = SteerPlan(
+        method=method,
+        task=task,
+        settings=_settings(settings or []),
+        heads=heads,
+        profile=profile,
+        tops=tuple(_number(part, "tops") for part in tops.split(",") if part.strip()),
+        profile_items=profile_items,
+        dev_items=dev_items,
+        test_items=test_items,
+        draws=draws,
+        seed=seed,
+        batch_size=batch_size,
+    )
+    loaded, _ = _load(model, None, device, dtype)
+    found = SteerRun.open(out, plan, loaded.model, loaded.tokenizer).finish()
+    (told,) = found.steering
+    if as_json:
+        content = {"chosen": told.chosen, "tried": told.tried, "check": told.check.to_dict()}
+        typer.echo(json.dumps(content, indent=1))
+    else:
+        for row in told.tried:
+            typer.echo(f"  {row['name']:16s} {row['score']:+.3f}  [{row['low']:+.3f}, {row['high']:+.3f}]")
+        typer.echo(f"{told.check.kind} on {told.task}, {told.chosen}: accuracy [95% interval]")
+        typer.echo("\n".join(f"  {line}" for line in str(told.check).splitlines()))
+    typer.echo(f"{out.resolve()}", err=True)
+
+
+def _settings(given: list[str]) -> dict[str, Any]:
+    """{"alpha": 0.01} from ["alpha=0.01"]; what is no number, true or false stays a text."""
+    found = {}
+    for text in given:
+        name, sign, value = text.partition("=")
+        if not sign or not name.strip():
+            raise UsageError(f"--set {text!r} is no setting: write name=value, as in alpha=0.01.")
+        try:
+            found[name.strip()] = json.loads(value)
+        except ValueError:
+            found[name.strip()] = value
+    return found
+
+
+def _number(text: str, name: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise UsageError(f"--{name} holds {text!r}: give whole numbers, separated by commas.") from None
+
+
+@app.command()
 def report(
     source: Annotated[str, typer.Argument(metavar="[MODEL|DIR]", help=f"{MODEL_HELP} Or a run folder.")] = "demo",
     output: Annotated[Path, typer.Option("--output", "-o", help="The HTML file to write.")] = Path("report.html"),
@@ -117,11 +191,14 @@ def report(
 ) -> None:
     """Make one HTML report, offline and mailable, of a model or of a run folder."""
     from interp.runs import findings
+    from interp.steerings import steering_findings
     from interp.studies import Plan
 
     _writable(output)
     if (Path(source) / "manifest.json").is_file():
         found = findings(source)
+    elif (Path(source) / "steering.json").is_file():
+        found = steering_findings(source)
     else:
         folder = output.with_name(f"{output.stem}-run") if run is None else run
         found = _run(Plan(seed=seed), source, folder, None, device, dtype).finish()

@@ -24,6 +24,20 @@ class TokenView:
 
 
 @dataclass(frozen=True)
+class Steered:
+    """What steering did to one task."""
+
+    method: str
+    task: str
+    check: CausalCheck
+    chosen: str
+    """by what rule the heads were taken"""
+    tried: list[dict[str, Any]] = field(default_factory=list)
+    """settings that were compared on the dev split: name, score, low, high, common"""
+    profile: HeadScores | None = None
+
+
+@dataclass(frozen=True)
 class Findings:
     """All that one run found out about one model."""
 
@@ -38,3 +52,4 @@ class Findings:
     """of the run: what was measured, on what, with which seed"""
     seconds: float = 0.0
     """time spent on measuring, all sittings together"""
+    steering: tuple[Steered, ...] = ()

@@ -82,6 +82,17 @@ def head_map(scores: HeadScores) -> "Figure":
     return figure
 
 
+def gains(scores: HeadScores) -> "Figure":
+    """`head_map` of a steering profile: what each head gains when it alone is steered, blue up and orange down."""
+    figure = head_map(scores)
+    known = scores.values[~scores.values.isnan()].abs()
+    most = float(known.max()) if len(known) and known.max() > 0 else 1.0
+    layout: Any = figure.layout
+    layout.coloraxis.update(colorscale="PuOr", cmin=-most, cmax=most)
+    layout.title.text = "Gain of each head, steered alone"
+    return figure
+
+
 def top_heads(scores: HeadScores, k: int = 10) -> "Figure":
     """The k highest scored heads, best on top, with their 95% intervals over prompts and the threshold."""
     import plotly.graph_objects as go
@@ -180,7 +191,7 @@ def causal(check: CausalCheck) -> "Figure":
         lows.append(mean - low)
         highs.append(high - mean)
         size = len(outcomes[0].condition.heads)
-        label = f"{group} {size}" if group == "top" else group
+        label = f"{group} {size}" if group in ("top", "steered") else group
         drawn = f" ({len(outcomes)} draws)" if len(outcomes) > 1 else ""
         ticks.append(f"{_safe(label)}<br>{mean:.0%}{drawn}")
         about.append(f"{_safe(label)}<br>{mean:.1%} [{low:.1%}, {high:.1%}]")
@@ -189,10 +200,11 @@ def causal(check: CausalCheck) -> "Figure":
             dots["y"].append(row + 0.18 + 0.14 * i / max(len(outcomes) - 1, 1))
             right = f"{sum(outcome.verdicts)} of {len(outcome.verdicts)} right"
             dots["text"].append(f"{_safe(outcome.condition.name)}: {right}<br>{_listed(outcome.condition.heads)}")
+    colours = [ORANGE if group in ("top", "steered") else BLUE for group in check.groups]
     figure = go.Figure()
     figure.add_scatter(
         x=means, y=list(range(len(means))), mode="markers", name="group", text=about,
-        marker={"size": 12, "symbol": "diamond", "color": [ORANGE if g == "top" else BLUE for g in check.groups]},
+        marker={"size": 12, "symbol": "diamond", "color": colours},
         error_x={"array": highs, "arrayminus": lows, "color": GREY, "thickness": 1.5, "width": 5},
         hovertemplate="%{text}<extra></extra>", showlegend=False,
     )  # fmt: skip
@@ -202,7 +214,8 @@ def causal(check: CausalCheck) -> "Figure":
     )  # fmt: skip
     n = len(check.outcomes[0].verdicts)
     said = [f"{n} prompts", "bars: 95% interval over prompts and draws", "small dots: single draws"]
-    title = f"Answers with heads taken out ({check.kind} ablation)"
+    steered = "steered" in check.groups
+    title = f"Answers under {_safe(check.kind)}" if steered else f"Answers with heads taken out ({check.kind} ablation)"
     figure.update_layout(**_layout(title, said, 66 * len(means) + 120))
     figure.update_xaxes(title="prompts answered", range=[-0.03, 1.03], tickformat=".0%", dtick=0.25)
     figure.update_yaxes(

@@ -21,6 +21,7 @@ from interp.hooks.heads import HeadLayout, HeadSet
 from interp.hooks.prompts import Prompts
 from interp.hooks.provenance import Provenance
 from interp.kernels.errors import InterpError, RunError, ScoreError, UsageError
+from interp.steerings import steering_findings
 from interp.studies import Plan, Study, check_prompts, studies
 from interp.views import view
 
@@ -213,6 +214,7 @@ def findings(folder: str | Path) -> Findings:
         kv_heads=layout["kv_heads"],
         scores={name: join_scores(folder, name) for name in names},
         causal=_causal(folder, plan, layout),
+        steering=tuple(steering_findings(path.parent).steering[0] for path in sorted(folder.glob("*/steering.json"))),
         views=views,
         settings=plan,
         seconds=sum(_read(path)["seconds"] for path in done),

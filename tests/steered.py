@@ -10,12 +10,18 @@ NAME = "literal"
 
 
 @contextlib.contextmanager
-def literal(model, rule):
-    """Run the model with rule(layer, pattern [b h q k]) -> pattern in place of its attention probabilities."""
+def literal(model, rule=None, keys=None, outputs=None):
+    """Run the model with rule(layer, pattern [b h q k]) -> pattern in place of its attention probabilities, and with
+    keys(layer, key [b h k d]) or outputs(layer, z [b h q d]) in place of its keys or of what heads write."""
+
+    def same(layer, x):
+        return x
+
+    rule, keys, outputs = rule or same, keys or same, outputs or same
 
     def attend(module, query, key, value, mask, scaling=None, softcap=None, **_):
         each = query.shape[1] // key.shape[1]
-        key, value = key.repeat_interleave(each, 1), value.repeat_interleave(each, 1)
+        key, value = keys(module.layer_idx, key.repeat_interleave(each, 1)), value.repeat_interleave(each, 1)
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
         score = query @ key.transpose(-1, -2) * scale
         if softcap is not None:
@@ -23,7 +29,7 @@ def literal(model, rule):
         if mask is not None:
             score = score + mask[..., : key.shape[2]]
         pattern = rule(module.layer_idx, score.softmax(-1))
-        return (pattern @ value).transpose(1, 2), None
+        return outputs(module.layer_idx, pattern @ value).transpose(1, 2), None
 
     AttentionInterface.register(NAME, attend)
     AttentionMaskInterface.register(NAME, ALL_MASK_ATTENTION_FUNCTIONS["eager"])
@@ -57,14 +63,48 @@ def spotlight(pattern, marked, target):
     return torch.where((span > 1e-30) & (span < target), raised, pattern)
 
 
-def act(pattern, rows, inside, first, limit, beta):
-    """Sinks by column means over the rows that see them; mass taken from them and spread over the rest of the row."""
+def sinks(pattern, rows, inside, first, limit):
+    """Sinks [b h k] by column means over the rows that see them, and these means."""
     q, k = pattern.shape[2:]
     causal = (torch.arange(k)[None] <= torch.arange(q)[:, None] + k - q)[None] & rows[:, :, None] & inside[:, None]
-    seen = causal.sum(1)
-    received = (pattern * rows[:, None, :, None]).sum(2) / seen.clamp(min=1)[:, None]
-    sinks = (received > limit[:, None, None]) & (inside & ~first)[:, None]
-    on = sinks[:, :, None].to(pattern.dtype)
+    received = (pattern * rows[:, None, :, None]).sum(2) / causal.sum(1).clamp(min=1)[:, None]
+    return (received > limit[:, None, None]) & (inside & ~first)[:, None], received
+
+
+def act(pattern, rows, inside, first, limit, beta):
+    """Mass taken from the sinks and spread over the rest of the row."""
+    found, received = sinks(pattern, rows, inside, first, limit)
+    on = found[:, :, None].to(pattern.dtype)
     s, rest = (pattern * on).sum(-1, keepdim=True), (pattern * (1 - on)).sum(-1, keepdim=True)
     spread = pattern * on * beta + pattern * (1 - on) * (1 + (1 - beta) * s / rest.clamp(min=1e-9))
-    return torch.where(rest < 1e-6, pattern, spread), sinks, received
+    return torch.where(rest < 1e-6, pattern, spread), found, received
+
+
+def key_scale(key, first, factor):
+    """The first token's key [b h k d] times the factor."""
+    return torch.where(first[:, None, :, None], key * factor, key)
+
+
+def redistribute(pattern, drained, span, rows, keep, least, share):
+    """VAR: sinks keep a part, what they lose goes to the span's other keys in proportion, where a head looks at the
+    span. Also how far the nearest row is from both limits, and the share of rows that were changed."""
+    on, to = drained[:, :, None], span[:, None, None] & ~drained[:, :, None]
+    s, v = (pattern * on).sum(-1, keepdim=True), (pattern * to).sum(-1, keepdim=True)
+    m = (pattern * span[:, None, None]).sum(-1, keepdim=True)
+    budget = (1 - keep) * s
+    moved = pattern * on * keep + pattern * to + torch.where(to, budget * pattern / v, 0.0) + pattern * ~on * ~to
+    late = rows[:, None, :, None].expand_as(m)
+    chosen = (m >= least) & (v / m >= share) & late
+    near = torch.minimum((m - least).abs(), (v - share * m).abs())[late].min()
+    return torch.where(chosen, moved, pattern), near, chosen[late].float().mean()
+
+
+def middle(pattern, documents, rows, bias, temperature, clip):
+    """Documents [b s k] get the softmax of their mean attention less the bias of their slot; the total is kept."""
+    n = documents.sum(-1)[:, None, None]
+    m = torch.einsum("bhqk,bsk->bhqs", pattern, documents.to(pattern.dtype))
+    a = ((m / n - bias) / temperature).softmax(-1)
+    wanted = a * n * m.sum(-1, keepdim=True) / (a * n).sum(-1, keepdim=True)
+    factor = (wanted / m).clamp(torch.tensor(-clip).exp(), torch.tensor(clip).exp())
+    weight = torch.einsum("bhqs,bsk->bhqk", factor - 1, documents.to(pattern.dtype)) + 1
+    return torch.where(rows[:, None, :, None], weighed(pattern, weight), pattern)

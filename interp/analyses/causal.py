@@ -26,7 +26,7 @@ class Condition:
 
     name: str
     group: str
-    """"as loaded", "top", "random" or "random by layer" """
+    """"as loaded", "top" or "steered", "random" or "random by layer" """
     heads: HeadSet
 
 
@@ -56,7 +56,8 @@ class CausalCheck:
     """Outcomes of all conditions on the same prompts."""
 
     outcomes: tuple[Outcome, ...]
-    kind: Kind
+    kind: str
+    """the ablation, or the edit"""
     k: int
     seed: int = 0
 

@@ -12,13 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from interp.hooks.bound import Bound
 from interp.hooks.capture import placed
-from interp.hooks.edit import Edit, Edits
+from interp.hooks.edit import Edit, Edits, steering
 from interp.hooks.heads import HeadSet
-from interp.hooks.modules import plain
+from interp.hooks.modules import attention_layers, plain
 from interp.hooks.prompts import Prompts
-from interp.hooks.resume import filled, plain_cache, recording, resumed
-from interp.hooks.rowwise import steering_rows
+from interp.hooks.resume import fill, plain_cache, recording, resumed
+from interp.hooks.rowwise import repeat_notes, steering_rows
 from interp.kernels.errors import PromptError
 
 
@@ -83,8 +84,9 @@ class Forced:
         self._inputs = placed(self.model, self.prompts, more=longest)
         with recording(self.model) as self._hidden:
             self._last, self._cache = self._read(self._inputs)
-        self._resumes = plain_cache(self._cache)
         self.layers = len(self._hidden)
+        self._resumes = plain_cache(self._cache)
+        self._start = self._untouched() if self._resumes else 0
         # a reading of continuations adds to the cache, which the head sets need as it is
         self.base = self._continued(self._last, _repeated(self._cache, self.options.most), 1)[:, 0]
 
@@ -107,23 +109,50 @@ class Forced:
                 found[:, chosen] = self._steered([sets[i] for i in chosen], first if self._resumes else 0)
         return found
 
+    def together(self) -> Tensor:
+        """Float [p 1 o] scores with the edits in the heads that they name themselves."""
+        with steering(self.model, self.edits, self.prompts) as context:
+            last, cache = self._read(self._inputs)
+            repeat_notes(context, self.options.most)
+            cache.batch_repeat_interleave(self.options.most)
+            self.cost += Cost(len(self.prompts), len(self.prompts))
+            return self._continued(last, cache, 1)
+
     def _steered(self, sets: list[HeadSet], first: int) -> Tensor:
-        each = len(sets)
+        each, start = len(sets), self._start
         inputs = {name: x.repeat_interleave(each, 0) for name, x in self._inputs.items()}
+        inputs |= {name: inputs[name][:, start:] for name in ("input_ids", "position_ids")}
+        cache = fill(self._empty(), self._cache, range(self.layers if start else 0), slice(0, start), each)
         with steering_rows(self.model, self.edits, self.prompts, sets) as steering:
-            with resumed(self.model, first, self._hidden[first].repeat_interleave(each, 0)):
-                last, cache = self._read(inputs)
-            filled(cache, self._cache, first, each)
+            with resumed(self.model, first, self._hidden[first][:, start:].repeat_interleave(each, 0)):
+                last, cache = self._read(inputs, cache)
+            fill(cache, self._cache, range(first), slice(start, None), each)
             steering.repeat(self.options.most)
             cache.batch_repeat_interleave(self.options.most)
-            self.cost += Cost(len(self.prompts) * each, len(self.prompts) * each * (1 - first / self.layers))
+            whole = len(self.prompts) * each
+            share = (1 - first / self.layers) * (1 - start / self._inputs["input_ids"].shape[1])
+            self.cost += Cost(whole, whole * share)
             return self._continued(last, cache, each)
 
-    def _read(self, inputs: dict[str, Tensor]) -> tuple[Tensor, Any]:
+    def _untouched(self) -> int:
+        """Columns at the left whose rows no edit changes: those before the first key of any span."""
+        edits = list(Edits(()) + self.edits)
+        sinks = any(getattr(layer, "sinks", None) is not None for layer in attention_layers(self.model).values())
+        if not edits or sinks or not all(edit.local for edit in edits):
+            return 0
+        bound, width = Bound(self.prompts), max(self.prompts.lengths)
+        marked = [bound.mask(where, len(self.prompts), width) for edit in edits for where in getattr(edit, "spans", ())]
+        ahead = torch.stack(marked).any(0).int().argmax(1) + (width - torch.tensor(self.prompts.lengths))
+        return min(int(ahead.min()), width - 1)
+
+    def _empty(self) -> Any:
         from transformers.cache_utils import DynamicCache
 
+        return DynamicCache(config=self.model.config.get_text_config())
+
+    def _read(self, inputs: dict[str, Tensor], cache: Any = None) -> tuple[Tensor, Any]:
+        cache = self._empty() if cache is None else cache
         with torch.no_grad():
-            cache = DynamicCache(config=self.model.config.get_text_config())
             out: Any = self.model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
         return out.logits[:, -1].float().log_softmax(-1), out.past_key_values
 

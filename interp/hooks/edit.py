@@ -1,13 +1,13 @@
 """Steering: attention re-weighted while the model runs, as biases on its logits, never as an edit of probabilities.
 
 "Multiply by w and renormalise" is "add log w before the softmax", so every edit is a bias on keys, a coefficient for
-each row times a set of keys, a scale of the logits, or a gate on what a head writes.
+each row times a set of keys, a scale of the logits, or a gate on what a head writes, which may add to it too.
 """
 
 import contextlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from interp.hooks.bound import Bound, Where
 from interp.hooks.heads import HeadLayout, HeadSet
-from interp.hooks.here import Here, Notes
+from interp.hooks.here import Here, Notes, Output
 from interp.hooks.modules import plain, projection_inputs
 from interp.hooks.prompts import Prompts
 from interp.hooks.seam import Seam, Site, Want, tapping
@@ -49,9 +49,23 @@ class Edit:
         return here.call
 
     @property
-    def gate(self) -> float | None:
-        """What the heads' outputs are multiplied by; None for edits of attention."""
+    def gate(self) -> Callable[[Output], Tensor] | None:
+        """What the heads write instead, made from what they wrote; None for edits of attention."""
         return None
+
+    @property
+    def local(self) -> bool:
+        """Whether rows before the first key of its spans stay as they are, in a model without learned sinks."""
+        return False
+
+    @property
+    def placed(self) -> bool:
+        """Whether its gate asks for positions, which only the attention call knows."""
+        return False
+
+    def chosen(self, layout: HeadLayout) -> HeadSet:
+        """The heads it acts on in a model. Raises HeadError."""
+        return HeadSet.parse(self.heads, layout)
 
     def to_dict(self) -> dict[str, Any]:
         return {"edit": type(self).__name__, **asdict(self)}
@@ -134,10 +148,9 @@ def steering(model: nn.Module, edits: "Edit | Edits", prompts: Prompts | None = 
         raise UsageError(f"{edits!r} is no edit: give one of interp.steer, or several added up.")
     steering = Steering(layout=HeadLayout.of(model), edits=Edits(()) + edits, bound=Bound(prompts))
     with contextlib.ExitStack() as stack:
-        if any(steering.layers(edit) for edit in steering.edits if edit.gate is None):
+        if steering.tapped:
             steering.seam = stack.enter_context(tapping(model, steering))
-        gated = {layer for edit in steering.edits if edit.gate is not None for layer in steering.layers(edit)}
-        if gated:
+        if gated := {layer for edit, heads in steering.pairs if edit.gate is not None for layer in heads}:
             stack.enter_context(projection_inputs(model, sorted(gated), steering.gated))
         yield steering
 
@@ -149,18 +162,28 @@ class Steering(Notes):
     layout: HeadLayout
     edits: Edits
     seam: Seam | None = None
-    _heads: dict[Edit, dict[int, tuple[int, ...]]] = field(default_factory=dict)
+    _heads: list[dict[int, tuple[int, ...]]] = field(default_factory=list)
+    """heads by layer, of each edit"""
+    _position: dict[int, Tensor] = field(default_factory=dict)
+    """Int [b q] of the rows that a layer's attention just saw"""
 
     def __post_init__(self) -> None:
         for edit in self.edits:
             idle = edit.idle or not edit.heads
-            self._heads[edit] = {} if idle else HeadSet.parse(edit.heads, self.layout).by_layer()
+            self._heads.append({} if idle else edit.chosen(self.layout).by_layer())
 
-    def layers(self, edit: Edit) -> dict[int, tuple[int, ...]]:
-        return self._heads[edit]
+    @property
+    def pairs(self) -> Iterator[tuple[Edit, dict[int, tuple[int, ...]]]]:
+        """Each edit and its heads by layer."""
+        return zip(self.edits, self._heads, strict=True)
+
+    @property
+    def tapped(self) -> set[int]:
+        """The layers whose attention calls are seen."""
+        return {layer for edit, heads in self.pairs if edit.gate is None or edit.placed for layer in heads}
 
     def at(self, layer: int) -> bool:
-        return any(layer in self._heads[edit] for edit in self.edits if edit.gate is None)
+        return any(layer in heads for edit, heads in self.pairs if edit.gate is None or edit.placed)
 
     def want(self, site: Site) -> Want | None:
         return None
@@ -171,20 +194,23 @@ class Steering(Notes):
     def edit(self, site: Site) -> Call:
         self.bound.match(site)
         call = site.call
-        for number, edit in enumerate(self.edits):
-            heads = self._heads[edit].get(site.layer)
+        for number, (edit, layers) in enumerate(self.pairs):
+            heads = layers.get(site.layer)
             if heads and edit.gate is None:
                 index = torch.tensor(heads, device=call.q.device)
                 call = edit.change(Here(replace(site, call=call), index, self, number))
+            elif heads and edit.placed:
+                self._position[site.layer] = call.rows[None] - site.first[:, None]
         return call
 
     def gated(self, layer: int, x: Tensor) -> Tensor:
-        """x [b q h*d] with the outputs of gated heads scaled."""
+        """x [b q h*d] with what gates make of the outputs of their heads."""
         z = x.unflatten(-1, (self.layout.heads, -1)).clone()
-        for edit in self.edits:
-            heads = self._heads[edit].get(layer)
+        position = self._position.pop(layer, None)
+        for number, (edit, layers) in enumerate(self.pairs):
+            heads = list(layers.get(layer, ()))
             if heads and edit.gate is not None:
-                z[:, :, list(heads)] *= edit.gate
+                z[:, :, heads] = edit.gate(Output(z[:, :, heads], layer, heads, position, self, number))
         return z.flatten(-2)
 
 

@@ -1,4 +1,4 @@
-"""One attention call as a steering edit sees it: keys and rows by position, and the ways to change it."""
+"""What steering sees: an attention call, keys and rows by their positions, with ways to change it; what heads wrote."""
 
 import math
 import warnings
@@ -24,7 +24,9 @@ class Notes:
 
     bound: Bound
     memory: dict[tuple[int, int], Any] = field(default_factory=dict)
-    """what an edit noted at a layer, by the number of the edit and the layer"""
+    """what an edit noted of each row of the batch at a layer, by the number of the edit and the layer"""
+    made: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+    """what an edit made for a layer whatever the batch, by the same"""
     _warned: set[int] = field(default_factory=set)
 
     def warn(self, number: int, text: str) -> None:
@@ -65,6 +67,19 @@ class Here:
         """Bool [b k] the first real token."""
         return self.key_position == 0
 
+    def tokens(self, spans: tuple[Where, ...]) -> Tensor:
+        """Bool [b n] positions of each row's prompt that any of the spans has, whatever a cache still holds."""
+        lengths = torch.tensor(self.steering.bound.lengths(self.call.q.shape[0]), device=self.call.q.device)
+        place = torch.arange(int(lengths.max()), device=lengths.device).expand(len(lengths), -1)
+        inside = torch.stack([self.steering.bound.at(where, place) for where in spans]).any(0)
+        return inside & (place < lengths[:, None])
+
+    def after(self, spans: tuple[Where, ...]) -> Tensor:
+        """Bool [b q] rows past the last token that the spans have in the prompt; none where they have none."""
+        inside = self.tokens(spans)
+        last = torch.where(inside, torch.arange(inside.shape[1], device=inside.device), -1).amax(1, keepdim=True)
+        return (self.row_position > last) & (last >= 0)
+
     def prompt(self, scope: str = "prompt") -> Tensor:
         """Bool [b k] keys of the prompt; scope "all" takes generated keys in, "generated" takes them alone."""
         position = self.key_position
@@ -83,7 +98,7 @@ class Here:
         inside = torch.zeros_like(position, dtype=torch.bool)
         for where in spans:
             inside = inside | self.steering.bound.at(where, position)
-        self._warn_of_window(spans, inside)
+        self.warn_of_window(spans, inside)
         return inside
 
     def has(self, spans: tuple[Where, ...]) -> Tensor:
@@ -92,7 +107,8 @@ class Here:
         there = torch.stack([self.steering.bound.has(where, rows) for where in spans])
         return there.any(0).to(self.call.q.device)
 
-    def _warn_of_window(self, spans: tuple[Where, ...], inside: Tensor) -> None:
+    def warn_of_window(self, spans: tuple[Where, ...], inside: Tensor) -> None:
+        """Warn where the keys `inside` [b k] of these spans lie out of the last row's window."""
         window = self.call.window
         if window is None or self.call.q.shape[2] == 1:
             return
@@ -120,16 +136,24 @@ class Here:
         return call
 
     def weighed(self, coefficient: Tensor, on: Tensor) -> Call:
-        """The call with coefficient[b h q] added to the logits of keys `on` [b k], or [b h k], for the edit's heads."""
+        """The call with coefficient[b h q] added to the logits of keys `on` [b k], or [b h k], for the edit's heads.
+
+        Several sets of keys: coefficient[b h q s], and `on` the number of the set that a key is in, from 1, 0 for none.
+        """
         if not bool(on.any()):
             return self.call
-        heads = self.call.sizes[1]
-        chosen = torch.zeros(heads, dtype=torch.bool, device=coefficient.device).index_fill(0, self.heads, True)
-        coefficient = torch.where(chosen[:, None], coefficient, 0.0)[..., None]
+        coefficient = coefficient[..., None] if coefficient.dim() == 3 else coefficient
+        coefficient = torch.where(self.own[:, None, None], coefficient, 0.0)
         group = on.to(torch.int32)
         if self.call.row_coef is not None:
             coefficient, group = _both(self.call.row_coef, self.call.group_of_key, coefficient, group)
         return replace(self.call, row_coef=coefficient, key_group=group)
+
+    @property
+    def own(self) -> Tensor:
+        """Bool [h] the edit's heads."""
+        none = torch.zeros(self.call.sizes[1], dtype=torch.bool, device=self.call.q.device)
+        return none.index_fill(0, self.heads, True)
 
     def scaled(self, value: float) -> Call:
         """The call with the logits of the edit's heads multiplied by `value`."""
@@ -145,7 +169,7 @@ class Here:
         The second is no difference of the first to one, which would be rounding where it is small.
         """
         if on.dim() == 2:
-            found = self._read(Mass(torch.stack([on, ~on], 1)))
+            found = self.masses(torch.stack([on, ~on], 1))
             return found[..., 0], found[..., 1] + self._learned
         # the keys of all heads, a set each, and which of them are a head's own
         union = on.any(1)
@@ -164,6 +188,10 @@ class Here:
             outside = outside + (single * (there & ~own)[..., part]).sum(-1) + others.sum(-1)
             rest = rest[:, :0]
         return inside, outside + self._learned
+
+    def masses(self, sets: Tensor) -> Tensor:
+        """Float [b h q s] attention on each of the sets of keys [b s k], as the call stands."""
+        return torch.cat([self._read(Mass(part)) for part in sets.split(WIDEST, 1)], -1)
 
     @property
     def _learned(self) -> Tensor:
@@ -208,6 +236,21 @@ class Here:
                 f"after this edit some query of layer {self.site.layer} sees no key at all: leave it the first token, "
                 "or take fewer keys away."
             )
+
+
+@dataclass(eq=False)
+class Output:
+    """What some heads of a layer wrote, as a gate sees it."""
+
+    z: Tensor
+    """[b q n d] of these heads, at the input of the output projection"""
+    layer: int
+    heads: list[int]
+    row_position: Tensor | None
+    """Int [b q]; None where no edit of the context asked for positions"""
+    steering: Notes
+    number: int
+    """of the edit in its context"""
 
 
 def _both(coef: Tensor, group: Tensor, more: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:

@@ -72,11 +72,12 @@ def resumed(model: nn.Module, layer: int, hidden: Tensor) -> Iterator[None]:
             block.__dict__.pop("forward", None)
 
 
-def filled(cache: Any, source: Any, layer: int, repeat: int) -> Any:
-    """The cache of a resumed forward with the layers below `layer` taken from `source`, each row `repeat` times."""
-    for number in range(layer):
+def fill(cache: Any, source: Any, layers: range, columns: slice, repeat: int) -> Any:
+    """Add some columns of some layers of the cache `source` to `cache`, each row of the batch `repeat` times."""
+    for number in layers:
         held = source.layers[number]
-        cache.update(held.keys.repeat_interleave(repeat, 0), held.values.repeat_interleave(repeat, 0), number)
+        keys, values = (x[:, :, columns].repeat_interleave(repeat, 0) for x in (held.keys, held.values))
+        cache.update(keys, values, number)
     return cache
 
 

@@ -59,9 +59,7 @@ class RowSteering(Steering):
     def repeat(self, copies: int) -> None:
         """From now on each row comes `copies` times, those of one row side by side; what edits noted is repeated."""
         self.copies *= copies
-        for key, value in self.memory.items():
-            if isinstance(value, Tensor):
-                self.memory[key] = value.repeat_interleave(copies, 0)
+        repeat_notes(self, copies)
 
     def edit(self, site: Site) -> Call:
         own = self.own.get(site.layer)
@@ -70,6 +68,13 @@ class RowSteering(Steering):
         rows = site.call.q.shape[0]
         own = own.repeat(rows // (len(own) * self.copies), 1).repeat_interleave(self.copies, 0)
         return only(site.call, super().edit(site), own.to(site.call.q.device))
+
+
+def repeat_notes(steering: Steering, copies: int) -> None:
+    """Let what edits noted of each row of a batch hold for `copies` rows in its place."""
+    for key, value in steering.memory.items():
+        if isinstance(value, Tensor):
+            steering.memory[key] = value.repeat_interleave(copies, 0)
 
 
 def only(before: Call, after: Call, own: Tensor) -> Call:

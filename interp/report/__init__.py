@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from interp import plots
 from interp.analyses.scores import HeadScores
 from interp.analyses.storage import write_atomic
-from interp.findings import Findings
+from interp.findings import Findings, Steered
 from interp.kernels.errors import RunError, ScoreError
 from interp.report import views, words
 
@@ -70,6 +70,7 @@ def render(findings: Findings) -> str:
         "overlaps": _overlaps(findings.scores),
         "causal": drawn.add(plots.causal(findings.causal)) if findings.causal else None,
         "replies": words.replies(findings.causal) if findings.causal else [],
+        "steering": [_steering(told, drawn) for told in findings.steering],
         "views": shown,
         "provenance": words.provenance(findings),
         "style": Markup(_own("report.css")),
@@ -81,6 +82,17 @@ def render(findings: Findings) -> str:
         "top": TOP,
     }
     return environment.from_string(_own("report.html.j2")).render(context)
+
+
+def _steering(told: Steered, drawn: "_Figures") -> dict[str, Any]:
+    """What the section of one steering run shows."""
+    return {
+        "told": told,
+        "words": words.steering_words(told),
+        "figure": drawn.add(plots.causal(told.check)),
+        "map": drawn.add(plots.gains(told.profile)) if told.profile is not None else None,
+        "replies": words.replies(told.check),
+    }
 
 
 def embed(text: str) -> str:
@@ -115,9 +127,10 @@ class _Figures:
 
 
 def _check(findings: Findings) -> None:
-    if not findings.scores:
+    if not findings.scores and not findings.steering:
         raise RunError("the findings hold no scores; run at least one analysis before making a report.")
-    for name, scores in findings.scores.items():
+    profiles = {f"{told.method} on {told.task}": told.profile for told in findings.steering if told.profile}
+    for name, scores in {**findings.scores, **profiles}.items():
         if (scores.layers, scores.n_heads) != (findings.layers, findings.heads):
             raise RunError(
                 f"the scores '{name}' are of {scores.layers} layers x {scores.n_heads} heads, the findings of "

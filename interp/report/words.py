@@ -11,7 +11,7 @@ from typing import Any
 
 from interp.analyses.causal import CausalCheck, Outcome
 from interp.analyses.scores import HeadScores
-from interp.findings import Findings
+from interp.findings import Findings, Steered
 from interp.plots import number, title_of
 
 TAKEN_OUT = {
@@ -124,6 +124,34 @@ def causal_words(findings: Findings) -> list[str]:
     return said
 
 
+def steering_words(told: Steered) -> list[str]:
+    """One steering check in sentences."""
+    check = told.check
+    groups = {name: [row for row in check.outcomes if row.condition.group == name] for name in check.groups}
+    size = len(groups["steered"][0].condition.heads)
+    said = [
+        f"As loaded, the model was right on {_right(groups['as loaded'])} items of {told.task}; "
+        f"under {check.kind} in {size} heads ({told.chosen}), on {_right(groups['steered'])}."
+    ]
+    controls = [
+        f"{words}, {_right(groups[name])} on average over {len(groups[name])} draws"
+        for name, words in (("random", "drawn freely"), ("random by layer", "matched by layer"))
+        if name in groups
+    ]
+    if controls:
+        said.append(f"The same edit in {size} random other heads: {'; '.join(controls)}.")
+    low = check.group("steered")[1]
+    above = [name for name in groups if name != "steered" and check.group(name)[2] < low]
+    rest = [name for name in groups if name not in ("steered", *above)]
+    if not rest:
+        said.append("The 95% interval of the steered replies lies above all others.")
+    elif above:
+        said.append(f"Its 95% interval lies above {', '.join(above)}, and overlaps {', '.join(rest)}.")
+    else:
+        said.append("Its 95% interval lies above none of the others: this check shows no gain.")
+    return said
+
+
 def top_of(findings: Findings) -> str:
     """The analysis whose top heads the causal check took out, in words; "" where it is none of these."""
     outcomes = findings.causal.outcomes if findings.causal else ()
@@ -160,10 +188,10 @@ def _verdict(check: CausalCheck) -> list[str]:
 
 
 def replies(check: CausalCheck) -> list[dict[str, Any]]:
-    """A few prompts and what was written under each condition; first those lost with the top heads."""
+    """A few prompts and what was written under each condition; first those that the heads lose or win."""
     first = check.outcomes[0]
-    tops = [row for row in check.outcomes if row.condition.group == "top"] or [first]
-    order = sorted(range(len(first.verdicts)), key=lambda i: not (first.verdicts[i] and not tops[0].verdicts[i]))
+    tops = [row for row in check.outcomes if row.condition.group in ("top", "steered")] or [first]
+    order = sorted(range(len(first.verdicts)), key=lambda i: first.verdicts[i] == tops[0].verdicts[i])
     # questions beside the answers, where a check holds them
     asked = getattr(first, "questions", ())
     told = []

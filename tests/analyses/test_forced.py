@@ -55,7 +55,7 @@ def alone(model, prompt, edits, heads, option):
     return torch.stack(scores).mean()
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "phi3"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "phi3", "gpt_oss"])
 @pytest.mark.parametrize("name", EDITS)
 def test_rows_are_what_they_are_alone(family, name):
     model, batch = make(family, layers=3).eval(), prompts()
@@ -75,12 +75,32 @@ def test_rows_are_what_they_are_alone(family, name):
 
 def test_a_forward_begins_where_something_changes():
     model, batch = make("llama", layers=3).eval(), prompts()
-    made = Forced(model, batch, EDITS["pasta"])
+    made = Forced(model, batch, EDITS["zerotuning"])
     made.under([HeadSet.parse("L2H0"), HeadSet.parse("L2H1")])
     assert made.cost.prompts == 6
     assert made.cost.layers == pytest.approx(2)
     made.under([HeadSet.parse("L0H0")])
     assert made.cost.layers == pytest.approx(5)
+
+
+def test_rows_before_a_span_are_read_once():
+    model = make("llama", layers=2).eval()
+    batch = Prompts.from_ids(
+        [[*range(5, 25)], [*range(30, 46)]],
+        spans=[{"mark": (10, 13)}, {"mark": (8, 11)}],
+        meta=[{"right": [[7]], "wrong": [[8]]}] * 2,
+    )
+    sets = [HeadSet.parse("L0H0")]
+    # the second prompt has four columns of padding
+    near = Forced(model, batch, EDITS["pasta"])
+    near.under(sets)
+    assert near.cost.layers == pytest.approx(2 * (1 - 10 / 20))
+    whole = Forced(model, batch, EDITS["zerotuning"])
+    whole.under(sets)
+    assert whole.cost.layers == pytest.approx(2)
+    last = Forced(model, batch, steer.Pasta("mark", 0.05, protect_first=True))
+    last.under(sets)
+    assert last.cost.layers == pytest.approx(2)
 
 
 def test_the_model_is_as_it_was():

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
+from interp.analyses.steer.sinks import Threshold, limit, sinks
 from interp.hooks.edit import Edit, Here
 from interp.kernels.contract import Call
 from interp.kernels.errors import UsageError
@@ -26,54 +26,24 @@ class Act(Edit):
     """
 
     beta: float = 0.4
-    threshold: float | str = "5/n"
+    threshold: Threshold = "5/n"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 < self.beta <= 1:
             raise UsageError(f"beta={self.beta} is not in (0, 1]: ACT takes 0.4 by default, 1 for nothing.")
-        self._limit(torch.ones(1))
+        limit(self.threshold, torch.ones(1))
 
     @property
     def idle(self) -> bool:
         return self.beta == 1
 
     def change(self, here: Here) -> Call:
-        sinks = self.sinks(here)
-        if not bool(sinks.any()):
+        on = sinks(here, self.threshold)
+        if not bool(on.any()):
             return here.call
-        s, rest = here.mass(sinks)
+        s, rest = here.mass(on)
         # where a row sees sinks alone nothing could take what they lose
         alone = rest < 1e-6
         coefficient = torch.log(self.beta * rest.clamp(min=1e-6) / (1 - self.beta * s))
-        return here.weighed(coefficient.masked_fill(alone, 0.0), sinks)
-
-    def sinks(self, here: Here) -> Tensor:
-        """Bool [b h k], found on the prompt and kept for the steps that follow."""
-        keys = here.call.sizes[4]
-        found = here.recall()
-        if found is None or here.call.q_start <= here.call.k_start:
-            lengths = torch.tensor(here.steering.bound.lengths(here.call.sizes[0]), device=here.call.q.device)
-            position = here.row_position
-            if here.call.q.shape[2] < int(lengths.max()):
-                raise UsageError("ACT finds its sinks on the whole prompt: let it be read in one prefill.")
-            received = here.columns((position >= 0) & (position < lengths[:, None]))
-            above = received > self._limit(lengths)[:, None, None].to(received)
-            inside = here.prompt() & ~here.first
-            own = torch.zeros(here.call.sizes[1], dtype=torch.bool, device=above.device).index_fill(0, here.heads, True)
-            found = above & inside[:, None] & own[:, None]
-            here.note(found)
-        # a cache may have dropped its oldest keys since, and has new ones
-        found = found[..., here.call.k_start :][..., :keys]
-        return torch.nn.functional.pad(found, (0, keys - found.shape[-1]))
-
-    def _limit(self, lengths: Tensor) -> Tensor:
-        if isinstance(self.threshold, str):
-            number, _, n = self.threshold.partition("/")
-            try:
-                if n.strip() != "n":
-                    raise ValueError
-                return float(number) / lengths.float()
-            except ValueError:
-                raise UsageError(f"threshold={self.threshold!r} is neither a number nor of the form '5/n'.") from None
-        return torch.full_like(lengths, self.threshold, dtype=torch.float32)
+        return here.weighed(coefficient.masked_fill(alone, 0.0), on)

@@ -41,6 +41,11 @@ class Pasta(Marked):
     def idle(self) -> bool:
         return self.alpha == 1
 
+    @property
+    def local(self) -> bool:
+        # a row that sees no key of the span has one bias on all it sees
+        return self.mode == "include" or (not self.protect_first and self.scope != "generated")
+
     def change(self, here: Here) -> Call:
         marked = here.keys(self.spans)
         if self.mode == "include":

@@ -1,11 +1,13 @@
 """The cheap relatives of PASTA, ACT and ZeroTuning: what the same algebra gives for nothing."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
-from interp.hooks.edit import Edit, Here, Marked, positive
+from interp.hooks.edit import Edit, Here, Marked, Output, positive
 from interp.kernels.contract import Call
 from interp.kernels.errors import UsageError
 
@@ -32,6 +34,10 @@ class Boost(Marked):
     @property
     def idle(self) -> bool:
         return self.factor == 1
+
+    @property
+    def local(self) -> bool:
+        return True
 
     def change(self, here: Here) -> Call:
         marked = here.keys(self.spans)
@@ -61,6 +67,10 @@ class SpotLight(Marked):
     def idle(self) -> bool:
         return self.target == 0
 
+    @property
+    def local(self) -> bool:
+        return True
+
     def change(self, here: Here) -> Call:
         marked = here.keys(self.spans)
         psi, rest = here.mass(marked)
@@ -80,6 +90,10 @@ class Knockout(Marked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+
+    @property
+    def local(self) -> bool:
+        return True
 
     def change(self, here: Here) -> Call:
         return here.biased(-math.inf, here.keys(self.spans))
@@ -114,5 +128,5 @@ class Gate(Edit):
         return self.factor == 1
 
     @property
-    def gate(self) -> float | None:
-        return self.factor
+    def gate(self) -> Callable[[Output], Tensor]:
+        return lambda output: output.z * self.factor

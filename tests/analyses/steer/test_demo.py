@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from steered import act, literal, pasta, zero
+from steered import act, key_scale, literal, pasta, zero
 
 import interp
 from interp import steer
@@ -17,7 +17,7 @@ def last_logits(model, prompts):
         return model(**placed(model, prompts), use_cache=False).logits
 
 
-@pytest.mark.parametrize("name", ["pasta", "zerotuning", "act"])
+@pytest.mark.parametrize("name", ["pasta", "zerotuning", "act", "key scale"])
 def test_equals_the_literal_rule_on_the_demo_model(demo, name):
     model, tokenizer = demo
     prompts = interp.tasks.needle(tokenizer, lengths=(150, 190), n=2)
@@ -38,8 +38,10 @@ def test_equals_the_literal_rule_on_the_demo_model(demo, name):
         near.append((received - 0.25).abs()[(prompt & ~first)[:, None].expand_as(received)].min())
         return changed
 
-    edit = {"pasta": steer.Pasta("needle", 0.1), "zerotuning": steer.ZeroTuning(3.0), "act": steer.Act(0.4, 0.25)}[name]
-    with literal(model, rule):
+    edits = {"pasta": steer.Pasta("needle", 0.1), "zerotuning": steer.ZeroTuning(3.0), "act": steer.Act(0.4, 0.25)}
+    edit = edits.get(name) or steer.KeyScale(1.2)
+    scaled = {"keys": lambda layer, key: key_scale(key, first, 1.2)}
+    with literal(model, **(scaled if name == "key scale" else {"rule": rule})):
         expected = last_logits(model, prompts)
     with steering(model, edit, prompts) as context:
         found = last_logits(model, prompts)

@@ -1,21 +1,26 @@
 """Every steering method against its paper's rule on probabilities, and what must hold of any edit."""
 
+import itertools
 import warnings
 
 import pytest
 import torch
 from families import VOCAB
-from steered import act, literal, pasta, spotlight, weighed, zero
+from steered import act, key_scale, literal, middle, pasta, redistribute, sinks, spotlight, weighed, zero
 
 from interp import steer
 from interp.hooks.capture import placed
 from interp.hooks.edit import Edits, steering
+from interp.hooks.heads import HeadLayout
 from interp.hooks.outputs import ablate
 from interp.hooks.prompts import Prompts
 from interp.kernels.errors import HeadError, InterpError, SpanError, UsageError
 
 FAMILIES = ["llama", "qwen2", "gpt2", "gemma2", "phi3"]
 HEADS = "L0H1 L0H2 L1H0 L1H3"
+# of heads 16 wide, as in all families here
+VECTORS = {name: torch.randn(16, generator=torch.Generator().manual_seed(i)) for i, name in enumerate(HEADS.split())}
+SLOTS = torch.rand(2, 4, 2, generator=torch.Generator().manual_seed(0)) / 20
 METHODS = {
     "pasta": steer.Pasta("mark", 0.05, heads=HEADS),
     "pasta, spans": steer.Pasta(["mark", "other"], 0.1, protect_first=True, heads=HEADS),
@@ -27,8 +32,21 @@ METHODS = {
     "temperature": steer.Temperature(0.5, heads=HEADS),
     "gate": steer.Gate(0.3, heads=HEADS),
     "knockout": steer.Knockout("mark", heads=HEADS),
+    "key scale": steer.KeyScale(1.4, heads=HEADS),
+    "redistribute": steer.Redistribute("mark", 0.4, 0.1, 0.6, threshold=0.08, heads=HEADS),
+    "redistribute, named": steer.Redistribute(["mark", "other"], 0.4, 0.1, 0.6, sinks=[0, (5, 7)], heads=HEADS),
+    "middle": steer.FoundInTheMiddle(["mark", "other"], [0.02, 0.05], temperature=0.05),
+    "middle, clipped": steer.FoundInTheMiddle(["other", "mark"], SLOTS, temperature=0.01, clip=0.7, heads=HEADS),
+    "offset": steer.Offset(VECTORS),
+    "offset, all": steer.Offset(VECTORS, at="all", scale=0.5, heads="L1"),
+    "all of them": steer.KeyScale(1.4)
+    + steer.Redistribute("mark", 0.4, 0.1, 0.6, sinks=0)
+    + steer.FoundInTheMiddle(["mark", "other"], [0.02, 0.05], temperature=0.05)
+    + steer.Offset(VECTORS)
+    + steer.Gate(0.7, heads="L1"),
     "sum": steer.Pasta("mark", 0.05, heads=HEADS) + steer.SpotLight("other", 0.3) + steer.Act(0.4, 0.08, heads="L1"),
 }
+NO_PAPER = ("temperature", "gate", "knockout", "sum", "all of them")
 IDLE = [
     steer.Pasta("mark", 1.0),
     steer.ZeroTuning(1.0),
@@ -37,6 +55,11 @@ IDLE = [
     steer.SpotLight("mark", 0.0),
     steer.Temperature(1.0),
     steer.Gate(1.0),
+    steer.KeyScale(1.0),
+    steer.Redistribute("mark", 1.0),
+    steer.FoundInTheMiddle(["mark", "other"], [0.0, 0.1], clip=0.0),
+    steer.Offset(VECTORS, scale=0.0),
+    steer.Offset(VECTORS, heads="L0H0"),
     steer.Pasta("mark", 0.1, heads=""),
     Edits(),
 ]
@@ -59,7 +82,8 @@ def real(x, prompts):
     return torch.cat([row[-n:] for row, n in zip(x, prompts.lengths, strict=True)])
 
 
-def rule_of(name, model, prompts):
+def rules_of(name, model, prompts):
+    """What `literal` takes for a method: its rule on probabilities, on keys or on outputs."""
     width = max(prompts.lengths)
     position = torch.arange(width)[None] - (width - torch.tensor(prompts.lengths))[:, None]
     prompt, first = position >= 0, position == 0
@@ -70,49 +94,79 @@ def rule_of(name, model, prompts):
 
     mark, other = span("mark"), span("other")
     edit = METHODS[name]
-    heads = model.config.num_attention_heads
-    from interp.hooks.heads import HeadLayout, HeadSet
-
-    chosen = HeadSet.parse(edit.heads, HeadLayout.of(model)).by_layer()
+    layout = HeadLayout.of(model)
+    chosen = edit.chosen(layout).mask(layout)
     limit = torch.full((len(prompts),), 0.08)
+    last = torch.tensor(prompts.lengths)[:, None] - 1
+    seen = {"sinks": 0, "moved": []}
 
-    def rule(layer, pattern):
+    def changed(layer, pattern):
         if name == "pasta":
-            changed = pasta(pattern, mark, prompt, 0.05)
-        elif name == "pasta, spans":
-            changed = pasta(pattern, mark | other | first, prompt, 0.1)
-        elif name == "pasta, include":
-            changed = weighed(pattern, torch.where(mark, 10.0, 1.0)[:, None, None])
-        elif name == "zerotuning":
-            changed = zero(pattern, first, 3.0)
-        elif name == "boost":
-            changed = weighed(pattern, torch.where(mark, 5.0, 1.0)[:, None, None])
-        elif name == "spotlight":
-            changed = spotlight(pattern, mark, 0.3)
+            return pasta(pattern, mark, prompt, 0.05)
+        if name == "pasta, spans":
+            return pasta(pattern, mark | other | first, prompt, 0.1)
+        if name == "pasta, include":
+            return weighed(pattern, torch.where(mark, 10.0, 1.0)[:, None, None])
+        if name == "zerotuning":
+            return zero(pattern, first, 3.0)
+        if name == "boost":
+            return weighed(pattern, torch.where(mark, 5.0, 1.0)[:, None, None])
+        if name == "spotlight":
+            return spotlight(pattern, mark, 0.3)
+        if name == "middle":
+            late = (position >= 12) & prompt
+            return middle(pattern, torch.stack([mark, other], 1), late, torch.tensor([0.02, 0.05]), 0.05, 5.0)
+        if name == "middle, clipped":
+            late = (position >= 12) & prompt
+            return middle(pattern, torch.stack([other, mark], 1), late, SLOTS[layer][:, None], 0.01, 0.7)
+        if name == "redistribute, named":
+            drained = (first | (position == 5) | (position == 6))[:, None].expand(-1, layout.heads, -1)
+            rows, marked = (position >= 12) & prompt, mark | other
         else:
-            changed, sinks, received = act(pattern, prompt, prompt, first, limit, 0.4)
+            found, received = sinks(pattern, prompt, prompt, first, limit)
             near = (received - 0.08).abs()[(prompt & ~first)[:, None].expand_as(received)].min()
             assert near > 1e-5, "a column too near to the threshold to compare"
-            rule.sinks += int(sinks.sum())
-        on = torch.zeros(heads, dtype=torch.bool)
-        on[list(chosen.get(layer, ()))] = True
-        return torch.where(on[:, None, None], changed, pattern)
+            seen["sinks"] += int(found.sum())
+            if name == "act":
+                return act(pattern, prompt, prompt, first, limit, 0.4)[0]
+            # the last token of the mark is that of each prompt
+            rows, marked = position > torch.where(mark, position, -1).amax(1, keepdim=True), mark
+            drained = found | first[:, None]
+        new, near, share = redistribute(pattern, drained, marked, rows, 0.4, 0.1, 0.6)
+        assert near > 1e-6, "a row too near to a limit to compare"
+        seen["moved"].append(share)
+        return new
 
-    rule.sinks = 0
-    return rule
+    def on(layer, new, old):
+        return torch.where(chosen[layer][:, None, None], new, old)
+
+    def scaled(layer, key):
+        return on(layer, key_scale(key, first, 1.4), key)
+
+    def moved(layer, z):
+        scale, rows = (1.0, position >= last) if name == "offset" else (0.5, prompt)
+        vectors = torch.stack([VECTORS.get(f"L{layer}H{head}", torch.zeros(16)) for head in range(layout.heads)])
+        return on(layer, z + rows[:, None, :, None] * scale * vectors[:, None], z)
+
+    if name.startswith("offset"):
+        return {"outputs": moved}, seen
+    if name == "key scale":
+        return {"keys": scaled}, seen
+    return {"rule": lambda layer, pattern: on(layer, changed(layer, pattern), pattern)}, seen
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("name", ["pasta", "pasta, spans", "pasta, include", "zerotuning", "act", "boost", "spotlight"])
+@pytest.mark.parametrize("name", [name for name in METHODS if name not in NO_PAPER])
 def test_equals_the_literal_rule(tiny_model, family, name):
     model, prompts = tiny_model(family, attn_implementation="eager"), batch()
-    rule = rule_of(name, model, prompts)
-    with literal(model, rule):
+    rules, seen = rules_of(name, model, prompts)
+    with literal(model, **rules):
         expected = logits(model, prompts)
     with steering(model, METHODS[name], prompts):
         found = logits(model, prompts)
     plain = logits(model, prompts)
-    assert name != "act" or rule.sinks > 0
+    assert name not in ("act", "redistribute") or seen["sinks"] > 0
+    assert not seen["moved"] or 0 < sum(seen["moved"]) < len(seen["moved"]), "all rows or none were changed"
     assert (real(found, prompts) - real(plain, prompts)).abs().max() > 1e-4
     torch.testing.assert_close(real(found, prompts), real(expected, prompts), atol=1e-5, rtol=1e-5)
 
@@ -171,8 +225,8 @@ def test_a_range_past_a_prompts_end_changes_only_longer_prompts(tiny_model):
 def test_beams_and_samples_follow_their_prompts(tiny_model):
     model, prompts = tiny_model("llama"), batch()
     settings = {"max_new_tokens": 4, "pad_token_id": 0, "eos_token_id": None, "num_return_sequences": 2}
-    for more in ({"num_beams": 2}, {"do_sample": True}):
-        with steering(model, METHODS["sum"], prompts):
+    for more, name in itertools.product(({"num_beams": 2}, {"do_sample": True}), ("sum", "all of them")):
+        with steering(model, METHODS[name], prompts):
             out = model.generate(**placed(model, prompts), **settings, **more)
         assert out.shape[0] == 4
 
@@ -219,7 +273,21 @@ def test_a_span_outside_of_the_window_is_warned_of(tiny_model):
 
 
 @pytest.mark.parametrize("family", ["mistral", "gemma3", "gpt_oss"])
-@pytest.mark.parametrize("name", ["pasta", "pasta, spans", "boost", "zerotuning", "spotlight"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "pasta",
+        "pasta, spans",
+        "boost",
+        "zerotuning",
+        "spotlight",
+        "key scale",
+        "redistribute",
+        "redistribute, named",
+        "middle",
+        "offset",
+    ],
+)
 def test_windows_and_chunks_are_full_recompute(tiny_model, family, name):
     model = tiny_model(family)
     prompts = batch((44, 50))
@@ -260,6 +328,11 @@ def test_edits_print_hash_and_save(tmp_path):
     assert hash(edits) == hash(Edits(edits.edits))
     assert "Pasta(" in repr(edits)
     assert "alpha=0.05" in repr(edits)
+    for edit in METHODS.values():
+        again = Edits.load((Edits() + edit).save(tmp_path / "edits.json"))
+        assert again == Edits() + edit
+        assert hash(again) == hash(Edits() + edit)
+    assert len(repr(METHODS["offset"])) < 120
     (tmp_path / "bad.json").write_text('[{"edit": "Nothing"}]')
     with pytest.raises(UsageError, match="no saved edits"):
         Edits.load(tmp_path / "bad.json")
@@ -273,13 +346,30 @@ BAD = [
     (lambda: steer.Act(threshold="much"), "neither a number nor of the form"),
     (lambda: steer.Boost("mark", 0.0), "factor=0.0 is not a positive number"),
     (lambda: steer.SpotLight("mark", 1.0), "target=1.0 is not in"),
+    (lambda: steer.KeyScale(0.0), "factor=0.0 is not a positive number"),
+    (lambda: steer.Redistribute("mark", 0.0), r"keep=0.0 is not in \(0, 1\]"),
+    (lambda: steer.Redistribute("mark", least=2), r"least=2 is not in \[0, 1\]"),
+    (lambda: steer.Redistribute("mark", threshold="n"), "neither a number nor of the form"),
+    (lambda: steer.Redistribute("mark", sinks=[]), "no span was given"),
+    (lambda: steer.FoundInTheMiddle(["a", "b"], [0.1]), r"bias of shape \[1\] does not fit 2 documents"),
+    (lambda: steer.FoundInTheMiddle("a", [float("nan")]), "give finite numbers"),
+    (lambda: steer.FoundInTheMiddle("a", "much"), "no table of numbers"),
+    (lambda: steer.FoundInTheMiddle("a", [0.1], temperature=0), "temperature=0 is not a positive number"),
+    (lambda: steer.FoundInTheMiddle("a", [0.1], clip=-1), r"clip=-1 is not in \[0, 100\)"),
+    (lambda: steer.Offset({}), "vectors holds none"),
+    (lambda: steer.Offset({"L0H0": [[1.0]]}), "no list of finite numbers"),
+    (lambda: steer.Offset(3), "no table of numbers by head"),
+    (lambda: steer.Offset({"head": [1.0]}), "does not name a head"),
+    (lambda: steer.Offset("nowhere.safetensors"), "nowhere.safetensors holds no vectors"),
+    (lambda: steer.Offset(VECTORS, at="first"), "at='first' is none"),
+    (lambda: steer.Offset(VECTORS, scale=float("inf")), "scale=inf is not a number"),
     (lambda: steer.Temperature(0.0), "temperature=0.0 is not a positive number"),
 ]
 
 
 @pytest.mark.parametrize(("make", "text"), BAD)
 def test_bad_settings(make, text):
-    with pytest.raises(UsageError, match=text):
+    with pytest.raises((UsageError, SpanError, HeadError), match=text):
         make()
 
 
@@ -292,6 +382,12 @@ def test_bad_batches_leave_the_model_as_it_was(tiny_model):
         (steer.Pasta("mark"), batch((13, 14)), SpanError),
         (steer.Pasta("mark", heads="L9H0"), prompts, HeadError),
         (steer.Knockout((0, 4)), prompts, UsageError),
+        (steer.Redistribute("nowhere"), prompts, SpanError),
+        (steer.FoundInTheMiddle(["mark", (7, 9)], [0.0, 0.0]), prompts, SpanError),
+        (steer.FoundInTheMiddle(["mark", "other"], torch.zeros(1, 4, 2)), prompts, UsageError),
+        (steer.Offset(VECTORS), None, SpanError),
+        (steer.Offset({"L0H9": [0.0] * 16}), prompts, HeadError),
+        (steer.Offset({"L0H0": [1.0, 2.0]}), prompts, UsageError),
         ("pasta", prompts, UsageError),
     ]
     for edit, given, kind in wrong:

@@ -1,0 +1,271 @@
+"""Which heads to steer: each head steered alone, scored without generating, in rounds that keep the better half."""
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from interp.analyses import storage
+from interp.analyses.forced import Cost, Forced, entropies, margins
+from interp.analyses.scores import HeadScores
+from interp.hooks.edit import Edit, Edits
+from interp.hooks.heads import Head, HeadLayout, HeadSet
+from interp.hooks.prompts import Prompts
+from interp.hooks.provenance import Provenance
+from interp.kernels.errors import ScoreError, UsageError
+
+Score = Literal["margin", "accuracy", "entropy"]
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What steering does, head by head: a score table, and the heads in the order of the rounds they stayed in."""
+
+    scores: HeadScores
+    """gain over the model as it is; NaN where a head had left"""
+    ranking: tuple[Head, ...]
+    """best first: heads that stayed longer come before those that left, then by their gain"""
+
+    @property
+    def cost(self) -> dict[str, float]:
+        return self.scores.settings["cost"]
+
+    def heads(self, k: int) -> HeadSet:
+        """The first k of the ranking."""
+        if not 0 < k <= len(self.ranking):
+            raise UsageError(f"{k} heads of a profile of {len(self.ranking)}: give a number from 1 to that.")
+        return HeadSet(tuple(self.ranking[:k]))
+
+    def helpful(self, above: float = 0.0) -> HeadSet:
+        """Heads whose gain is above a value: ACT's rule for its head set."""
+        return HeadSet(tuple(h for h in self.ranking if self.scores[h] > above))
+
+    def save(self, path: str | Path) -> Path:
+        """Write the scores, which carry the ranking; `load` reads them."""
+        return self.scores.save(path)
+
+    @classmethod
+    def load(cls, path: str | Path, model: Any = None) -> "Profile":
+        """Read what save wrote. With `model`, a profile of another model raises ScoreError."""
+        scores = HeadScores.load(path, model)
+        if "ranking" not in scores.settings:
+            raise ScoreError(
+                f"{path} holds scores '{scores.name}' and no profile: give a file that Profile.save wrote."
+            )
+        return cls(scores, tuple(map(Head.parse, scores.settings["ranking"])))
+
+
+def profile(
+    model: nn.Module,
+    prompts: Prompts,
+    edit: Edit | Edits,
+    *,
+    heads: HeadSet | None = None,
+    keep: int = 50,
+    start: int = 4,
+    score: Score = "margin",
+    batch_size: int = 4,
+    rows: int = 32,
+    seed: int = 0,
+    folder: str | Path | None = None,
+    progress: bool = False,
+) -> Profile:
+    """Steer each head alone and measure what it gains, in rounds that halve the heads and double the prompts.
+
+    gain[p l h] = score of prompt p with `edit` in that head alone less its score without. score: "margin", the log-
+    probability per token of the best right continuation less that of the best wrong one; "accuracy", whether that is
+    above 0; "entropy", minus the entropy over the continuations, which needs no labels.
+    prompts: with meta["right"] and meta["wrong"] (see tasks.get), in an order drawn by `seed`. heads: candidates, by
+    default all. keep: heads that are measured on all prompts. start: prompts of the first round. rows: of one forward.
+    folder: finished parts are kept there, and a profile that was cut goes on. Equal to the bit with the same seed.
+    Source: Zhang et al. 2311.02262, section 3.2 (each head alone, ranked by task score, by generation on 1,000
+    prompts); differs in scoring given continuations and in the rounds. start=len(prompts) measures every head on
+    every prompt.
+    Cannot show: what heads do together; how a head ranks that left early, by a few prompts.
+    """
+    if keep < 1 or start < 1:
+        raise UsageError(f"keep={keep}, start={start}: give at least 1 head and 1 prompt.")
+    layout = HeadLayout.of(model)
+    left = list(heads or layout.all())
+    layout.check(HeadSet(tuple(left)))
+    order = torch.randperm(len(prompts), generator=torch.Generator().manual_seed(seed)).tolist()
+    about = Provenance.of(model, prompts.tokenizer, seed=seed)
+    gains = torch.full((len(prompts), layout.layers, layout.heads), torch.nan)
+    cells = Cells.of(folder, about, prompts, edit, score, batch_size)
+    cost, rounds, gone = Cost(), [], []
+    done, target = 0, min(start, len(prompts))
+    with _bar(prompts, left, keep, start, progress) as bar:
+        while done < len(prompts):
+            for first in range(done, target, batch_size):
+                chosen = order[first : min(first + batch_size, target)]
+                part, spent = cells.get(model, prompts, chosen, edit, left, score, rows)
+                for number, row in zip(chosen, part, strict=True):
+                    for head, gain in zip(left, row, strict=True):
+                        gains[number, head.layer, head.head] = gain
+                cost += spent
+                bar.update(len(chosen) * len(left))
+            rounds.append([len(left), target])
+            means = gains.nanmean(0)
+            left.sort(key=lambda head: (-float(means[head]), head))
+            done, target = target, min(2 * target, len(prompts))
+            if done < len(prompts) and len(left) > keep:
+                half = max(keep, math.ceil(len(left) / 2))
+                gone, left = left[half:] + gone, sorted(left[:half])
+    ranking = [*left, *gone]
+    found = HeadScores(
+        name=f"steer:{'+'.join(type(e).__name__ for e in Edits(()) + edit).lower()}",
+        per_prompt=gains,
+        unit={"margin": "nats per token", "accuracy": "share right", "entropy": "nats"}[score],
+        kv_heads=layout.kv_heads,
+        settings={
+            "edit": [e.to_dict() for e in Edits(()) + edit],
+            "score": score,
+            "rounds": rounds,
+            "ranking": list(map(str, ranking)),
+            "cost": {"prompts": cost.prompts, "forwards": cost.layers, "continuations": cost.continuations},
+            "prompts": prompts.fingerprint(),
+        },
+        provenance=about,
+        seed=seed,
+        labels=tuple(str(prompt.meta.get("id", number)) for number, prompt in enumerate(prompts)),
+    )
+    return Profile(found, tuple(ranking))
+
+
+@dataclass(frozen=True)
+class Cells:
+    """Finished parts of a profile, a file each; without a folder nothing is kept."""
+
+    folder: Path | None
+    key: str
+
+    @classmethod
+    def of(
+        cls, folder: str | Path | None, about: Provenance, prompts: Prompts, edit: Edit | Edits, score: str, size: int
+    ) -> "Cells":
+        made = about.config_hash, about.weights_hash, about.dtype, about.versions
+        what = [made, prompts.fingerprint(), [e.to_dict() for e in Edits(()) + edit], score, size]
+        if folder is not None:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+        key = hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()[:12]
+        return cls(None if folder is None else Path(folder), key)
+
+    def get(
+        self,
+        model: nn.Module,
+        prompts: Prompts,
+        chosen: list[int],
+        edit: Edit | Edits,
+        heads: list[Head],
+        score: Score,
+        rows: int,
+    ) -> tuple[Tensor, Cost]:
+        """Float [p i] gains of some prompts, from the file where there is one."""
+        what = hashlib.sha256(json.dumps([chosen, list(map(str, heads))]).encode()).hexdigest()[:12]
+        path = None if self.folder is None else self.folder / f"profile-{self.key}-{what}.json"
+        if path is not None and path.is_file():
+            try:
+                stored = json.loads(storage.read_text(path))
+                return torch.tensor(stored["gains"]).view(len(chosen), len(heads)), Cost(**stored["cost"])
+            except (ValueError, KeyError, TypeError, RuntimeError) as error:
+                raise ScoreError(f"{path} is broken ({error}): delete it and run again.") from None
+        batch = replace(prompts, items=tuple(prompts[i] for i in chosen))
+        made = Forced(model, batch, edit)
+        scores = made.under([HeadSet((head,)) for head in heads], rows)
+        gains = scored(scores, made, score) - scored(made.base[:, None], made, score)
+        if path is not None:
+            held = {"gains": gains.tolist(), "cost": vars(made.cost)}
+            storage.write_atomic(path, json.dumps(held).encode())
+        return gains, made.cost
+
+
+def scored(scores: Tensor, made: Forced, score: Score) -> Tensor:
+    """[p i] from log-probabilities [p i o]: higher is better."""
+    if score == "entropy":
+        return -entropies(scores)
+    if score not in ("margin", "accuracy"):
+        raise UsageError(f"score={score!r} is none: take 'margin', 'accuracy' or 'entropy'.")
+    margin = margins(scores, made.options)
+    return margin if score == "margin" else (margin > 0).float()
+
+
+def intersection(profiles: Sequence[Profile], k: int) -> HeadSet:
+    """PASTA's multi-task set: heads among the first k of every profile. Raises UsageError where there is none."""
+    if not profiles:
+        raise UsageError("no profiles were given: give one for each task.")
+    both = profiles[0].heads(k)
+    for other in profiles[1:]:
+        both = both & other.heads(k)
+    if not len(both):
+        raise UsageError(f"no head is among the first {k} of all {len(profiles)} profiles: take a larger k.")
+    return both
+
+
+def directions(up: Profile, down: Profile) -> tuple[HeadSet, HeadSet]:
+    """ZeroTuning's labels, from profiles with gamma above and below 1: heads that gain from more attention to the
+    first token, and heads that gain from less. One that gains from neither is in none, from both in the better.
+    """
+    one, other = up.scores.values, down.scores.values
+    return HeadSet.from_mask((one > 0) & ~(other > one)), HeadSet.from_mask((other > 0) & (other > one))
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One setting among those that were compared."""
+
+    name: str
+    edit: Edits
+    score: float
+    low: float
+    high: float
+    """95% interval over prompts"""
+    common: float
+    """share of prompts that get the same continuation: near 1 where low entropy is mere collapse"""
+
+
+def choose(
+    model: nn.Module, prompts: Prompts, settings: Mapping[str, Edit | Edits], *, score: Score = "margin", seed: int = 0,
+    batch_size: int = 4,
+) -> list[Choice]:  # fmt: skip
+    """Compare settings, heads included, on the same prompts, best first: for k, alpha, gamma on a dev split.
+
+    score as in `profile`; "entropy" is ZeroTuning's mode without labels. The model as it is comes along as "as loaded".
+    Cannot show: how a setting does on prompts that it was not chosen on.
+    """
+    rows: dict[str, list[Tensor]] = {}
+    best: dict[str, list[tuple[int, ...]]] = {}
+    for batch in prompts.batches(batch_size):
+        for name, edit in {"as loaded": Edits(()), **settings}.items():
+            edits = Edits(()) + edit
+            made = Forced(model, batch, edits)
+            scores = made.base[:, None] if name == "as loaded" else made.together()
+            rows.setdefault(name, []).append(scored(scores, made, score)[:, 0])
+            first = scores[:, 0].argmax(-1).tolist()
+            best.setdefault(name, []).extend(ids[i] for ids, i in zip(made.options.ids, first, strict=True))
+    random = torch.Generator().manual_seed(seed)
+    draws = torch.randint(len(prompts), (1000, len(prompts)), generator=random)
+    found = []
+    for name, parts in rows.items():
+        values = torch.cat(parts)
+        low, high = values[draws].mean(1).quantile(torch.tensor([0.025, 0.975])).tolist()
+        common = max(best[name].count(ids) for ids in best[name]) / len(best[name])
+        edits = Edits(()) + settings[name] if name in settings else Edits(())
+        found.append(Choice(name, edits, float(values.mean()), low, high, common))
+    return sorted(found, key=lambda choice: -choice.score)
+
+
+def _bar(prompts: Prompts, heads: list[Head], keep: int, start: int, progress: bool) -> Any:
+    from tqdm.auto import tqdm
+
+    total, left, done, target = 0, len(heads), 0, min(start, len(prompts))
+    while done < len(prompts):
+        total += left * (target - done)
+        done, target = target, min(2 * target, len(prompts))
+        left = max(min(keep, left), math.ceil(left / 2)) if done < len(prompts) else left
+    return tqdm(total=total, desc="profile", unit="prompt x head", disable=not progress, delay=2, leave=False)

@@ -1,0 +1,274 @@
+"""A steering run's folder: heads from one split of a task, settings from another, replies to a third."""
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from interp.analyses import steer, tasks
+from interp.analyses.causal import CausalCheck, Condition, Outcome
+from interp.analyses.steer.check import ask_steered, kind_of, outcome, steer_conditions, steered
+from interp.analyses.steer.profile import Choice, Profile, choose, profile
+from interp.analyses.storage import write_atomic
+from interp.findings import Findings, Steered
+from interp.hooks.edit import Edit, Edits
+from interp.hooks.heads import HeadLayout, HeadSet
+from interp.hooks.prompts import Prompts
+from interp.hooks.provenance import Provenance
+from interp.kernels.errors import RunError, UsageError
+
+METHODS = {
+    "pasta": steer.Pasta,
+    "act": steer.Act,
+    "zerotuning": steer.ZeroTuning,
+    "boost": steer.Boost,
+    "spotlight": steer.SpotLight,
+    "temperature": steer.Temperature,
+}
+GAMMAS = (0.2, 0.5, 2.0, 5.0)
+"""of ZeroTuning, where none is named"""
+FORMAT = "interp.steering/1"
+
+
+@dataclass(frozen=True)
+class SteerPlan:
+    """The settings of a steering run."""
+
+    method: str = "pasta"
+    task: str = "json"
+    """a task's name, or a .jsonl file of your own"""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """of the method, as {"alpha": 0.01}"""
+    heads: str = ""
+    """heads to steer; empty to profile them"""
+    profile: str = ""
+    """a profile to take heads from; empty to make one"""
+    tops: tuple[int, ...] = (10, 25, 50)
+    """sizes of head sets that the dev split chooses from"""
+    profile_items: int = 32
+    dev_items: int = 24
+    test_items: int = 40
+    keep: int = 50
+    draws: int = 3
+    seed: int = 0
+    batch_size: int = 8
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise UsageError(f"method {self.method!r} does not exist: take one of {', '.join(METHODS)}.")
+        known = {f.name for f in fields(METHODS[self.method])} - {"heads", "spans"}
+        if unknown := sorted(set(self.settings) - known):
+            raise UsageError(f"{self.method} has no setting {', '.join(unknown)}: it takes {', '.join(sorted(known))}.")
+        for name in ("profile_items", "dev_items", "test_items", "keep", "draws", "batch_size"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name}={getattr(self, name)}: give at least 1.")
+        if not self.tops or min(self.tops) < 1:
+            raise UsageError(f"tops={self.tops}: give sizes of head sets, each at least 1.")
+
+    def edit(self, span: str, **more: Any) -> Edit:
+        """The method's edit; one that marks a span marks the task's. Raises UsageError for a setting out of range."""
+        kind = METHODS[self.method]
+        marked = {"spans": span} if any(f.name == "spans" for f in fields(kind)) else {}
+        try:
+            return kind(**marked, **self.settings, **more)
+        except TypeError as error:
+            raise UsageError(f"{self.method}: a setting has the wrong type ({error}).") from error
+
+
+@dataclass(frozen=True, eq=False)
+class SteerRun:
+    """One plan on one model, in one folder."""
+
+    folder: Path
+    plan: SteerPlan
+    model: nn.Module
+    tokenizer: Any
+    task: tasks.Task
+    provenance: Provenance
+
+    @classmethod
+    def open(cls, folder: str | Path, plan: SteerPlan, model: nn.Module, tokenizer: Any) -> "SteerRun":
+        """Begin a run, or go on with the one in the folder. Raises RunError where it holds something else."""
+        folder = Path(folder)
+        layout = HeadLayout.of(model)
+        task = tasks.get(plan.task)
+        plan.edit(task.span)
+        if plan.heads:
+            layout.check(HeadSet.parse(plan.heads, layout))
+        if plan.profile:
+            Profile.load(plan.profile, model)
+        run = cls(folder, plan, model, tokenizer, task, Provenance.of(model, tokenizer, seed=plan.seed))
+        manifest = {
+            "format": FORMAT,
+            "plan": json.loads(json.dumps(asdict(plan))),
+            "layout": asdict(layout),
+            "origin": run.provenance.to_dict(),
+        }
+        path = folder / "steering.json"
+        if path.exists():
+            stored = _read(path)
+            before = Provenance.from_dict(stored["origin"])
+            if stored.get("format") != FORMAT or stored["plan"] != manifest["plan"]:
+                raise RunError(f"{folder} holds a steering run with other settings: use the same, or another folder.")
+            if not before.same_model(run.provenance):
+                raise RunError(f"{folder} holds a steering run of {before.model}: name another folder.")
+            return run
+        try:
+            if folder.exists() and any(not p.name.endswith(".tmp") for p in folder.iterdir()):
+                raise RunError(f"{folder} exists and is no steering run: name a new or empty folder.")
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunError(f"{folder} cannot be made ({error.strerror}): name a folder you may write to.") from error
+        _write(path, manifest)
+        return run
+
+    def finish(self, progress: bool = True) -> Findings:
+        """Profile, choose and judge what is not done yet; gives what a report is made from."""
+        started = time.perf_counter()
+        found = self._profile(progress)
+        chosen = self._choose(found)
+        for _ in self._judge(chosen, progress):
+            pass
+        path = self.folder / "seconds.json"
+        before = _read(path)["seconds"] if path.exists() else 0.0
+        _write(path, {"seconds": before + time.perf_counter() - started})
+        return steering_findings(self.folder)
+
+    def _prompts(self, split: str, n: int) -> Prompts:
+        return self.task.prompts(self.tokenizer, split, n)
+
+    def _profile(self, progress: bool) -> Profile | None:
+        """The profile that is given, made before or made now; None where heads are named."""
+        if self.plan.heads:
+            return None
+        if self.plan.profile:
+            return Profile.load(self.plan.profile, self.model)
+        path = self.folder / "profile.json"
+        if path.exists():
+            return Profile.load(path, self.model)
+        prompts = self._prompts("profile", self.plan.profile_items)
+        found = profile(
+            self.model,
+            prompts,
+            self._edit(),
+            keep=self.plan.keep,
+            seed=self.plan.seed,
+            folder=self.folder / "cells",
+            progress=progress,
+        )
+        found.save(path)
+        return found
+
+    def _edit(self) -> Edit:
+        """The edit to profile; ZeroTuning's gamma, where none is named, is the one that is best in all heads."""
+        if self.plan.method != "zerotuning" or "gamma" in self.plan.settings:
+            return self.plan.edit(self.task.span)
+        path = self.folder / "gamma.json"
+        if not path.exists():
+            prompts = self._prompts("profile", self.plan.profile_items)
+            tried = choose(self.model, prompts, {str(g): steer.ZeroTuning(g) for g in GAMMAS}, seed=self.plan.seed)
+            best = next(choice.name for choice in tried if choice.name != "as loaded")
+            _write(path, {"gamma": float(best), "tried": [_told(choice) for choice in tried]})
+        return steer.ZeroTuning(_read(path)["gamma"])
+
+    def _choose(self, found: Profile | None) -> Edits:
+        """The edit with its heads: those that were named, or the best set on the dev split."""
+        edit = self._edit()
+        if found is None:
+            return Edits(()) + replace(edit, heads=self.plan.heads)
+        path = self.folder / "choice.json"
+        if not path.exists():
+            sets = {f"top {k}": found.heads(k) for k in self.plan.tops if k <= len(found.ranking)}
+            helpful = found.helpful()
+            if len(helpful):
+                sets["all that gain"] = helpful
+            named = {name: replace(edit, heads=str(heads)) for name, heads in sets.items()}
+            named["all heads"] = replace(edit, heads="all")
+            prompts = self._prompts("dev", self.plan.dev_items)
+            tried = choose(self.model, prompts, named, seed=self.plan.seed)
+            best = next(choice for choice in tried if choice.name != "as loaded")
+            (Edits(()) + named[best.name]).save(self.folder / "edit.json")
+            _write(path, {"chosen": best.name, "tried": [_told(choice) for choice in tried]})
+        return Edits.load(self.folder / "edit.json")
+
+    def _judge(self, edit: Edits, progress: bool) -> Iterator[None]:
+        from tqdm.auto import tqdm
+
+        prompts = self._prompts("test", self.plan.test_items)
+        rows = steer_conditions(edit, HeadLayout.of(self.model), self.plan.draws, self.plan.seed)
+        for number, condition in enumerate(tqdm(rows, desc="steering check", disable=not progress, delay=2)):
+            path = self.folder / f"replies-{number:02d}.json"
+            if not path.exists():
+                asked = ask_steered(
+                    self.model,
+                    prompts,
+                    steered(edit, condition),
+                    max_new_tokens=self.task.max_new_tokens,
+                    stop=self.task.stop,
+                    batch_size=self.plan.batch_size,
+                )
+                told = asdict(outcome(condition, prompts, [reply.text for reply in asked], self.task.judge))
+                told["condition"]["heads"] = str(condition.heads) if len(condition.heads) else ""
+                _write(path, told | {"kind": kind_of(edit)})
+            yield
+
+
+def steering_findings(folder: str | Path) -> Findings:
+    """What a steering run found, as a report takes it; no model is needed. Raises RunError where it is not finished."""
+    folder = Path(folder)
+    if not (folder / "steering.json").is_file():
+        raise RunError(f"{folder} is no steering run: make one with interp steer.")
+    manifest = _read(folder / "steering.json")
+    plan = manifest["plan"]
+    paths = sorted(folder.glob("replies-*.json"))
+    cells = [_read(path) for path in paths]
+    groups = {cell["condition"]["group"] for cell in cells}
+    if not {"as loaded", "steered"} <= groups:
+        raise RunError(f"{folder} is not finished: run interp steer with the same settings to go on.")
+    outcomes = tuple(_outcome(cell) for cell in cells)
+    check = CausalCheck(outcomes, cells[1]["kind"], len(outcomes[1].condition.heads), plan["seed"])
+    found = Profile.load(folder / "profile.json") if (folder / "profile.json").exists() else None
+    chosen = _read(folder / "choice.json") if (folder / "choice.json").exists() else {"chosen": "named", "tried": []}
+    task = Path(plan["task"]).stem if plan["task"].endswith(".jsonl") else plan["task"]
+    told = Steered(plan["method"], task, check, chosen["chosen"], chosen["tried"], found.scores if found else None)
+    origin = Provenance.from_dict(manifest["origin"])
+    layout = manifest["layout"]
+    seconds = _read(folder / "seconds.json")["seconds"] if (folder / "seconds.json").exists() else 0.0
+    return Findings(
+        provenance=origin,
+        layers=layout["layers"],
+        heads=layout["heads"],
+        kv_heads=layout["kv_heads"],
+        scores={},
+        steering=(told,),
+        settings=plan,
+        seconds=seconds,
+    )
+
+
+def _outcome(cell: dict[str, Any]) -> Outcome:
+    heads = cell["condition"]["heads"]
+    condition = Condition(
+        cell["condition"]["name"], cell["condition"]["group"], HeadSet.parse(heads) if heads else HeadSet(())
+    )
+    rest = (tuple(cell[key]) for key in ("verdicts", "replies", "answers", "questions"))
+    return Outcome(condition, *rest)
+
+
+def _told(choice: Choice) -> dict[str, Any]:
+    return {name: getattr(choice, name) for name in ("name", "score", "low", "high", "common")}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path} cannot be read as JSON ({error}): delete it and run again.") from error
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    write_atomic(path, (json.dumps(content, indent=1) + "\n").encode())
