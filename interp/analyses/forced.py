@@ -4,6 +4,7 @@ One forward takes the place of a generation. The prompt is read once for all of 
 rows of one batch, and a forward begins at the first layer that a set changes.
 """
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -88,7 +89,8 @@ class Forced:
         self._resumes = plain_cache(self._cache)
         self._start = self._untouched() if self._resumes else 0
         # a reading of continuations adds to the cache, which the head sets need as it is
-        self.base = self._continued(self._last, _repeated(self._cache, self.options.most), 1)[:, 0]
+        with recording(self.model) as self._after:
+            self.base = self._continued(self._last, _repeated(self._cache, self.options.most), 1)[:, 0]
 
     def under(self, sets: Sequence[HeadSet], rows: int = 32) -> Tensor:
         """Float [p i o] log-probability per token of each continuation under each head set, -inf for none.
@@ -132,7 +134,7 @@ class Forced:
             whole = len(self.prompts) * each
             share = (1 - first / self.layers) * (1 - start / self._inputs["input_ids"].shape[1])
             self.cost += Cost(whole, whole * share)
-            return self._continued(last, cache, each)
+            return self._continued(last, cache, each, first)
 
     def _untouched(self) -> int:
         """Columns at the left whose rows no edit changes: those before the first key of any span."""
@@ -156,7 +158,7 @@ class Forced:
             out: Any = self.model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
         return out.logits[:, -1].float().log_softmax(-1), out.past_key_values
 
-    def _continued(self, last: Tensor, cache: Any, each: int) -> Tensor:
+    def _continued(self, last: Tensor, cache: Any, each: int, first: int = 0) -> Tensor:
         """[p i o] from the log-probabilities after the prompts, [p*i v], and the cache, whose rows are p, i, o."""
         most = self.options.most
         rows = [(*row, *[()] * (most - len(row))) for row in self.options.ids]
@@ -169,7 +171,11 @@ class Forced:
             mask = self._inputs["attention_mask"].repeat_interleave(each * most, 0)
             position = mask.sum(1, keepdim=True) + torch.arange(width - 1, device=mask.device)
             mask = torch.cat([mask, mask.new_ones(len(mask), width - 1)], 1)
-            with torch.no_grad():
+            with contextlib.ExitStack() as stack:
+                stack.enter_context(torch.no_grad())
+                if first:
+                    rows_of = self._after[first].unflatten(0, (-1, 1, most)).expand(-1, each, -1, -1, -1)
+                    stack.enter_context(resumed(self.model, first, rows_of.flatten(0, 2)))
                 out: Any = self.model(
                     input_ids=ids[:, :-1],
                     attention_mask=mask,
@@ -177,7 +183,8 @@ class Forced:
                     past_key_values=cache,
                     use_cache=True,
                 )
-            after = out.logits.float().log_softmax(-1).gather(2, ids[:, 1:, None])[..., 0]
+            logits = out.logits.float()
+            after = logits.gather(2, ids[:, 1:, None])[..., 0] - logits.logsumexp(-1)
             scores = torch.cat([scores, after], 1)
             self.cost += Cost(continuations=int((sizes > 0).sum()) * each)
         scores = scores.view(len(self.prompts), each, most, width).cpu()

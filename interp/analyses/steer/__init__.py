@@ -1,11 +1,13 @@
-"""Steering methods: each an edit, to be added to others and opened by `interp.steering`."""
+"""Steering methods, edits to be added up and opened by `interp.steering`; which heads to steer, and does it help."""
 
 from interp.analyses.steer.act import Act
+from interp.analyses.steer.check import steer_check
 from interp.analyses.steer.iti import iti
 from interp.analyses.steer.keyscale import KeyScale
 from interp.analyses.steer.middle import FoundInTheMiddle
 from interp.analyses.steer.offset import Offset
 from interp.analyses.steer.pasta import Pasta
+from interp.analyses.steer.profile import Profile, choose, directions, intersection, profile
 from interp.analyses.steer.redistribute import Redistribute
 from interp.analyses.steer.relatives import Boost, Gate, Knockout, SpotLight, Temperature
 from interp.analyses.steer.slots import slot_bias
@@ -22,10 +24,16 @@ __all__ = [
     "Knockout",
     "Offset",
     "Pasta",
+    "Profile",
     "Redistribute",
     "SpotLight",
     "Temperature",
     "ZeroTuning",
+    "choose",
+    "directions",
+    "intersection",
     "iti",
+    "profile",
     "slot_bias",
+    "steer_check",
 ]

@@ -1,0 +1,223 @@
+"""Steering runs on a tiny model: resumed after a kill, what is not theirs refused; their command and report."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+import speaking
+from test_cli import call as call
+
+from interp import steer, steerings
+from interp.analyses import tasks
+from interp.analyses.causal import Condition
+from interp.analyses.scores import HeadScores
+from interp.analyses.steer.check import kind_of, steer_check, steer_conditions, steered
+from interp.hooks.heads import HeadLayout, HeadSet
+from interp.kernels.errors import HeadError, RunError, ScoreError, UsageError
+from interp.report import make_report, render
+from interp.steerings import SteerPlan, SteerRun, steering_findings
+
+HOSTILE = "</script><script>alert(1)</script>"
+
+
+@pytest.fixture(scope="module")
+def items(tmp_path_factory):
+    path = tmp_path_factory.mktemp("items") / "mine.jsonl"
+    rows = [
+        {
+            "text": f"Number {i}: say yes or no. {HOSTILE if i == 3 else ''}",
+            "spans": {"mark": "say yes or no"},
+            "right": [" yes"],
+            "wrong": [" no"],
+            "question": f"number {i}? {HOSTILE}",
+            "answer": "yes",
+        }
+        for i in range(30)
+    ]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return path
+
+
+@pytest.fixture(scope="module")
+def model():
+    return speaking.model()
+
+
+@pytest.fixture(scope="module")
+def plan(items):
+    return SteerPlan(
+        "pasta", str(items), {"alpha": 0.1}, tops=(2, 4), profile_items=4, dev_items=3, test_items=4, keep=3, draws=2
+    )
+
+
+@pytest.fixture(scope="module")
+def whole(model, plan, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run") / "whole"
+    return folder, SteerRun.open(folder, plan, model, speaking.tokenizer()).finish(progress=False)
+
+
+def test_a_run_profiles_chooses_and_judges(whole, model, plan, items):
+    folder, found = whole
+    (told,) = found.steering
+    assert (told.method, told.task) == ("pasta", "mine")
+    assert {row["name"] for row in told.tried} <= {"as loaded", "top 2", "top 4", "all that gain", "all heads"}
+    assert {"as loaded", "top 2", "top 4", "all heads"} <= {row["name"] for row in told.tried}
+    best = max((row for row in told.tried if row["name"] != "as loaded"), key=lambda row: row["score"])
+    assert told.chosen == best["name"]
+    assert told.check.kind == "Pasta(alpha=0.1)"
+    edit = steer.Edits.load(folder / "edit.json")
+    # the very replies that the Python call gives
+    task = tasks.get(str(items))
+    prompts = task.prompts(speaking.tokenizer(), "test", 4)
+    again = steer_check(
+        model, prompts, edit, judge=task.judge, max_new_tokens=task.max_new_tokens, stop=task.stop, draws=2
+    )
+    assert told.check == again
+    assert isinstance(told.profile, HeadScores)
+    splits = [{p.meta["id"] for p in task.prompts(speaking.tokenizer(), s, n)} for s, n in
+              (("profile", 4), ("dev", 3), ("test", 4))]  # fmt: skip
+    assert not splits[0] & splits[1] | splits[1] & splits[2] | splits[0] & splits[2]
+
+
+def test_a_run_that_was_cut_goes_on(whole, model, plan, tmp_path, monkeypatch):
+    _, found = whole
+    calls = []
+    for name in ("profile", "choose", "ask_steered"):
+        real = getattr(steerings, name)
+
+        def watched(*args, _real=real, _name=name, **kw):
+            calls.append(_name)
+            if calls.count("ask_steered") == 2 and len(calls) == 4:
+                raise KeyboardInterrupt
+            return _real(*args, **kw)
+
+        monkeypatch.setattr(steerings, name, watched)
+    run = SteerRun.open(tmp_path / "cut", plan, model, speaking.tokenizer())
+    with pytest.raises(KeyboardInterrupt):
+        run.finish(progress=False)
+    assert calls == ["profile", "choose", "ask_steered", "ask_steered"]
+    with pytest.raises(RunError, match="not finished"):
+        steering_findings(tmp_path / "cut")
+    again = SteerRun.open(tmp_path / "cut", plan, model, speaking.tokenizer()).finish(progress=False)
+    assert calls.count("profile") == calls.count("choose") == 1
+    assert again.steering[0].check == found.steering[0].check
+    assert again.steering[0].tried == found.steering[0].tried
+
+
+def test_a_folder_is_one_runs(whole, model, plan, tmp_path):
+    folder, _ = whole
+    tokenizer = speaking.tokenizer()
+    with pytest.raises(RunError, match="other settings"):
+        SteerRun.open(folder, replace(plan, seed=1), model, tokenizer)
+    with pytest.raises(RunError, match="holds a steering run of"):
+        SteerRun.open(folder, plan, speaking.model(seed=1), tokenizer)
+    (tmp_path / "note.txt").write_text("mine")
+    with pytest.raises(RunError, match="no steering run"):
+        SteerRun.open(tmp_path, plan, model, tokenizer)
+    with pytest.raises(RunError, match="no steering run"):
+        steering_findings(tmp_path)
+
+
+def test_heads_may_be_named_or_come_from_a_profile(whole, model, plan, tmp_path):
+    folder, _ = whole
+    tokenizer = speaking.tokenizer()
+    named = SteerRun.open(tmp_path / "a", replace(plan, heads="L0H1 L1H2"), model, tokenizer).finish(progress=False)
+    (told,) = named.steering
+    assert told.profile is None
+    assert str(told.check.outcomes[1].condition.heads) == str(HeadSet.parse("L0H1 L1H2"))
+    given = replace(plan, profile=str(folder / "profile.json"))
+    (other,) = SteerRun.open(tmp_path / "b", given, model, tokenizer).finish(progress=False).steering
+    assert other.tried == whole[1].steering[0].tried
+    with pytest.raises(ScoreError):
+        SteerRun.open(tmp_path / "c", given, speaking.model(seed=1), tokenizer)
+    with pytest.raises(HeadError, match="L9H0"):
+        SteerRun.open(tmp_path / "d", replace(plan, heads="L9H0"), model, tokenizer)
+    assert not (tmp_path / "c").exists()
+    assert not (tmp_path / "d").exists()
+
+
+def test_zerotuning_finds_its_gamma(model, plan, tmp_path):
+    run = SteerRun.open(tmp_path / "run", replace(plan, method="zerotuning", settings={}), model, speaking.tokenizer())
+    (told,) = run.finish(progress=False).steering
+    gamma = json.loads((tmp_path / "run" / "gamma.json").read_text())
+    best = max((row for row in gamma["tried"] if row["name"] != "as loaded"), key=lambda row: row["score"])
+    assert gamma["gamma"] == float(best["name"])
+    assert told.check.kind == f"ZeroTuning(gamma={gamma['gamma']})"
+
+
+def test_conditions():
+    layout = HeadLayout(4, 4, 2)
+    edit = steer.Boost("mark", 3.0, heads="L0H1 L2H3") + steer.ZeroTuning(2.0, heads="L1H1")
+    rows = steer_conditions(edit, layout, draws=2, seed=3)
+    assert [row.group for row in rows] == ["as loaded", "steered", *["random"] * 2, *["random by layer"] * 2]
+    own = rows[1].heads
+    assert len(own) == 3
+    assert all(not row.heads & own and len(row.heads) == 3 for row in rows[2:])
+    assert steered(edit, rows[1]) == edit
+    assert [part.heads for part in steered(edit, rows[2])] == [str(rows[2].heads)] * 2
+    assert not steered(edit, rows[0]).edits
+    # no head is left to draw from
+    assert len(steer_conditions(steer.Boost("mark", 3.0), layout)) == 2
+    assert steered(steer.Boost("mark", 3.0), Condition("s", "steered", layout.all())).edits[0].heads == "all"
+    assert kind_of(edit) == "Boost(factor=3.0) + ZeroTuning(gamma=2.0)"
+
+
+def test_command_and_report(call, items, tmp_path):
+    folder = str(speaking.folder(tmp_path / "tiny"))
+    small = ["--profile-items", 4, "--dev-items", 3, "--test-items", 4, "--draws", 1, "--tops", "2,4"]
+    arguments = ["steer", folder, "--method", "pasta", "--task", items, "--set", "alpha=0.1", *small]
+    code, out, err = call(*arguments, "-o", tmp_path / "run")
+    assert code == 0, err
+    assert "Pasta(alpha=0.1) on mine" in out
+    assert "as loaded" in out
+    code, out, _ = call(*arguments, "-o", tmp_path / "run", "--json")
+    assert {"chosen", "tried", "check"} == set(json.loads(out))
+    assert call("report", tmp_path / "run", "-o", tmp_path / "report.html")[0] == 0
+    page = (tmp_path / "report.html").read_text()
+    assert "Steering: pasta on mine" in page
+    assert "<script>alert" not in page
+    assert "number" in page
+
+
+BAD = {
+    "no such method": (["--method", "magic", "--task", "json"], "method 'magic' does not exist"),
+    "no such task": (["--method", "pasta", "--task", "poetry"], "'poetry' is no task"),
+    "no such file": (["--method", "pasta", "--task", "nothing.jsonl"], "nothing.jsonl"),
+    "no such setting": (["--method", "act", "--task", "json", "--set", "gamma=2"], "act has no setting gamma"),
+    "alpha below zero": (["--method", "pasta", "--task", "json", "--set", "alpha=-1"], "alpha=-1"),
+    "alpha as a word": (["--method", "pasta", "--task", "json", "--set", "alpha=high"], "alpha="),
+    "no value": (["--method", "pasta", "--task", "json", "--set", "alpha"], "write name=value"),
+    "heads of another model": (["--method", "pasta", "--task", "json", "--heads", "L40H2"], "L40H2"),
+    "sizes as words": (["--method", "pasta", "--task", "json", "--tops", "ten"], "whole numbers"),
+    "no items": (["--method", "pasta", "--task", "json", "--test-items", "0"], "test_items=0"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input(call, tmp_path, name):
+    arguments, words = BAD[name]
+    folder = str(speaking.folder(tmp_path / "tiny"))
+    code, out, err = call("steer", folder, *arguments, "-o", tmp_path / "run")
+    assert code == 2
+    assert words in err
+    assert err.count("\n") == 1
+    assert not out
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_steering_run_inside_of_a_run_comes_into_its_report(whole, tmp_path):
+    from interp import runs
+    from interp.runs import Run
+    from interp.studies import Plan
+
+    plan = Plan(analyses=("sinks",), texts=2, text_length=40, check=False)
+    Run.open(tmp_path / "run", plan, speaking.model(), speaking.tokenizer()).finish(progress=False)
+    shutil.copytree(whole[0], tmp_path / "run" / "steer-pasta")
+    found = runs.findings(tmp_path / "run")
+    assert found.steering[0].check == whole[1].steering[0].check
+    assert "Steering: pasta on mine" in render(found)
+    with pytest.raises(RunError):
+        make_report(replace(found, scores={}, steering=()), tmp_path / "r.html")
+    with pytest.raises(UsageError):
+        SteerPlan(tops=())
