@@ -119,7 +119,7 @@ def steer(
     profile: Annotated[str, typer.Option(help="A profile that was made before.")] = "",
     tops: Annotated[str, typer.Option(help="Sizes of head sets that the dev split chooses from.")] = "10,25,50",
     profile_items: Annotated[int, typer.Option(help="Items that heads are profiled on.")] = 32,
-    dev_items: Annotated[int, typer.Option(help="Items that the head set is chosen on.")] = 24,
+    dev_items: Annotated[int, typer.Option(help="Items that the head set is chosen on.")] = 20,
     test_items: Annotated[int, typer.Option(help="Items whose replies are judged.")] = 40,
     draws: Annotated[int, typer.Option(help="Random draws per control.")] = 3,
     seed: Annotated[int, typer.Option(help="Of the order of prompts, draws and intervals.")] = 0,

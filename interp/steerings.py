@@ -50,7 +50,7 @@ class SteerPlan:
     tops: tuple[int, ...] = (10, 25, 50)
     """sizes of head sets that the dev split chooses from"""
     profile_items: int = 32
-    dev_items: int = 24
+    dev_items: int = 20
     test_items: int = 40
     keep: int = 50
     draws: int = 3

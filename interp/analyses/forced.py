@@ -66,7 +66,17 @@ def _ids(prompts: Prompts, number: int, key: str) -> tuple[tuple[int, ...], ...]
         return tuple(tuple(ids) for ids in given)
     if prompts.tokenizer is None:
         raise PromptError(f'prompt {number} has "{key}" continuations as texts and no tokenizer: encode it with one.')
-    return tuple(tuple(prompts.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in given)
+    tokenizer, before = prompts.tokenizer, prompts[number].text
+
+    def encode(text: str) -> list[int]:
+        return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    found, start = [], encode(before) if before else []
+    for text in given:
+        # some tokenizers put a space before a text that stands alone
+        both = encode(before + text)
+        found.append(tuple(both[len(start) :] if both[: len(start)] == start else encode(text)))
+    return tuple(found)
 
 
 @dataclass(eq=False)

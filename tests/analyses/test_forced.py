@@ -130,6 +130,18 @@ def test_batches_do_not_matter():
         torch.testing.assert_close(one[:, : other.shape[-1]], other[0], atol=2e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["byte_level", "byte_fallback", "words"])
+def test_continuations_are_tokenized_where_they_stand(kind):
+    import tokenizers_tiny
+
+    tokenizer = getattr(tokenizers_tiny, kind)()
+    rows = [{"text": "say yes", "meta": {"right": [" or no"], "wrong": ["! and no"]}}]
+    found = Options.of(Prompts.encode(tokenizer, rows)).ids[0]
+    start = len(tokenizer("say yes", add_special_tokens=False)["input_ids"])
+    for ids, text in zip(found, (" or no", "! and no"), strict=True):
+        assert list(ids) == tokenizer("say yes" + text, add_special_tokens=False)["input_ids"][start:]
+
+
 def test_bad_input():
     model, batch = make("llama", layers=2).eval(), prompts()
     with pytest.raises(UsageError, match="Gate is no bias"):

@@ -1,7 +1,34 @@
-"""Prompts with known answers: needles, repeated tokens, plain prose; and how to judge a reply."""
+"""Prompts with known answers, how to judge a reply, and the tasks that steering is measured on."""
 
+from interp.analyses.tasks.choice import CHOICE
+from interp.analyses.tasks.classify import SENTIMENT, TOPIC
+from interp.analyses.tasks.counterfact import COUNTERFACT
+from interp.analyses.tasks.json_format import JSON
 from interp.analyses.tasks.needle import judge, needle, rouge1_recall
+from interp.analyses.tasks.needles import NEEDLE
 from interp.analyses.tasks.passages import passages
+from interp.analyses.tasks.pronoun import PRONOUN
 from interp.analyses.tasks.repeated import repeated
+from interp.analyses.tasks.task import Task
+from interp.kernels.errors import UsageError
 
-__all__ = ["judge", "needle", "passages", "repeated", "rouge1_recall"]
+__all__ = ["Task", "get", "judge", "names", "needle", "passages", "repeated", "rouge1_recall"]
+
+_TASKS = {task.name: task for task in (JSON, PRONOUN, COUNTERFACT, SENTIMENT, TOPIC, CHOICE, NEEDLE)}
+
+
+def names() -> tuple[str, ...]:
+    """The names that `get` knows."""
+    return tuple(_TASKS)
+
+
+def get(name: str) -> Task:
+    """A task by its name, or from a file of your own where the name ends in .jsonl (see Task.from_jsonl).
+
+    Raises UsageError for an unknown name, PromptError for a file that cannot be used.
+    """
+    if name.endswith(".jsonl"):
+        return Task.from_jsonl(name)
+    if name not in _TASKS:
+        raise UsageError(f"{name!r} is no task: use one of {', '.join(_TASKS)}, or a file that ends in .jsonl.")
+    return _TASKS[name]

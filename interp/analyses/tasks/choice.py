@@ -1,0 +1,33 @@
+"""Multiple choice: questions of common knowledge with the options A to D."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from interp.analyses.tasks.judges import letter
+from interp.analyses.tasks.task import Task, data
+
+LETTERS = "ABCD"
+
+
+def items() -> Iterator[dict[str, Any]]:
+    """The questions of choice.json; the right option takes the places A to D in turn, the others keep their order."""
+    rows = [(subject, row) for subject, rows in data("choice.json").items() for row in rows]
+    for i, (subject, (question, answer, *others)) in enumerate(rows):
+        at = i % len(LETTERS)
+        options = [*others[:at], answer, *others[at:]]
+        listed = "\n".join(f"{mark}. {option}" for mark, option in zip(LETTERS, options, strict=True))
+        yield {
+            "id": f"choice/{i}",
+            "messages": [{"role": "user", "content": f"{question}\n{listed}\n\nWhich letter is the right answer?"}],
+            "prefix": "The right answer is",
+            "spans": {"mark": f"{question}\n{listed}"},
+            "question": question,
+            "answer": answer,
+            "subject": subject,
+            "right": [LETTERS[at]],
+            "wrong": [mark for mark in LETTERS if mark != LETTERS[at]],
+        }
+
+
+CHOICE = Task("choice", "questions of common knowledge with the options A to D", letter, 8, "\n", items)
+"""Source: the multiple-choice tasks of Han et al. 2505.11739. Differs: own, easy questions; a letter is generated."""

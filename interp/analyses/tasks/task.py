@@ -1,0 +1,142 @@
+"""A task: prompts with a span to steer by, texts that are right and wrong to go on with, and a judge of the reply."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+from interp.analyses.tasks.judges import JUDGES
+from interp.hooks.prompts import Prompt, Prompts
+from interp.kernels.errors import UsageError
+
+Item = Mapping[str, Any]
+"""{"id", "messages" | "text", "spans", "prefix", "right", "wrong"}; other entries go to the prompt's meta."""
+Judge = Callable[[str, Prompt], bool]
+SPLITS = ("profile", "dev", "test", "all")
+
+
+def split_of(id: str) -> Literal["profile", "dev", "test"]:
+    """The split of an item, for good: the first byte of sha256(id) modulo 10 is 0-3 profile, 4-5 dev, 6-9 test."""
+    part = hashlib.sha256(id.encode()).digest()[0] % 10
+    return "profile" if part < 4 else "dev" if part < 6 else "test"
+
+
+def encode_item(item: Item, tokenizer: Any) -> dict[str, Any]:
+    """An item as Prompts.encode takes it. Without a chat template a chat becomes its texts and "Answer: prefix"."""
+    prefix = item.get("prefix", "")
+    if "text" in item:
+        return {"text": item["text"] + prefix, "spans": item["spans"]}
+    turns = list(item["messages"])
+    if getattr(tokenizer, "chat_template", None) is not None:
+        answer = [{"role": "assistant", "content": prefix}] if prefix else []
+        return {"messages": turns + answer, "spans": item["spans"]}
+    if turns[-1]["role"] == "assistant":
+        prefix = turns.pop()["content"]
+    body = "\n\n".join(turn["content"] for turn in turns)
+    return {"text": f"{body}\nAnswer: {prefix}".rstrip(), "spans": item["spans"]}
+
+
+def following(text: str, continuation: str) -> str:
+    """The continuation with the one space before it that the prompt's text calls for, or none after white space."""
+    bare = continuation.lstrip(" ")
+    if text[-1:].isspace() or not text:
+        return bare
+    # none inside an opened quotation or bracket, and a continuation that is given with its own space keeps it
+    glued = text[-1] in "\"'“‘([{" or bare[:1] in ".,;:!?)]}\n"
+    return continuation if glued or continuation != bare else " " + bare
+
+
+@dataclass(frozen=True)
+class Task:
+    """Prompts with known answers, in three fixed splits.
+
+    Choose heads on "profile" and strengths on "dev", report on "test". Every prompt has the span `span` and the meta
+    task, id, split, right, wrong, prefix (how its reply begins, "" for none) and what else its item holds. right and
+    wrong are lists of texts that can follow the prompt as they stand, the space before them included: steering works
+    where the right ones gain probability over the wrong ones. The judge accepts every right one and no wrong one.
+    Cannot show: what a model does with other wordings; each task is one instruction in a few phrasings.
+    """
+
+    name: str
+    description: str
+    judge: Judge = field(repr=False)
+    """reply and prompt to verdict"""
+    max_new_tokens: int
+    """new tokens that a reply may take"""
+    stop: str | None
+    """the text that ends a reply"""
+    source: Callable[[], Iterable[Item]] = field(repr=False)
+    span: str = "mark"
+    """the span that steering marks"""
+    render: Callable[[Item, Any], dict[str, Any]] = field(default=encode_item, repr=False)
+    """an item and a tokenizer to what Prompts.encode takes"""
+
+    def items(self) -> list[Item]:
+        """The raw items of all splits, in the order of the source."""
+        return list(self.source())
+
+    def prompts(self, tokenizer: Any, split: str = "test", n: int | None = None) -> Prompts:
+        """The prompts of "profile", "dev", "test" or "all", or the first n of them, in an order fixed by a hash of ids.
+
+        So the first n are a mixture, and they are also the first of any larger number. Raises UsageError for an
+        unknown split, an empty one, and more prompts than it has; SpanError where a span is not in its prompt.
+        """
+        if split not in SPLITS:
+            raise UsageError(f"split={split!r} is no split: use one of {', '.join(SPLITS)}.")
+        every = self.items()
+        chosen = [item for item in every if split in ("all", split_of(item["id"]))]
+        if not chosen:
+            raise UsageError(
+                f'{self.name} has {len(every)} items and none in "{split}": add items, or use split="all".'
+            )
+        if n is not None and not 1 <= n <= len(chosen):
+            raise UsageError(f'n={n}: "{split}" of {self.name} has {len(chosen)} items, so use 1 to {len(chosen)}.')
+        chosen = sorted(chosen, key=lambda item: hashlib.sha256(f"order/{item['id']}".encode()).digest())[:n]
+        rows = [{**self.render(item, tokenizer), "meta": self._meta(item)} for item in chosen]
+        prompts = Prompts.encode(tokenizer, rows, continue_final=True)
+        return replace(prompts, items=tuple(map(_spaced, prompts)))
+
+    def _meta(self, item: Item) -> dict[str, Any]:
+        own = {key: value for key, value in item.items() if key not in ("text", "messages", "spans")}
+        return {"prefix": "", **own, "task": self.name, "split": split_of(item["id"])}
+
+    @classmethod
+    def from_jsonl(
+        cls, path: str | Path, judge: str | Judge = "contains", *, max_new_tokens: int = 32, stop: str | None = None
+    ) -> "Task":
+        """A task of your own: a UTF-8 file with one JSON object a line; its name is the file's.
+
+        {"messages": [...] or "text": t, "spans": {"mark": text in it}, "right": [...], "wrong": [...]} and, if wanted,
+        "id", "prefix", "judge" and entries of your own, which go to the meta. A text is taken as it is, its prefix put
+        right behind it; after a chat the prefix, or a last assistant message, is left open for the model. Without
+        "id" an item is known by a hash of its line. right and wrong get the space that the prompt calls for.
+        judge: a function of reply and prompt, or "contains", "starts", "first" (of right and wrong, which is named
+        first), "letter", "json"; a line's own "judge" comes before it. Raises PromptError, which names file and line.
+        """
+        from interp.analyses.tasks.jsonl import read
+
+        if isinstance(judge, str) and judge not in JUDGES:
+            raise UsageError(f"judge={judge!r} is no judge: use a function, or one of {', '.join(JUDGES)}.")
+        path = Path(path)
+        items = read(path)
+
+        def verdict(reply: str, prompt: Prompt) -> bool:
+            chosen = prompt.meta.get("judge", judge)
+            return (JUDGES[chosen] if isinstance(chosen, str) else chosen)(reply, prompt)
+
+        return cls(path.stem, f"{len(items)} items of {path.name}", verdict, max_new_tokens, stop, lambda: items)
+
+
+@cache
+def data(name: str) -> Any:
+    """What a JSON file beside this one holds; read once, so do not edit it."""
+    return json.loads(files("interp.analyses.tasks").joinpath(name).read_text("utf-8"))
+
+
+def _spaced(prompt: Prompt) -> Prompt:
+    ends = {key: [following(prompt.text, text) for text in prompt.meta[key]] for key in ("right", "wrong")}
+    return replace(prompt, meta={**prompt.meta, **ends})
