@@ -117,13 +117,13 @@ def steer(
     ] = None,
     heads: Annotated[str, typer.Option(help="Heads to steer; by default they are profiled.")] = "",
     profile: Annotated[str, typer.Option(help="A profile that was made before.")] = "",
-    tops: Annotated[str, typer.Option(help="Sizes of head sets that the dev split chooses from.")] = "10,25,50",
+    tops: Annotated[str, typer.Option(help="Sizes of head sets that the dev split chooses from.")] = "5,10,25,50",
     profile_items: Annotated[int, typer.Option(help="Items that heads are profiled on.")] = 32,
     dev_items: Annotated[int, typer.Option(help="Items that the head set is chosen on.")] = 20,
     test_items: Annotated[int, typer.Option(help="Items whose replies are judged.")] = 40,
     draws: Annotated[int, typer.Option(help="Random draws per control.")] = 3,
     seed: Annotated[int, typer.Option(help="Of the order of prompts, draws and intervals.")] = 0,
-    batch_size: Annotated[int, typer.Option(help="Prompts at once.")] = 8,
+    batch_size: Annotated[int, typer.Option(help="Replies at once.")] = 8,
     as_json: AsJson = False,
     device: Device = None,
     dtype: Dtype = None,
@@ -152,8 +152,11 @@ def steer(
         content = {"chosen": told.chosen, "tried": told.tried, "check": told.check.to_dict()}
         typer.echo(json.dumps(content, indent=1))
     else:
+        if told.tried:
+            typer.echo("heads steered, replies right on the dev split, and nats per token that right leads wrong by:")
         for row in told.tried:
-            typer.echo(f"  {row['name']:16s} {row['score']:+.3f}  [{row['low']:+.3f}, {row['high']:+.3f}]")
+            margin = f"margin {row['score']:+.3f}  [{row['low']:+.3f}, {row['high']:+.3f}]"
+            typer.echo(f"  {row['name']:16s} {row['right']:5.0%}  {margin}")
         typer.echo(f"{told.check.kind} on {told.task}, {told.chosen}: accuracy [95% interval]")
         typer.echo("\n".join(f"  {line}" for line in str(told.check).splitlines()))
     typer.echo(f"{out.resolve()}", err=True)

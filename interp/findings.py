@@ -33,7 +33,7 @@ class Steered:
     chosen: str
     """by what rule the heads were taken"""
     tried: list[dict[str, Any]] = field(default_factory=list)
-    """settings that were compared on the dev split: name, score, low, high, common"""
+    """sets that were compared on the dev split: name, right, and the margin's score, low, high, common"""
     profile: HeadScores | None = None
 
 

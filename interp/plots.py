@@ -83,7 +83,7 @@ def head_map(scores: HeadScores) -> "Figure":
 
 
 def gains(scores: HeadScores) -> "Figure":
-    """`head_map` of a steering profile: what each head gains when it alone is steered, blue up and orange down."""
+    """`head_map` of a steering profile: what each head gains when it alone is steered, purple up and orange down."""
     figure = head_map(scores)
     known = scores.values[~scores.values.isnan()].abs()
     most = float(known.max()) if len(known) and known.max() > 0 else 1.0

@@ -15,13 +15,13 @@ from interp.analyses.causal import REPLY, CausalCheck, Condition, Outcome, ask, 
 from interp.analyses.scores import HeadScores
 from interp.analyses.storage import write_atomic
 from interp.analyses.tasks import judge
-from interp.findings import Findings, TokenView
+from interp.findings import Findings, Steered, TokenView
 from interp.hooks.capture import check_context
 from interp.hooks.heads import HeadLayout, HeadSet
 from interp.hooks.prompts import Prompts
 from interp.hooks.provenance import Provenance
 from interp.kernels.errors import InterpError, RunError, ScoreError, UsageError
-from interp.steerings import steering_findings
+from interp.steerings import finished, steering_findings
 from interp.studies import Plan, Study, check_prompts, studies
 from interp.views import view
 
@@ -214,11 +214,22 @@ def findings(folder: str | Path) -> Findings:
         kv_heads=layout["kv_heads"],
         scores={name: join_scores(folder, name) for name in names},
         causal=_causal(folder, plan, layout),
-        steering=tuple(steering_findings(path.parent).steering[0] for path in sorted(folder.glob("*/steering.json"))),
+        steering=_steering(folder, Provenance.from_dict(manifest["provenance"])),
         views=views,
         settings=plan,
         seconds=sum(_read(path)["seconds"] for path in done),
     )
+
+
+def _steering(folder: Path, origin: Provenance) -> tuple[Steered, ...]:
+    """Finished steering runs in folders of a run; they must be of its model."""
+    found = []
+    for path in sorted(folder.glob("*/steering.json")):
+        if finished(path.parent):
+            told = steering_findings(path.parent)
+            origin.check_model(told.provenance)
+            found += told.steering
+    return tuple(found)
 
 
 def join_scores(folder: Path, name: str) -> HeadScores:

@@ -11,10 +11,12 @@ from torch import nn
 
 from interp.analyses import steer, tasks
 from interp.analyses.causal import CausalCheck, Condition, Outcome
-from interp.analyses.steer.check import ask_steered, kind_of, outcome, steer_conditions, steered
+from interp.analyses.steer.check import arms, ask_steered, kind_of, outcome
 from interp.analyses.steer.profile import Choice, Profile, choose, profile
 from interp.analyses.storage import write_atomic
+from interp.analyses.tasks.generate import Reply
 from interp.findings import Findings, Steered
+from interp.hooks.capture import check_context
 from interp.hooks.edit import Edit, Edits
 from interp.hooks.heads import HeadLayout, HeadSet
 from interp.hooks.prompts import Prompts
@@ -47,7 +49,7 @@ class SteerPlan:
     """heads to steer; empty to profile them"""
     profile: str = ""
     """a profile to take heads from; empty to make one"""
-    tops: tuple[int, ...] = (10, 25, 50)
+    tops: tuple[int, ...] = (5, 10, 25, 50)
     """sizes of head sets that the dev split chooses from"""
     profile_items: int = 32
     dev_items: int = 20
@@ -74,9 +76,17 @@ class SteerPlan:
         kind = METHODS[self.method]
         marked = {"spans": span} if any(f.name == "spans" for f in fields(kind)) else {}
         try:
-            return kind(**marked, **self.settings, **more)
+            made = kind(**marked, **self.settings, **more)
         except TypeError as error:
             raise UsageError(f"{self.method}: a setting has the wrong type ({error}).") from error
+        if made.idle and not self.open:
+            raise UsageError(f"{kind_of(made)} changes nothing: give it another setting, as in --set name=value.")
+        return made
+
+    @property
+    def open(self) -> bool:
+        """Whether a setting is left to the dev split: ZeroTuning's gamma."""
+        return self.method == "zerotuning" and "gamma" not in self.settings
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,6 +99,8 @@ class SteerRun:
     tokenizer: Any
     task: tasks.Task
     provenance: Provenance
+    prompts: dict[str, Prompts]
+    """by split"""
 
     @classmethod
     def open(cls, folder: str | Path, plan: SteerPlan, model: nn.Module, tokenizer: Any) -> "SteerRun":
@@ -99,23 +111,34 @@ class SteerRun:
         plan.edit(task.span)
         if plan.heads:
             layout.check(HeadSet.parse(plan.heads, layout))
-        if plan.profile:
-            Profile.load(plan.profile, model)
-        run = cls(folder, plan, model, tokenizer, task, Provenance.of(model, tokenizer, seed=plan.seed))
+        given = _given(plan, model)
+        sizes = {"dev": plan.dev_items, "test": plan.test_items}
+        sizes |= {} if plan.heads or given else {"profile": plan.profile_items}
+        prompts = {split: task.prompts(tokenizer, split, n) for split, n in sizes.items()}
+        for asked in prompts.values():
+            check_context(model, asked, task.max_new_tokens)
+        run = cls(folder, plan, model, tokenizer, task, Provenance.of(model, tokenizer, seed=plan.seed), prompts)
         manifest = {
             "format": FORMAT,
             "plan": json.loads(json.dumps(asdict(plan))),
             "layout": asdict(layout),
             "origin": run.provenance.to_dict(),
+            "prompts": {split: asked.fingerprint() for split, asked in prompts.items()},
+            "given": None if given is None else given.scores.settings["prompts"],
         }
         path = folder / "steering.json"
         if path.exists():
-            stored = _read(path)
-            before = Provenance.from_dict(stored["origin"])
-            if stored.get("format") != FORMAT or stored["plan"] != manifest["plan"]:
-                raise RunError(f"{folder} holds a steering run with other settings: use the same, or another folder.")
-            if not before.same_model(run.provenance):
+            stored = _manifest(folder)
+            before, now = Provenance.from_dict(stored["origin"]), run.provenance
+            if not before.same_model(now):
                 raise RunError(f"{folder} holds a steering run of {before.model}: name another folder.")
+            for what in ("plan", "prompts", "given"):
+                if stored.get(what) != manifest[what]:
+                    raise RunError(f"{folder} holds a steering run with another {what}: use the same, or a new folder.")
+            if (before.versions, before.template_hash) != (now.versions, now.template_hash):
+                raise RunError(
+                    f"{folder} holds a steering run of other versions or another template: use a new folder."
+                )
             return run
         try:
             if folder.exists() and any(not p.name.endswith(".tmp") for p in folder.iterdir()):
@@ -138,22 +161,18 @@ class SteerRun:
         _write(path, {"seconds": before + time.perf_counter() - started})
         return steering_findings(self.folder)
 
-    def _prompts(self, split: str, n: int) -> Prompts:
-        return self.task.prompts(self.tokenizer, split, n)
-
     def _profile(self, progress: bool) -> Profile | None:
         """The profile that is given, made before or made now; None where heads are named."""
         if self.plan.heads:
             return None
-        if self.plan.profile:
-            return Profile.load(self.plan.profile, self.model)
+        if (given := _given(self.plan, self.model)) is not None:
+            return given
         path = self.folder / "profile.json"
         if path.exists():
             return Profile.load(path, self.model)
-        prompts = self._prompts("profile", self.plan.profile_items)
         found = profile(
             self.model,
-            prompts,
+            self.prompts["profile"],
             self._edit(),
             keep=self.plan.keep,
             seed=self.plan.seed,
@@ -164,13 +183,16 @@ class SteerRun:
         return found
 
     def _edit(self) -> Edit:
-        """The edit to profile; ZeroTuning's gamma, where none is named, is the one that is best in all heads."""
-        if self.plan.method != "zerotuning" or "gamma" in self.plan.settings:
+        """The edit to profile; ZeroTuning's gamma, where none is named, is a profile's, or the best in all heads."""
+        if not self.plan.open:
             return self.plan.edit(self.task.span)
+        if (given := _given(self.plan, self.model)) is not None:
+            return steer.ZeroTuning(given.scores.settings["edit"][0]["gamma"])
         path = self.folder / "gamma.json"
         if not path.exists():
-            prompts = self._prompts("profile", self.plan.profile_items)
-            tried = choose(self.model, prompts, {str(g): steer.ZeroTuning(g) for g in GAMMAS}, seed=self.plan.seed)
+            tried = choose(
+                self.model, self.prompts["dev"], {str(g): steer.ZeroTuning(g) for g in GAMMAS}, seed=self.plan.seed
+            )
             best = next(choice.name for choice in tried if choice.name != "as loaded")
             _write(path, {"gamma": float(best), "tried": [_told(choice) for choice in tried]})
         return steer.ZeroTuning(_read(path)["gamma"])
@@ -188,31 +210,45 @@ class SteerRun:
                 sets["all that gain"] = helpful
             named = {name: replace(edit, heads=str(heads)) for name, heads in sets.items()}
             named["all heads"] = replace(edit, heads="all")
-            prompts = self._prompts("dev", self.plan.dev_items)
-            tried = choose(self.model, prompts, named, seed=self.plan.seed)
-            best = next(choice for choice in tried if choice.name != "as loaded")
-            (Edits(()) + named[best.name]).save(self.folder / "edit.json")
-            _write(path, {"chosen": best.name, "tried": [_told(choice) for choice in tried]})
+            prompts = self.prompts["dev"]
+            margins = {c.name: c for c in choose(self.model, prompts, named, seed=self.plan.seed)}
+            right = {name: self._right(n, prompts, named.get(name)) for n, name in enumerate(["as loaded", *named])}
+            # by what is written: a set may make the right form likely and lose what stands in it
+            best = max(named, key=lambda name: (right[name], margins[name].score))
+            tried = [_told(margins[name]) | {"right": right[name]} for name in right]
+            tried.sort(key=lambda row: (-row["right"], -row["score"]))
+            (Edits(()) + named[best]).save(self.folder / "edit.json")
+            _write(path, {"chosen": best, "tried": tried})
         return Edits.load(self.folder / "edit.json")
+
+    def _right(self, number: int, prompts: Prompts, edit: Edit | None) -> float:
+        """Share of the prompts whose greedy reply is right under an edit."""
+        path = self.folder / f"dev-{number:02d}.json"
+        if not path.exists():
+            edits = Edits(()) if edit is None else Edits(()) + edit
+            verdicts = [self.task.judge(r.text, p) for r, p in zip(self._ask(prompts, edits), prompts, strict=True)]
+            _write(path, {"right": sum(verdicts) / len(verdicts)})
+        return _read(path)["right"]
+
+    def _ask(self, prompts: Prompts, edits: Edits) -> Iterator[Reply]:
+        task, size = self.task, self.plan.batch_size
+        return ask_steered(
+            self.model, prompts, edits, max_new_tokens=task.max_new_tokens, stop=task.stop, batch_size=size
+        )
 
     def _judge(self, edit: Edits, progress: bool) -> Iterator[None]:
         from tqdm.auto import tqdm
 
-        prompts = self._prompts("test", self.plan.test_items)
-        rows = steer_conditions(edit, HeadLayout.of(self.model), self.plan.draws, self.plan.seed)
-        for number, condition in enumerate(tqdm(rows, desc="steering check", disable=not progress, delay=2)):
+        prompts = self.prompts["test"]
+        rows = arms(edit, HeadLayout.of(self.model), self.plan.draws, self.plan.seed)
+        _write(self.folder / "arms.json", {"arms": [arm.condition.name for arm in rows]})
+        for number, arm in enumerate(tqdm(rows, desc="steering check", disable=not progress, delay=2)):
             path = self.folder / f"replies-{number:02d}.json"
             if not path.exists():
-                asked = ask_steered(
-                    self.model,
-                    prompts,
-                    steered(edit, condition),
-                    max_new_tokens=self.task.max_new_tokens,
-                    stop=self.task.stop,
-                    batch_size=self.plan.batch_size,
-                )
-                told = asdict(outcome(condition, prompts, [reply.text for reply in asked], self.task.judge))
-                told["condition"]["heads"] = str(condition.heads) if len(condition.heads) else ""
+                asked = self._ask(prompts, arm.edits)
+                told = asdict(outcome(arm.condition, prompts, [reply.text for reply in asked], self.task.judge))
+                heads = arm.condition.heads
+                told["condition"]["heads"] = str(heads) if len(heads) else ""
                 _write(path, told | {"kind": kind_of(edit)})
             yield
 
@@ -220,14 +256,10 @@ class SteerRun:
 def steering_findings(folder: str | Path) -> Findings:
     """What a steering run found, as a report takes it; no model is needed. Raises RunError where it is not finished."""
     folder = Path(folder)
-    if not (folder / "steering.json").is_file():
-        raise RunError(f"{folder} is no steering run: make one with interp steer.")
-    manifest = _read(folder / "steering.json")
+    manifest = _manifest(folder)
     plan = manifest["plan"]
-    paths = sorted(folder.glob("replies-*.json"))
-    cells = [_read(path) for path in paths]
-    groups = {cell["condition"]["group"] for cell in cells}
-    if not {"as loaded", "steered"} <= groups:
+    cells = [_read(path) for path in sorted(folder.glob("replies-*.json"))]
+    if not finished(folder):
         raise RunError(f"{folder} is not finished: run interp steer with the same settings to go on.")
     outcomes = tuple(_outcome(cell) for cell in cells)
     check = CausalCheck(outcomes, cells[1]["kind"], len(outcomes[1].condition.heads), plan["seed"])
@@ -248,6 +280,35 @@ def steering_findings(folder: str | Path) -> Findings:
         settings=plan,
         seconds=seconds,
     )
+
+
+def finished(folder: str | Path) -> bool:
+    """Whether every condition of a steering run was asked."""
+    path = Path(folder) / "arms.json"
+    names = _read(path)["arms"] if path.is_file() else None
+    cells = [_read(path)["condition"]["name"] for path in sorted(Path(folder).glob("replies-*.json"))]
+    return names is not None and names == cells
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    path = folder / "steering.json"
+    if not path.is_file():
+        raise RunError(f"{folder} is no steering run: make one with interp steer.")
+    stored = _read(path)
+    if not isinstance(stored, dict) or stored.get("format") != FORMAT:
+        raise RunError(f"{path} is no manifest of {FORMAT!r}: make the run again, in another folder.")
+    return stored
+
+
+def _given(plan: SteerPlan, model: nn.Module) -> Profile | None:
+    """The profile that a plan names. Raises ScoreError for one of another model, UsageError for another method."""
+    if not plan.profile or plan.heads:
+        return None
+    found = Profile.load(plan.profile, model)
+    kinds = [entry["edit"] for entry in found.scores.settings["edit"]]
+    if kinds != [METHODS[plan.method].__name__]:
+        raise UsageError(f"{plan.profile} is a profile of {' + '.join(kinds)}, not of {plan.method}: give another.")
+    return found
 
 
 def _outcome(cell: dict[str, Any]) -> Outcome:

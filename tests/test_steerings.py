@@ -10,12 +10,13 @@ from test_cli import call as call
 
 from interp import steer, steerings
 from interp.analyses import tasks
-from interp.analyses.causal import Condition
+from interp.analyses.causal import CausalCheck, Condition, Outcome
 from interp.analyses.scores import HeadScores
-from interp.analyses.steer.check import kind_of, steer_check, steer_conditions, steered
+from interp.analyses.steer.check import arms, kind_of, steer_check
+from interp.findings import Steered
 from interp.hooks.heads import HeadLayout, HeadSet
 from interp.kernels.errors import HeadError, RunError, ScoreError, UsageError
-from interp.report import make_report, render
+from interp.report import make_report, render, words
 from interp.steerings import SteerPlan, SteerRun, steering_findings
 
 HOSTILE = "</script><script>alert(1)</script>"
@@ -63,8 +64,8 @@ def test_a_run_profiles_chooses_and_judges(whole, model, plan, items):
     assert (told.method, told.task) == ("pasta", "mine")
     assert {row["name"] for row in told.tried} <= {"as loaded", "top 2", "top 4", "all that gain", "all heads"}
     assert {"as loaded", "top 2", "top 4", "all heads"} <= {row["name"] for row in told.tried}
-    best = max((row for row in told.tried if row["name"] != "as loaded"), key=lambda row: row["score"])
-    assert told.chosen == best["name"]
+    sets = [row for row in told.tried if row["name"] != "as loaded"]
+    assert told.chosen == max(sets, key=lambda row: (row["right"], row["score"]))["name"]
     assert told.check.kind == "Pasta(alpha=0.1)"
     edit = steer.Edits.load(folder / "edit.json")
     # the very replies that the Python call gives
@@ -82,13 +83,14 @@ def test_a_run_profiles_chooses_and_judges(whole, model, plan, items):
 
 def test_a_run_that_was_cut_goes_on(whole, model, plan, tmp_path, monkeypatch):
     _, found = whole
-    calls = []
+    calls, stopped = [], []
     for name in ("profile", "choose", "ask_steered"):
         real = getattr(steerings, name)
 
         def watched(*args, _real=real, _name=name, **kw):
             calls.append(_name)
-            if calls.count("ask_steered") == 2 and len(calls) == 4:
+            if (tmp_path / "cut" / "replies-00.json").exists() and not stopped:
+                stopped.append(True)
                 raise KeyboardInterrupt
             return _real(*args, **kw)
 
@@ -96,7 +98,9 @@ def test_a_run_that_was_cut_goes_on(whole, model, plan, tmp_path, monkeypatch):
     run = SteerRun.open(tmp_path / "cut", plan, model, speaking.tokenizer())
     with pytest.raises(KeyboardInterrupt):
         run.finish(progress=False)
-    assert calls == ["profile", "choose", "ask_steered", "ask_steered"]
+    # sets on the dev split come before the conditions on the test split
+    assert calls[:2] == ["profile", "choose"]
+    assert len(list((tmp_path / "cut").glob("replies-*.json"))) == 1
     with pytest.raises(RunError, match="not finished"):
         steering_findings(tmp_path / "cut")
     again = SteerRun.open(tmp_path / "cut", plan, model, speaking.tokenizer()).finish(progress=False)
@@ -108,7 +112,7 @@ def test_a_run_that_was_cut_goes_on(whole, model, plan, tmp_path, monkeypatch):
 def test_a_folder_is_one_runs(whole, model, plan, tmp_path):
     folder, _ = whole
     tokenizer = speaking.tokenizer()
-    with pytest.raises(RunError, match="other settings"):
+    with pytest.raises(RunError, match="another plan"):
         SteerRun.open(folder, replace(plan, seed=1), model, tokenizer)
     with pytest.raises(RunError, match="holds a steering run of"):
         SteerRun.open(folder, plan, speaking.model(seed=1), tokenizer)
@@ -146,20 +150,93 @@ def test_zerotuning_finds_its_gamma(model, plan, tmp_path):
     assert told.check.kind == f"ZeroTuning(gamma={gamma['gamma']})"
 
 
+def test_what_changed_is_no_part_of_an_old_run(model, plan, items, tmp_path):
+    """A file that is asked again under its old name."""
+    rows = [json.loads(line) for line in items.read_text().splitlines()]
+    mine = tmp_path / "mine.jsonl"
+    mine.write_text("\n".join(json.dumps(row | {"right": [" yes"], "wrong": [" no"]}) for row in rows))
+    run = SteerRun.open(tmp_path / "run", replace(plan, task=str(mine)), model, speaking.tokenizer())
+    assert run.folder.exists()
+    mine.write_text("\n".join(json.dumps(row | {"right": row["wrong"], "wrong": row["right"]}) for row in rows))
+    with pytest.raises(RunError, match="another prompts"):
+        SteerRun.open(tmp_path / "run", replace(plan, task=str(mine)), model, speaking.tokenizer())
+
+
+def test_nothing_is_begun_that_cannot_end(model, plan, tmp_path):
+    for wrong, words_ in (
+        (replace(plan, test_items=400), "n=400"),
+        (replace(plan, dev_items=400), "n=400"),
+        (replace(plan, method="temperature", settings={}), "changes nothing"),
+        (replace(plan, settings={"alpha": 1}), "changes nothing"),
+    ):
+        with pytest.raises(UsageError, match=words_):
+            SteerRun.open(tmp_path / "run", wrong, model, speaking.tokenizer())
+        assert not (tmp_path / "run").exists()
+
+
+def test_a_check_without_all_of_its_conditions_is_not_finished(whole, tmp_path):
+    folder = shutil.copytree(whole[0], tmp_path / "run")
+    sorted(folder.glob("replies-*.json"))[-1].unlink()
+    with pytest.raises(RunError, match="not finished"):
+        steering_findings(folder)
+    (folder / "steering.json").write_text("{}")
+    with pytest.raises(RunError, match="no manifest"):
+        steering_findings(folder)
+
+
+def check_of(**verdicts: tuple[bool, ...]) -> CausalCheck:
+    heads = HeadSet.parse("L0H1")
+    rows = [
+        Outcome(Condition(group, group.rstrip("123").replace("_", " "), heads), told, ("",) * len(told))
+        for group, told in verdicts.items()
+    ]
+    return CausalCheck(tuple(rows), "Pasta(alpha=0.01)", 1)
+
+
+def said(check: CausalCheck) -> str:
+    return " ".join(words.steering_words(Steered("pasta", "json", check, "top 1")))
+
+
+def test_conditions_are_compared_prompt_by_prompt():
+    base = (True,) * 20 + (False,) * 20
+    better = (True,) * 28 + (False,) * 12
+    check = check_of(as_loaded=base, steered=better)
+    assert check.gain("steered", "as loaded")[0] == pytest.approx(0.2)
+    assert "Against as loaded: +20%" in said(check)
+    assert "better" in said(check)
+    assert "no control" in said(check)
+    worse = said(check_of(as_loaded=(True,) * 36 + (False,) * 4, steered=(True,) * 4 + (False,) * 36))
+    assert "worse" in worse
+    assert "better" not in worse
+    assert "not told apart" in said(check_of(as_loaded=base, steered=base[::-1]))
+    assert "tell nothing" in said(check_of(as_loaded=(False,), steered=(True,)))
+    drawn = check_of(as_loaded=base, steered=better, random1=base, random2=better)
+    assert drawn.gain("steered", "random")[0] == pytest.approx(0.1)
+    with pytest.raises(UsageError, match="not in this check"):
+        check.gain("steered", "random")
+
+
 def test_conditions():
     layout = HeadLayout(4, 4, 2)
     edit = steer.Boost("mark", 3.0, heads="L0H1 L2H3") + steer.ZeroTuning(2.0, heads="L1H1")
-    rows = steer_conditions(edit, layout, draws=2, seed=3)
-    assert [row.group for row in rows] == ["as loaded", "steered", *["random"] * 2, *["random by layer"] * 2]
-    own = rows[1].heads
+    rows = arms(edit, layout, draws=2, seed=3)
+    groups = [row.condition.group for row in rows]
+    assert groups == ["as loaded", "steered", *["random"] * 2, *["random by layer"] * 2]
+    own = rows[1].condition.heads
     assert len(own) == 3
-    assert all(not row.heads & own and len(row.heads) == 3 for row in rows[2:])
-    assert steered(edit, rows[1]) == edit
-    assert [part.heads for part in steered(edit, rows[2])] == [str(rows[2].heads)] * 2
-    assert not steered(edit, rows[0]).edits
+    assert all(not row.condition.heads & own for row in rows[2:])
+    # each part in as many heads as it has of its own
+    assert all([len(part.chosen(layout)) for part in row.edits] == [2, 1] for row in rows[1:])
+    assert rows[1].edits == edit
+    assert not rows[0].edits.edits
     # no head is left to draw from
-    assert len(steer_conditions(steer.Boost("mark", 3.0), layout)) == 2
-    assert steered(steer.Boost("mark", 3.0), Condition("s", "steered", layout.all())).edits[0].heads == "all"
+    assert len(arms(steer.Boost("mark", 3.0), layout)) == 2
+    assert arms(steer.Boost("mark", 3.0), layout)[1].edits.edits[0].heads == "all"
+    # its vectors are those of its heads
+    assert len(arms(steer.Offset({"L0H1": [1.0] * 4}), layout)) == 2
+    assert str(arms(steer.Offset({"L0H1": [1.0] * 4}), layout)[1].condition.heads) == "L0H1"
+    with pytest.raises(UsageError, match="draws=0"):
+        arms(edit, layout, draws=0)
     assert kind_of(edit) == "Boost(factor=3.0) + ZeroTuning(gamma=2.0)"
 
 
@@ -217,6 +294,14 @@ def test_a_steering_run_inside_of_a_run_comes_into_its_report(whole, tmp_path):
     found = runs.findings(tmp_path / "run")
     assert found.steering[0].check == whole[1].steering[0].check
     assert "Steering: pasta on mine" in render(found)
+    cut = shutil.copytree(whole[0], tmp_path / "run" / "steer-cut")
+    (cut / "arms.json").unlink()
+    assert len(runs.findings(tmp_path / "run").steering) == 1
+    manifest = json.loads((tmp_path / "run" / "steer-pasta" / "steering.json").read_text())
+    manifest["origin"]["weights_hash"] = "another"
+    (tmp_path / "run" / "steer-pasta" / "steering.json").write_text(json.dumps(manifest))
+    with pytest.raises(ScoreError, match="belong to"):
+        runs.findings(tmp_path / "run")
     with pytest.raises(RunError):
         make_report(replace(found, scores={}, steering=()), tmp_path / "r.html")
     with pytest.raises(UsageError):

@@ -69,6 +69,25 @@ class CausalCheck:
         mean = sum(map(sum, rows)) / sum(map(len, rows))
         return mean, *bootstrap(rows, seed=self.seed)
 
+    def gain(self, name: str, over: str, level: float = 0.95, draws: int = 1000) -> tuple[float, float, float]:
+        """Mean over prompts of one group's verdicts less another's, and its interval: each prompt with itself.
+
+        Verdicts of several draws are averaged first; prompts are resampled, seeded. Cannot show: what other draws of
+        heads would have given.
+        """
+        means = []
+        for group in (name, over):
+            rows = [outcome.verdicts for outcome in self.outcomes if outcome.condition.group == group]
+            if not rows:
+                raise UsageError(f"group {group!r} is not in this check: it has {', '.join(self.groups)}.")
+            means.append(torch.tensor(rows, dtype=torch.float64).mean(0))
+        apart = means[0] - means[1]
+        generator = torch.Generator().manual_seed(self.seed)
+        chosen = torch.randint(len(apart), (draws, len(apart)), generator=generator)
+        ends = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
+        low, high = torch.quantile(apart[chosen].mean(1), ends).tolist()
+        return float(apart.mean()), low, high
+
     @property
     def groups(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(outcome.condition.group for outcome in self.outcomes))

@@ -62,8 +62,10 @@ def _ids(prompts: Prompts, number: int, key: str) -> tuple[tuple[int, ...], ...]
     given = prompts[number].meta.get(key)
     if not isinstance(given, list | tuple) or not given or not all(given):
         raise PromptError(f'prompt {number} has no "{key}" continuations in its meta: give a list of texts.')
-    if not isinstance(given[0], str):
+    if all(isinstance(ids, list | tuple) and all(type(token) is int for token in ids) for ids in given):
         return tuple(tuple(ids) for ids in given)
+    if not all(isinstance(text, str) for text in given):
+        raise PromptError(f'prompt {number} has "{key}" continuations that are neither texts nor ids: give texts.')
     if prompts.tokenizer is None:
         raise PromptError(f'prompt {number} has "{key}" continuations as texts and no tokenizer: encode it with one.')
     tokenizer, before = prompts.tokenizer, prompts[number].text
@@ -96,6 +98,7 @@ class Forced:
         with recording(self.model) as self._hidden:
             self._last, self._cache = self._read(self._inputs)
         self.layers = len(self._hidden)
+        self._dtype = self._hidden[0].dtype
         self._resumes = plain_cache(self._cache)
         self._start = self._untouched() if self._resumes else 0
         # a reading of continuations adds to the cache, which the head sets need as it is
@@ -115,20 +118,29 @@ class Forced:
                 # no head, no change
                 found[:, members] = self.base[:, None]
                 continue
-            step = max(1, rows // len(self.prompts))
+            # the continuations of a row are rows of their own
+            step = max(1, min(rows, 4 * rows // self.options.most) // len(self.prompts))
             for start in range(0, len(members), step):
                 chosen = members[start : start + step]
-                found[:, chosen] = self._steered([sets[i] for i in chosen], first if self._resumes else 0)
+                found[:, chosen] = self._compared([sets[i] for i in chosen], first if self._resumes else 0)
         return found
 
-    def together(self) -> Tensor:
-        """Float [p 1 o] scores with the edits in the heads that they name themselves."""
-        with steering(self.model, self.edits, self.prompts) as context:
+    def together(self, edits: Edit | Edits) -> Tensor:
+        """Float [p 1 o] scores with edits in the heads that they name themselves."""
+        with steering(self.model, edits, self.prompts) as context:
             last, cache = self._read(self._inputs)
             repeat_notes(context, self.options.most)
             cache.batch_repeat_interleave(self.options.most)
             self.cost += Cost(len(self.prompts), len(self.prompts))
             return self._continued(last, cache, 1)
+
+    def _compared(self, sets: list[HeadSet], first: int) -> Tensor:
+        """Scores of head sets; in 16 bits moved by what our attention differs from the model's own without an edit."""
+        if self._dtype == torch.float32:
+            return self._steered(sets, first)
+        scores = self._steered([*sets, HeadSet(())], first)
+        moved = scores[:, :-1] - scores[:, -1:] + self.base[:, None]
+        return torch.where(self.base[:, None] > -torch.inf, moved, -torch.inf)
 
     def _steered(self, sets: list[HeadSet], first: int) -> Tensor:
         each, start = len(sets), self._start

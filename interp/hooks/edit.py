@@ -59,6 +59,11 @@ class Edit:
         return False
 
     @property
+    def movable(self) -> bool:
+        """Whether it means the same in other heads."""
+        return True
+
+    @property
     def placed(self) -> bool:
         """Whether its gate asks for positions, which only the attention call knows."""
         return False

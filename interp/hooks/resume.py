@@ -61,6 +61,8 @@ def resumed(model: nn.Module, layer: int, hidden: Tensor) -> Iterator[None]:
         return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
 
     skipped = [block for number, block in known.items() if number < layer]
+    # a wrapper of someone else's, as for weights on several devices
+    own = [block.__dict__.get("forward") for block in skipped]
     handle = known[layer].register_forward_pre_hook(begin, with_kwargs=True)
     try:
         for block in skipped:
@@ -68,8 +70,11 @@ def resumed(model: nn.Module, layer: int, hidden: Tensor) -> Iterator[None]:
         yield
     finally:
         handle.remove()
-        for block in skipped:
-            block.__dict__.pop("forward", None)
+        for block, before in zip(skipped, own, strict=True):
+            if before is None:
+                block.__dict__.pop("forward", None)
+            else:
+                block.__dict__["forward"] = before
 
 
 def fill(cache: Any, source: Any, layers: range, columns: slice, repeat: int) -> Any:

@@ -4,6 +4,7 @@ Many rows: one `forward` pass, then `gather` for single keys and `columns` for w
 steps, chosen queries): their logits are written in full by `rows`, and every reduction is made of them.
 """
 
+import contextlib
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -48,7 +49,9 @@ def attend(call: Call, requests: tuple[Request, ...] = (), queries: Tensor | Non
     Takes every call that `select.obstacle` has nothing against; anything else must not come here.
     Cannot show: gradients, which stop here.
     """
-    with torch.no_grad():
+    # launches go to the current device
+    card = torch.cuda.device(call.q.device) if call.q.is_cuda else contextlib.nullcontext()
+    with torch.no_grad(), card:
         if queries is None:
             return _attend(call, call, requests, None, out)
         result = _attend(call, call, (), None, True).out if out else None

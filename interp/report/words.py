@@ -22,6 +22,8 @@ TAKEN_OUT = {
     "first": "made to attend to the first token only",
 }
 _LABELS, _REPLY, _ASKED = 6, 80, 4
+FEW = 10
+"""items of a steering check below which no verdict is given"""
 
 
 @dataclass(frozen=True)
@@ -140,15 +142,18 @@ def steering_words(told: Steered) -> list[str]:
     ]
     if controls:
         said.append(f"The same edit in {size} random other heads: {'; '.join(controls)}.")
-    low = check.group("steered")[1]
-    above = [name for name in groups if name != "steered" and check.group(name)[2] < low]
-    rest = [name for name in groups if name not in ("steered", *above)]
-    if not rest:
-        said.append("The 95% interval of the steered replies lies above all others.")
-    elif above:
-        said.append(f"Its 95% interval lies above {', '.join(above)}, and overlaps {', '.join(rest)}.")
     else:
-        said.append("Its 95% interval lies above none of the others: this check shows no gain.")
+        said.append("There is no control: no random heads are left to steer instead.")
+    tried = told.tried
+    if tried and tried[0]["name"] == "as loaded":
+        said.append("On the dev split no set of heads did better than the model as loaded.")
+    if len(groups["steered"][0].verdicts) < FEW:
+        return [*said, f"Fewer than {FEW} items tell nothing of the difference."]
+    for name in (name for name in groups if name != "steered"):
+        mean, low, high = check.gain("steered", name)
+        what = "better" if low > 0 else "worse" if high < 0 else "not told apart"
+        where = name if name == "as loaded" else f"{name} heads" if name == "random" else "random heads by layer"
+        said.append(f"Against {where}: {mean:+.0%} [{low:+.0%}, {high:+.0%}], {what}.")
     return said
 
 

@@ -113,6 +113,35 @@ def test_the_model_is_as_it_was():
     assert not any("forward" in module.__dict__ for module in model.modules())
 
 
+def test_a_wrapper_of_someone_else_stays():
+    model, batch, calls = make("llama", layers=3).eval(), prompts(), []
+    block = model.model.layers[0]
+    real = block.forward
+
+    def wrapper(*args, **kw):
+        calls.append(1)
+        return real(*args, **kw)
+
+    block.forward = wrapper
+    Forced(model, batch, EDITS["zerotuning"]).under([HeadSet.parse("L2H0")])
+    assert block.__dict__["forward"] is wrapper
+    before = len(calls)
+    with torch.no_grad():
+        model(**placed(model, batch))
+    assert len(calls) == before + 1
+
+
+def test_an_edit_that_does_next_to_nothing_gains_nothing_in_16_bits():
+    model = make("llama", layers=3).eval().bfloat16()
+    made = Forced(model, prompts(), steer.Temperature(1 + 1e-6))
+    found = made.under([HeadSet.parse(f"L{layer}H{head}") for layer in range(3) for head in range(4)])
+    seen = made.base[:, None].expand_as(found) > -torch.inf
+    gains = (found - made.base[:, None])[seen].abs()
+    # a number that lay at the border of two may round the other way
+    assert (gains > 0).float().mean() < 0.1
+    assert gains.mean() < 2e-5
+
+
 def test_margins_and_entropies():
     options = Options((((1,), (2,), (3,)), ((1,), (2,))), (1, 1))
     scores = torch.tensor([[[-1.0, -2.0, -1.5]], [[-3.0, -1.0, -torch.inf]]])
@@ -148,5 +177,9 @@ def test_bad_input():
         Forced(model, batch, steer.Gate(0.5)).under(SETS[:1])
     with pytest.raises(HeadError, match="L2H0"):
         Forced(model, batch, EDITS["pasta"]).under([HeadSet.parse("L2H0")])
+    for wrong in ([5], [["a"]], [[1], "b"]):
+        bad = Prompts.from_ids([[5, 6]], meta=[{"right": wrong, "wrong": [[4]]}])
+        with pytest.raises(PromptError, match="neither texts nor ids"):
+            Forced(model, bad, EDITS["zerotuning"])
     with pytest.raises(PromptError, match='no "right"'):
         Forced(model, Prompts.from_ids([[5, 6, 7]]), EDITS["zerotuning"])

@@ -13,6 +13,8 @@ from interp.kernels.settings import SHARED
 
 HALVES = [(arch, "bfloat16", width) for arch in SHARED for width in (64, 128, 256)]
 SINGLES = [(arch, "float32", width) for arch in SHARED for width in (64, 128)] + [(89, "float32", 256)]
+WARPS = 12
+"""of a program of Hopper's kernel: two groups of 64 rows, and the one that loads"""
 QUICK = [(90, "bfloat16", 64), (90, "bfloat16", 128)]
 """the rest is slow"""
 
@@ -46,6 +48,9 @@ def test_kernels_fit(arch, dtype, width):
             HOPPER[flag, width] for flag in line["flags"] if line["kernel"] == "hopper" and (flag, width) in HOPPER
         ]
         assert line["stack"] <= max(extra, default=SPILLED.get((dtype, width), 0)), line
+        if line["kernel"] == "hopper" and "MAP" in line["flags"]:
+            # its memory is that of a multiprocessor: two programs must not fit on one
+            assert 2 * line["registers"] * 32 * WARPS > 65536, line
         if arch == 90 and dtype == "bfloat16" and line["kernel"] in ("forward", "columns", "hopper"):
             assert line["wgmma"], line
     assert ("hopper" in names) == ((arch, dtype) == (90, "bfloat16") and width < 256)

@@ -2,36 +2,55 @@
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from torch import nn
 
-from interp.analyses.causal import CausalCheck, Condition, Judge, Outcome, conditions
+from interp.analyses.causal import CausalCheck, Condition, Judge, Outcome
 from interp.analyses.tasks.generate import Reply, generate
 from interp.hooks.edit import Edit, Edits, steering
 from interp.hooks.heads import HeadLayout, HeadSet
 from interp.hooks.prompts import Prompts
+from interp.kernels.errors import HeadError, UsageError
 
 
-def steer_conditions(edit: Edit | Edits, layout: HeadLayout, draws: int = 3, seed: int = 0) -> tuple[Condition, ...]:
-    """As loaded, the edit's own heads, and `draws` times as many random heads of the rest, drawn freely and by layer.
+@dataclass(frozen=True)
+class Arm:
+    """One way to run the task, and the edits that make it."""
 
-    Edits of more than half of the heads leave too few to draw from and have no random control.
+    condition: Condition
+    edits: Edits
+
+
+def arms(edit: Edit | Edits, layout: HeadLayout, draws: int = 3, seed: int = 0) -> tuple[Arm, ...]:
+    """As loaded, steered, and `draws` times each part of the edit in as many random heads, drawn freely and by layer.
+
+    Heads of no part are drawn. There is no random control where too few heads are left, or where an edit holds
+    vectors of its own heads (Offset).
     """
-    heads = HeadSet(())
-    for part in Edits(()) + edit:
-        heads = heads | (HeadSet.parse(part.heads, layout) if part.heads else HeadSet(()))
-    if not len(heads) or 2 * len(heads) > layout.size or draws < 1:
-        return Condition("as loaded", "as loaded", HeadSet(())), Condition(f"steered {len(heads)}", "steered", heads)
-    made = conditions(heads, layout, draws, seed)
-    return made[0], Condition(f"steered {len(heads)}", "steered", heads), *made[2:]
-
-
-def steered(edit: Edit | Edits, condition: Condition) -> Edits:
-    """The edit in the heads of a condition: its own where it is the steered one, else all parts in the drawn ones."""
-    if condition.group == "steered":
-        return Edits(()) + edit
-    return Edits(tuple(replace(part, heads=str(condition.heads)) for part in Edits(()) + edit if len(condition.heads)))
+    parts = list(Edits(()) + edit)
+    if draws < 1:
+        raise UsageError(f"draws={draws}: a control needs at least one draw of random heads.")
+    own = [part.chosen(layout) if part.heads else HeadSet(()) for part in parts]
+    united = HeadSet(tuple({head for heads in own for head in heads}))
+    made = [
+        Arm(Condition("as loaded", "as loaded", HeadSet(())), Edits(())),
+        Arm(Condition(f"steered {len(united)}", "steered", united), Edits(tuple(parts))),
+    ]
+    if not all(part.movable for part in parts) or not len(united):
+        return tuple(made)
+    ways: tuple[tuple[str, Literal["free", "layer"]], ...] = (("random", "free"), ("random by layer", "layer"))
+    for group, match in ways:
+        for i in range(draws):
+            try:
+                drawn = [heads.random_like(layout, seed + i, match, exclude=united - heads) for heads in own]
+            except HeadError:
+                return tuple(made)
+            moved = Edits(tuple(replace(p, heads=str(heads)) for p, heads in zip(parts, drawn, strict=True)))
+            heads = HeadSet(tuple({head for part in drawn for head in part}))
+            made.append(Arm(Condition(f"{group} {i + 1}", group, heads), moved))
+    return tuple(made)
 
 
 def ask_steered(
@@ -59,19 +78,19 @@ def steer_check(
     """Accuracy of greedy replies: as loaded, steered, and with the same edit in as many random heads.
 
     accuracy[condition] = mean over prompts of judge(reply, prompt); intervals are over prompts, and over prompts and
-    draws for the random groups ("random": of all other heads, "random by layer": as many from each layer). Use prompts
-    that neither the heads nor the settings were chosen on: the test split of a task.
+    draws for the random groups ("random": of all other heads, "random by layer": as many from each layer), which are
+    left out where no others are left. `gain` compares conditions prompt by prompt. Use prompts that neither the heads
+    nor the settings were chosen on: the test split of a task.
     Cannot show: whether a gain is what the method claims to do; a judge sees the reply alone.
     """
     from tqdm.auto import tqdm
 
-    rows = steer_conditions(edit, HeadLayout.of(model), draws, seed)
+    rows = arms(edit, HeadLayout.of(model), draws, seed)
     outcomes = []
-    for condition in tqdm(rows, desc="steering check", disable=not progress, delay=2, leave=False):
-        edits = steered(edit, condition)
-        asked = ask_steered(model, prompts, edits, max_new_tokens=max_new_tokens, stop=stop, batch_size=batch_size)
-        outcomes.append(outcome(condition, prompts, [reply.text for reply in asked], judge))
-    return CausalCheck(tuple(outcomes), kind_of(edit), len(rows[1].heads), seed)
+    for arm in tqdm(rows, desc="steering check", disable=not progress, delay=2, leave=False):
+        asked = ask_steered(model, prompts, arm.edits, max_new_tokens=max_new_tokens, stop=stop, batch_size=batch_size)
+        outcomes.append(outcome(arm.condition, prompts, [reply.text for reply in asked], judge))
+    return CausalCheck(tuple(outcomes), kind_of(edit), len(rows[1].condition.heads), seed)
 
 
 def outcome(condition: Condition, prompts: Prompts, replies: list[str], judge: Judge) -> Outcome:
@@ -86,7 +105,7 @@ def kind_of(edit: Edit | Edits) -> str:
     """An edit in words, its heads left out: "Pasta(alpha=0.01)"."""
     said = []
     for part in Edits(()) + edit:
-        settings = {k: v for k, v in part.to_dict().items() if k not in ("edit", "heads", "spans", "vectors")}
+        settings = {k: v for k, v in part.to_dict().items() if k not in ("edit", "heads", "spans", "vectors", "bias")}
         defaults = {k: f.default for k, f in type(part).__dataclass_fields__.items()}
         shown = [f"{k}={v}" for k, v in settings.items() if v != defaults.get(k) or isinstance(v, float)]
         said.append(f"{type(part).__name__}({', '.join(shown)})")

@@ -48,6 +48,7 @@ def iti(
     LLaMA-7B in the paper; each class needs a prompt for each fold.
     Source: Li et al. 2306.03341. Differs: each prompt is held out once, in stratified folds, where the paper holds out
     one fifth; the directions are those of all prompts.
+    Prompts that share a question should not be split between folds; here they may be, so give one of each.
     Cannot show: that the model uses what probes read; compare with random heads. The best of many probes look better
     than they are: judge the edit on prompts that are not among these.
     """

@@ -52,6 +52,10 @@ class Offset(Edit):
         return self.scale == 0
 
     @property
+    def movable(self) -> bool:
+        return False
+
+    @property
     def placed(self) -> bool:
         return self.at == "last"
 

@@ -161,9 +161,19 @@ def test_settings_are_compared_on_the_same_prompts():
     assert all(choice.score <= 0 and 0 < choice.common <= 1 for choice in free)
 
 
+def test_heads_that_are_alike_are_drawn_by_lot():
+    model, batch = make("llama", layers=3).eval(), prompts(4)
+    found = [profile(model, batch, steer.Boost("mark", 1.0001), score="accuracy", start=2, keep=2, seed=s).ranking
+             for s in (0, 1, 0)]  # fmt: skip
+    assert found[0] == found[2] != found[1]
+    assert found[0] != tuple(sorted(found[0]))
+
+
 def test_bad_input():
     model, batch = make("llama", layers=2).eval(), prompts(4)
     with pytest.raises(UsageError, match="keep=0"):
         profile(model, batch, PASTA, keep=0)
+    with pytest.raises(UsageError, match="empty set"):
+        profile(model, batch, PASTA, heads=HeadSet(()))
     with pytest.raises(UsageError, match="score='f1'"):
         profile(model, batch, PASTA, score="f1")  # pyright: ignore[reportArgumentType]
