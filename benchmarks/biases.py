@@ -1,0 +1,76 @@
+"""What a steering bias costs the kernel on a GPU: the same calls with and without it, in turns.
+
+    python -m benchmarks.biases [--lengths 8192 32768 65536] [--turns 25]
+
+bfloat16, causal, batch 1, random data. Turns are interleaved, since a card's clock moves more than a bias costs; the
+plain call comes twice, and what its two medians are apart is what a ratio can show.
+"""
+
+import argparse
+import math
+import statistics
+from dataclasses import replace
+
+import torch
+
+from benchmarks.attention import SHAPES, machine
+from interp.kernels import fused
+from interp.kernels.contract import Call
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--lengths", type=int, nargs="+", default=[8192, 32768, 65536])
+    parser.add_argument("--turns", type=int, default=25)
+    arguments = parser.parse_args()
+    print(f"{machine()}\n\n| tokens | width | call | ms | x plain |\n|---|---|---|---|---|")
+    for heads, groups, width in SHAPES:
+        for length in arguments.lengths:
+            compare(heads, groups, width, length, arguments.turns)
+
+
+def calls(heads: int, groups: int, width: int, length: int) -> dict[str, Call]:
+    """A call as it is, and as edits leave it."""
+    torch.manual_seed(0)
+
+    def made(h: int) -> torch.Tensor:
+        return torch.randn(1, length, h, width, device="cuda", dtype=torch.bfloat16).transpose(1, 2)
+
+    plain = Call(made(heads), made(groups), made(groups), width**-0.5)
+    span, first = (torch.zeros(1, heads, length, device="cuda") for _ in range(2))
+    span[:, ::3, 500 : length // 2 + 77] = math.log(0.01)
+    first[:, :, 0] = 0.6
+    rows = torch.randn(1, heads, length, 1, device="cuda") * 0.1
+    sinks = torch.zeros(1, heads, length, dtype=torch.int32, device="cuda")
+    sinks[:, :, torch.randint(0, length, (20,))] = 1
+    return {
+        "plain": plain,
+        "span of a third of the heads (PASTA)": replace(plain, key_bias=span),
+        "first key (ZeroTuning)": replace(plain, key_bias=first),
+        "rows by 20 keys (ACT)": replace(plain, row_coef=rows, key_group=sinks),
+        "another bias for every key": replace(plain, key_bias=torch.randn_like(span)),
+        "plain, again": plain,
+    }
+
+
+def compare(heads: int, groups: int, width: int, length: int, turns: int) -> None:
+    ways = calls(heads, groups, width, length)
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for turn in range(turns + 3):
+        for name, call in ways.items():
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            fused.attend(call)
+            end.record()
+            torch.cuda.synchronize()
+            # the first turns compile
+            if turn >= 3:
+                times[name].append(start.elapsed_time(end))
+    base = statistics.median(times["plain"])
+    for name, taken in times.items():
+        ms = statistics.median(taken)
+        print(f"| {length:,} | {width} | {name} | {ms:.3f} | {ms / base:.3f} |")
+
+
+if __name__ == "__main__":
+    main()
