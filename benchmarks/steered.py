@@ -7,7 +7,7 @@ python -m benchmarks.steered runs/*
 import argparse
 from pathlib import Path
 
-from interp.steerings import steering_findings
+from interp.steerings import finished, steering_findings
 
 GROUPS = ("as loaded", "steered", "random", "random by layer")
 
@@ -15,7 +15,7 @@ GROUPS = ("as loaded", "steered", "random", "random by layer")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="+", type=Path)
-    rows = [row(folder) for folder in parser.parse_args().folders if (folder / "steering.json").is_file()]
+    rows = [row(folder) for folder in parser.parse_args().folders if finished(folder)]
     print("| edit | task | heads | as loaded | steered | random heads | random, by layer | min |")
     print("|---" * 8 + "|")
     print("\n".join(rows))

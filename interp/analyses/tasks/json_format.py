@@ -15,6 +15,7 @@ COPIES = 3
 def items() -> Iterator[dict[str, Any]]:
     """Three biographies for each occupation of bios.json, every one of another person."""
     lists = data("bios.json")
+    jobs = list(lists["job"])
     for i, (job, does) in enumerate([pair for pair in lists["job"].items() for _ in range(COPIES)]):
         rng = Random(f"json/{i}")
         she = "she" if i % 2 else "he"
@@ -34,7 +35,12 @@ def items() -> Iterator[dict[str, Any]]:
             "question": instruction,
             "answer": job,
             "right": [json.dumps({"name": name, "occupation": job}), json.dumps({"occupation": job, "name": name})],
-            "wrong": [f"{name} is {slots['a']} {job}.", f"Name: {name}\nOccupation: {job}"],
+            # the right content in another form, and the right form with another content
+            "wrong": [
+                f"{name} is {slots['a']} {job}.",
+                f"Name: {name}\nOccupation: {job}",
+                json.dumps({"name": name, "occupation": jobs[(jobs.index(job) + 7) % len(jobs)]}),
+            ],
         }
 
 
