@@ -10,10 +10,12 @@ from torch import Tensor
 
 from interp.hooks.bound import Bound, Where
 from interp.hooks.seam import Site
-from interp.kernels.contract import Call, Columns, Lse, Mass
+from interp.kernels.contract import Call, Columns, Lse, Mass, Rows
 from interp.kernels.errors import UsageError
 from interp.kernels.select import select
 
+FEW = 4
+"""rows of a call up to which a mass is a sum over complete rows"""
 WIDEST = 63
 """key sets read at once, beside one of all other keys"""
 
@@ -168,6 +170,13 @@ class Here:
 
         The second is no difference of the first to one, which would be rounding where it is small.
         """
+        n = self.call.sizes[3]
+        if n <= FEW:
+            # a decode step: its rows are small, and several sums of them cost less than a product for each set
+            pattern = self._read(Rows(torch.arange(n, device=on.device)))
+            on = on[:, None, None] if on.dim() == 2 else on[:, :, None]
+            inside, outside = ((pattern * keys).sum(-1) for keys in (on, ~on))
+            return inside, outside + self._learned
         if on.dim() == 2:
             found = self.masses(torch.stack([on, ~on], 1))
             return found[..., 0], found[..., 1] + self._learned

@@ -55,7 +55,10 @@ def alone(model, prompt, edits, heads, option):
     return torch.stack(scores).mean()
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "phi3", "gpt_oss"])
+SLOW = [pytest.param(family, marks=pytest.mark.slow) for family in ("gpt2", "phi3")]
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt_oss", *SLOW])
 @pytest.mark.parametrize("name", EDITS)
 def test_rows_are_what_they_are_alone(family, name):
     model, batch = make(family, layers=3).eval(), prompts()

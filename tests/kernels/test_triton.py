@@ -296,6 +296,7 @@ def guarded(x: torch.Tensor) -> torch.Tensor:
     return room[64:-64].view(x.shape)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [20, 2])
 @pytest.mark.parametrize("name", ["offset", "heads of 40", "key bias", "row coefficients", "all of them"])
 def test_nothing_beside_a_call_is_read(tiny16, name, n):

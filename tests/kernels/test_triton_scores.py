@@ -107,7 +107,9 @@ def test_blocks_beside_everything_else(tiny16):
     )
 
 
-@pytest.mark.parametrize("name", ["causal", "padding and window", "bias"])
+@pytest.mark.parametrize(
+    "name", ["padding and window", *(pytest.param(name, marks=pytest.mark.slow) for name in ("causal", "bias"))]
+)
 def test_top_keys(tiny16, name):
     bias = torch.zeros(2, 2, 34).masked_fill(torch.arange(34) % 2 == 0, -torch.inf)
     settings: dict[str, dict[str, Any]] = {
