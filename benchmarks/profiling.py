@@ -46,8 +46,9 @@ def main() -> None:
     told("every head, every prompt", whole.cost)
     for k in (10, 25, 50):
         print(f"  top {k}: {len(rounds.heads(k) & whole.heads(k))} of {k} shared (chance {k * k / layout.size:.1f})")
-    paper = layout.size * PAPER * (1 + task.max_new_tokens)
-    print(f"  the paper's procedure: up to {paper:,} forwards, {paper / rounds.cost['forwards']:.0f} times as many")
+    for n in (len(prompts), PAPER):
+        paper = layout.size * n * (1 + task.max_new_tokens)
+        print(f"  the paper's procedure on {n:,} prompts: up to {paper:,} forwards, those of new tokens included")
     if arguments.generate:
         table, forwards = generated(loaded.model, prompts, edit, task)
         print(f"  by generation on the same prompts: {forwards:,.0f} forwards")
