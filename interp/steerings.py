@@ -124,7 +124,7 @@ class SteerRun:
             "layout": asdict(layout),
             "origin": run.provenance.to_dict(),
             "prompts": {split: asked.fingerprint() for split, asked in prompts.items()},
-            "given": None if given is None else given.scores.settings["prompts"],
+            "given": None if given is None else [given.scores.settings[key] for key in ("prompts", "edit", "ranking")],
         }
         path = folder / "steering.json"
         if path.exists():

@@ -1,10 +1,14 @@
-"""The literal rules of the steering papers, on probabilities, in an eager attention of the tests' own."""
+"""The literal rules of the steering papers, on probabilities, in an eager attention of the tests' own; their batch."""
 
 import contextlib
 
 import torch
+from families import VOCAB
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+
+from interp.hooks.capture import placed
+from interp.hooks.prompts import Prompts
 
 NAME = "literal"
 
@@ -108,3 +112,20 @@ def middle(pattern, documents, rows, bias, temperature, clip):
     factor = (wanted / m).clamp(torch.tensor(-clip).exp(), torch.tensor(clip).exp())
     weight = torch.einsum("bhqs,bsk->bhqk", factor - 1, documents.to(pattern.dtype)) + 1
     return torch.where(rows[:, None, :, None], weighed(pattern, weight), pattern)
+
+
+def batch(lengths=(17, 23), seed=0):
+    rng = torch.Generator().manual_seed(seed)
+    ids = [torch.randint(3, VOCAB, (n,), generator=rng).tolist() for n in lengths]
+    spans = [{"mark": (4 + i, 8 + i), "other": (10, 12)} for i in range(len(lengths))]
+    return Prompts.from_ids(ids, spans=spans)
+
+
+def logits(model, prompts):
+    with torch.no_grad():
+        return model(**placed(model, prompts), use_cache=False).logits
+
+
+def real(x, prompts):
+    """The last rows of each prompt, padding left out."""
+    return torch.cat([row[-n:] for row, n in zip(x, prompts.lengths, strict=True)])

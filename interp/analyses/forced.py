@@ -5,13 +5,14 @@ rows of one batch, and a forward begins at the first layer that a set changes.
 """
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import copy
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from interp.hooks.bound import Bound
 from interp.hooks.capture import placed
@@ -147,11 +148,11 @@ class Forced:
         inputs = {name: x.repeat_interleave(each, 0) for name, x in self._inputs.items()}
         inputs |= {name: inputs[name][:, start:] for name in ("input_ids", "position_ids")}
         cache = fill(self._empty(), self._cache, range(self.layers if start else 0), slice(0, start), each)
-        with steering_rows(self.model, self.edits, self.prompts, sets) as steering:
+        with steering_rows(self.model, self.edits, self.prompts, sets) as context:
             with resumed(self.model, first, self._hidden[first][:, start:].repeat_interleave(each, 0)):
                 last, cache = self._read(inputs, cache)
             fill(cache, self._cache, range(first), slice(start, None), each)
-            steering.repeat(self.options.most)
+            context.repeat(self.options.most)
             cache.batch_repeat_interleave(self.options.most)
             whole = len(self.prompts) * each
             share = (1 - first / self.layers) * (1 - start / self._inputs["input_ids"].shape[1])
@@ -230,21 +231,6 @@ def entropies(scores: Tensor) -> Tensor:
     return torch.special.entr(scores.softmax(-1)).sum(-1)
 
 
-def forced(
-    model: nn.Module,
-    prompts: Prompts,
-    edits: Edit | Edits,
-    sets: Sequence[HeadSet],
-    *,
-    batch_size: int = 4,
-    rows: int = 32,
-) -> Iterator[tuple[Forced, Tensor]]:
-    """Each batch of prompts with its scores [p i o] under each head set; see `Forced`."""
-    for batch in prompts.batches(batch_size):
-        made = Forced(model, batch, edits)
-        yield made, made.under(sets, rows)
-
-
 def _first(heads: HeadSet) -> int:
     """The first layer that a head set names, -1 for an empty one."""
     return min((head.layer for head in heads), default=-1)
@@ -252,8 +238,6 @@ def _first(heads: HeadSet) -> int:
 
 def _repeated(cache: Any, times: int) -> Any:
     """A cache of its own with each row several times."""
-    import copy
-
     made = copy.deepcopy(cache)
     made.batch_repeat_interleave(times)
     return made

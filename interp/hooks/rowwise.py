@@ -34,7 +34,6 @@ def steering_rows(
     for edit in Edits(()) + edits:
         if edit.gate is not None:
             raise UsageError(f"{type(edit).__name__} is no bias of attention: rows of a batch cannot differ in it.")
-    # an empty set stays empty: "" would be parsed as no heads at all, which is what it is
     chosen = Edits(tuple(replace(edit, heads=str(united)) for edit in Edits(()) + edits))
     own: dict[int, Tensor] = {}
     for number, heads in enumerate(sets):

@@ -7,7 +7,7 @@ import torch
 from families import VOCAB, make
 
 from interp import steer
-from interp.analyses.forced import Forced, Options, entropies, forced, margins
+from interp.analyses.forced import Forced, Options, entropies, margins
 from interp.hooks.capture import placed
 from interp.hooks.edit import Edits, steering
 from interp.hooks.heads import HeadSet
@@ -156,8 +156,8 @@ def test_margins_and_entropies():
 
 def test_batches_do_not_matter():
     model, batch = make("llama", layers=2).eval(), prompts()
-    whole = torch.cat([scores for _, scores in forced(model, batch, EDITS["pasta"], SETS[:2], batch_size=3)])
-    parts = [scores for _, scores in forced(model, batch, EDITS["pasta"], SETS[:2], batch_size=1, rows=1)]
+    whole = Forced(model, batch, EDITS["pasta"]).under(SETS[:2])
+    parts = [Forced(model, part, EDITS["pasta"]).under(SETS[:2], rows=1) for part in batch.batches(1)]
     for one, other in zip(whole, parts, strict=True):
         torch.testing.assert_close(one[:, : other.shape[-1]], other[0], atol=2e-5, rtol=1e-5)
 

@@ -5,8 +5,21 @@ import warnings
 
 import pytest
 import torch
-from families import VOCAB
-from steered import act, key_scale, literal, middle, pasta, redistribute, sinks, spotlight, weighed, zero
+from steered import (
+    act,
+    batch,
+    key_scale,
+    literal,
+    logits,
+    middle,
+    pasta,
+    real,
+    redistribute,
+    sinks,
+    spotlight,
+    weighed,
+    zero,
+)
 
 from interp import steer
 from interp.hooks.capture import placed
@@ -63,23 +76,6 @@ IDLE = [
     steer.Pasta("mark", 0.1, heads=""),
     Edits(),
 ]
-
-
-def batch(lengths=(17, 23), seed=0):
-    rng = torch.Generator().manual_seed(seed)
-    ids = [torch.randint(3, VOCAB, (n,), generator=rng).tolist() for n in lengths]
-    spans = [{"mark": (4 + i, 8 + i), "other": (10, 12)} for i in range(len(lengths))]
-    return Prompts.from_ids(ids, spans=spans)
-
-
-def logits(model, prompts):
-    with torch.no_grad():
-        return model(**placed(model, prompts), use_cache=False).logits
-
-
-def real(x, prompts):
-    """The last rows of each prompt, padding left out."""
-    return torch.cat([row[-n:] for row, n in zip(x, prompts.lengths, strict=True)])
 
 
 def rules_of(name, model, prompts):
