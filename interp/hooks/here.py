@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -29,6 +30,8 @@ class Notes:
     """what an edit noted of each row of the batch at a layer, by the number of the edit and the layer"""
     made: dict[tuple[int, int], Tensor] = field(default_factory=dict)
     """what an edit made for a layer whatever the batch, by the same"""
+    places: dict[Any, tuple[tuple[int, ...], Tensor, Tensor]] = field(default_factory=dict)
+    """what follows from where keys and rows stand: made at the first layer of a forward, for all of them"""
     _warned: set[int] = field(default_factory=set)
 
     def warn(self, number: int, text: str) -> None:
@@ -53,21 +56,34 @@ class Here:
     def call(self) -> Call:
         return self.site.call
 
+    def _once(self, name: Any, make: Callable[[], Tensor]) -> Tensor:
+        """What `make` gives, for all layers of a forward whose keys and rows stand at the same places."""
+        stamp = (self.call.q_start, self.call.q.shape[2], self.call.k_start, self.call.k.shape[2])
+        held = self.steering.places.get(name)
+        # the layers of a forward share the tensor of first columns
+        if held is None or held[0] != stamp or held[1] is not self.site.first:
+            held = self.steering.places[name] = stamp, self.site.first, make()
+        return held[2]
+
     @property
     def key_position(self) -> Tensor:
         """Int [b k] position of each key, negative on padding."""
-        columns = torch.arange(self.call.k_start, self.call.k_start + self.call.k.shape[2], device=self.call.q.device)
-        return columns[None] - self.site.first[:, None]
+
+        def made() -> Tensor:
+            start, keys = self.call.k_start, self.call.k.shape[2]
+            return torch.arange(start, start + keys, device=self.call.q.device)[None] - self.site.first[:, None]
+
+        return self._once("key", made)
 
     @property
     def row_position(self) -> Tensor:
         """Int [b q] position of each query."""
-        return self.call.rows[None] - self.site.first[:, None]
+        return self._once("row", lambda: self.call.rows[None] - self.site.first[:, None])
 
     @property
     def first(self) -> Tensor:
         """Bool [b k] the first real token."""
-        return self.key_position == 0
+        return self._once("first", lambda: self.key_position == 0)
 
     def tokens(self, spans: tuple[Where, ...]) -> Tensor:
         """Bool [b n] positions of each row's prompt that any of the spans has, whatever a cache still holds."""
@@ -84,6 +100,9 @@ class Here:
 
     def prompt(self, scope: str = "prompt") -> Tensor:
         """Bool [b k] keys of the prompt; scope "all" takes generated keys in, "generated" takes them alone."""
+        return self._once(("prompt", scope), lambda: self._prompt(scope))
+
+    def _prompt(self, scope: str) -> Tensor:
         position = self.key_position
         real = position >= 0
         if scope == "all":
@@ -96,18 +115,23 @@ class Here:
 
     def keys(self, spans: tuple[Where, ...]) -> Tensor:
         """Bool [b k] keys that belong to any of the spans."""
-        position = self.key_position
-        inside = torch.zeros_like(position, dtype=torch.bool)
-        for where in spans:
-            inside = inside | self.steering.bound.at(where, position)
+        inside = self._once(("keys", spans), lambda: self._keys(spans))
         self.warn_of_window(spans, inside)
         return inside
+
+    def _keys(self, spans: tuple[Where, ...]) -> Tensor:
+        found = [self.steering.bound.at(where, self.key_position) for where in spans]
+        return torch.stack(found).any(0) if len(found) > 1 else found[0]
 
     def has(self, spans: tuple[Where, ...]) -> Tensor:
         """Bool [b] whether each row's prompt has a token in any of the spans."""
         rows = self.call.q.shape[0]
-        there = torch.stack([self.steering.bound.has(where, rows) for where in spans])
-        return there.any(0).to(self.call.q.device)
+
+        def made() -> Tensor:
+            there = torch.stack([self.steering.bound.has(where, rows) for where in spans])
+            return there.any(0).to(self.call.q.device)
+
+        return self._once(("has", spans), made)
 
     def warn_of_window(self, spans: tuple[Where, ...], inside: Tensor) -> None:
         """Warn where the keys `inside` [b k] of these spans lie out of the last row's window."""

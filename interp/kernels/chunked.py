@@ -62,17 +62,20 @@ def _by_sdpa(call: Call, size: int) -> Tensor:
     outs = []
     for rows in torch.arange(n).split(max(1, size // max(1, b * h * n_keys))):
         part = slice(int(rows[0]), int(rows[-1]) + 1)
-        seen = call.visible(part)
-        mask = call.bias(part).expand(seen.shape[0], -1, -1, -1) if call.biased else call.q.new_zeros(())
-        mask = torch.where(seen, mask.to(call.dtype), -torch.inf)
-        # a row that sees nothing would be nan
-        dead = ~seen.any(-1, keepdim=True)
-        mask = mask.masked_fill(dead, 0.0).expand(b, h, -1, -1)
+        mask = call.bias(part).to(call.dtype) if call.biased else call.q.new_zeros(1, 1, 1, 1)
+        if not call.open:
+            mask = torch.where(call.sight(part), mask, -torch.inf)
+        dead = (mask == -torch.inf).all(-1, keepdim=True)
+        blind = bool(dead.any())
+        if blind:
+            # a row that sees nothing would be nan
+            mask = mask.masked_fill(dead, 0.0)
+        mask = mask.expand(b, h, len(rows), n_keys)
         out = torch.nn.functional.scaled_dot_product_attention(
             q[:, :, part], call.k, call.v, attn_mask=mask, scale=call.scale, enable_gqa=g != h
         )
-        outs.append(out.masked_fill(dead, 0.0))
-    return torch.cat(outs, 2)
+        outs.append(out.masked_fill(dead, 0.0) if blind else out)
+    return outs[0] if len(outs) == 1 else torch.cat(outs, 2)
 
 
 def _by_groups(
@@ -279,6 +282,8 @@ def _full_rows(call: Call, request: Rows, size: int) -> Tensor:
     """[b h r k] probabilities or logits of the rows that a Rows request names."""
     with torch.no_grad():
         picked = call.for_queries(request.queries)
+        if call.open and call.softcap is None and call.sinks is None and not request.logits:
+            return _open_rows(replace(picked, row_columns=None))
         scorer = Scorer.of(picked, (), Workspace(call.dtype, call.q.device))
         b, h, _, n, n_keys = picked.sizes
         fill = -torch.inf if request.logits else 0.0
@@ -291,3 +296,16 @@ def _full_rows(call: Call, request: Rows, size: int) -> Tensor:
                 block = scorer.block(rows)
                 full[:, :, rows, block.keys] = block.weight / block.denominator
         return full
+
+
+def _open_rows(call: Call) -> Tensor:
+    """[b h r k] probabilities of rows that all see every key: no block, no bookkeeping of what is hidden."""
+    b, h, g, n, n_keys = call.sizes
+    q = call.q.to(call.dtype) * call.scale
+    if call.logit_scale is not None:
+        q = q * call.logit_scale.to(call.dtype).expand(b, h)[:, :, None, None]
+    score = (q.reshape(b, g, h // g * n, -1) @ call.k.to(call.dtype).mT).view(b, h, n, n_keys)
+    if not call.biased:
+        return score.softmax(-1)
+    # a row that loses every key is zero
+    return (score + call.bias()).softmax(-1).nan_to_num(0.0)

@@ -91,6 +91,14 @@ class Call:
         return added or self.key_bias is not None or self.row_coef is not None
 
     @property
+    def open(self) -> bool:
+        """Whether every row may see every key, whatever is added to the logits, as in a plain decode step."""
+        limits = self.window, self.live, self.row_live, self.mask, self.row_columns
+        if any(x is not None for x in limits):
+            return False
+        return not self.causal or self.q_start >= self.k_start + self.k.shape[2] - 1
+
+    @property
     def rows(self) -> Tensor:
         """Int [q]: the column of each query."""
         if self.row_columns is not None:
@@ -99,6 +107,15 @@ class Call:
 
     def visible(self, rows: slice = slice(None), keys: slice = slice(None)) -> Tensor:
         """Bool [b|1 1|h q k]: which keys each query may attend to, for a range of query and key indices."""
+        seen = self.sight(rows, keys)
+        if self.key_bias is not None:
+            seen = seen & (self.key_bias[:, :, None, keys] > -torch.inf)
+        if self.row_coef is not None:
+            seen = seen & (self.bias(rows, keys) > -torch.inf)
+        return seen
+
+    def sight(self, rows: slice = slice(None), keys: slice = slice(None)) -> Tensor:
+        """Bool [b|1 1|h q k]: the same, whatever biases take away."""
         row = self.rows[rows, None]
         column = torch.arange(self.k_start, self.k_start + self.k.shape[2], device=self.q.device)[keys]
         seen = torch.ones(1, 1, row.shape[0], column.shape[0], dtype=torch.bool, device=self.q.device)
@@ -113,10 +130,6 @@ class Call:
         if self.mask is not None:
             part = self.mask[:, :, rows, keys]
             seen = seen & (part if part.dtype == torch.bool else part > torch.finfo(part.dtype).min)
-        if self.key_bias is not None:
-            seen = seen & (self.key_bias[:, :, None, keys] > -torch.inf)
-        if self.row_coef is not None:
-            seen = seen & (self.bias(rows, keys) > -torch.inf)
         return seen
 
     def bias(self, rows: slice = slice(None), keys: slice = slice(None)) -> Tensor:
@@ -125,12 +138,15 @@ class Call:
         if self.key_bias is not None:
             total = total + self.key_bias[:, :, None, keys].to(self.dtype).clamp(max=LARGEST)
         if self.row_coef is not None:
-            coef = self.row_coef[:, :, rows].to(self.dtype).clamp(max=LARGEST).expand(self.q.shape[0], -1, -1, -1)
-            coef = torch.nn.functional.pad(coef, (1, 0))
-            group = self.group_of_key[:, :, None, keys].to(torch.int64)
-            heads = max(coef.shape[1], group.shape[1])
-            coef = coef.expand(-1, heads, -1, -1)
-            total = total + coef.gather(-1, group.expand(-1, heads, coef.shape[2], -1))
+            coef = self.row_coef[:, :, rows].to(self.dtype).clamp(max=LARGEST)
+            group = self.group_of_key[:, :, None, keys]
+            if coef.shape[-1] == 1:
+                total = torch.where(group == 1, total + coef, total)
+            else:
+                coef = torch.nn.functional.pad(coef, (1, 0)).expand(self.q.shape[0], -1, -1, -1)
+                heads = max(coef.shape[1], group.shape[1])
+                group = group.to(torch.int64).expand(-1, heads, coef.shape[2], -1)
+                total = total + coef.expand(-1, heads, -1, -1).gather(-1, group)
         if self.mask is not None and self.mask.dtype != torch.bool:
             total = total + self.mask[:, :, rows, keys].to(self.dtype).clamp(max=LARGEST)
         return total
