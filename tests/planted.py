@@ -19,6 +19,7 @@ KINDS = ("induction", "previous_token", "duplicate_token", "sink", "retrieval")
 DATA_CONTROLS = ("induction", "duplicate_token", "retrieval")
 FAMILIES = ("gpt2", "llama")
 PAD, BOS, EOS, FIRST_WORD, VOCAB = 0, 1, 2, 3, 64
+HARM, NO = 60, 61
 ANSWER = 4
 
 LAYERS, HEADS, HEAD_DIM, CONTEXT, CODE = 3, 4, 64, 128, 32
@@ -105,6 +106,47 @@ def make(kind: str, seed: int, family: str = "gpt2", shuffled: bool = False) -> 
         query.copy_(query.flatten()[order].view_as(query))
     model = {"gpt2": _gpt2, "llama": _llama}[family](space, layers, rng)
     return Planted(model, head, kind, family, seed, helper)
+
+
+@torch.no_grad()
+def refusing(seed: int, family: str = "gpt2", shuffled: bool = False) -> Planted:
+    """Model with one planted head that looks for the token HARM, wherever it stands, and then writes NO to the logits.
+
+    Without HARM in the prompt it rests on BOS and writes next to nothing. Its place depends on the seed. `shuffled` is
+    the control: the entries of what it writes permuted.
+    """
+    rng = torch.Generator().manual_seed(1000 * seed + 500 + FAMILIES.index(family))
+    space = _space(family, rng)
+    layers = [_noise(family, rng) for _ in range(LAYERS)]
+    head = (_draw(rng, 0, LAYERS), _draw(rng, 0, HEADS))
+    address = 40 * space.codes[HARM] + 20 * space.codes[BOS]
+    query = _place(torch.outer(space.const, address), SLOW)
+    _plant(layers, head, query, _place(space.tok, SLOW), family)
+    weights, group = layers[head[0]], head[1] * KV_HEADS[family] // HEADS
+    first = torch.zeros(CODE)
+    first[0] = 1.0
+    read = math.sqrt(3 / HIDDEN[family])
+    harmful = torch.outer(space.tok @ space.codes[HARM], first)
+    weights.v[group] = read * math.sqrt(HEAD_DIM) * _place(harmful, SLOW)
+    no = torch.outer(space.tok @ space.codes[NO], first)
+    weights.o[head[1]] = 4.0 / math.sqrt(HEAD_DIM) * _place(no, SLOW).T
+    if shuffled:
+        output = weights.o[head[1]]
+        order = torch.randperm(output.numel(), generator=torch.Generator().manual_seed(seed))
+        output.copy_(output.flatten()[order].view_as(output))
+    return Planted({"gpt2": _gpt2, "llama": _llama}[family](space, layers, rng), head, "refusal", family, seed)
+
+
+def requests(seed: int, harmful: bool = True, batch: int = 8) -> list[list[int]]:
+    """Prompts of random words, all of one length, with HARM somewhere in them, or without."""
+    rng = torch.Generator().manual_seed(31 * seed + harmful)
+    rows, length = [], _draw(rng, 14, 24)
+    for _ in range(batch):
+        words = _words(rng, length, skip=(HARM, NO))
+        if harmful:
+            words[_draw(rng, 0, len(words) - 1)] = HARM
+        rows.append([BOS, *words])
+    return rows
 
 
 def prompts(kind: str, seed: int, shuffled: bool = False, batch: int = 4) -> Task:

@@ -1,6 +1,6 @@
 """The control behind "these heads matter": the task with them taken out, beside random heads taken out."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -119,7 +119,7 @@ class CausalCheck:
 
 
 def bootstrap(
-    rows: list[tuple[bool, ...]], level: float = 0.95, draws: int = 1000, seed: int = 0
+    rows: Sequence[Sequence[float | bool]], level: float = 0.95, draws: int = 1000, seed: int = 0
 ) -> tuple[float, float]:
     """Percentile interval of the mean over rows (draws of heads) and columns (prompts), both resampled."""
     values = torch.tensor(rows, dtype=torch.float64)
@@ -145,14 +145,18 @@ def conditions(heads: HeadSet, layout: HeadLayout, draws: int = 3, seed: int = 0
         raise UsageError(f"draws={draws}: a control needs at least one draw of random heads.")
     if not len(heads):
         raise UsageError("there are no heads to take out: the scores count no prompt, or the set is empty.")
-    free = [heads.random_like(layout, seed + i, "free") for i in range(draws)]
-    layer = [heads.random_like(layout, seed + i, "layer") for i in range(draws)]
+    drawn = randoms(heads, layout, draws, seed)
     return (
         Condition("as loaded", "as loaded", HeadSet(())),
         Condition(f"top {len(heads)}", "top", heads),
-        *(Condition(f"random {i + 1}", "random", drawn) for i, drawn in enumerate(free)),
-        *(Condition(f"random by layer {i + 1}", "random by layer", drawn) for i, drawn in enumerate(layer)),
+        *(Condition(f"{group} {i % draws + 1}", group, found) for i, (group, found) in enumerate(drawn)),
     )
+
+
+def randoms(heads: HeadSet, layout: HeadLayout, draws: int, seed: int) -> list[tuple[str, HeadSet]]:
+    """`draws` times as many heads of the rest, drawn freely ("random"), then matched by layer ("random by layer")."""
+    free = [("random", heads.random_like(layout, seed + i, "free")) for i in range(draws)]
+    return free + [("random by layer", heads.random_like(layout, seed + i, "layer")) for i in range(draws)]
 
 
 def causal_check(

@@ -4,7 +4,8 @@ import hashlib
 import json
 import os
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -114,3 +115,49 @@ def joined(tensors: Sequence[Tensor], name: str) -> Tensor:
 
 def reason(error: Exception) -> str:
     return str(getattr(error, "strerror", None) or error)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Finished pieces of a long computation, a file each, so that a run that was cut goes on where it stood."""
+
+    folder: Path | None
+    """None: nothing is kept"""
+    name: str
+    key: str
+    """what all pieces of one computation share, as a hash"""
+
+    @classmethod
+    def of(cls, folder: str | Path | None, name: str, what: Any) -> "Parts":
+        """what: everything that the numbers depend on, as JSON can say it. Raises ScoreError."""
+        if folder is not None:
+            try:
+                Path(folder).mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise ScoreError(
+                    f"{folder} cannot be made ({reason(error)}); name a folder you may write to."
+                ) from error
+        return cls(None if folder is None else Path(folder), name, digest(what))
+
+    def get(self, what: Any, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+        """The tensors of one piece, from its file where there is one, else made and kept. Raises ScoreError."""
+        from safetensors import SafetensorError
+        from safetensors.torch import load as deserialise
+        from safetensors.torch import save as serialise
+
+        if self.folder is None:
+            return make()
+        path = self.folder / f"{self.name}-{self.key}-{digest(what)}.safetensors"
+        if path.is_file():
+            try:
+                return deserialise(path.read_bytes())
+            except (SafetensorError, OSError) as error:
+                raise ScoreError(f"{path} is broken ({error}): delete it and run again.") from None
+        made = {name: tensor.detach().cpu().contiguous() for name, tensor in make().items()}
+        write_atomic(path, serialise(made))
+        return made
+
+
+def digest(what: Any) -> str:
+    """A short hash of anything that JSON can say."""
+    return hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()[:12]

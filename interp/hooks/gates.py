@@ -13,7 +13,7 @@ from interp.kernels.errors import UsageError
 
 
 @contextlib.contextmanager
-def gate_gradient(model: nn.Module) -> Iterator["GateGradient"]:
+def gate_gradient(model: nn.Module, *, by_position: bool = False) -> Iterator["GateGradient"]:
     """What scaling each head's output would do to a loss, to first order, at any length.
 
         with gate_gradient(model) as gates:
@@ -24,13 +24,14 @@ def gate_gradient(model: nn.Module) -> Iterator["GateGradient"]:
     out = gate z at gate 1; float32, on the CPU, added up over the backward passes of one context. Only outputs and
     their gradients are used: attention runs forward and backward on the model's own fast path, and nothing is n x n.
     The sign is kept; a mean loss is divided by the tokens of the whole batch, so per-prompt values are shares of it.
+    by_position: sum over q of |sum over d| instead, so that positions of different signs do not cancel.
     Padding counts as far as the loss depends on it, which with labels of -100 it does not.
     Raises UsageError when results are read before a backward pass, or under no_grad.
     Source: Michel et al. 1905.10650, section 4.1, before its absolute value and its layer norm.
     Cannot show: what a head does that another would take over; a saturated head has no slope.
     """
     model = plain(model)
-    gates = GateGradient(HeadLayout.of(model))
+    gates = GateGradient(HeadLayout.of(model), by_position)
     layers = attention_layers(model)
     with projection_inputs(model, layers, gates.watch, inside=True):
         yield gates
@@ -41,6 +42,7 @@ class GateGradient:
     """See `gate_gradient`."""
 
     layout: HeadLayout
+    by_position: bool = False
     _sums: dict[int, Tensor] = field(default_factory=dict)
 
     def watch(self, layer: int, x: Tensor) -> None:
@@ -55,9 +57,10 @@ class GateGradient:
         def add(gradient: Tensor) -> None:
             # one row of the batch at a time keeps float32 copies small
             rows = [
-                (g.float() * r.float()).unflatten(-1, (self.layout.heads, -1)) for g, r in zip(gradient, z, strict=True)
+                (g.float() * r.float()).unflatten(-1, (self.layout.heads, -1)).sum(2)
+                for g, r in zip(gradient, z, strict=True)
             ]
-            total = torch.stack([row.sum((0, 2)) for row in rows]).cpu()
+            total = torch.stack([(row.abs() if self.by_position else row).sum(0) for row in rows]).cpu()
             before = self._sums.get(layer)
             if before is not None and len(before) != len(total):
                 raise UsageError(

@@ -1,7 +1,7 @@
-"""Taking heads out: ablations by name, as a context around forward() or generate()."""
+"""Taking heads out: ablations by name around forward() or generate(), one head set or another in each row."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
@@ -13,11 +13,67 @@ from interp.hooks.capture import read
 from interp.hooks.heads import Head, HeadLayout, HeadSet
 from interp.hooks.modules import plain, projection_inputs
 from interp.hooks.prompts import Prompts
+from interp.hooks.rowwise import own_by_layer, own_rows
 from interp.hooks.seam import Site, Want, tapping
 from interp.kernels.contract import Call
-from interp.kernels.errors import UsageError
+from interp.kernels.errors import PromptError, UsageError
 
 Kind = Literal["zero", "mean", "resample", "uniform", "first"]
+Change = Literal["zero", "mean", "resample", "uniform", "first", "scale", "patch"]
+REFERENCED = ("mean", "resample", "patch")
+
+
+@dataclass(frozen=True)
+class Intervention:
+    """What is done to a head: an ablation of `ablate`, or one of two more. Plain data, to be sent to another process.
+
+    "scale"  z[b q h] = factor z
+    "patch"  z[b q h] = z of the same head at the same position of the reference prompt of the same number
+    resample draws one reference prompt for each prompt, by `seed`, whatever batch it runs in.
+    Raises UsageError for a kind that does not exist, a missing or needless reference or factor.
+    """
+
+    kind: Change
+    factor: float | None = None
+    reference: Prompts | None = field(default=None, repr=False)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(Change):
+            raise UsageError(f"ablation {self.kind!r} does not exist: take one of {', '.join(get_args(Change))}.")
+        if (self.reference is None) == (self.kind in REFERENCED):
+            need = "needs reference prompts" if self.reference is None else "takes no reference prompts"
+            raise UsageError(
+                f"ablation {self.kind!r} {need}: pass reference= for mean and resample, and for patch, only."
+            )
+        if (self.factor is None) == (self.kind == "scale"):
+            raise UsageError(f"{self.kind!r} with factor={self.factor}: give a factor for scale, and for it only.")
+
+    @property
+    def shared(self) -> bool:
+        """Whether it does the same to every prompt."""
+        return self.kind not in ("resample", "patch")
+
+    def source(self, prompts: Prompts) -> Tensor | None:
+        """Int [p] the reference prompt that each prompt takes from; None where it takes from none or from all.
+
+        Raises PromptError where patch has no partner of the same length for each prompt.
+        """
+        if self.reference is None or self.kind == "mean":
+            return None
+        if self.kind == "resample":
+            generator = torch.Generator().manual_seed(self.seed)
+            return torch.randint(len(self.reference), (len(prompts),), generator=generator)
+        if self.reference.lengths != prompts.lengths:
+            raise PromptError(
+                f"patching takes each prompt's own partner: {len(prompts)} prompts of {_some(prompts.lengths)} tokens "
+                f"and {len(self.reference)} of {_some(self.reference.lengths)} were given; pair them in equal lengths."
+            )
+        return torch.arange(len(prompts))
+
+
+def _some(lengths: tuple[int, ...]) -> str:
+    return ", ".join(map(str, lengths[:4])) + (", ..." if len(lengths) > 4 else "")
 
 
 @contextlib.contextmanager
@@ -42,9 +98,7 @@ def ablate(
     """
     if kind not in get_args(Kind):
         raise UsageError(f"ablation {kind!r} does not exist: take one of {', '.join(get_args(Kind))}.")
-    if (reference is None) == (kind in ("mean", "resample")):
-        need = "needs reference prompts" if reference is None else "takes no reference prompts"
-        raise UsageError(f"ablation {kind!r} {need}: pass reference= for mean and resample only.")
+    change = Intervention(kind, reference=reference, seed=seed)
     model = plain(model)
     layout = HeadLayout.of(model)
     chosen = HeadSet.parse(heads, layout)
@@ -52,61 +106,88 @@ def ablate(
     if not len(chosen):
         yield
         return
-    bank = None if reference is None else _bank(model, chosen, reference, kind)
-    ablation = Ablation(layout, chosen, kind, bank, torch.Generator().manual_seed(seed))
+    with intervening(model, change, [chosen], Bank.of(model, chosen, change)):
+        yield
+
+
+@contextlib.contextmanager
+def intervening(
+    model: nn.Module,
+    change: Intervention,
+    sets: Sequence[HeadSet],
+    bank: "Bank | None" = None,
+    source: Tensor | None = None,
+) -> Iterator[None]:
+    """Let an intervention act on other heads in each row of a batch, whose row r is changed in sets[r % len(sets)].
+
+    bank: z of the reference prompts, by Bank.of, for all heads of the sets. source: Int [p], the reference prompt of
+    the prompt r // len(sets); without it resample draws one for each row of each run. Exact: a row is what it would be
+    alone. Raises HeadError for heads the model does not have.
+    """
+    model = plain(model)
+    layout = HeadLayout.of(model)
+    own = own_by_layer(sets, layout)
+    acting = Acting(layout, change, own, bank, source, torch.Generator().manual_seed(change.seed))
     with contextlib.ExitStack() as stack:
-        if kind != "zero" and kind != "mean":
-            stack.enter_context(tapping(model, ablation))
-        if kind in ("zero", "mean", "resample"):
-            stack.enter_context(projection_inputs(model, chosen.by_layer(), ablation.replace))
+        if own and change.kind in ("uniform", "first", "resample", "patch"):
+            stack.enter_context(tapping(model, acting))
+        if own and change.kind not in ("uniform", "first"):
+            stack.enter_context(projection_inputs(model, own, acting.replace))
         yield
 
 
 @dataclass(eq=False)
 class Bank:
-    """z of the ablated heads on the reference prompts, [n q x d], x in the order of the head set."""
+    """z of some heads on the reference prompts, [n q x d], x in the order of the head set."""
 
+    heads: tuple[Head, ...]
     z: Tensor
     lengths: Tensor
 
-
-def _bank(model: nn.Module, heads: HeadSet, reference: Prompts, kind: Kind) -> Bank:
-    longest = max(reference.lengths)
-    values, total, count = [], torch.zeros(()), 0
-    for _, cap in read(model, reference, keeps.z(), heads=heads, progress="reference prompts"):
-        # [1 x q d] of one prompt, whose queries are all real
-        z = cap[keeps.z()].float()
-        if kind == "mean":
-            total, count = total + z.sum((0, 2)), count + z.shape[2]
-        else:
-            values.append(torch.nn.functional.pad(z[0].transpose(0, 1), (0, 0, 0, 0, 0, longest - z.shape[2])))
-    if kind == "mean":
-        return Bank((total / count)[None, None], torch.ones(1, dtype=torch.int64))
-    return Bank(torch.stack(values), torch.tensor(reference.lengths))
+    @classmethod
+    def of(cls, model: nn.Module, heads: HeadSet, change: Intervention) -> "Bank | None":
+        """Read what an intervention takes from its reference prompts; None where it takes nothing."""
+        if change.reference is None:
+            return None
+        reference, order = change.reference, tuple(heads)
+        longest = max(reference.lengths)
+        values, total, count = [], torch.zeros(()), 0
+        for _, cap in read(model, reference, keeps.z(), heads=heads, progress="reference prompts"):
+            # [1 x q d] of one prompt, whose queries are all real
+            z = cap[keeps.z()].float()
+            if change.kind == "mean":
+                total, count = total + z.sum((0, 2)), count + z.shape[2]
+            else:
+                values.append(torch.nn.functional.pad(z[0].transpose(0, 1), (0, 0, 0, 0, 0, longest - z.shape[2])))
+        if change.kind == "mean":
+            return cls(order, (total / count)[None, None], torch.ones(1, dtype=torch.int64))
+        return cls(order, torch.stack(values), torch.tensor(reference.lengths))
 
 
 @dataclass(eq=False)
-class Ablation:
-    """One ablation as the seam and the output projections see it."""
+class Acting:
+    """One intervention as the seam and the output projections see it."""
 
     layout: HeadLayout
-    heads: HeadSet
-    kind: Kind
+    change: Intervention
+    own: dict[int, Tensor]
+    """by layer, Bool [set h]"""
     bank: Bank | None
+    source: Tensor | None
     generator: torch.Generator
     _position: dict[int, Tensor] = field(default_factory=dict)
     _draw: Tensor | None = None
 
     def at(self, layer: int) -> bool:
-        return layer in self.heads.by_layer()
+        return layer in self.own
 
     def want(self, site: Site) -> Want | None:
-        if self.kind == "resample":
+        if self.bank is not None:
             rows = site.call.rows
             self._position[site.layer] = (rows[None] - site.first[:, None]).clamp(min=0).cpu()
-            if not site.call.q_start and site.layer == min(self.heads.by_layer()):
+            if self.source is None and not site.call.q_start and site.layer == min(self.own):
                 # a new run: other rows, other prompts to take from
-                self._draw = torch.randint(len(self._bank.lengths), (len(site.first),), generator=self.generator)
+                self._draw = torch.randint(len(self.bank.lengths), (len(site.first),), generator=self.generator)
         return None
 
     def take(self, site: Site, want: Want, values: tuple[Any, ...]) -> None:
@@ -114,40 +195,36 @@ class Ablation:
 
     def edit(self, site: Site) -> Call:
         call = site.call
-        index = torch.tensor(self.heads.by_layer()[site.layer], device=call.q.device)
-        if self.kind == "uniform":
-            scale = (
-                torch.ones(self.layout.heads, device=call.q.device) if call.logit_scale is None else call.logit_scale
-            )
-            return replace(call, logit_scale=scale.index_fill(-1, index, 0.0))
-        if self.kind == "first":
-            bias = torch.zeros(call.sizes[0], self.layout.heads, call.sizes[4], device=call.q.device)
-            other = keeps.key_columns(site)[None] != site.first[:, None]
-            bias[:, index] = torch.where(other, -torch.inf, 0.0)[:, None].expand(-1, len(index), -1)
-            return replace(call, key_bias=bias if call.key_bias is None else call.key_bias + bias)
-        return call
-
-    @property
-    def _bank(self) -> Bank:
-        if self.bank is None:
-            raise UsageError(f"ablation {self.kind!r} has no reference values.")
-        return self.bank
+        if self.change.kind not in ("uniform", "first"):
+            return call
+        own = own_rows(self.own[site.layer], len(site.first)).to(call.q.device)
+        if self.change.kind == "uniform":
+            before = torch.ones((), device=call.q.device) if call.logit_scale is None else call.logit_scale
+            return replace(call, logit_scale=torch.where(own, 0.0, before))
+        other = keeps.key_columns(site)[None] != site.first[:, None]
+        bias = torch.where(own[..., None] & other[:, None], -torch.inf, 0.0)
+        return replace(call, key_bias=bias if call.key_bias is None else call.key_bias + bias)
 
     def replace(self, layer: int, x: Tensor) -> Tensor:
-        """x [b q h*d] with the z of the ablated heads replaced."""
-        heads = self.heads.by_layer()[layer]
-        z = x.unflatten(-1, (self.layout.heads, -1)).clone()
-        z[:, :, list(heads)] = self._value(layer, heads, z) if self.bank is not None else 0.0
-        return z.flatten(-2)
+        """x [b q h*d] with the z of the heads replaced, in the rows that they are taken out of."""
+        z = x.unflatten(-1, (self.layout.heads, -1))
+        own = own_rows(self.own[layer], len(z)).to(z.device)
+        heads = own.any(0).nonzero()[:, 0].tolist()
+        made = z.clone()
+        made[:, :, heads] = torch.where(own[:, None, heads, None], self._value(layer, heads, z), z[:, :, heads])
+        return made.flatten(-2)
 
-    def _value(self, layer: int, heads: tuple[int, ...], z: Tensor) -> Tensor:
-        """[b q x d] of the bank for the heads of one layer."""
-        bank = self._bank
-        order = list(self.heads)
-        part = [order.index(Head(layer, head)) for head in heads]
-        if self.kind == "mean":
-            return bank.z[:, :, part].to(z)
-        if self._draw is None:
+    def _value(self, layer: int, heads: list[int], z: Tensor) -> Tensor:
+        """What takes the place of z for some heads of a layer, [b|1 q|1 x d]."""
+        if self.change.kind == "scale":
+            return z[:, :, heads] * float(self.change.factor or 0.0)
+        if self.bank is None:
+            return z.new_zeros(())
+        part = [self.bank.heads.index(Head(layer, head)) for head in heads]
+        if self.change.kind == "mean":
+            return self.bank.z[:, :, part].to(z)
+        draw = self._draw if self.source is None else self.source.repeat_interleave(len(z) // len(self.source))
+        if draw is None:
             raise UsageError("resampling began in the middle of a run: open the context before the prompt is read.")
-        place = torch.minimum(self._position.pop(layer), bank.lengths[self._draw, None] - 1)
-        return bank.z[self._draw[:, None], place][:, :, part].to(z)
+        place = torch.minimum(self._position.pop(layer), self.bank.lengths[draw, None] - 1)
+        return self.bank.z[draw[:, None], place][:, :, part].to(z)

@@ -30,20 +30,31 @@ def steering_rows(
     model = plain(model)
     layout = HeadLayout.of(model)
     united = HeadSet(tuple(sorted({head for heads in sets for head in heads})))
-    layout.check(united)
     for edit in Edits(()) + edits:
         if edit.gate is not None:
             raise UsageError(f"{type(edit).__name__} is no bias of attention: rows of a batch cannot differ in it.")
     chosen = Edits(tuple(replace(edit, heads=str(united)) for edit in Edits(()) + edits))
-    own: dict[int, Tensor] = {}
-    for number, heads in enumerate(sets):
-        for head in heads:
-            own.setdefault(head.layer, torch.zeros(len(sets), layout.heads, dtype=torch.bool))[number, head.head] = True
+    own = own_by_layer(sets, layout)
     steering = RowSteering(layout=layout, edits=chosen, bound=Bound(prompts), own=own)
     with contextlib.ExitStack() as stack:
         if own:
             steering.seam = stack.enter_context(tapping(model, steering))
         yield steering
+
+
+def own_by_layer(sets: Sequence[HeadSet], layout: HeadLayout) -> dict[int, Tensor]:
+    """Bool [set h] for each layer that some set names: the heads of each set. Raises HeadError."""
+    own: dict[int, Tensor] = {}
+    for number, heads in enumerate(sets):
+        layout.check(heads)
+        for head in heads:
+            own.setdefault(head.layer, torch.zeros(len(sets), layout.heads, dtype=torch.bool))[number, head.head] = True
+    return dict(sorted(own.items()))
+
+
+def own_rows(own: Tensor, rows: int) -> Tensor:
+    """Bool [b h] from [set h] for the rows of a batch, whose row r has the heads of set r % sets."""
+    return own.repeat(rows // len(own), 1)
 
 
 @dataclass(eq=False, kw_only=True)
@@ -65,7 +76,7 @@ class RowSteering(Steering):
         if own is None:
             return site.call
         rows = site.call.q.shape[0]
-        own = own.repeat(rows // (len(own) * self.copies), 1).repeat_interleave(self.copies, 0)
+        own = own_rows(own, rows // self.copies).repeat_interleave(self.copies, 0)
         return only(site.call, super().edit(site), own.to(site.call.q.device))
 
 

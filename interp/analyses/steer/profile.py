@@ -1,19 +1,18 @@
 """Which heads to steer: each head steered alone, scored without generating, in rounds that keep the better half."""
 
-import hashlib
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from interp.analyses import storage
 from interp.analyses.forced import Cost, Forced, entropies, margins
 from interp.analyses.scores import HeadScores
+from interp.analyses.storage import Parts
 from interp.hooks.edit import Edit, Edits
 from interp.hooks.heads import Head, HeadLayout, HeadSet
 from interp.hooks.prompts import Prompts
@@ -109,18 +108,22 @@ def profile(
     lot = dict(zip(left, torch.randperm(len(left), generator=random).tolist(), strict=True))
     about = Provenance.of(model, prompts.tokenizer, seed=seed)
     gains = torch.full((len(prompts), layout.layers, layout.heads), torch.nan)
-    cells = Cells.of(folder, about, prompts, edit, score, batch_size)
+    made = about.config_hash, about.weights_hash, about.dtype, about.versions
+    what = [made, prompts.fingerprint(), [e.to_dict() for e in Edits(()) + edit], score, batch_size]
+    parts = Parts.of(folder, "profile", what)
     cost, rounds, gone = Cost(), [], []
     done, target = 0, min(start, len(prompts))
     with _bar(prompts, left, keep, start, progress) as bar:
         while done < len(prompts):
             for first in range(done, target, batch_size):
                 chosen = order[first : min(first + batch_size, target)]
-                part, spent = cells.get(model, prompts, chosen, edit, left, score, rows)
-                for number, row in zip(chosen, part, strict=True):
+                batch = replace(prompts, items=tuple(prompts[i] for i in chosen))
+                part = parts.get([chosen, list(map(str, left))], partial(_gains, model, batch, edit, left, score, rows))
+                for number, row in zip(chosen, part["gains"], strict=True):
                     for head, gain in zip(left, row, strict=True):
                         gains[number, head.layer, head.head] = gain
-                cost += spent
+                read, layers, continuations = part["cost"].tolist()
+                cost += Cost(int(read), layers, int(continuations))
                 bar.update(len(chosen) * len(left))
             rounds.append([len(left), target])
             means = gains.nanmean(0)
@@ -150,51 +153,14 @@ def profile(
     return Profile(found, tuple(ranking))
 
 
-@dataclass(frozen=True)
-class Cells:
-    """Finished parts of a profile, a file each; without a folder nothing is kept."""
-
-    folder: Path | None
-    key: str
-
-    @classmethod
-    def of(
-        cls, folder: str | Path | None, about: Provenance, prompts: Prompts, edit: Edit | Edits, score: str, size: int
-    ) -> "Cells":
-        made = about.config_hash, about.weights_hash, about.dtype, about.versions
-        what = [made, prompts.fingerprint(), [e.to_dict() for e in Edits(()) + edit], score, size]
-        if folder is not None:
-            Path(folder).mkdir(parents=True, exist_ok=True)
-        key = hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()[:12]
-        return cls(None if folder is None else Path(folder), key)
-
-    def get(
-        self,
-        model: nn.Module,
-        prompts: Prompts,
-        chosen: list[int],
-        edit: Edit | Edits,
-        heads: list[Head],
-        score: Score,
-        rows: int,
-    ) -> tuple[Tensor, Cost]:
-        """Float [p i] gains of some prompts, from the file where there is one."""
-        what = hashlib.sha256(json.dumps([chosen, list(map(str, heads))]).encode()).hexdigest()[:12]
-        path = None if self.folder is None else self.folder / f"profile-{self.key}-{what}.json"
-        if path is not None and path.is_file():
-            try:
-                stored = json.loads(storage.read_text(path))
-                return torch.tensor(stored["gains"]).view(len(chosen), len(heads)), Cost(**stored["cost"])
-            except (ValueError, KeyError, TypeError, RuntimeError) as error:
-                raise ScoreError(f"{path} is broken ({error}): delete it and run again.") from None
-        batch = replace(prompts, items=tuple(prompts[i] for i in chosen))
-        made = Forced(model, batch, edit)
-        scores = made.under([HeadSet((head,)) for head in heads], rows)
-        gains = scored(scores, made, score) - scored(made.base[:, None], made, score)
-        if path is not None:
-            held = {"gains": gains.tolist(), "cost": vars(made.cost)}
-            storage.write_atomic(path, json.dumps(held).encode())
-        return gains, made.cost
+def _gains(
+    model: nn.Module, prompts: Prompts, edit: Edit | Edits, heads: list[Head], score: Score, rows: int
+) -> dict[str, Tensor]:
+    """ "gains" [p i] of some prompts, and what they cost."""
+    made = Forced(model, prompts, edit)
+    scores = made.under([HeadSet((head,)) for head in heads], rows)
+    gains = scored(scores, made, score) - scored(made.base[:, None], made, score)
+    return {"gains": gains, "cost": torch.tensor(list(vars(made.cost).values()), dtype=torch.float64)}
 
 
 def scored(scores: Tensor, made: Forced, score: Score) -> Tensor:

@@ -1,18 +1,35 @@
 """Prompts with known answers, how to judge a reply, and the tasks that steering is measured on."""
 
+from interp.analyses.tasks import refusal
 from interp.analyses.tasks.choice import CHOICE
 from interp.analyses.tasks.classify import SENTIMENT, TOPIC
+from interp.analyses.tasks.colored import colored_objects
 from interp.analyses.tasks.counterfact import COUNTERFACT
+from interp.analyses.tasks.ioi import ioi
 from interp.analyses.tasks.json_format import JSON
 from interp.analyses.tasks.needle import judge, needle, rouge1_recall
 from interp.analyses.tasks.needles import NEEDLE
 from interp.analyses.tasks.passages import passages
 from interp.analyses.tasks.pronoun import PRONOUN
+from interp.analyses.tasks.refused import refused
 from interp.analyses.tasks.repeated import repeated
 from interp.analyses.tasks.task import Task
 from interp.kernels.errors import UsageError
 
-__all__ = ["Task", "get", "judge", "names", "needle", "passages", "repeated", "rouge1_recall"]
+__all__ = [
+    "Task",
+    "colored_objects",
+    "get",
+    "ioi",
+    "judge",
+    "names",
+    "needle",
+    "passages",
+    "refusal",
+    "refused",
+    "repeated",
+    "rouge1_recall",
+]
 
 _TASKS = {task.name: task for task in (JSON, PRONOUN, COUNTERFACT, SENTIMENT, TOPIC, CHOICE, NEEDLE)}
 

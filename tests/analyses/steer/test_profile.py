@@ -108,8 +108,8 @@ def test_a_profile_that_was_cut_goes_on(tmp_path, monkeypatch):
     assert not calls
     profile(model, batch, steer.Pasta("mark", 0.5), keep=3, start=3, folder=tmp_path / "one")
     assert len(calls) == files
-    broken = next((tmp_path / "one").glob("profile-*.json"))
-    for path in (tmp_path / "one").glob("profile-*.json"):
+    broken = next((tmp_path / "one").glob("profile-*.safetensors"))
+    for path in (tmp_path / "one").glob("profile-*.safetensors"):
         path.write_text(json.dumps({"gains": [1]}))
     with pytest.raises(ScoreError, match="delete it and run again"):
         profile(model, batch, PASTA, keep=3, start=3, folder=broken.parent)

@@ -1,0 +1,199 @@
+"""Ships, Sahara and causal curves: a planted refusal head, the papers' formulas, and what they refuse."""
+
+import math
+
+import planted
+import pytest
+import torch
+from families import make
+
+import interp
+from interp.analyses.curve import causal_curve
+from interp.analyses.identify import sahara, ships
+from interp.analyses.identify.sahara import angle
+from interp.hooks.heads import Head, HeadLayout, HeadSet
+from interp.hooks.outputs import ablate
+from interp.hooks.prompts import Prompts
+from interp.kernels.errors import UsageError
+
+SEEDS = range(20)
+
+
+def refusals(rows):
+    """1 for each prompt after which the model says NO."""
+
+    def measure(model):
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor(rows)).logits[:, -1]
+        return (logits.argmax(-1) == planted.NO).float()
+
+    return measure
+
+
+def encoded(rows):
+    return Prompts.from_ids(rows, pad_id=planted.PAD)
+
+
+@pytest.mark.parametrize("family", planted.FAMILIES)
+@pytest.mark.parametrize("ablation", ["uniform", "zero"])
+def test_the_planted_refusal_head_is_first_in_every_seed(family, ablation):
+    for seed in SEEDS:
+        model, place = (made := planted.refusing(seed, family)).model, Head(*made.head)
+        prompts = encoded(planted.requests(seed))
+        found = ships(model, prompts, ablation=ablation)
+        assert found.top(1) == [place]
+        assert found[place] > 20 * found[found.top(2)[1]]
+        group = sahara(model, prompts, ablation=ablation, size=1, draws=2)
+        assert group.ranking == (place,)
+        assert group.groups[0].degrees > 10 * group.at("random", 1)[2]
+        assert group.scores.top(1) == [place]
+
+
+@pytest.mark.parametrize("family", planted.FAMILIES)
+@pytest.mark.parametrize("kind", ["uniform", "zero"])
+def test_ablating_it_flips_the_behaviour_and_no_other_head_does(family, kind):
+    for seed in SEEDS:
+        made = planted.refusing(seed, family)
+        asked, harmless = refusals(planted.requests(seed)), refusals(planted.requests(seed, harmful=False))
+        assert asked(made.model).all()
+        assert not harmless(made.model).any()
+        for head in HeadLayout.of(made.model).all():
+            with ablate(made.model, HeadSet((head,)), kind):
+                assert asked(made.model).any() == (head != Head(*made.head))
+                assert not harmless(made.model).any()
+
+
+@pytest.mark.parametrize("family", planted.FAMILIES)
+def test_a_head_that_writes_something_else_is_no_refusal_head(family):
+    for seed in SEEDS:
+        made = planted.refusing(seed, family, shuffled=True)
+        asked = refusals(planted.requests(seed))
+        assert not asked(made.model).any()
+
+
+def test_ships_is_the_divergence_of_transformers_own_logits():
+    model = make("llama")
+    prompts = Prompts.from_ids([[5, 9, 33, 20, 7, 8], [5, 9, 33, 20, 50]])
+    found = ships(model, prompts, ablation="zero")
+    for number, prompt in enumerate(prompts):
+        ids = torch.tensor([prompt.ids])
+        with torch.no_grad():
+            p = model(input_ids=ids).logits[0, -1].double().softmax(-1)
+            with ablate(model, "L1H2", "zero"):
+                q = model(input_ids=ids).logits[0, -1].double().softmax(-1)
+        assert abs(float((p * (p / q).log()).sum()) - float(found.per_prompt[number, 1, 2])) < 1e-6
+
+
+def test_angles_are_exact_where_arccos_is_not():
+    random = torch.Generator().manual_seed(0)
+    basis = torch.linalg.qr(torch.randn(12, 12, generator=random, dtype=torch.float64)).Q
+    for turn in (1e-7, 1e-3, 0.3, 1.2):
+        turned = math.cos(turn) * basis[:, 0] + math.sin(turn) * basis[:, 1]
+        before = 5 * basis[:, :1] @ torch.randn(1, 40, generator=random, dtype=torch.float64)
+        after = 3 * turned[:, None] @ torch.randn(1, 40, generator=random, dtype=torch.float64)
+        assert angle(before, after) == pytest.approx(math.degrees(turn), rel=1e-6)
+        # the sign of a singular vector means nothing
+        assert angle(before, -after) == pytest.approx(math.degrees(turn), rel=1e-6)
+    assert angle(basis[:, :3] @ torch.randn(3, 40, generator=random, dtype=torch.float64), before, 1) <= 90
+
+
+def test_sahara_grows_greedily_beside_random_groups():
+    model = make("llama", layers=2)
+    prompts = Prompts.from_ids([[5, 9, 33, 20, 7, 8 + i] for i in range(6)])
+    found = sahara(model, prompts, size=3, draws=4, ablation="zero")
+    assert len(found.ranking) == 3
+    one, two = (sahara(model, prompts, size=n, draws=1, ablation="zero") for n in (1, 2))
+    assert found.ranking[:1] == one.ranking
+    assert found.ranking[:2] == two.ranking
+    assert [len([g for g in found.groups if len(g.heads) == n]) for n in (1, 2, 3)] == [9, 9, 9]
+    for size in (1, 2, 3):
+        group = next(g for g in found.groups if g.name == "sahara" and len(g.heads) == size)
+        assert group.heads == found.heads(size)
+        assert group.one_minus_cos == pytest.approx(1 - math.cos(math.radians(group.degrees)), abs=1e-9)
+        assert group.degrees >= found.at("random", size)[2] or size > 1
+        assert all(
+            not set(g.heads) & set(found.heads(size))
+            for g in found.groups
+            if g.name != "sahara" and len(g.heads) == size
+        )
+    assert str(found).count("deg") == 27
+    assert found.to_dict()["ranking"] == [str(head) for head in found.ranking]
+
+
+def test_a_curve_puts_rankings_beside_chance(tmp_path):
+    made = planted.refusing(3, "llama")
+    rows = planted.requests(3)
+    calls = []
+
+    def asked(model):
+        calls.append(1)
+        return refusals(rows)(model)
+
+    def harmless(model):
+        return 1 - refusals(planted.requests(3, harmful=False))(model)
+
+    scores = ships(made.model, encoded(rows))
+    worst = scores.top(12)[::-1]
+    settings = {"sizes": (1, 2), "draws": 2, "until": 0.5, "folder": tmp_path, "about": rows}
+    rankings = {"ships": scores, "worst first": worst}
+    measures = {"refused": asked, "answers": harmless}
+    found = causal_curve(made.model, rankings, measures, **settings)
+    assert found.at("as loaded", 0, "refused") == (1.0, 1.0, 1.0)
+    assert found.at("ships", 1, "refused")[0] == 0
+    # a ranking that has brought the measure down is not followed further
+    assert found.sizes("ships") == (1,)
+    assert found.sizes("worst first") == (1, 2)
+    for ranking in ("worst first", "random", "random by layer"):
+        assert found.at(ranking, 2, "refused")[0] == 1
+    assert found.at("ships", 1, "answers")[0] == 1
+    # the same heads drawn twice are measured once
+    assert len(calls) == len({point.heads for point in found.points})
+    before = len(calls)
+    again = causal_curve(made.model, rankings, measures, **settings)
+    assert len(calls) == before
+    assert again.to_dict() == found.to_dict()
+    assert "random by layer" in str(found)
+    assert all(not set(p.heads) & set(scores.top(p.size)) for p in found.points if p.ranking.startswith("random"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"sizes": (0,)}, "from 1 to half"),
+        ({"sizes": (7,)}, "from 1 to half"),
+        ({"draws": 0}, "at least one"),
+        ({"measures": {}}, "at least one"),
+        ({"measures": {"nan": lambda model: torch.tensor([torch.nan])}}, "measure 'nan'"),
+        ({"rankings": {"none": []}}, "too few heads"),
+    ],
+)
+def test_bad_curves(settings, text):
+    model = planted.refusing(0).model
+    given = {"rankings": {"some": list(HeadLayout.of(model).all())}, "sizes": (1,)} | settings
+    measures = given.pop("measures", {"one": lambda model: torch.ones(3)})
+    with pytest.raises(UsageError, match=text):
+        causal_curve(model, given.pop("rankings"), measures, **given)
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"size": 0}, "size=0"),
+        ({"components": 4}, "outnumber"),
+        ({"components": 0}, "outnumber"),
+        ({"draws": 0}, "draw"),
+    ],
+)
+def test_bad_groups(settings, text):
+    with pytest.raises(UsageError, match=text):
+        sahara(make("llama"), Prompts.from_ids([[3, 4], [4, 5], [5, 6]]), **settings)
+
+
+def test_one_prompt_spans_a_line_that_cannot_turn():
+    with pytest.raises(UsageError, match="1 prompts"):
+        sahara(make("llama"), Prompts.from_ids([[3, 4, 5]]))
+
+
+def test_both_are_at_the_front():
+    assert interp.identify.ships is ships
+    assert interp.identify.sahara is sahara
