@@ -8,6 +8,7 @@ which changes no reply. A generation counts as one forward for its prompt and on
 """
 
 import argparse
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -53,8 +54,9 @@ def main() -> None:
         table, forwards = generated(loaded.model, prompts, edit, task)
         print(f"  by generation on the same prompts: {forwards:,.0f} forwards")
         for k in (10, 25, 50):
-            one, other = table.compare(rounds.scores, k), table.compare(whole.scores, k)
-            print(f"  top {k}: {one.overlap} shared with rounds, {other.overlap} with every head on every prompt")
+            print(f"  top {k}: {shared(table, rounds, k)} with rounds, {shared(table, whole, k)} with all on all")
+            halves = [replace(table, per_prompt=table.per_prompt[i::2], labels=()) for i in range(2)]
+            print(f"    two halves of its prompts share {halves[0].compare(halves[1], k).overlap} with each other")
 
 
 def told(name: str, cost: dict[str, float]) -> None:
@@ -62,6 +64,17 @@ def told(name: str, cost: dict[str, float]) -> None:
         f"  {name}: {cost['prompts']:,.0f} prompts read, as {cost['forwards']:,.0f} whole forwards, and "
         f"{cost['continuations']:,.0f} short continuations"
     )
+
+
+def shared(table: HeadScores, found: steer.Profile, k: int) -> str:
+    """Heads of the top k of a profile that are in the top k by generation, surely and, where accuracies tie, at best."""
+    values = table.values.flatten()
+    edge = values.sort(descending=True).values[k - 1]
+    chosen = found.heads(k)
+    above = sum(table[head] > edge for head in chosen)
+    tied = min(sum(table[head] == edge for head in chosen), k - int((values > edge).sum()))
+    ties = int((values == edge).sum())
+    return f"{above} to {above + tied} of {k} ({ties} heads tie for the last {k - int((values > edge).sum())} places)"
 
 
 def generated(model: Any, prompts: Prompts, edit: Any, task: tasks.Task) -> tuple[HeadScores, float]:

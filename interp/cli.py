@@ -107,6 +107,62 @@ def score(
 
 
 @app.command()
+def safety(
+    model: Model,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Run folder; an unfinished run in it goes on.")],
+    requests: Annotated[str, typer.Option(help="Your own harmful requests, a CSV file with a header.")] = "",
+    column: Annotated[str | None, typer.Option(help="Its column; by default goal, prompt, input ...")] = None,
+    harmful: Annotated[int, typer.Option(help="Harmful requests to ask.")] = 100,
+    harmless: Annotated[int, typer.Option(help="Harmless requests to ask.")] = 50,
+    scored: Annotated[int, typer.Option(help="Refused requests that heads are scored on.")] = 32,
+    tested: Annotated[int, typer.Option(help="Other refused requests, for the curves.")] = 32,
+    kinds: Annotated[str, typer.Option(help="Ablations: uniform, zero, or both.")] = "uniform,zero",
+    group: Annotated[int, typer.Option(help="Heads of the largest Sahara group.")] = 5,
+    sizes: Annotated[str, typer.Option(help="Numbers of heads taken out.")] = "1,3,5,10,20,33",
+    reply: Annotated[int, typer.Option(help="New tokens of a reply.")] = 32,
+    draws: Annotated[int, typer.Option(help="Random head sets per size and kind of draw.")] = 3,
+    seed: Annotated[int, typer.Option(help="Of draws and intervals.")] = 0,
+    batch_size: Annotated[int, typer.Option(help="Prompts at once.")] = 8,
+    keep_text: Annotated[bool, typer.Option("--keep-text", help="Keep whole replies, not their beginnings.")] = False,
+    as_json: AsJson = False,
+    device: Device = None,
+    dtype: Dtype = None,
+) -> None:
+    """Find the heads that refusals hang on: Ships, Sahara, gradient, and refusals with those heads taken out."""
+    from interp.safety import SafetyPlan, SafetyRun
+
+    plan = SafetyPlan(
+        harmful=harmful,
+        harmless=harmless,
+        requests=requests,
+        column=column,
+        scored=scored,
+        tested=tested,
+        kinds=tuple(part.strip() for part in kinds.split(",") if part.strip()),
+        group=group,
+        sizes=tuple(_number(part, "sizes") for part in sizes.split(",") if part.strip()),
+        reply=reply,
+        draws=draws,
+        seed=seed,
+        batch_size=batch_size,
+        keep_text=keep_text,
+    )
+    loaded, _ = _load(model, None, device, dtype)
+    (told,) = SafetyRun.open(out, plan, loaded.model, loaded.tokenizer).finish().safety
+    if as_json:
+        curves = {kind: curve.to_dict() for kind, curve in told.curves.items()}
+        typer.echo(json.dumps({"groups": told.groups, "curves": curves}, indent=1))
+    else:
+        for name, asked in told.asked.items():
+            typer.echo(f"{name}: {sum(asked['refused'])} of {len(asked['refused'])} refused as loaded")
+        _print(told.scores, None, 10, False)
+        for kind, curve in told.curves.items():
+            typer.echo(f"heads taken out ({kind}): mean [95% interval]")
+            typer.echo("\n".join(f"  {line}" for line in str(curve).splitlines()))
+    typer.echo(f"{out.resolve()}", err=True)
+
+
+@app.command()
 def steer(
     model: Model,
     method: Annotated[str, typer.Option(help="pasta, act, zerotuning, boost, spotlight or temperature.")],

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from interp.analyses.causal import CausalCheck
+from interp.analyses.curve import Curve
 from interp.analyses.scores import HeadScores
 from interp.hooks.provenance import Provenance
 
@@ -38,6 +39,20 @@ class Steered:
 
 
 @dataclass(frozen=True)
+class Safety:
+    """What refuses: heads by several scores, and what taking them out does."""
+
+    asked: dict[str, dict[str, Any]]
+    """"harmful" and "harmless": ids, which were refused, and how the replies begin"""
+    scores: dict[str, HeadScores]
+    """importance, and ships and sahara by ablation"""
+    groups: dict[str, list[dict[str, Any]]]
+    """by ablation: Sahara's groups beside random ones"""
+    curves: dict[str, Curve]
+    """by ablation"""
+
+
+@dataclass(frozen=True)
 class Findings:
     """All that one run found out about one model."""
 
@@ -53,3 +68,4 @@ class Findings:
     seconds: float = 0.0
     """time spent on measuring, all sittings together"""
     steering: tuple[Steered, ...] = ()
+    safety: tuple[Safety, ...] = ()

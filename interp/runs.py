@@ -13,14 +13,14 @@ from torch import nn
 import interp
 from interp.analyses.causal import REPLY, CausalCheck, Condition, Outcome, ask, conditions
 from interp.analyses.scores import HeadScores
-from interp.analyses.storage import write_atomic
 from interp.analyses.tasks import judge
 from interp.findings import Findings, Steered, TokenView
+from interp.folders import read, write
 from interp.hooks.capture import check_context
 from interp.hooks.heads import HeadLayout, HeadSet
 from interp.hooks.prompts import Prompts
 from interp.hooks.provenance import Provenance
-from interp.kernels.errors import InterpError, RunError, ScoreError, UsageError
+from interp.kernels.errors import InterpError, RunError, UsageError
 from interp.steerings import finished, steering_findings
 from interp.studies import Plan, Study, check_prompts, studies
 from interp.views import view
@@ -114,7 +114,7 @@ class Run:
             raise RunError(
                 f"{self.folder} cannot be made ({error.strerror}): name a folder you may write to."
             ) from error
-        _write(self.folder / "manifest.json", manifest)
+        write(self.folder / "manifest.json", manifest)
 
     def cells(self) -> Iterator[Cell]:
         """All cells in order; those of the causal check need the scores before them, so finish each as it comes."""
@@ -180,7 +180,7 @@ class Run:
                     scores.save(cell.path.with_name(f"{cell.path.stem}.scores.json"))
                 # written last: a cell is done where this file is
                 seconds = time.perf_counter() - started
-                _write(cell.path, value | {"seconds": seconds, "scored": scores is not None})
+                write(cell.path, value | {"seconds": seconds, "scored": scores is not None})
             bar.update()
         bar.close()
         return findings(self.folder)
@@ -191,7 +191,7 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     path = Path(folder) / "manifest.json"
     if not path.is_file():
         raise RunError(f"{folder} is no run folder (it has no manifest.json): make one with interp score.")
-    manifest = _read(path)
+    manifest = read(path)
     if manifest.get("format") != FORMAT:
         raise RunError(f"{path} has format {manifest.get('format')!r}, expected {FORMAT!r}: make the run again.")
     return manifest
@@ -206,7 +206,7 @@ def findings(folder: str | Path) -> Findings:
     names = [name for name in plan["analyses"] if any(path.stem.startswith(f"{name}-") for path in done)]
     if not names:
         raise RunError(f"{folder} has no finished cell yet: run interp score with the same settings to continue.")
-    views = tuple(_token_view(_read(path)) for path in done if path.stem == "view")
+    views = tuple(_token_view(read(path)) for path in done if path.stem == "view")
     return Findings(
         provenance=Provenance.from_dict(manifest["provenance"]),
         layers=layout["layers"],
@@ -217,7 +217,7 @@ def findings(folder: str | Path) -> Findings:
         steering=_steering(folder, Provenance.from_dict(manifest["provenance"])),
         views=views,
         settings=plan,
-        seconds=sum(_read(path)["seconds"] for path in done),
+        seconds=sum(read(path)["seconds"] for path in done),
     )
 
 
@@ -265,7 +265,7 @@ def _causal(folder: Path, plan: dict[str, Any], layout: dict[str, Any]) -> Causa
     outcomes = []
     for number, condition in enumerate(named):
         paths = sorted((folder / "cells").glob(f"{_check_name(number, condition)}-*.json"))
-        parts = [_read(path) for path in paths if _done(path)]
+        parts = [read(path) for path in paths if _done(path)]
         # a condition counts when all of its needles were asked
         if len(parts) == whole:
             outcomes.append(Outcome(condition, *(tuple(x for part in parts for x in part[key]) for key in OUTCOME)))
@@ -294,28 +294,11 @@ def _done(path: Path) -> bool:
     if not path.is_file():
         return False
     try:
-        if _read(path).get("scored"):
+        if read(path).get("scored"):
             HeadScores.load(path.with_name(f"{path.stem}.scores.json"))
     except InterpError:
         return False
     return True
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RunError(f"{path} cannot be read as JSON ({error}): delete it and run again.") from error
-    if not isinstance(content, dict):
-        raise RunError(f"{path} holds a {type(content).__name__}, expected an object: delete it and run again.")
-    return content
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    try:
-        write_atomic(path, (json.dumps(content, indent=1) + "\n").encode())
-    except ScoreError as error:
-        raise RunError(str(error)) from error
 
 
 def _what(before: Any, now: Any, key: str) -> str:

@@ -13,9 +13,9 @@ from interp.analyses import steer, tasks
 from interp.analyses.causal import CausalCheck, Condition, Outcome
 from interp.analyses.steer.check import arms, ask_steered, kind_of, outcome
 from interp.analyses.steer.profile import Choice, Profile, choose, profile
-from interp.analyses.storage import write_atomic
 from interp.analyses.tasks.generate import Reply
 from interp.findings import Findings, Steered
+from interp.folders import begin, read, stored_manifest, write
 from interp.hooks.capture import check_context
 from interp.hooks.edit import Edit, Edits
 from interp.hooks.heads import HeadLayout, HeadSet
@@ -126,27 +126,7 @@ class SteerRun:
             "prompts": {split: asked.fingerprint() for split, asked in prompts.items()},
             "given": None if given is None else [given.scores.settings[key] for key in ("prompts", "edit", "ranking")],
         }
-        path = folder / "steering.json"
-        if path.exists():
-            stored = _manifest(folder)
-            before, now = Provenance.from_dict(stored["origin"]), run.provenance
-            if not before.same_model(now):
-                raise RunError(f"{folder} holds a steering run of {before.model}: name another folder.")
-            for what in ("plan", "prompts", "given"):
-                if stored.get(what) != manifest[what]:
-                    raise RunError(f"{folder} holds a steering run with another {what}: use the same, or a new folder.")
-            if (before.versions, before.template_hash) != (now.versions, now.template_hash):
-                raise RunError(
-                    f"{folder} holds a steering run of other versions or another template: use a new folder."
-                )
-            return run
-        try:
-            if folder.exists() and any(not p.name.endswith(".tmp") for p in folder.iterdir()):
-                raise RunError(f"{folder} exists and is no steering run: name a new or empty folder.")
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise RunError(f"{folder} cannot be made ({error.strerror}): name a folder you may write to.") from error
-        _write(path, manifest)
+        begin(folder / "steering.json", manifest, "steering run", ("plan", "prompts", "given"))
         return run
 
     def finish(self, progress: bool = True) -> Findings:
@@ -157,8 +137,8 @@ class SteerRun:
         for _ in self._judge(chosen, progress):
             pass
         path = self.folder / "seconds.json"
-        before = _read(path)["seconds"] if path.exists() else 0.0
-        _write(path, {"seconds": before + time.perf_counter() - started})
+        before = read(path)["seconds"] if path.exists() else 0.0
+        write(path, {"seconds": before + time.perf_counter() - started})
         return steering_findings(self.folder)
 
     def _profile(self, progress: bool) -> Profile | None:
@@ -194,8 +174,8 @@ class SteerRun:
                 self.model, self.prompts["dev"], {str(g): steer.ZeroTuning(g) for g in GAMMAS}, seed=self.plan.seed
             )
             best = next(choice.name for choice in tried if choice.name != "as loaded")
-            _write(path, {"gamma": float(best), "tried": [_told(choice) for choice in tried]})
-        return steer.ZeroTuning(_read(path)["gamma"])
+            write(path, {"gamma": float(best), "tried": [_told(choice) for choice in tried]})
+        return steer.ZeroTuning(read(path)["gamma"])
 
     def _choose(self, found: Profile | None) -> Edits:
         """The edit with its heads: those that were named, or the best set on the dev split."""
@@ -218,7 +198,7 @@ class SteerRun:
             tried = [_told(margins[name]) | {"right": right[name]} for name in right]
             tried.sort(key=lambda row: (-row["right"], -row["score"]))
             (Edits(()) + named[best]).save(self.folder / "edit.json")
-            _write(path, {"chosen": best, "tried": tried})
+            write(path, {"chosen": best, "tried": tried})
         return Edits.load(self.folder / "edit.json")
 
     def _right(self, number: int, prompts: Prompts, edit: Edit | None) -> float:
@@ -227,8 +207,8 @@ class SteerRun:
         if not path.exists():
             edits = Edits(()) if edit is None else Edits(()) + edit
             verdicts = [self.task.judge(r.text, p) for r, p in zip(self._ask(prompts, edits), prompts, strict=True)]
-            _write(path, {"right": sum(verdicts) / len(verdicts)})
-        return _read(path)["right"]
+            write(path, {"right": sum(verdicts) / len(verdicts)})
+        return read(path)["right"]
 
     def _ask(self, prompts: Prompts, edits: Edits) -> Iterator[Reply]:
         task, size = self.task, self.plan.batch_size
@@ -241,7 +221,7 @@ class SteerRun:
 
         prompts = self.prompts["test"]
         rows = arms(edit, HeadLayout.of(self.model), self.plan.draws, self.plan.seed)
-        _write(self.folder / "arms.json", {"arms": [arm.condition.name for arm in rows]})
+        write(self.folder / "arms.json", {"arms": [arm.condition.name for arm in rows]})
         for number, arm in enumerate(tqdm(rows, desc="steering check", disable=not progress, delay=2)):
             path = self.folder / f"replies-{number:02d}.json"
             if not path.exists():
@@ -249,7 +229,7 @@ class SteerRun:
                 told = asdict(outcome(arm.condition, prompts, [reply.text for reply in asked], self.task.judge))
                 heads = arm.condition.heads
                 told["condition"]["heads"] = str(heads) if len(heads) else ""
-                _write(path, told | {"kind": kind_of(edit)})
+                write(path, told | {"kind": kind_of(edit)})
             yield
 
 
@@ -258,18 +238,18 @@ def steering_findings(folder: str | Path) -> Findings:
     folder = Path(folder)
     manifest = _manifest(folder)
     plan = manifest["plan"]
-    cells = [_read(path) for path in sorted(folder.glob("replies-*.json"))]
+    cells = [read(path) for path in sorted(folder.glob("replies-*.json"))]
     if not finished(folder):
         raise RunError(f"{folder} is not finished: run interp steer with the same settings to go on.")
     outcomes = tuple(_outcome(cell) for cell in cells)
     check = CausalCheck(outcomes, cells[1]["kind"], len(outcomes[1].condition.heads), plan["seed"])
     found = Profile.load(folder / "profile.json") if (folder / "profile.json").exists() else None
-    chosen = _read(folder / "choice.json") if (folder / "choice.json").exists() else {"chosen": "named", "tried": []}
+    chosen = read(folder / "choice.json") if (folder / "choice.json").exists() else {"chosen": "named", "tried": []}
     task = Path(plan["task"]).stem if plan["task"].endswith(".jsonl") else plan["task"]
     told = Steered(plan["method"], task, check, chosen["chosen"], chosen["tried"], found.scores if found else None)
     origin = Provenance.from_dict(manifest["origin"])
     layout = manifest["layout"]
-    seconds = _read(folder / "seconds.json")["seconds"] if (folder / "seconds.json").exists() else 0.0
+    seconds = read(folder / "seconds.json")["seconds"] if (folder / "seconds.json").exists() else 0.0
     return Findings(
         provenance=origin,
         layers=layout["layers"],
@@ -285,19 +265,13 @@ def steering_findings(folder: str | Path) -> Findings:
 def finished(folder: str | Path) -> bool:
     """Whether every condition of a steering run was asked."""
     path = Path(folder) / "arms.json"
-    names = _read(path)["arms"] if path.is_file() else None
-    cells = [_read(path)["condition"]["name"] for path in sorted(Path(folder).glob("replies-*.json"))]
+    names = read(path)["arms"] if path.is_file() else None
+    cells = [read(path)["condition"]["name"] for path in sorted(Path(folder).glob("replies-*.json"))]
     return names is not None and names == cells
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
-    path = folder / "steering.json"
-    if not path.is_file():
-        raise RunError(f"{folder} is no steering run: make one with interp steer.")
-    stored = _read(path)
-    if not isinstance(stored, dict) or stored.get("format") != FORMAT:
-        raise RunError(f"{path} is no manifest of {FORMAT!r}: make the run again, in another folder.")
-    return stored
+    return stored_manifest(folder / "steering.json", FORMAT, "steering run")
 
 
 def _given(plan: SteerPlan, model: nn.Module) -> Profile | None:
@@ -322,14 +296,3 @@ def _outcome(cell: dict[str, Any]) -> Outcome:
 
 def _told(choice: Choice) -> dict[str, Any]:
     return {name: getattr(choice, name) for name in ("name", "score", "low", "high", "common")}
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RunError(f"{path} cannot be read as JSON ({error}): delete it and run again.") from error
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    write_atomic(path, (json.dumps(content, indent=1) + "\n").encode())

@@ -138,7 +138,7 @@ def _patched(
     from transformer_lens import patching
 
     # its progress bar cannot be turned off
-    sweep = _with_globals(patching.generic_activation_patch, tqdm=lambda rows: rows)
+    sweep = _with_globals(patching.generic_activation_patch, tqdm=lambda cells: cells)
     layers, b = range(layout.layers), len(base)
     # heads that are patched in one forward, each in rows of its own
     parts = -(-layout.heads // max(1, rows // b))

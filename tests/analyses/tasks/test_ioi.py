@@ -1,6 +1,7 @@
 """Pairs that differ in one word: where it stands, what is right, and which tokenizers they can be made for."""
 
 import re
+from typing import Any
 
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -12,22 +13,20 @@ from interp.analyses.tasks import colored, colored_objects, ioi, minimal
 from interp.analyses.tasks.ioi import NAMES, PLACES, TEMPLATES, THINGS
 from interp.kernels.errors import PromptError, UsageError
 
-SETTINGS = {"swapped": (ioi, {}), "abc": (ioi, {"corrupt": "abc"}), "colored": (colored_objects, {})}
+SETTINGS: dict[str, Any] = {"swapped": (ioi, {}), "abc": (ioi, {"corrupt": "abc"}), "colored": (colored_objects, {})}
 
 
 def words(*texts):
     """A tokenizer of the words of some texts, punctuation apart."""
     vocab = {"<unk>": 0}
-    for word in re.findall(r"\w+|[^\w\s]+", " ".join(texts)):
+    for word in re.findall(r"\w+|[^\w\s{}]+", " ".join(texts)):
         vocab.setdefault(word, len(vocab))
     backend = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
     return PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>")
 
 
-EVERY = words(
-    "This is", *TEMPLATES, NAMES, PLACES, THINGS, *colored.TEMPLATES, colored.COLOURS, colored.OBJECTS
-)  # fmt: skip
+EVERY = words("This is", *TEMPLATES, NAMES, PLACES, THINGS, *colored.TEMPLATES, colored.COLOURS, colored.OBJECTS)
 
 
 def told(tokenizer, prompt, span):
@@ -108,7 +107,7 @@ def test_no_pairs_are_refused(make):
     with pytest.raises(UsageError, match="n=0"):
         make(EVERY, 0)
     with pytest.raises(UsageError, match="corrupt='none'"):
-        ioi(EVERY, 4, corrupt="none")
+        ioi(EVERY, 4, corrupt="none")  # pyright: ignore[reportArgumentType]
 
 
 def test_pairs_of_other_lengths_are_refused():
@@ -118,7 +117,7 @@ def test_pairs_of_other_lengths_are_refused():
 
 @pytest.mark.slow
 def test_the_demo_model_knows_who_and_what(demo):
-    """Measured on 64 and 48 prompts: 98 % prefer the right name, 70 % the right colour."""
+    """Measured on 64 pairs each: 98 % prefer the right name, 73 % the right colour."""
     import torch
 
     from interp.analyses.identify.pairs import logit_difference
