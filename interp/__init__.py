@@ -11,7 +11,9 @@ if TYPE_CHECKING:
     from interp.analyses import steer as steer
     from interp.analyses import tasks as tasks
     from interp.analyses.causal import causal_check as causal_check
+    from interp.analyses.curve import causal_curve as causal_curve
     from interp.analyses.scores import HeadScores as HeadScores
+    from interp.analyses.sweep import sweep as sweep
     from interp.hooks import keep as keep
     from interp.hooks.bridge import bridge as bridge
     from interp.hooks.capture import capture as capture
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from interp.hooks.heads import Head as Head
     from interp.hooks.heads import HeadLayout as HeadLayout
     from interp.hooks.heads import HeadSet as HeadSet
+    from interp.hooks.outputs import Intervention as Intervention
     from interp.hooks.outputs import ablate as ablate
     from interp.hooks.prompts import Prompts as Prompts
     from interp.kernels.errors import InterpError as InterpError
@@ -35,13 +38,16 @@ _HOMES = {
     "HeadScores": "interp.analyses.scores",
     "HeadSet": "interp.hooks.heads",
     "InterpError": "interp.kernels.errors",
+    "Intervention": "interp.hooks.outputs",
     "Prompts": "interp.hooks.prompts",
     "ablate": "interp.hooks.outputs",
     "bridge": "interp.hooks.bridge",
     "capture": "interp.hooks.capture",
     "causal_check": "interp.analyses.causal",
+    "causal_curve": "interp.analyses.curve",
     "doctor": "interp.hooks.doctor",
     "steering": "interp.hooks.edit",
+    "sweep": "interp.analyses.sweep",
     "load": "interp.models",
     "make_report": "interp.report",
 }
@@ -67,7 +73,10 @@ __all__ = [  # noqa: RUF022
     "steering",
     "bridge",
     "identify",
+    "sweep",
+    "Intervention",
     "causal_check",
+    "causal_curve",
     "make_report",
     "doctor",
     "InterpError",

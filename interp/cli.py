@@ -21,6 +21,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+MANIFESTS = ("manifest.json", "steering.json", "safety.json")
+"""of a run, a steering run, a safety run"""
 STOPPED = 130
 """exit code after Ctrl-C, as shells have it"""
 
@@ -70,6 +72,7 @@ def score(
     needles: Annotated[int, typer.Option(help="Prompts of retrieval.")] = 16,
     length: Annotated[int, typer.Option(help="Tokens of a retrieval prompt.")] = 320,
     texts: Annotated[int, typer.Option(help="Prompts of the other analyses.")] = 12,
+    pairs: Annotated[int, typer.Option(help="Pairs of prompts of patching and logit attribution.")] = 16,
     text_length: Annotated[int, typer.Option(help="Tokens of a plain text.")] = 256,
     check: Annotated[bool, typer.Option(help="Causal check: the task with heads taken out.")] = True,
     heads: Annotated[str, typer.Option(help="Heads of the causal check; by default the top retrieval heads.")] = "",
@@ -84,15 +87,31 @@ def score(
     device: Device = None,
     dtype: Dtype = None,
 ) -> None:
-    """Score heads: retrieval, induction, previous_token, duplicate_token, sinks, or all."""
+    """Score heads: retrieval, induction, previous_token, duplicate_token, sinks, or all of these; importance, patching,
+    path_patching, attribution, logit_attribution, influence where they are named; safety alone, as interp safety."""
     from interp.studies import Plan, parse_analyses
 
+    if analyses.strip() == "safety":
+        requests = "" if prompts is None else str(prompts)
+        safety(
+            model,
+            out,
+            requests,
+            draws=draws,
+            seed=seed,
+            batch_size=batch_size,
+            as_json=as_json,
+            device=device,
+            dtype=dtype,
+        )
+        return
     plan = Plan(
         analyses=parse_analyses(analyses),
         seed=seed,
         needles=needles,
         length=length,
         texts=texts,
+        pairs=pairs,
         text_length=text_length,
         check=check,
         heads=heads,
@@ -148,17 +167,7 @@ def safety(
         keep_text=keep_text,
     )
     loaded, _ = _load(model, None, device, dtype)
-    (told,) = SafetyRun.open(out, plan, loaded.model, loaded.tokenizer).finish().safety
-    if as_json:
-        curves = {kind: curve.to_dict() for kind, curve in told.curves.items()}
-        typer.echo(json.dumps({"groups": told.groups, "curves": curves}, indent=1))
-    else:
-        for name, asked in told.asked.items():
-            typer.echo(f"{name}: {sum(asked['refused'])} of {len(asked['refused'])} refused as loaded")
-        _print(told.scores, None, 10, False)
-        for kind, curve in told.curves.items():
-            typer.echo(f"heads taken out ({kind}): mean [95% interval]")
-            typer.echo("\n".join(f"  {line}" for line in str(curve).splitlines()))
+    _tell(SafetyRun.open(out, plan, loaded.model, loaded.tokenizer).finish(), 10, as_json)
     typer.echo(f"{out.resolve()}", err=True)
 
 
@@ -202,19 +211,7 @@ def steer(
         batch_size=batch_size,
     )
     loaded, _ = _load(model, None, device, dtype)
-    found = SteerRun.open(out, plan, loaded.model, loaded.tokenizer).finish()
-    (told,) = found.steering
-    if as_json:
-        content = {"chosen": told.chosen, "tried": told.tried, "check": told.check.to_dict()}
-        typer.echo(json.dumps(content, indent=1))
-    else:
-        if told.tried:
-            typer.echo("heads steered, replies right on the dev split, and nats per token that right leads wrong by:")
-        for row in told.tried:
-            margin = f"margin {row['score']:+.3f}  [{row['low']:+.3f}, {row['high']:+.3f}]"
-            typer.echo(f"  {row['name']:16s} {row['right']:5.0%}  {margin}")
-        typer.echo(f"{told.check.kind} on {told.task}, {told.chosen}: accuracy [95% interval]")
-        typer.echo("\n".join(f"  {line}" for line in str(told.check).splitlines()))
+    _tell(SteerRun.open(out, plan, loaded.model, loaded.tokenizer).finish(), 10, as_json)
     typer.echo(f"{out.resolve()}", err=True)
 
 
@@ -249,15 +246,11 @@ def report(
     dtype: Dtype = None,
 ) -> None:
     """Make one HTML report, offline and mailable, of a model or of a run folder."""
-    from interp.runs import findings
-    from interp.steerings import steering_findings
     from interp.studies import Plan
 
     _writable(output)
-    if (Path(source) / "manifest.json").is_file():
-        found = findings(source)
-    elif (Path(source) / "steering.json").is_file():
-        found = steering_findings(source)
+    if any((Path(source) / name).is_file() for name in MANIFESTS):
+        found = _found(Path(source))
     else:
         folder = output.with_name(f"{output.stem}-run") if run is None else run
         found = _run(Plan(seed=seed), source, folder, None, device, dtype).finish()
@@ -273,17 +266,29 @@ def show(
 ) -> None:
     """Print the top heads of a run folder or a score file, and its causal check."""
     from interp.analyses.scores import HeadScores
-    from interp.runs import findings
+    from interp.told import table_data, tables
 
     loaded = None if model is None else interp.load(model).model
     if path.is_dir():
-        found = findings(path)
+        found = _found(path)
         if loaded is not None:
             found.provenance.check_model(loaded)
-        _print(found.scores, found.causal, top, as_json)
+        _tell(found, top, as_json)
     else:
         scores = HeadScores.load(path, loaded)
-        _print({scores.name: scores}, None, top, as_json)
+        one = {scores.name: scores}
+        told = {"scores": table_data(one, top), "causal": None}
+        typer.echo(json.dumps(told, indent=1) if as_json else "\n".join(tables(one, top)))
+
+
+def _found(folder: Path) -> Any:
+    """What a finished run in a folder found, of whatever kind it is."""
+    from interp.runs import findings
+    from interp.safety import safety_findings
+    from interp.steerings import steering_findings
+
+    readers = dict(zip(MANIFESTS, (findings, steering_findings, safety_findings), strict=True))
+    return next((read for name, read in readers.items() if (folder / name).is_file()), findings)(folder)
 
 
 def _load(model: str, prompts: Path | None, device: str | None, dtype: str | None) -> tuple[Any, Any]:
@@ -319,39 +324,14 @@ def _finish(
         typer.echo(json.dumps(cost.to_dict(), indent=1) if as_json else str(cost))
         return
     found = _run(plan, model, out, prompts, device, dtype).finish()
-    _print(found.scores, found.causal, 10, as_json)
+    _tell(found, 10, as_json)
     typer.echo(f"{out.resolve()}", err=True)
 
 
-def _print(scores: dict[str, Any], causal: Any, top: int, as_json: bool) -> None:
-    if as_json:
-        tables = {
-            name: {
-                "unit": table.unit,
-                "threshold": table.threshold,
-                "counted": table.counted,
-                "top": [_row(table, head) for head in table.top(top)],
-            }
-            for name, table in scores.items()
-        }
-        typer.echo(json.dumps({"scores": tables, "causal": None if causal is None else causal.to_dict()}, indent=1))
-        return
-    for name, table in scores.items():
-        limit = "" if table.threshold is None else f", {len(table.heads())} heads above {table.threshold:g}"
-        typer.echo(f"{name}: {table.unit}, {table.counted} prompts counted{limit}")
-        for head in table.top(top):
-            row = _row(table, head)
-            interval = "" if row["low"] is None else f"  [{row['low']:.3f}, {row['high']:.3f}]"
-            typer.echo(f"  {row['head']:8s} {row['value']:.3f}{interval}")
-    if causal is not None:
-        typer.echo(f"causal check: {causal.k} heads ablated ({causal.kind}), accuracy [95% interval]")
-        typer.echo("\n".join(f"  {line}" for line in str(causal).splitlines()))
+def _tell(found: Any, top: int, as_json: bool) -> None:
+    from interp.told import data, told
 
-
-def _row(table: Any, head: Any) -> dict[str, Any]:
-    low, high = float(table.low[head]), float(table.high[head])
-    known = low == low
-    return {"head": str(head), "value": table[head], "low": low if known else None, "high": high if known else None}
+    typer.echo(json.dumps(data(found, top), indent=1) if as_json else told(found, top))
 
 
 def _writable(path: Path) -> None:

@@ -40,12 +40,10 @@ class Steered:
 
 @dataclass(frozen=True)
 class Safety:
-    """What refuses: heads by several scores, and what taking them out does."""
+    """What refuses: what taking heads out does, by several scores, which stand beside the others."""
 
     asked: dict[str, dict[str, Any]]
     """"harmful" and "harmless": ids, which were refused, and how the replies begin"""
-    scores: dict[str, HeadScores]
-    """importance, and ships and sahara by ablation"""
     groups: dict[str, list[dict[str, Any]]]
     """by ablation: Sahara's groups beside random ones"""
     curves: dict[str, Curve]
@@ -69,3 +67,5 @@ class Findings:
     """time spent on measuring, all sittings together"""
     steering: tuple[Steered, ...] = ()
     safety: tuple[Safety, ...] = ()
+    influence: dict[str, Any] | None = None
+    """what Influence.to_dict gave"""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from interp.analyses.causal import CausalCheck
+from interp.analyses.curve import Curve
 from interp.analyses.scores import HeadScores
 from interp.hooks.heads import HeadSet
 from interp.kernels.errors import UsageError
@@ -221,6 +222,39 @@ def causal(check: CausalCheck) -> "Figure":
     figure.update_yaxes(
         tickvals=list(range(len(means))), ticktext=ticks, range=[len(means) - 0.4, -0.5], showgrid=False, zeroline=False
     )
+    return figure
+
+
+def curve(points: Curve, measure: str) -> "Figure":
+    """A measure against the number of heads taken out, a line for each ranking and for chance, with 95% intervals."""
+    import plotly.graph_objects as go
+
+    base = points.at("as loaded", 0, measure)
+    figure = go.Figure()
+    names = [name for name in points.rankings if name != "as loaded"]
+    chance = {"random": ("dot", GREY), "random by layer": ("dash", GREY)}
+    colours = iter(LINES)
+    for name in names:
+        dash, colour = chance.get(name) or ("solid", next(colours))
+        sizes = points.sizes(name)
+        rows = [base, *(points.at(name, size, measure) for size in sizes)]
+        means = [mean for mean, _, _ in rows]
+        figure.add_scatter(
+            x=[0, *sizes], y=means, mode="lines+markers", name=_safe(name),
+            line={"color": colour, "dash": dash, "width": 2}, marker={"size": 6},
+            error_y={
+                "array": [high - mean for mean, _, high in rows], "arrayminus": [mean - low for mean, low, _ in rows],
+                "color": colour, "thickness": 1, "width": 3,
+            },
+            text=[f"{_safe(name)}, {size} heads<br>{mean:.3f} [{low:.3f}, {high:.3f}]"
+                  for size, (mean, low, high) in zip([0, *sizes], rows, strict=True)],
+            hovertemplate="%{text}<extra></extra>",
+        )  # fmt: skip
+    said = [f"{len(points.points[0].values[measure])} prompts", "bars: 95% interval over prompts and draws"]
+    figure.update_layout(**_layout(f"{title_of(measure)}, heads taken out ({points.kind} ablation)", said, 380))
+    figure.update_layout(legend=_LEGEND)
+    figure.update_xaxes(title="heads taken out")
+    figure.update_yaxes(title=_safe(measure), rangemode="tozero")
     return figure
 
 

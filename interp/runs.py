@@ -12,6 +12,7 @@ from torch import nn
 
 import interp
 from interp.analyses.causal import REPLY, CausalCheck, Condition, Outcome, ask, conditions
+from interp.analyses.identify import attention_influence
 from interp.analyses.scores import HeadScores
 from interp.analyses.tasks import judge
 from interp.findings import Findings, Steered, TokenView
@@ -22,7 +23,7 @@ from interp.hooks.prompts import Prompts
 from interp.hooks.provenance import Provenance
 from interp.kernels.errors import InterpError, RunError, UsageError
 from interp.steerings import finished, steering_findings
-from interp.studies import Plan, Study, check_prompts, studies
+from interp.studies import Plan, Study, check_prompts, passages, studies
 from interp.views import view
 
 FORMAT = "interp.run/1"
@@ -50,6 +51,7 @@ class Run:
     provenance: Provenance
     studies: tuple[Study, ...]
     needles: Prompts | None
+    own: Prompts | None = None
 
     @classmethod
     def open(
@@ -76,7 +78,7 @@ class Run:
         for prompts, more in [*asked, *([(needles, REPLY)] if needles is not None else [])]:
             check_context(model, prompts, more)
         run = cls(
-            folder, plan, model, tokenizer, Provenance.of(model, tokenizer, seed=plan.seed), tuple(found), needles
+            folder, plan, model, tokenizer, Provenance.of(model, tokenizer, seed=plan.seed), tuple(found), needles, own
         )
         run._begin()
         return run
@@ -87,7 +89,7 @@ class Run:
             "interp": interp.__version__,
             "plan": json.loads(json.dumps(asdict(self.plan))),
             "layout": asdict(HeadLayout.of(self.model)),
-            "prompts": {study.name: study.prompts.fingerprint() for study in self.studies},
+            "prompts": {name: prompts.fingerprint() for name, prompts in self._asked.items()},
             "provenance": self.provenance.to_dict(),
         }
         if (self.folder / "manifest.json").exists():
@@ -116,6 +118,14 @@ class Run:
             ) from error
         write(self.folder / "manifest.json", manifest)
 
+    @property
+    def _asked(self) -> dict[str, Prompts]:
+        """What each analysis is asked on, by name."""
+        asked = {study.name: study.prompts for study in self.studies}
+        if "influence" in self.plan.analyses:
+            asked["influence"] = passages(self.plan, self.tokenizer) if self.own is None else self.own
+        return asked
+
     def cells(self) -> Iterator[Cell]:
         """All cells in order; those of the causal check need the scores before them, so finish each as it comes."""
         for study in self.studies:
@@ -127,6 +137,8 @@ class Run:
                 for number, batch in enumerate(self.needles.batches(self.plan.batch_size)):
                     path = self.folder / "cells" / f"{_check_name(c, condition)}-{number:04d}.json"
                     yield Cell(condition.name, path, lambda d=condition, b=batch: self._ask(d, b))
+        if "influence" in self.plan.analyses and (self.plan.heads or self._answered):
+            yield Cell("influence", self.folder / "cells" / "influence.json", self._influence)
         if self._answered:
             yield Cell("attention on a text", self.folder / "cells" / "view.json", self._view)
 
@@ -141,7 +153,8 @@ class Run:
         total = sum(-(-len(study.prompts) // size) for study in self.studies)
         if self.needles is not None:
             total += (2 + 2 * self.plan.draws) * -(-len(self.needles) // size)
-        return total + any(study.name == "retrieval" for study in self.studies)
+        named = {study.name for study in self.studies}
+        return total + ("retrieval" in named) + ("influence" in self.plan.analyses)
 
     def _score(self, study: Study, batch: Prompts) -> dict[str, Any]:
         scores = study.run(self.model, batch, batch_size=self.plan.batch_size, seed=self.plan.seed, **study.settings)
@@ -153,6 +166,13 @@ class Run:
         verdicts = [judge(reply, prompt) for reply, prompt in zip(replies, batch, strict=True)]
         asked = {key: [str(prompt.meta.get(key[:-1], "")) for prompt in batch] for key in ("answers", "questions")}
         return {"verdicts": verdicts, "replies": replies, **asked}
+
+    def _influence(self) -> dict[str, Any]:
+        heads = self.plan.heads or join_scores(self.folder, "retrieval")
+        size = self.plan.batch_size
+        return attention_influence(
+            self.model, self._asked["influence"], heads, draws=self.plan.draws, batch_size=size, seed=self.plan.seed
+        ).to_dict()
 
     def _view(self) -> dict[str, Any]:
         scores = join_scores(self.folder, "retrieval")
@@ -204,9 +224,10 @@ def findings(folder: str | Path) -> Findings:
     plan, layout = manifest["plan"], manifest["layout"]
     done = sorted(path for path in (folder / "cells").glob("*.json") if _is_cell(path) and _done(path))
     names = [name for name in plan["analyses"] if any(path.stem.startswith(f"{name}-") for path in done)]
-    if not names:
-        raise RunError(f"{folder} has no finished cell yet: run interp score with the same settings to continue.")
     views = tuple(_token_view(read(path)) for path in done if path.stem == "view")
+    influence = next((read(path) for path in done if path.stem == "influence"), None)
+    if not names and influence is None:
+        raise RunError(f"{folder} has no finished cell yet: run interp score with the same settings to continue.")
     return Findings(
         provenance=Provenance.from_dict(manifest["provenance"]),
         layers=layout["layers"],
@@ -215,6 +236,7 @@ def findings(folder: str | Path) -> Findings:
         scores={name: join_scores(folder, name) for name in names},
         causal=_causal(folder, plan, layout),
         steering=_steering(folder, Provenance.from_dict(manifest["provenance"])),
+        influence=influence,
         views=views,
         settings=plan,
         seconds=sum(read(path)["seconds"] for path in done),

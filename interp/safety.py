@@ -216,10 +216,6 @@ def safety_findings(folder: str | Path) -> Findings:
     kinds = plan["kinds"]
     told = Safety(
         asked={name: read(folder / f"asked-{name}.json") for name in ("harmful", "harmless")},
-        scores={
-            name: HeadScores.load(folder / f"{name}.json")
-            for name in ("importance", *(f"{what}-{kind}" for kind in kinds for what in ("ships", "sahara")))
-        },
         groups={kind: read(folder / f"groups-{kind}.json")["groups"] for kind in kinds},
         curves={kind: stored_curve(read(folder / f"curve-{kind}.json")) for kind in kinds},
     )
@@ -228,7 +224,14 @@ def safety_findings(folder: str | Path) -> Findings:
         layers=layout["layers"],
         heads=layout["heads"],
         kv_heads=layout["kv_heads"],
-        scores={},
+        scores={
+            "importance": HeadScores.load(folder / "importance.json"),
+            **{
+                f"{what}_{kind}": HeadScores.load(folder / f"{what}-{kind}.json")
+                for kind in kinds
+                for what in ("ships", "sahara")
+            },
+        },
         safety=(told,),
         settings=plan,
         seconds=read(folder / "seconds.json")["seconds"] if (folder / "seconds.json").exists() else 0.0,

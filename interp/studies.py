@@ -10,6 +10,11 @@ from interp.hooks.prompts import Prompts
 from interp.kernels.errors import UsageError
 
 ORDER = ("retrieval", "induction", "previous_token", "duplicate_token", "sinks")
+"""what "all" stands for"""
+PATCHED = ("activation_patching", "path_patching", "attribution_patching")
+MORE = ("importance", *PATCHED, "logit_attribution", "influence")
+"""what is measured when it is named"""
+SHORT = {"patching": "activation_patching", "attribution": "attribution_patching"}
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,8 @@ class Plan:
     check_needles: int = 12
     check_length: int = 224
     k: int = 10
+    pairs: int = 16
+    """pairs of prompts of patching and logit attribution"""
     draws: int = 3
     kind: str = "zero"
     heads: str = ""
@@ -43,12 +50,13 @@ class Plan:
     batch_size: int = 8
 
     def __post_init__(self) -> None:
-        unknown = [name for name in self.analyses if name not in identify.__all__]
+        unknown = [name for name in self.analyses if name not in (*ORDER, *MORE)]
         if unknown or not self.analyses:
-            raise UsageError(
-                f"analyses {', '.join(unknown) or 'none'} do not exist: take some of {', '.join(ORDER)}, or all."
-            )
-        for name in ("needles", "texts", "check_needles", "k", "draws", "batch_size", "repeat", "reply"):
+            known = ", ".join((*ORDER, *MORE))
+            raise UsageError(f"analyses {', '.join(unknown) or 'none'} do not exist: take some of {known}, or all.")
+        if "influence" in self.analyses and "retrieval" not in self.analyses and not self.heads:
+            raise UsageError("influence masks retrieval heads: add retrieval to the analyses, or name heads.")
+        for name in ("pairs", "needles", "texts", "check_needles", "k", "draws", "batch_size", "repeat", "reply"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name}={getattr(self, name)}: give at least 1.")
 
@@ -72,29 +80,67 @@ def parse_analyses(text: str) -> tuple[str, ...]:
     names = [name.strip().replace("-", "_") for name in text.split(",") if name.strip()]
     if names == ["all"]:
         return ORDER
-    unknown = [name for name in names if name not in ORDER]
+    names = [SHORT.get(name, name) for name in names]
+    unknown = [name for name in names if name not in (*ORDER, *MORE)]
     if unknown or not names:
         raise UsageError(
             f"analysis {', '.join(map(repr, unknown)) or repr(text)} does not exist: "
-            f"take some of {', '.join(ORDER)}, separated by commas, or all."
+            f"take some of {', '.join((*ORDER, *MORE))}, separated by commas, or all; safety stands alone."
         )
-    return tuple(name for name in ORDER if name in names)
+    return tuple(name for name in (*ORDER, *MORE) if name in names)
 
 
 def studies(plan: Plan, tokenizer: Any, own: Prompts | None = None) -> list[Study]:
-    """The analyses of a plan with their prompts; `own` prompts take the place of the made ones in all of them."""
+    """The analyses of a plan with their prompts; `own` prompts take the place of the made ones in all of them.
+
+    Raises UsageError for own prompts where an analysis takes pairs.
+    """
+    if own is not None and (paired := [name for name in plan.analyses if name in PATCHED]):
+        raise UsageError(f"{', '.join(paired)} takes pairs of prompts, of tasks.ioi here: leave --prompts out.")
+    made = passages(plan, tokenizer) if own is None else own
     makers: dict[str, Callable[[], Prompts]] = {
         "retrieval": lambda: needles(plan, tokenizer),
         "induction": lambda: tasks.repeated(tokenizer, n=plan.repeat, batch=plan.texts, seed=plan.seed),
         "duplicate_token": lambda: tasks.repeated(tokenizer, n=plan.repeat, batch=plan.texts, seed=plan.seed),
-        "previous_token": lambda: tasks.passages(tokenizer, n=plan.texts, length=plan.text_length, seed=plan.seed),
-        "sinks": lambda: tasks.passages(tokenizer, n=plan.texts, length=plan.text_length, seed=plan.seed),
+        "logit_attribution": lambda: tasks.ioi(tokenizer, n=plan.pairs, seed=plan.seed)[0],
     }
-    settings: dict[str, dict[str, Any]] = {"retrieval": {"max_new_tokens": plan.reply}}
-    return [
-        Study(name, getattr(identify, name), makers[name]() if own is None else own, settings.get(name, {}))
-        for name in plan.analyses
-    ]
+    settings: dict[str, dict[str, Any]] = {
+        "retrieval": {"max_new_tokens": plan.reply},
+        # shares of a layer cannot be joined batch by batch
+        "importance": {"normalize": None},
+    }
+    found = []
+    for name in plan.analyses:
+        if name == "influence":
+            # of documents, and of heads that retrieval has to find first
+            continue
+        run = getattr(identify, name)
+        if name in PATCHED:
+            clean, corrupt = tasks.ioi(tokenizer, n=plan.pairs, seed=plan.seed)
+            found.append(Study(name, Paired(run, clean, corrupt), clean))
+        else:
+            prompts = makers[name]() if own is None and name in makers else made
+            found.append(Study(name, run, prompts, settings.get(name, {})))
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class Paired:
+    """An analysis of pairs, asked for some of its clean prompts."""
+
+    run: Any
+    clean: Prompts
+    corrupt: Prompts
+
+    def __call__(self, model: Any, batch: Prompts, **settings: Any) -> HeadScores:
+        place = {prompt.ids: number for number, prompt in enumerate(self.clean)}
+        partners = replace(self.corrupt, items=tuple(self.corrupt.items[place[prompt.ids]] for prompt in batch))
+        return self.run(model, batch, partners, **settings)
+
+
+def passages(plan: Plan, tokenizer: Any) -> Prompts:
+    """Plain texts."""
+    return tasks.passages(tokenizer, n=plan.texts, length=plan.text_length, seed=plan.seed)
 
 
 def needles(plan: Plan, tokenizer: Any) -> Prompts:

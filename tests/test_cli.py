@@ -72,6 +72,21 @@ def test_score_show_and_report(call, finished, tmp_path):
     assert "sinks" in (tmp_path / "r.html").read_text(encoding="utf-8")
 
 
+def test_importance_and_influence(call, folder, tmp_path):
+    run = tmp_path / "run"
+    small = ["--texts", 3, "--text-length", 40, "--heads", "L0H1, L1H2", "--no-check", "--draws", 2]
+    code, out, err = call("score", "importance,influence", folder, "--out", run, *small)
+    assert code == 0, err
+    assert "importance: loss per gate, 3 prompts counted" in out
+    assert "influence of 2 heads on documents" in out
+    code, out, _ = call("show", run, "--json")
+    assert len(json.loads(out)["influence"]["documents"]) == 3
+    assert call("report", run, "-o", tmp_path / "r.html")[0] == 0
+    page = (tmp_path / "r.html").read_text(encoding="utf-8")
+    assert "Influence on documents" in page
+    assert "Importance: score of each head" in page
+
+
 def test_scoring_again_changes_nothing(call, folder, finished):
     before = {path: path.stat().st_mtime_ns for path in finished.rglob("*.json")}
     code, _, _ = call("score", "retrieval,sinks", folder, "--out", finished, *SMALL)
@@ -105,6 +120,30 @@ BAD = {
     "no such folder": (lambda t, f, r: ["score", "sinks", t / "nowhere", "--out", t / "x"], "nowhere"),
     "pickled weights": (lambda t, f, r: ["score", "sinks", pickled(t, f), "--out", t / "x"], "pickle"),
     "no such analysis": (lambda t, f, r: ["score", "speed", f, "--out", t / "x"], "'speed' does not exist"),
+    "pairs of one's own": (
+        lambda t, f, r: ["score", "patching", f, "--out", t / "x", "--prompts", write(t / "p.txt", "hello")],
+        "takes pairs of prompts",
+    ),
+    "names in pieces": (
+        lambda t, f, r: ["score", "path_patching", f, "--out", t / "x"],
+        "are single tokens",
+    ),
+    "influence of nothing": (
+        lambda t, f, r: ["score", "influence", f, "--out", t / "x"],
+        "add retrieval to the analyses",
+    ),
+    "no refusals": (
+        lambda t, f, r: ["safety", f, "--out", t / "x", "--harmful", 8, "--harmless", 8, "--reply", 2],
+        "no behaviour to attribute",
+    ),
+    "no such file of requests": (
+        lambda t, f, r: ["score", "safety", f, "--out", t / "x", "--prompts", t / "none.csv"],
+        "cannot be read as a CSV file",
+    ),
+    "sizes in words": (
+        lambda t, f, r: ["safety", f, "--out", t / "x", "--sizes", "some"],
+        "give whole numbers",
+    ),
     "empty prompts": (
         lambda t, f, r: ["score", "sinks", f, "--out", t / "x", "--prompts", write(t / "p.txt", "\n")],
         "holds no prompts",

@@ -12,7 +12,7 @@ import speaking
 import torch
 from detectors import prompts
 
-from interp import runs
+from interp import folders, runs
 from interp.analyses import identify
 from interp.costs import estimate
 from interp.hooks.capture import capture, run
@@ -71,7 +71,7 @@ def test_killed_at_every_write_it_ends_with_the_same_numbers(whole, model, token
     """The manifest's write included, before and after the file is there; each start gets one write further."""
     folder, found = whole
     other = tmp_path / "killed"
-    write, left = runs.write_atomic, []
+    write, left = folders.write_atomic, []
 
     def dying(path, data):
         if not left:
@@ -81,7 +81,7 @@ def test_killed_at_every_write_it_ends_with_the_same_numbers(whole, model, token
         if not left:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(runs, "write_atomic", dying)
+    monkeypatch.setattr(folders, "write_atomic", dying)
     starts = 0
     while starts < 100:
         starts += 1
@@ -219,6 +219,11 @@ def test_heads_of_the_check_come_from_retrieval_and_have_scores(tmp_path, monkey
 def test_plans_say_what_is_wrong():
     assert parse_analyses("sinks, previous-token") == ("previous_token", "sinks")
     assert parse_analyses("all") == Plan().analyses
+    assert parse_analyses("patching,importance,retrieval") == ("retrieval", "importance", "activation_patching")
+    with pytest.raises(UsageError, match="'safety' does not exist.*safety stands alone"):
+        parse_analyses("safety,sinks")
+    with pytest.raises(UsageError, match="ships do not exist"):
+        Plan(analyses=("ships",))
     with pytest.raises(UsageError, match="'speed' does not exist: take some of retrieval"):
         parse_analyses("speed")
     with pytest.raises(UsageError, match="draws=0: give at least 1"):

@@ -56,8 +56,8 @@ def test_the_planted_head_is_found_and_taking_it_out_ends_refusals(tmp_path, req
     (told,) = found.safety
     assert sum(told.asked["harmful"]["refused"]) == 24
     assert not any(told.asked["harmless"]["refused"])
-    assert set(told.scores) == {"importance", "ships-uniform", "sahara-uniform", "ships-zero", "sahara-zero"}
-    for name, scores in told.scores.items():
+    assert set(found.scores) == {"importance", "ships_uniform", "sahara_uniform", "ships_zero", "sahara_zero"}
+    for name, scores in found.scores.items():
         assert scores.top(1) == [place], name
     for kind, points in told.curves.items():
         assert points.at("as loaded", 0, "refused")[0] == 1
@@ -111,7 +111,9 @@ def test_whole_replies_only_when_asked(tmp_path, requests):
 
 
 def test_a_model_that_does_not_refuse_has_nothing_to_attribute(tmp_path):
-    run = SafetyRun.open(tmp_path / "run", SafetyPlan(harmful=12, harmless=8, reply=2), speaking(), speaking_tokenizer())
+    run = SafetyRun.open(
+        tmp_path / "run", SafetyPlan(harmful=12, harmless=8, reply=2), speaking(), speaking_tokenizer()
+    )
     with pytest.raises(UsageError, match="no behaviour to attribute"):
         run.finish(progress=False)
     assert not list((tmp_path / "run").glob("ships*"))
@@ -154,5 +156,9 @@ def test_the_report_has_a_section(tmp_path, requests):
     settings = {"kinds": ("zero",), "sizes": (1,), "group": 1}
     found = SafetyRun.open(tmp_path / "run", plan(requests, **settings), made.model, tokenizer()).finish(progress=False)
     page = interp.make_report(found, tmp_path / "report.html").read_text()
+    assert "refused 24 of 24 harmful and 0 of 12 harmless requests" in page
+    assert (
+        "the first 1 by ships lowered refusals of other requests most, to 0% [0%, 0%]; with 1 random ones 100%" in page
+    )
     assert "Refusals" in page
     assert str(Head(*made.head)) in page

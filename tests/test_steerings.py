@@ -249,7 +249,7 @@ def test_command_and_report(call, items, tmp_path):
     assert "Pasta(alpha=0.1) on mine" in out
     assert "as loaded" in out
     code, out, _ = call(*arguments, "-o", tmp_path / "run", "--json")
-    assert {"chosen", "tried", "check"} == set(json.loads(out))
+    assert {"chosen", "tried", "check"} == set(json.loads(out)["steering"][0])
     assert call("report", tmp_path / "run", "-o", tmp_path / "report.html")[0] == 0
     page = (tmp_path / "report.html").read_text()
     assert "Steering: pasta on mine" in page

@@ -75,18 +75,13 @@ class CausalCheck:
         Verdicts of several draws are averaged first; prompts are resampled, seeded. Cannot show: what other draws of
         heads would have given.
         """
-        means = []
+        sides = []
         for group in (name, over):
             rows = [outcome.verdicts for outcome in self.outcomes if outcome.condition.group == group]
             if not rows:
                 raise UsageError(f"group {group!r} is not in this check: it has {', '.join(self.groups)}.")
-            means.append(torch.tensor(rows, dtype=torch.float64).mean(0))
-        apart = means[0] - means[1]
-        generator = torch.Generator().manual_seed(self.seed)
-        chosen = torch.randint(len(apart), (draws, len(apart)), generator=generator)
-        ends = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
-        low, high = torch.quantile(apart[chosen].mean(1), ends).tolist()
-        return float(apart.mean()), low, high
+            sides.append(rows)
+        return paired(*sides, level=level, draws=draws, seed=self.seed)
 
     @property
     def groups(self) -> tuple[str, ...]:
@@ -133,6 +128,23 @@ def bootstrap(
     )
     low, high = torch.quantile(means, torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)).tolist()
     return low, high
+
+
+def paired(
+    one: Sequence[Sequence[float | bool]],
+    other: Sequence[Sequence[float | bool]],
+    level: float = 0.95,
+    draws: int = 1000,
+    seed: int = 0,
+) -> tuple[float, float, float]:
+    """Mean over prompts of one side less the other, rows of a side averaged first, and its percentile interval."""
+    first, second = (torch.tensor(rows, dtype=torch.float64).mean(0) for rows in (one, other))
+    apart = first - second
+    generator = torch.Generator().manual_seed(seed)
+    chosen = torch.randint(len(apart), (draws, len(apart)), generator=generator)
+    ends = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
+    low, high = torch.quantile(apart[chosen].mean(1), ends).tolist()
+    return float(apart.mean()), low, high
 
 
 def conditions(heads: HeadSet, layout: HeadLayout, draws: int = 3, seed: int = 0) -> tuple[Condition, ...]:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from interp.analyses.causal import bootstrap, randoms
+from interp.analyses.causal import bootstrap, paired, randoms
 from interp.analyses.scores import HeadScores
 from interp.analyses.storage import Parts
 from interp.hooks.heads import Head, HeadLayout, HeadSet
@@ -53,11 +53,23 @@ class Curve:
 
     def at(self, ranking: str, size: int, measure: str) -> tuple[float, float, float]:
         """Mean of a measure and its 95% interval, over prompts, and over draws too where there are several."""
+        rows = self._rows(ranking, size, measure)
+        means = [sum(row) / len(row) for row in rows]
+        return sum(means) / len(means), *bootstrap(rows, seed=self.seed)
+
+    def gain(self, ranking: str, size: int, measure: str, over: str = "random") -> tuple[float, float, float]:
+        """A measure less the same under another ranking of that size, prompt by prompt, and its 95% interval.
+
+        Values of several draws are averaged first; prompts are resampled. Cannot show: what other draws would give.
+        """
+        base = 0 if over == "as loaded" else size
+        return paired(self._rows(ranking, size, measure), self._rows(over, base, measure), seed=self.seed)
+
+    def _rows(self, ranking: str, size: int, measure: str) -> list[tuple[float, ...]]:
         rows = [p.values[measure] for p in self.points if p.ranking == ranking and p.size == size]
         if not rows:
             raise UsageError(f"no point of {ranking!r} with {size} heads: it has {self.sizes(ranking)}.")
-        means = [sum(row) / len(row) for row in rows]
-        return sum(means) / len(means), *bootstrap(rows, seed=self.seed)
+        return rows
 
     def rows(self) -> list[dict[str, Any]]:
         """A row for each ranking, size and measure: a table for pandas."""

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 from interp import plots
 from interp.analyses.scores import HeadScores
 from interp.analyses.storage import write_atomic
-from interp.findings import Findings, Steered
+from interp.findings import Findings, Safety, Steered
 from interp.kernels.errors import RunError, ScoreError
-from interp.report import views, words
+from interp.report import refusals, views, words
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -71,6 +71,7 @@ def render(findings: Findings) -> str:
         "causal": drawn.add(plots.causal(findings.causal)) if findings.causal else None,
         "replies": words.replies(findings.causal) if findings.causal else [],
         "steering": [_steering(told, drawn) for told in findings.steering],
+        "safety": [_safety(told, drawn) for told in findings.safety],
         "views": shown,
         "provenance": words.provenance(findings),
         "style": Markup(_own("report.css")),
@@ -92,6 +93,17 @@ def _steering(told: Steered, drawn: "_Figures") -> dict[str, Any]:
         "figure": drawn.add(plots.causal(told.check)),
         "map": drawn.add(plots.gains(told.profile)) if told.profile is not None else None,
         "replies": words.replies(told.check),
+    }
+
+
+def _safety(told: Safety, drawn: "_Figures") -> dict[str, Any]:
+    """What the section of a safety run shows."""
+    return {
+        "words": refusals.safety_words(told),
+        "figures": [
+            drawn.add(plots.curve(curve, measure)) for curve in told.curves.values() for measure in refusals.SHOWN
+        ],
+        "groups": {kind: refusals.groups(rows) for kind, rows in told.groups.items()},
     }
 
 
@@ -127,7 +139,7 @@ class _Figures:
 
 
 def _check(findings: Findings) -> None:
-    if not findings.scores and not findings.steering:
+    if not findings.scores and not findings.steering and findings.influence is None:
         raise RunError("the findings hold no scores; run at least one analysis before making a report.")
     profiles = {f"{told.method} on {told.task}": told.profile for told in findings.steering if told.profile}
     for name, scores in {**findings.scores, **profiles}.items():

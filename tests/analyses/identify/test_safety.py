@@ -146,6 +146,10 @@ def test_a_curve_puts_rankings_beside_chance(tmp_path):
     for ranking in ("worst first", "random", "random by layer"):
         assert found.at(ranking, 2, "refused")[0] == 1
     assert found.at("ships", 1, "answers")[0] == 1
+    assert found.gain("ships", 1, "refused") == (-1.0, -1.0, -1.0)
+    assert found.gain("worst first", 2, "refused", "as loaded") == (0.0, 0.0, 0.0)
+    with pytest.raises(UsageError, match="no point of 'ships' with 2"):
+        found.gain("ships", 2, "refused")
     # the same heads drawn twice are measured once
     assert len(calls) == len({point.heads for point in found.points})
     before = len(calls)
