@@ -67,7 +67,7 @@ def told(name: str, cost: dict[str, float]) -> None:
 
 
 def shared(table: HeadScores, found: steer.Profile, k: int) -> str:
-    """Heads of the top k of a profile that are in the top k by generation, surely and, where accuracies tie, at best."""
+    """Heads of the top k of a profile that are in the top k by generation, surely and, where replies tie, at best."""
     values = table.values.flatten()
     edge = values.sort(descending=True).values[k - 1]
     chosen = found.heads(k)

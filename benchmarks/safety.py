@@ -32,7 +32,7 @@ def main() -> None:
                 "refused": {name: sum(asked["refused"]) for name, asked in found.safety[0].asked.items()},
                 "top": {name: {str(h): scores[h] for h in scores.top(20)} for name, scores in found.scores.items()},
                 "groups": found.safety[0].groups,
-                "curves": {kind: curve.rows() for kind, curve in found.safety[0].curves.items()},
+                "curves": {kind: curve.to_dict() for kind, curve in found.safety[0].curves.items()},
             }
             for found in every
         ]

@@ -92,6 +92,8 @@ def score(
     from interp.studies import Plan, parse_analyses
 
     if analyses.strip() == "safety":
+        if dry_run or heads:
+            raise UsageError("safety takes neither --dry-run nor --heads here: interp safety has its own options.")
         requests = "" if prompts is None else str(prompts)
         safety(
             model,
@@ -166,7 +168,8 @@ def safety(
         batch_size=batch_size,
         keep_text=keep_text,
     )
-    loaded, _ = _load(model, None, device, dtype)
+    # in 16 bits the error of a divergence is as large as what it measures
+    loaded, _ = _load(model, None, device, dtype or "float32")
     _tell(SafetyRun.open(out, plan, loaded.model, loaded.tokenizer).finish(), 10, as_json)
     typer.echo(f"{out.resolve()}", err=True)
 

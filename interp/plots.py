@@ -46,7 +46,8 @@ def number(value: float) -> str:
 
 
 def head_map(scores: HeadScores) -> "Figure":
-    """Every head of the model: layers from left to right, heads from top to bottom, the score as lightness.
+    """Every head of the model: layers from left to right, heads from top to bottom, the score as lightness; purple up
+    and orange down where scores go below zero.
 
     Heads above the threshold are outlined; a head without a score is a gap.
     """
@@ -54,6 +55,10 @@ def head_map(scores: HeadScores) -> "Figure":
 
     values, known = scores.values, scores.values[~scores.values.isnan()]
     low, high = (min(0.0, float(known.min())), float(known.max())) if len(known) else (0.0, 1.0)
+    # what goes both ways has its nothing in the middle
+    signed = low < -0.1 * high
+    if signed:
+        low, high = -max(-low, high), max(-low, high)
     about = _about_heads(scores)
     text = [[about[layer][head] for layer in range(scores.layers)] for head in range(scores.n_heads)]
     figure = go.Figure(
@@ -74,7 +79,7 @@ def head_map(scores: HeadScores) -> "Figure":
     figure.update_layout(
         **_layout(f"{title_of(scores.name)}: score of each head", said, cell * scores.n_heads + 120),
         coloraxis={
-            "colorscale": SCALE, "cmin": low, "cmax": high if high > low else low + 1,
+            "colorscale": "PuOr" if signed else SCALE, "cmin": low, "cmax": high if high > low else low + 1,
             "colorbar": {"thickness": 10, "outlinewidth": 0, "nticks": 5},
         },
     )  # fmt: skip

@@ -17,7 +17,7 @@ from interp.findings import Findings, Safety
 from interp.folders import begin, read, stored_manifest, write
 from interp.hooks.capture import check_context
 from interp.hooks.heads import Head, HeadLayout, HeadSet
-from interp.hooks.prompts import Prompts
+from interp.hooks.prompts import Prompt, Prompts
 from interp.hooks.provenance import Provenance
 from interp.kernels.errors import RunError, UsageError
 
@@ -35,7 +35,7 @@ class SafetyPlan:
     """a CSV file of harmful requests of your own; empty for the project's"""
     column: str | None = None
     scored: int = 32
-    """refused requests that heads are scored on; curves take the other refused ones"""
+    """refused requests that heads are scored on; curves take others, and few refused ones are halved between both"""
     tested: int = 32
     kinds: tuple[str, ...] = KINDS
     group: int = 5
@@ -112,9 +112,13 @@ class SafetyRun:
         harmful, harmless = (self._asked(name, progress) for name in ("harmful", "harmless"))
         check_contrast(harmful, harmless)
         kept = [i for i, verdict in enumerate(harmful.verdicts) if verdict]
-        # heads are not tried on the requests that they were found on, as far as there are others
-        scored = _some(harmful, kept[: self.plan.scored])
-        tested = _some(harmful, (kept[self.plan.scored :] or kept)[: self.plan.tested])
+        # heads are never tried on the requests that they were found on: few refused ones are halved
+        enough = len(kept) >= self.plan.scored + self.plan.tested
+        border = self.plan.scored if enough else len(kept) // 2
+        scored = _some(harmful, kept[:border])
+        tested = _some(harmful, kept[border:][: self.plan.tested])
+        parts = {"scored": scored, "tested": tested}
+        write(self.folder / "split.json", {name: list(map(_id, part.prompts)) for name, part in parts.items()})
         tables = self._importance(scored)
         for kind in self.plan.kinds:
             tables |= self._tables(kind, scored.prompts, progress)
@@ -137,7 +141,8 @@ class SafetyRun:
             )
             write(path, said.to_dict(self.plan.keep_text))
         stored = read(path)
-        return Replies(prompts, tuple(stored.get("text") or stored["begins"]), tuple(stored["refused"]))
+        texts = tuple(stored.get("text") or stored["begins"])
+        return Replies(prompts, texts, tuple(stored["refused"]), tuple(stored["first"]))
 
     def _importance(self, scored: Replies) -> dict[str, HeadScores]:
         path = self.folder / "importance.json"
@@ -203,7 +208,11 @@ def _some(replies: Replies, numbers: list[int]) -> Replies:
         return tuple(values[i] for i in numbers)
 
     prompts = replace(replies.prompts, items=pick(replies.prompts.items))
-    return Replies(prompts, pick(replies.texts), pick(replies.verdicts))
+    return Replies(prompts, pick(replies.texts), pick(replies.verdicts), pick(replies.first))
+
+
+def _id(prompt: Prompt) -> str:
+    return str(prompt.meta.get("id", ""))
 
 
 def safety_findings(folder: str | Path) -> Findings:

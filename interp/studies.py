@@ -133,8 +133,8 @@ class Paired:
     corrupt: Prompts
 
     def __call__(self, model: Any, batch: Prompts, **settings: Any) -> HeadScores:
-        place = {prompt.ids: number for number, prompt in enumerate(self.clean)}
-        partners = replace(self.corrupt, items=tuple(self.corrupt.items[place[prompt.ids]] for prompt in batch))
+        place = {prompt.meta["id"]: number for number, prompt in enumerate(self.clean)}
+        partners = replace(self.corrupt, items=tuple(self.corrupt.items[place[prompt.meta["id"]]] for prompt in batch))
         return self.run(model, batch, partners, **settings)
 
 

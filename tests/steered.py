@@ -16,14 +16,17 @@ NAME = "literal"
 @contextlib.contextmanager
 def literal(model, rule=None, keys=None, outputs=None):
     """Run the model with rule(layer, pattern [b h q k]) -> pattern in place of its attention probabilities, and with
-    keys(layer, key [b h k d]) or outputs(layer, z [b h q d]) in place of its keys or of what heads write."""
+    keys(layer, key [b h k d]) or outputs(layer, z [b h q d]) in place of its keys or of what heads write.
+
+    A learned sink is one more key, the last, for the rule to see.
+    """
 
     def same(layer, x):
         return x
 
     rule, keys, outputs = rule or same, keys or same, outputs or same
 
-    def attend(module, query, key, value, mask, scaling=None, softcap=None, **_):
+    def attend(module, query, key, value, mask, scaling=None, softcap=None, s_aux=None, **_):
         each = query.shape[1] // key.shape[1]
         key, value = keys(module.layer_idx, key.repeat_interleave(each, 1)), value.repeat_interleave(each, 1)
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
@@ -32,7 +35,9 @@ def literal(model, rule=None, keys=None, outputs=None):
             score = torch.tanh(score / softcap) * softcap
         if mask is not None:
             score = score + mask[..., : key.shape[2]]
-        pattern = rule(module.layer_idx, score.softmax(-1))
+        if s_aux is not None:
+            score = torch.cat([score, s_aux[None, :, None, None].expand(*score.shape[:3], 1)], -1)
+        pattern = rule(module.layer_idx, score.softmax(-1))[..., : key.shape[2]]
         return outputs(module.layer_idx, pattern @ value).transpose(1, 2), None
 
     AttentionInterface.register(NAME, attend)

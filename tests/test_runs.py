@@ -220,7 +220,7 @@ def test_plans_say_what_is_wrong():
     assert parse_analyses("sinks, previous-token") == ("previous_token", "sinks")
     assert parse_analyses("all") == Plan().analyses
     assert parse_analyses("patching,importance,retrieval") == ("retrieval", "importance", "activation_patching")
-    with pytest.raises(UsageError, match="'safety' does not exist.*safety stands alone"):
+    with pytest.raises(UsageError, match="safety stands alone"):
         parse_analyses("safety,sinks")
     with pytest.raises(UsageError, match="ships do not exist"):
         Plan(analyses=("ships",))

@@ -102,6 +102,16 @@ def test_killed_at_any_moment_it_goes_on(tmp_path, requests, monkeypatch):
     assert safety_findings(folder).safety[0].curves["zero"].to_dict() == wanted
 
 
+@pytest.mark.parametrize(("asked", "scored", "tested"), [(24, 8, 8), (12, 6, 6), (9, 4, 5)])
+def test_heads_are_never_tried_on_the_requests_they_were_found_on(tmp_path, requests, asked, scored, tested):
+    made = planted.refusing(0, "llama")
+    settings = {"harmful": asked, "kinds": ("zero",), "sizes": (1,), "group": 1}
+    SafetyRun.open(tmp_path / "run", plan(requests, **settings), made.model, tokenizer()).finish(progress=False)
+    split = json.loads((tmp_path / "run" / "split.json").read_text())
+    assert (len(split["scored"]), len(split["tested"])) == (scored, tested)
+    assert not set(split["scored"]) & set(split["tested"])
+
+
 def test_whole_replies_only_when_asked(tmp_path, requests):
     made = planted.refusing(0, "gpt2")
     settings = {"kinds": ("zero",), "keep_text": True, "sizes": (1,), "group": 1}

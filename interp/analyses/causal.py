@@ -1,6 +1,6 @@
 """The control behind "these heads matter": the task with them taken out, beside random heads taken out."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -203,7 +203,7 @@ def causal_check(
     answers, questions = (tuple(str(prompt.meta.get(key, "")) for prompt in prompts) for key in ("answer", "question"))
     outcomes = []
     for condition in tqdm(rows, desc="causal check", disable=not progress, delay=2, leave=False):
-        replies = list(ask(model, prompts, condition.heads, kind, max_new_tokens, batch_size, reference))
+        replies = ask(model, prompts, condition.heads, kind, max_new_tokens, batch_size, reference, seed)
         verdicts = tuple(judge(reply.text, prompt) for reply, prompt in zip(replies, prompts, strict=True))
         outcomes.append(Outcome(condition, verdicts, tuple(reply.text for reply in replies), answers, questions))
     return CausalCheck(tuple(outcomes), kind, len(heads), seed)
@@ -217,8 +217,11 @@ def ask(
     max_new_tokens: int = REPLY,
     batch_size: int = 8,
     reference: Prompts | None = None,
-) -> Iterator[Reply]:
+    seed: int = 0,
+) -> list[Reply]:
     """Greedy replies with the heads taken out, one a prompt."""
-    with ablate(model, heads, kind, reference=reference):
+    replies: list[Reply] = []
+    with ablate(model, heads, kind, reference=reference, seed=seed):
         for batch in prompts.batches(batch_size):
-            yield from generate(model, batch, max_new_tokens=max_new_tokens, stop="\n")
+            replies += generate(model, batch, max_new_tokens=max_new_tokens, stop="\n")
+    return replies

@@ -11,6 +11,7 @@ from interp.analyses.causal import bootstrap, paired, randoms
 from interp.analyses.scores import HeadScores
 from interp.analyses.storage import Parts
 from interp.hooks.heads import Head, HeadLayout, HeadSet
+from interp.hooks.modules import check_eval
 from interp.hooks.outputs import Kind, ablate
 from interp.hooks.prompts import Prompts
 from interp.hooks.provenance import Provenance
@@ -66,6 +67,8 @@ class Curve:
         return paired(self._rows(ranking, size, measure), self._rows(over, base, measure), seed=self.seed)
 
     def _rows(self, ranking: str, size: int, measure: str) -> list[tuple[float, ...]]:
+        if measure not in self.measures:
+            raise UsageError(f"measure {measure!r} is none: it has {', '.join(self.measures)}.")
         rows = [p.values[measure] for p in self.points if p.ranking == ranking and p.size == size]
         if not rows:
             raise UsageError(f"no point of {ranking!r} with {size} heads: it has {self.sizes(ranking)}.")
@@ -117,11 +120,11 @@ def causal_curve(
     """Every measure with the first `size` heads of each ranking taken out, for all sizes, beside random heads.
 
     rankings: by name, a score table (its highest) or heads in order. measures: by name, a function of the model that
-    gives one number for each of its own prompts (tasks.refusal.refusals, losses.token_losses ...); it runs in the
+    gives one number for each of its own prompts (those of analyses.refusals, losses.token_losses ...); it runs in the
     model as it stands, with the heads out. `draws` random sets of each size, drawn freely and matched by layer to the
-    first ranking, none of whose heads of that size they have. until: a ranking ends at the size at which the first
-    measure has come down to this share of its value as loaded. folder: finished points are kept, with `about` for what
-    the measures depend on (their prompts, say).
+    first ranking that is as long, none of whose heads of that size they have; they may have those of others.
+    until: a ranking ends at the size at which the first measure has come down to this share of its value as loaded.
+    folder: finished points are kept, under `about`: what the measures depend on (their prompts, say).
     Raises UsageError for sizes that leave too few heads for a random set, or a measure that gives no finite numbers.
     Source: the curves of Wu et al. 2404.15574 and of Zhou et al. (ICLR 2025), with random sets matched by layer added.
     Cannot show: that the heads do the task; other heads may take over or be thrown off.
@@ -129,6 +132,13 @@ def causal_curve(
     layout = HeadLayout.of(model)
     every = layout.layers * layout.heads
     ordered = {name: _order(found, every) for name, found in rankings.items()}
+    check_eval(model)
+    for name, order in ordered.items():
+        layout.check(HeadSet(tuple(order)))
+        if name in ("as loaded", "random", "random by layer") or len(set(order)) < len(order):
+            raise UsageError(f"ranking {name!r} has the name of a control, or a head twice: mend it.")
+    if folder is not None and about is None:
+        raise UsageError("points in a folder need about=: what the measures depend on, such as their prompts.")
     if not ordered or not measures or draws < 1:
         raise UsageError(
             f"{len(ordered)} rankings, {len(measures)} measures, draws={draws}: give at least one of each."
@@ -141,7 +151,8 @@ def causal_curve(
         raise UsageError(f"ranking {min(short, key=short.__getitem__)!r} has too few heads for sizes {tuple(sizes)}.")
     source = Provenance.of(model)
     what = [source.config_hash, source.weights_hash, source.dtype, source.versions, kind, list(measures), about]
-    parts = Parts.of(folder, "curve", [*what, None if reference is None else reference.fingerprint()])
+    taken = None if reference is None else [reference.fingerprint(), seed]
+    parts = Parts.of(folder, "curve", [*what, taken])
 
     def point(ranking: str, heads: HeadSet, size: int) -> Point:
         def work() -> dict[str, Tensor]:
@@ -180,9 +191,9 @@ def _plan(
         for size in sizes
         if size <= len(order)
     ]
-    first = next(iter(ordered.values()))
     for size in sizes:
-        if size <= len(first):
+        first = next((order for order in ordered.values() if len(order) >= size), None)
+        if first is not None:
             plan += [(name, size, heads) for name, heads in randoms(HeadSet(tuple(first[:size])), layout, draws, seed)]
     return plan
 

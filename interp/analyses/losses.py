@@ -38,6 +38,8 @@ def token_losses(
     Raises PromptError for a prompt of one token, UsageError for a loss of the wrong shape or one that is not finite.
     Cannot show: which tokens a prompt is lost on; a mean hides the few that a head serves.
     """
+    if not len(prompts):
+        raise PromptError("no prompts to take losses of; the selection is empty.")
     bar = tqdm(total=len(prompts), desc=progress, disable=progress is None, delay=2, leave=False)
     parts = []
     for batch in prompts.batches(batch_size):

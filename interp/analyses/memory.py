@@ -23,7 +23,8 @@ def rows_that_fit(model: Any, tokens: int, vocabulary: int) -> int:
     config = model.config.get_text_config()
     width = config.hidden_size
     inner = getattr(config, "intermediate_size", None) or 4 * width
-    each = tokens * (8 * width + 3 * inner) * weight.element_size() + 3 * 4 * vocabulary
+    # a divergence in float64 takes several copies of a row of logits
+    each = tokens * (8 * width + 3 * inner) * weight.element_size() + 64 * vocabulary
     fast = TOKENS.get(weight.device.type, TOKENS["cpu"]) // max(tokens, 1)
     return max(1, min(fast, int(SHARE * free(weight.device) / each)))
 
@@ -41,15 +42,13 @@ def halved(work: Callable[[], T], again: bool) -> T | None:
     """What `work` gives; None where memory ran out and `again` says that less can be tried. UsageError if not."""
     try:
         return work()
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        cause: BaseException = error
-    except RuntimeError as error:
-        # what torch says on a cpu
-        if "allocate memory" not in str(error):
+    except (MemoryError, RuntimeError) as error:
+        # what torch says on a cpu is a RuntimeError
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "allocate memory" not in str(error):
             raise
-        cause = error
-    if not again:
-        raise UsageError("memory ran out: read fewer prompts side by side, with a smaller batch_size.") from cause
+        if not again:
+            raise UsageError("memory ran out: read fewer prompts side by side, with a smaller batch_size.") from error
+    # out of the except block, or the traceback would hold what was allocated
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     return None

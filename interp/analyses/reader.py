@@ -18,7 +18,7 @@ from torch import Tensor
 from interp.analyses.memory import halved, rows_that_fit
 from interp.hooks.capture import check_context
 from interp.hooks.heads import HeadSet
-from interp.hooks.modules import plain
+from interp.hooks.modules import check_eval, plain
 from interp.hooks.outputs import Bank, Intervention, intervening
 from interp.hooks.prompts import Prompts
 from interp.hooks.resume import fill, plain_cache, recording, resumed
@@ -58,6 +58,7 @@ class Reader:
         if not len(self.prompts) or not all(self.prompts.lengths):
             raise PromptError("a prompt without tokens has no last token to read: give prompts of at least one.")
         check_context(self.model, self.prompts, 0)
+        check_eval(self.model)
         halved(self._read_base, False)
 
     def _read_base(self) -> None:
@@ -140,7 +141,7 @@ class Reader:
         held: list[Tensor] = []
 
         def pick(module: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
-            index = last.clamp(max=args[0].shape[1] - 1)
+            index = last.to(args[0].device).clamp(max=args[0].shape[1] - 1)
             row = args[0][torch.arange(len(index), device=index.device), index]
             held.append(row)
             return (row[:, None], *args[1:])

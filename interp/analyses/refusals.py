@@ -28,6 +28,8 @@ class Replies:
     prompts: Prompts
     texts: tuple[str, ...]
     verdicts: tuple[bool, ...]
+    first: tuple[int, ...] = ()
+    """the token that each reply begins with, -1 for an empty reply"""
 
     @property
     def rate(self) -> float:
@@ -37,7 +39,8 @@ class Replies:
         """JSON-able: verdicts and the first 40 characters of each reply, or all of it."""
         shown = [text if keep_text else text[:40] for text in self.texts]
         ids = [str(prompt.meta.get("id", number)) for number, prompt in enumerate(self.prompts)]
-        return {"ids": ids, "refused": list(self.verdicts), "begins" if not keep_text else "text": shown}
+        told = {"ids": ids, "refused": list(self.verdicts), "first": list(self.first)}
+        return {**told, "text" if keep_text else "begins": shown}
 
 
 def ask(
@@ -47,11 +50,14 @@ def ask(
     from tqdm.auto import tqdm
 
     texts: list[str] = []
+    first: list[int] = []
     batches = list(prompts.batches(batch_size))
     for batch in tqdm(batches, desc="replies", disable=not progress, delay=2, leave=False):
-        texts += [reply.text for reply in generate(model, batch, max_new_tokens=max_new_tokens)]
+        replies = generate(model, batch, max_new_tokens=max_new_tokens)
+        texts += [reply.text for reply in replies]
+        first += [reply.ids[0] if reply.ids else -1 for reply in replies]
     verdicts = tuple(refused(text, prompt) for text, prompt in zip(texts, prompts, strict=True))
-    return Replies(prompts, tuple(texts), verdicts)
+    return Replies(prompts, tuple(texts), verdicts, tuple(first))
 
 
 def check_contrast(harmful: Replies, harmless: Replies, least: int = LEAST, level: float = 0.01) -> None:
@@ -107,12 +113,7 @@ def first_token_loss(replies: Replies) -> Callable[[Tensor, Prompts], Tensor]:
     Its slope says which heads hold the beginning of a refusal up, first order. Raises UsageError for a prompt that was
     not among the replies.
     """
-    tokenizer: Any = replies.prompts.tokenizer
-    begun = {
-        prompt.ids: tokenizer(text, add_special_tokens=False)["input_ids"][0]
-        for prompt, text in zip(replies.prompts, replies.texts, strict=True)
-        if text
-    }
+    begun = {prompt.ids: token for prompt, token in zip(replies.prompts, replies.first, strict=True) if token >= 0}
 
     def loss(logits: Tensor, batch: Prompts) -> Tensor:
         missing = [prompt for prompt in batch if prompt.ids not in begun]

@@ -1,6 +1,8 @@
 """Which heads matter for a behaviour: every head changed alone, or many head sets, and what a metric says of each."""
 
+import inspect
 import math
+import pickle
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -67,9 +69,8 @@ class Cell:
         """The forward as loaded, which cells of the same prompts can share."""
         if bank is None and self.change.reference is not None:
             bank = Bank.of(model, _union(self.sets), self.change)
-        return Reader(
-            model, self.prompts, self.change, bank, None if self.source is None else torch.tensor(self.source)
-        )
+        source = self.change.source(self.prompts) if self.source is None else torch.tensor(self.source)
+        return Reader(model, self.prompts, self.change, bank, source)
 
     def run(self, model: Any, reader: Reader | None = None) -> Tensor:
         """[p i] or [p i x] values of the metric. Raises UsageError for a metric of the wrong shape, or NaN."""
@@ -114,7 +115,7 @@ def sweep(
     kind: Change | Intervention,
     metric: Metric = kl,
     *,
-    heads: HeadSet | None = None,
+    heads: Any = None,
     name: str | None = None,
     unit: str = "",
     batch_size: int = 8,
@@ -127,16 +128,16 @@ def sweep(
 
     kind: an ablation of `interp.ablate`, or an Intervention ("scale" with a factor, "patch" from another prompt).
     metric: `kl` from the model as loaded, or your own `metric(logits [r v], batch)`; float32 logits at the last token.
-    heads: by default all; NaN elsewhere. batch_size: prompts read side by side; rows: of one forward, by default from
-    the free memory, halved where it runs out. folder: finished cells are kept there, and a sweep that was cut goes on
-    with the same numbers.
+    heads: anything HeadSet.parse takes, by default all; NaN elsewhere. batch_size: prompts read side by side; rows: of
+    one forward, by default from the free memory, halved where it runs out. folder: finished cells are kept there, and a
+    sweep that was cut goes on with the same numbers.
     A forward begins at the changed layer and a beginning that the prompts share is read once for each head.
     Raises UsageError for a metric that gives no finite number a row, PromptError for prompts longer than the context.
     Cannot show: what heads do together, or that a head works through the last token: all positions are changed.
     """
     change = kind if isinstance(kind, Intervention) else Intervention(kind, seed=seed)
     layout = HeadLayout.of(model)
-    chosen = layout.all() if heads is None else heads
+    chosen = layout.all() if heads is None else HeadSet.parse(heads, layout)
     layout.check(chosen)
     if not len(chosen):
         raise UsageError("heads is an empty set: name at least one head, or None for all.")
@@ -174,7 +175,7 @@ class Swept:
 def sweep_sets(
     model: nn.Module,
     prompts: Prompts,
-    sets: Sequence[HeadSet],
+    sets: Sequence[Any],
     kind: Change | Intervention,
     metric: Metric = kl,
     *,
@@ -190,12 +191,14 @@ def sweep_sets(
     if batch_size < 1 or (rows is not None and rows < 1):
         raise UsageError(f"batch_size={batch_size}, rows={rows}: give at least 1.")
     layout = HeadLayout.of(model)
+    if not len(sets):
+        raise UsageError("no head set was given: name at least one, which may be empty.")
+    sets = [HeadSet.parse(heads, layout) for heads in sets]
     for heads in sets:
         layout.check(heads)
     about = Provenance.of(model, prompts.tokenizer)
     made = about.config_hash, about.weights_hash, about.dtype, about.versions
-    how = metric.__module__, metric.__qualname__
-    parts = Parts.of(folder, "sweep", [made, said(change), how])
+    parts = Parts.of(folder, "sweep", [made, said(change), None if folder is None else identity(metric)])
     found: list[Tensor | None] = [None] * len(prompts)
     forwards = 0.0
     with _bar(len(prompts), sets, layout.layers, progress) as bar:
@@ -266,6 +269,33 @@ def chunks(
             for at in range(0, len(order), SETS)
         ]
         yield Chunk(plain(model), numbers, order, cells, bank)
+
+
+def identity(metric: Any) -> list[Any]:
+    """What a metric's numbers depend on, as far as it can be said: its code, and what it carries along.
+
+    Raises UsageError for one that carries what cannot be written down, since stored cells could be of another.
+    """
+    try:
+        if isinstance(metric, partial):
+            return [identity(metric.func), pickle.dumps((metric.args, metric.keywords)).hex()]
+        metric = inspect.unwrap(metric)
+        code = getattr(metric, "__code__", None)
+        if code is None:
+            return [type(metric).__module__, type(metric).__qualname__, pickle.dumps(metric).hex()]
+        carried = [cell.cell_contents for cell in metric.__closure__ or ()], metric.__defaults__, metric.__kwdefaults__
+        return [metric.__module__, metric.__qualname__, _code(code), pickle.dumps(carried).hex()]
+    except (pickle.PicklingError, AttributeError, TypeError, ValueError) as error:
+        raise UsageError(
+            f"metric {metric!r} carries what cannot be written down ({error}), and stored cells could be of another: "
+            "give a function of a module, or no folder."
+        ) from None
+
+
+def _code(code: Any) -> list[Any]:
+    """Code without the places that it stands at."""
+    consts = [_code(c) if hasattr(c, "co_code") else repr(c) for c in code.co_consts]
+    return [code.co_code.hex(), consts, list(code.co_names)]
 
 
 def said(change: Intervention) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -15,8 +16,8 @@ from interp.kernels.contract import Call, Columns, Lse, Mass, Rows
 from interp.kernels.errors import UsageError
 from interp.kernels.select import select
 
-FEW = 4
-"""rows of a call up to which a mass is a sum over complete rows"""
+WHOLE = 1 << 21
+"""entries of a pattern up to which it is held whole: several sums of it cost less than a pass for each"""
 WIDEST = 63
 """key sets read at once, beside one of all other keys"""
 
@@ -194,12 +195,9 @@ class Here:
 
         The second is no difference of the first to one, which would be rounding where it is small.
         """
-        n = self.call.sizes[3]
-        if n <= FEW:
-            # a decode step: its rows are small, and several sums of them cost less than a product for each set
-            pattern = self._read(Rows(torch.arange(n, device=on.device)))
-            on = on[:, None, None] if on.dim() == 2 else on[:, :, None]
-            inside, outside = ((pattern * keys).sum(-1) for keys in (on, ~on))
+        if self._whole is not None:
+            own = on.float() if on.dim() == 3 else on[:, None].expand(-1, self.call.sizes[1], -1).float()
+            inside, outside = (torch.einsum("bhqk,bhk->bhq", self._whole, keys) for keys in (own, 1 - own))
             return inside, outside + self._learned
         if on.dim() == 2:
             found = self.masses(torch.stack([on, ~on], 1))
@@ -224,7 +222,17 @@ class Here:
 
     def masses(self, sets: Tensor) -> Tensor:
         """Float [b h q s] attention on each of the sets of keys [b s k], as the call stands."""
+        if self._whole is not None:
+            return torch.einsum("bhqk,bsk->bhqs", self._whole, sets.to(self._whole.dtype))
         return torch.cat([self._read(Mass(part)) for part in sets.split(WIDEST, 1)], -1)
+
+    @cached_property
+    def _whole(self) -> Tensor | None:
+        """[b h q k] the pattern as the call stands, where it is small enough."""
+        b, h, _, n, n_keys = self.call.sizes
+        if b * h * n * n_keys > WHOLE:
+            return None
+        return self._read(Rows(torch.arange(n, device=self.call.q.device)))
 
     @property
     def _learned(self) -> Tensor:
@@ -236,7 +244,12 @@ class Here:
 
     def columns(self, rows: Tensor) -> Tensor:
         """Float [b h k] mean attention that a key receives from the rows `rows` [b q] that see it."""
-        received, seen = self._read(Columns(weights=rows.float()))
+        if self._whole is not None:
+            weights = rows.to(self._whole.dtype)
+            received = torch.einsum("bhqk,bq->bhk", self._whole, weights)
+            seen = (self.call.visible() * weights[:, None, :, None]).sum(2)
+        else:
+            received, seen = self._read(Columns(weights=rows.float()))
         return received / seen.clamp(min=torch.finfo(seen.dtype).tiny)
 
     def _read(self, request: Any) -> Any:

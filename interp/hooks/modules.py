@@ -59,7 +59,10 @@ def attention_layers(model: nn.Module) -> dict[int, nn.Module]:
             # a component of TransformerLens answers for the module inside of it, which comes next
             continue
         index = getattr(module, "layer_idx", None)
-        if isinstance(index, int) and not getattr(module, "is_cross_attention", False) and projection_name(module):
+        # hybrid models number their convolutions too, some of which have an output projection
+        attends = "attention" in type(module).__name__.lower() or hasattr(module, "q_proj")
+        crosses = getattr(module, "is_cross_attention", False)
+        if isinstance(index, int) and attends and not crosses and projection_name(module):
             found.setdefault(index, module)
     if not found:
         raise ModelError(
@@ -67,6 +70,12 @@ def attention_layers(model: nn.Module) -> dict[int, nn.Module]:
             f"({', '.join(PROJECTIONS)}): interp reads decoder models of transformers."
         )
     return dict(sorted(found.items()))
+
+
+def check_eval(model: Any) -> None:
+    """Raise ModelError for a model in training mode, whose dropout makes numbers random."""
+    if any(module.training for module in plain(model).modules()):
+        raise ModelError("the model is in training mode, where dropout makes two runs differ: call model.eval() first.")
 
 
 def projection_name(module: nn.Module) -> str | None:

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from interp.hooks import keep as keeps
 from interp.hooks.capture import read
 from interp.hooks.heads import Head, HeadLayout, HeadSet
-from interp.hooks.modules import plain, projection_inputs
+from interp.hooks.modules import attention_layers, plain, projection_inputs
 from interp.hooks.prompts import Prompts
 from interp.hooks.rowwise import own_by_layer, own_rows
 from interp.hooks.seam import Site, Want, tapping
 from interp.kernels.contract import Call
-from interp.kernels.errors import PromptError, UsageError
+from interp.kernels.errors import ModelError, PromptError, UsageError
 
 Kind = Literal["zero", "mean", "resample", "uniform", "first"]
 Change = Literal["zero", "mean", "resample", "uniform", "first", "scale", "patch"]
@@ -46,6 +46,8 @@ class Intervention:
             raise UsageError(
                 f"ablation {self.kind!r} {need}: pass reference= for mean and resample, and for patch, only."
             )
+        if self.reference is not None and not len(self.reference):
+            raise UsageError(f"ablation {self.kind!r} has no reference prompts; the selection is empty.")
         if (self.factor is None) == (self.kind == "scale"):
             raise UsageError(f"{self.kind!r} with factor={self.factor}: give a factor for scale, and for it only.")
 
@@ -127,6 +129,10 @@ def intervening(
     model = plain(model)
     layout = HeadLayout.of(model)
     own = own_by_layer(sets, layout)
+    if change.kind == "patch" and source is None:
+        raise UsageError("patching needs to know each prompt's partner: give source=, or use sweep_sets.")
+    if missing := sorted(set(own) - set(attention_layers(model))):
+        raise ModelError(f"layers {missing} of {type(model).__name__} have no attention: name other heads.")
     acting = Acting(layout, change, own, bank, source, torch.Generator().manual_seed(change.seed))
     with contextlib.ExitStack() as stack:
         if own and change.kind in ("uniform", "first", "resample", "patch"):
@@ -227,4 +233,4 @@ class Acting:
         if draw is None:
             raise UsageError("resampling began in the middle of a run: open the context before the prompt is read.")
         place = torch.minimum(self._position.pop(layer), self.bank.lengths[draw, None] - 1)
-        return self.bank.z[draw[:, None], place][:, :, part].to(z)
+        return self.bank.z[draw[:, None, None], place[..., None], torch.tensor(part)].to(z)

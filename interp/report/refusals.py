@@ -37,7 +37,8 @@ def _of_curve(kind: str, points: Curve) -> list[str]:
         beside = f"; with {size} random ones {_share(points, 'random', size)}" if size in points.sizes("random") else ""
         said.append(
             f"Under {kind} ablation, of the sets that leave easy questions answered, the first {size} by {ranking} "
-            f"lowered refusals of other requests most, to {_share(points, ranking, size)}{beside}."
+            f"lowered refusals of other requests most, to {_share(points, ranking, size)}{beside}. It is the lowest of "
+            f"{len(whole)} sets, so a little too low."
         )
     if not halved:
         said.append(f"No set of heads halved the refusals under {kind} ablation.")

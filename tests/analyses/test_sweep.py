@@ -1,7 +1,9 @@
 """Sweeps over heads: every intervention against its literal rule, resumed, out of memory, and with a user's metric."""
 
+import gc
 import pickle
-from dataclasses import replace
+import weakref
+from functools import partial
 
 import pytest
 import torch
@@ -9,11 +11,12 @@ from families import VOCAB, make
 from steered import literal
 
 from interp.analyses import reader, sweep
+from interp.analyses.memory import halved
 from interp.analyses.sweep import Cell, kl, last_hidden, sweep_sets
 from interp.hooks.heads import HeadLayout, HeadSet
-from interp.hooks.outputs import Intervention
+from interp.hooks.outputs import Intervention, intervening
 from interp.hooks.prompts import Prompts
-from interp.kernels.errors import HeadError, InterpError, PromptError, ScoreError, UsageError
+from interp.kernels.errors import HeadError, InterpError, ModelError, PromptError, ScoreError, UsageError
 
 BEGINNING = [5, 9, 11, 4, 8, 77]
 
@@ -203,7 +206,6 @@ def test_where_memory_runs_out_batches_halve(monkeypatch, error):
 def test_a_cell_travels():
     model, batch = make("llama"), prompts()
     cell = Cell(batch, (HeadSet.parse("L0H1"), HeadSet.parse("L1H0, L1H3")), Intervention("patch", reference=batch))
-    cell = replace(cell, source=(0, 1, 2))
     again = pickle.loads(pickle.dumps(cell))
     assert torch.equal(again.run(model), cell.run(model))
     # patched with itself, a prompt stays as it is
@@ -214,6 +216,64 @@ def test_rows_by_hand_give_the_same():
     model, batch = make("qwen2"), prompts()
     one, many = (sweep.sweep(model, batch, "first", rows=rows).per_prompt for rows in (1, 64))
     torch.testing.assert_close(one, many, atol=1e-6, rtol=1e-4)
+
+
+def above(limit):
+    return lambda logits, batch: (logits > limit).float().sum(-1)
+
+
+def larger(logits, batch, limit=0.0):
+    return (logits > limit).float().sum(-1)
+
+
+@pytest.mark.parametrize(
+    "pair", [(above(0.0), above(0.5)), (partial(larger, limit=0.1), partial(larger, limit=0.4)), (larger, above(0.2))]
+)
+def test_stored_cells_are_of_their_own_metric(tmp_path, pair):
+    model, batch = make("llama"), prompts()
+    for metric in pair:
+        fresh = sweep.sweep(model, batch, "zero", metric)
+        for _ in range(2):
+            kept = sweep.sweep(model, batch, "zero", metric, folder=tmp_path)
+            assert torch.equal(kept.per_prompt, fresh.per_prompt)
+    assert not torch.equal(*(sweep.sweep(model, batch, "zero", metric, folder=tmp_path).values for metric in pair))
+
+
+def test_a_metric_that_cannot_be_told_apart_is_not_stored(tmp_path):
+    held = (number for number in range(3))
+
+    def odd(logits, batch):
+        return logits[:, 0] * (held is not None)
+
+    with pytest.raises(UsageError, match="cannot be written down"):
+        sweep.sweep(make("llama"), prompts(), "zero", odd, folder=tmp_path)
+    assert sweep.sweep(make("llama"), prompts(), "zero", odd).counted == 3
+
+
+def test_memory_that_ran_out_is_free_for_the_next_try():
+    held = []
+
+    def greedy():
+        tensor = torch.zeros(10)
+        held.append(weakref.ref(tensor))
+        raise torch.OutOfMemoryError("x")
+
+    gc.disable()
+    try:
+        assert halved(greedy, True) is None
+        assert held[0]() is None
+    finally:
+        gc.enable()
+
+
+def test_heads_as_elsewhere():
+    model, batch = make("llama"), prompts()
+    one = sweep.sweep(model, batch, "zero", heads="L0H1, L1H2")
+    assert torch.equal(
+        one.per_prompt.nan_to_num(9), sweep.sweep(model, batch, "zero", heads=["L0H1", (1, 2)]).per_prompt.nan_to_num(9)
+    )
+    sets = sweep_sets(model, batch, ["L0H1", "L1H2"], "zero").values
+    torch.testing.assert_close(sets[:, 0], one.per_prompt[:, 0, 1], atol=1e-6, rtol=1e-4)
 
 
 def nan(logits, batch):
@@ -239,6 +299,7 @@ def number(logits, batch):
         ({"kind": "mean"}, UsageError, "needs reference"),
         ({"heads": HeadSet(())}, UsageError, "empty set"),
         ({"heads": HeadSet.parse("L7H0")}, HeadError, "layer 7"),
+        ({"kind": "resample"}, UsageError, "needs reference"),
         ({"batch_size": 0}, UsageError, "at least 1"),
         ({"prompts": prompts()[:0]}, PromptError, "no prompts"),
         ({"prompts": Prompts.from_ids([[3] * 2049])}, PromptError, "2,049 tokens"),
@@ -253,3 +314,19 @@ def test_bad_input(change, error, text):
         sweep.sweep(model, given.pop("prompts"), given.pop("kind"), given.pop("metric"), **given)
     assert torch.equal(before, torch.cat([p.flatten() for p in model.parameters()]))
     assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_a_model_in_training_mode_and_empty_input_are_refused():
+    model, batch = make("gpt2"), prompts()
+    with pytest.raises(UsageError, match="no reference prompts"):
+        Intervention("mean", reference=batch[:0])
+    with pytest.raises(UsageError, match="no head set"):
+        sweep_sets(model, batch, [], "zero")
+    with (
+        pytest.raises(UsageError, match="partner"),
+        intervening(model, Intervention("patch", reference=batch), [HeadSet.parse("L0H1")]),
+    ):
+        pass
+    model.train()
+    with pytest.raises(ModelError, match="training mode"):
+        sweep.sweep(model, batch, "zero")

@@ -15,10 +15,10 @@ from interp.analyses.scores import HeadScores
 from interp.hooks.bridge import bridge
 from interp.hooks.capture import check_context
 from interp.hooks.heads import HeadLayout
-from interp.hooks.modules import plain
+from interp.hooks.modules import check_eval, plain
 from interp.hooks.prompts import Prompts
 from interp.hooks.provenance import Provenance
-from interp.kernels.errors import ModelError, PromptError, UsageError
+from interp.kernels.errors import PromptError, UsageError
 
 Metric = Callable[[Tensor, Prompts], Tensor]
 """logits [b v] at the last position and the clean prompts of these rows to one number each, [b]"""
@@ -91,8 +91,7 @@ def bridged(model: nn.Module) -> Iterator[Any]:
 
     A new one is closed again. Raises ModelError where none can be made, or in training mode.
     """
-    if any(module.training for module in plain(model).modules()):
-        raise ModelError("the model is in training mode, where dropout makes two runs differ: call model.eval() first.")
+    check_eval(model)
     with contextlib.ExitStack() as stack:
         tl: Any = model if plain(model) is not model else stack.enter_context(bridge(model))
         # the rest of the logits would take most of the memory

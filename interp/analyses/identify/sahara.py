@@ -76,7 +76,7 @@ def sahara(
     size: int = 3,
     ablation: Ablation = "uniform",
     components: int = 1,
-    heads: HeadSet | None = None,
+    heads: Any = None,
     draws: int = 10,
     batch_size: int = 8,
     rows: int | None = None,
@@ -97,15 +97,16 @@ def sahara(
     Cannot show: which way the representation turned, or that replies change; the angle has no sign.
     """
     layout = HeadLayout.of(model)
-    chosen = layout.all() if heads is None else heads
+    chosen = layout.all() if heads is None else HeadSet.parse(heads, layout)
     layout.check(chosen)
     if len(prompts) <= components or components < 1:
         raise UsageError(
             f"{len(prompts)} prompts and components={components}: a subspace of prompts turns only where prompts "
             "outnumber components, so give at least one more."
         )
-    if not 0 < size <= len(chosen) or draws < 1:
-        raise UsageError(f"size={size}, draws={draws}: give 1 to {len(chosen)} heads and at least one random draw.")
+    most = min(len(chosen), layout.size // 2)
+    if not 0 < size <= most or draws < 1:
+        raise UsageError(f"size={size}, draws={draws}: give 1 to {most} heads and at least one random draw.")
     settings: dict[str, Any] = {"batch_size": batch_size, "rows": rows, "folder": folder, "progress": progress}
     hidden = partial(sweep_sets, model, prompts, kind=ablation, metric=last_hidden, **settings)
     base = hidden([HeadSet(())]).values[:, 0].double()

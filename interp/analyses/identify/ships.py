@@ -6,7 +6,6 @@ from torch import nn
 
 from interp.analyses.scores import HeadScores
 from interp.analyses.sweep import kl, sweep
-from interp.hooks.heads import HeadSet
 from interp.hooks.prompts import Prompts
 
 Ablation = Literal["uniform", "zero"]
@@ -17,7 +16,7 @@ def ships(
     prompts: Prompts,
     *,
     ablation: Ablation = "uniform",
-    heads: HeadSet | None = None,
+    heads: Any = None,
     batch_size: int = 8,
     rows: int | None = None,
     seed: int = 0,

@@ -169,6 +169,9 @@ def test_a_curve_puts_rankings_beside_chance(tmp_path):
         ({"measures": {}}, "at least one"),
         ({"measures": {"nan": lambda model: torch.tensor([torch.nan])}}, "measure 'nan'"),
         ({"rankings": {"none": []}}, "too few heads"),
+        ({"rankings": {"random": [Head(0, 1), Head(0, 2)]}}, "name of a control"),
+        ({"rankings": {"twice": [Head(0, 1), Head(0, 1)]}}, "a head twice"),
+        ({"folder": "cells"}, "need about="),
     ],
 )
 def test_bad_curves(settings, text):
@@ -183,6 +186,7 @@ def test_bad_curves(settings, text):
     ("settings", "text"),
     [
         ({"size": 0}, "size=0"),
+        ({"size": 5}, "give 1 to 4 heads"),
         ({"components": 4}, "outnumber"),
         ({"components": 0}, "outnumber"),
         ({"draws": 0}, "draw"),
@@ -191,6 +195,33 @@ def test_bad_curves(settings, text):
 def test_bad_groups(settings, text):
     with pytest.raises(UsageError, match=text):
         sahara(make("llama"), Prompts.from_ids([[3, 4], [4, 5], [5, 6]]), **settings)
+
+
+def test_a_short_ranking_leaves_no_size_without_a_control():
+    model = planted.refusing(0).model
+    rankings = {"short": [Head(0, 1)], "long": [Head(1, 0), Head(1, 1)]}
+    found = causal_curve(model, rankings, {"one": lambda model: torch.ones(3)}, sizes=(1, 2), draws=1)
+    assert found.sizes("random") == found.sizes("random by layer") == (1, 2)
+    assert found.gain("long", 2, "one") == (0.0, 0.0, 0.0)
+    with pytest.raises(UsageError, match="measure 'two'"):
+        found.at("long", 2, "two")
+
+
+def test_points_of_another_seed_are_not_taken_for_these(tmp_path):
+    model = make("llama")
+    reference = Prompts.from_ids([[3, 4, 5, 6], [9, 8, 7, 6], [20, 21, 22, 23]])
+    ids = torch.tensor([[5, 9, 33, 20]])
+
+    def first(model):
+        with torch.no_grad():
+            return model(input_ids=ids).logits[0, -1, :1]
+
+    settings = {"sizes": (1,), "kind": "resample", "reference": reference, "draws": 1, "about": 0}
+    rankings, measures = {"one": [Head(0, 1)]}, {"first": first}
+    fresh = {s: causal_curve(model, rankings, measures, seed=s, **settings).to_dict() for s in range(4)}
+    kept = {s: causal_curve(model, rankings, measures, seed=s, folder=tmp_path, **settings).to_dict() for s in range(4)}
+    assert kept == fresh
+    assert len({str(fresh[s]["points"][1]["values"]) for s in fresh}) > 1
 
 
 def test_one_prompt_spans_a_line_that_cannot_turn():
