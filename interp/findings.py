@@ -67,5 +67,7 @@ class Findings:
     """time spent on measuring, all sittings together"""
     steering: tuple[Steered, ...] = ()
     safety: tuple[Safety, ...] = ()
+    controls: dict[str, Curve] = field(default_factory=dict)
+    """by analysis: what its top heads do when they are out"""
     influence: dict[str, Any] | None = None
     """what Influence.to_dict gave"""

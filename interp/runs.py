@@ -12,9 +12,11 @@ from torch import nn
 
 import interp
 from interp.analyses.causal import REPLY, CausalCheck, Condition, Outcome, ask, conditions
+from interp.analyses.curve import Curve
 from interp.analyses.identify import attention_influence
 from interp.analyses.scores import HeadScores
 from interp.analyses.tasks import judge
+from interp.controls import CONTROLLED, control
 from interp.findings import Findings, Steered, TokenView
 from interp.folders import read, write
 from interp.hooks.capture import check_context
@@ -137,6 +139,10 @@ class Run:
                 for number, batch in enumerate(self.needles.batches(self.plan.batch_size)):
                     path = self.folder / "cells" / f"{_check_name(c, condition)}-{number:04d}.json"
                     yield Cell(condition.name, path, lambda d=condition, b=batch: self._ask(d, b))
+        for study in self.studies:
+            if study.name in CONTROLLED and self.plan.check:
+                path = self.folder / "cells" / f"control-{study.name}.json"
+                yield Cell(f"{study.name}, heads out", path, lambda s=study: self._control(s))
         if "influence" in self.plan.analyses and (self.plan.heads or self._answered):
             yield Cell("influence", self.folder / "cells" / "influence.json", self._influence)
         if self._answered:
@@ -154,6 +160,7 @@ class Run:
         if self.needles is not None:
             total += (2 + 2 * self.plan.draws) * -(-len(self.needles) // size)
         named = {study.name for study in self.studies}
+        total += len(named & set(CONTROLLED)) if self.plan.check else 0
         return total + ("retrieval" in named) + ("influence" in self.plan.analyses)
 
     def _score(self, study: Study, batch: Prompts) -> dict[str, Any]:
@@ -166,6 +173,11 @@ class Run:
         verdicts = [judge(reply, prompt) for reply, prompt in zip(replies, batch, strict=True)]
         asked = {key: [str(prompt.meta.get(key[:-1], "")) for prompt in batch] for key in ("answers", "questions")}
         return {"verdicts": verdicts, "replies": replies, **asked}
+
+    def _control(self, study: Study) -> dict[str, Any]:
+        scores, plan = join_scores(self.folder, study.name), self.plan
+        settings = {"k": plan.k, "draws": plan.draws, "seed": plan.seed, "batch_size": plan.batch_size}
+        return control(study.name, self.model, study.prompts, scores, **settings).to_dict()
 
     def _influence(self) -> dict[str, Any]:
         heads = self.plan.heads or join_scores(self.folder, "retrieval")
@@ -236,6 +248,11 @@ def findings(folder: str | Path) -> Findings:
         scores={name: join_scores(folder, name) for name in names},
         causal=_causal(folder, plan, layout),
         steering=_steering(folder, Provenance.from_dict(manifest["provenance"])),
+        controls={
+            path.stem.removeprefix("control-"): Curve.from_dict(read(path))
+            for path in done
+            if path.stem.startswith("control-")
+        },
         influence=influence,
         views=views,
         settings=plan,

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from interp.analyses.curve import Curve, Point, causal_curve
+from interp.analyses.curve import Curve, causal_curve
 from interp.analyses.identify import importance, sahara, ships
 from interp.analyses.refusals import Replies, ask, check_contrast, first_token_loss, losses, refusals, right
 from interp.analyses.scores import HeadScores
@@ -16,7 +16,7 @@ from interp.analyses.tasks import refusal
 from interp.findings import Findings, Safety
 from interp.folders import begin, read, stored_manifest, write
 from interp.hooks.capture import check_context
-from interp.hooks.heads import Head, HeadLayout, HeadSet
+from interp.hooks.heads import Head, HeadLayout
 from interp.hooks.prompts import Prompt, Prompts
 from interp.hooks.provenance import Provenance
 from interp.kernels.errors import RunError, UsageError
@@ -226,7 +226,7 @@ def safety_findings(folder: str | Path) -> Findings:
     told = Safety(
         asked={name: read(folder / f"asked-{name}.json") for name in ("harmful", "harmless")},
         groups={kind: read(folder / f"groups-{kind}.json")["groups"] for kind in kinds},
-        curves={kind: stored_curve(read(folder / f"curve-{kind}.json")) for kind in kinds},
+        curves={kind: Curve.from_dict(read(folder / f"curve-{kind}.json")) for kind in kinds},
     )
     return Findings(
         provenance=Provenance.from_dict(manifest["origin"]),
@@ -252,17 +252,3 @@ def finished(folder: str | Path) -> bool:
     folder = Path(folder)
     kinds = stored_manifest(folder / "safety.json", FORMAT, "safety run")["plan"]["kinds"]
     return all((folder / f"curve-{kind}.json").is_file() for kind in kinds)
-
-
-def stored_curve(content: dict[str, Any]) -> Curve:
-    """A curve from what its to_dict gave."""
-    points = tuple(
-        Point(
-            point["ranking"],
-            point["size"],
-            HeadSet.parse(point["heads"]) if point["heads"] else HeadSet(()),
-            {name: tuple(values) for name, values in point["values"].items()},
-        )
-        for point in content["points"]
-    )
-    return Curve(points, content["kind"], content["seed"])

@@ -17,6 +17,9 @@ def told(found: Findings, top: int = 10) -> str:
     if found.causal is not None:
         lines.append(f"causal check: {found.causal.k} heads ablated ({found.causal.kind}), accuracy [95% interval]")
         lines += [f"  {line}" for line in str(found.causal).splitlines()]
+    for name, curve in found.controls.items():
+        lines.append(f"{name}, heads zeroed: mean [95% interval]")
+        lines += [f"  {line}" for line in str(curve).splitlines()]
     if found.influence is not None:
         lines.append(f"influence of {len(found.influence['heads'])} heads on documents: mean [95% interval]")
         for name, (mean, low, high) in found.influence["groups"].items():
@@ -53,6 +56,8 @@ def data(found: Findings, top: int = 10) -> dict[str, Any]:
     """What `told` says, JSON-able."""
     causal = None if found.causal is None else found.causal.to_dict()
     made: dict[str, Any] = {"scores": table_data(found.scores, top), "causal": causal}
+    if found.controls:
+        made["controls"] = {name: curve.to_dict() for name, curve in found.controls.items()}
     if found.influence is not None:
         made["influence"] = found.influence
     if found.steering:

@@ -76,6 +76,7 @@ def test_the_planted_head_is_found_and_taking_it_out_ends_refusals(tmp_path, req
     SafetyRun.open(folder, plan(requests), made.model, tokenizer()).finish(progress=False)
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_it_goes_on(tmp_path, requests, monkeypatch):
     made = planted.refusing(0, "llama")
     whole = SafetyRun.open(tmp_path / "whole", plan(requests, kinds=("zero",)), made.model, tokenizer())

@@ -94,6 +94,20 @@ class Curve:
         ]
         return {"kind": self.kind, "seed": self.seed, "points": points, "rows": self.rows()}
 
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> "Curve":
+        """The inverse of to_dict."""
+        points = tuple(
+            Point(
+                point["ranking"],
+                point["size"],
+                HeadSet.parse(point["heads"]) if point["heads"] else HeadSet(()),
+                {name: tuple(values) for name, values in point["values"].items()},
+            )
+            for point in content["points"]
+        )
+        return cls(points, content["kind"], content["seed"])
+
     def __str__(self) -> str:
         return "\n".join(
             f"{row['ranking']:18s} {row['heads']:4d} heads  {row['measure']:16s} {row['mean']:8.3f}  "

@@ -28,7 +28,7 @@ class Tree:
         for module, was in self.modules:
             now = vars(module)
             for name, value in was.items():
-                if "hooks" in name:
+                if "hooks" in name and isinstance(value, dict):
                     _drop(now[name], value)
                 elif isinstance(value, dict) and isinstance(now.get(name), dict):
                     _refill(now[name], value)

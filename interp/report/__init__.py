@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from interp import plots
+from interp.analyses.curve import Curve
 from interp.analyses.scores import HeadScores
 from interp.analyses.storage import write_atomic
 from interp.findings import Findings, Safety, Steered
@@ -65,7 +66,9 @@ def render(findings: Findings) -> str:
         "duration": words.duration(findings.seconds),
         "summaries": [words.summary(scores) for scores in findings.scores.values()],
         "causal_words": words.causal_words(findings),
-        "sections": [_section(name, scores, drawn) for name, scores in findings.scores.items()],
+        "sections": [
+            _section(name, scores, findings.controls.get(name), drawn) for name, scores in findings.scores.items()
+        ],
         "scatter": _scatter(findings.scores, drawn),
         "overlaps": _overlaps(findings.scores),
         "causal": drawn.add(plots.causal(findings.causal)) if findings.causal else None,
@@ -156,7 +159,7 @@ def _own(name: str) -> str:
     return files("interp.report").joinpath(name).read_text(encoding="utf-8")
 
 
-def _section(name: str, scores: HeadScores, drawn: _Figures) -> dict[str, Any]:
+def _section(name: str, scores: HeadScores, control: Curve | None, drawn: _Figures) -> dict[str, Any]:
     heads = scores.top(TOP)
     return {
         "title": plots.title_of(name),
@@ -170,6 +173,7 @@ def _section(name: str, scores: HeadScores, drawn: _Figures) -> dict[str, Any]:
             for head in heads
         ],
         "unit": scores.unit,
+        "control": drawn.add(plots.curve(control, control.measures[0])) if control is not None else None,
     }
 
 

@@ -146,6 +146,17 @@ class Largest(TorchDispatchMode):
 
 
 @torch.no_grad()
+@torch.no_grad()
+def test_a_model_that_has_recorded_outputs_before_is_left_as_it_was():
+    model = families.make("llama")
+    before = model(tokens(1, 12), output_attentions=True, output_hidden_states=True).logits
+    modules = [type(module) for module in model.modules()]
+    with bridge(model) as tl:
+        tl(tokens(1, 12))
+    assert [type(module) for module in model.modules()] == modules
+    assert torch.equal(model(tokens(1, 12)).logits, before)
+
+
 def test_a_pattern_is_made_only_where_it_is_hooked():
     ids = tokens(length=400)
     pattern = 4 * 400 * 400

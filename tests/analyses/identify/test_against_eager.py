@@ -58,6 +58,7 @@ def test_position_scores_equal_eager_on_the_demo_model(demo, eager):
         assert ((scores["sinks"].extras["columns"][i] - (alpha > 0.1).sum(-1)).abs() > 0).float().mean() < 0.01
 
 
+@pytest.mark.slow
 def test_retrieval_counts_equal_eager_exactly_on_the_demo_model(demo, eager):
     model, tokenizer = demo
     prompts = tasks.needle(tokenizer, lengths=(180,), n=2, seed=5)

@@ -17,6 +17,7 @@ from interp.hooks.prompts import Prompts
 from interp.kernels.errors import UsageError
 
 SEEDS = range(20)
+FEW = range(4)
 
 
 def refusals(rows):
@@ -34,10 +35,11 @@ def encoded(rows):
     return Prompts.from_ids(rows, pad_id=planted.PAD)
 
 
+@pytest.mark.parametrize("seeds", [FEW, pytest.param(SEEDS, marks=pytest.mark.slow)], ids=["few", "all"])
 @pytest.mark.parametrize("family", planted.FAMILIES)
 @pytest.mark.parametrize("ablation", ["uniform", "zero"])
-def test_the_planted_refusal_head_is_first_in_every_seed(family, ablation):
-    for seed in SEEDS:
+def test_the_planted_refusal_head_is_first_in_every_seed(family, ablation, seeds):
+    for seed in seeds:
         model, place = (made := planted.refusing(seed, family)).model, Head(*made.head)
         prompts = encoded(planted.requests(seed))
         found = ships(model, prompts, ablation=ablation)
@@ -49,10 +51,11 @@ def test_the_planted_refusal_head_is_first_in_every_seed(family, ablation):
         assert group.scores.top(1) == [place]
 
 
+@pytest.mark.parametrize("seeds", [FEW, pytest.param(SEEDS, marks=pytest.mark.slow)], ids=["few", "all"])
 @pytest.mark.parametrize("family", planted.FAMILIES)
 @pytest.mark.parametrize("kind", ["uniform", "zero"])
-def test_ablating_it_flips_the_behaviour_and_no_other_head_does(family, kind):
-    for seed in SEEDS:
+def test_ablating_it_flips_the_behaviour_and_no_other_head_does(family, kind, seeds):
+    for seed in seeds:
         made = planted.refusing(seed, family)
         asked, harmless = refusals(planted.requests(seed)), refusals(planted.requests(seed, harmful=False))
         assert asked(made.model).all()
