@@ -72,6 +72,20 @@ def test_score_show_and_report(call, finished, tmp_path):
     assert "sinks" in (tmp_path / "r.html").read_text(encoding="utf-8")
 
 
+def test_importance_stands_beside_random_heads(call, folder, tmp_path):
+    run = tmp_path / "run"
+    small = ["--texts", 3, "--text-length", 40, "--top", 3, "--draws", 1]
+    code, out, err = call("score", "importance", folder, "--out", run, *small)
+    assert code == 0, err
+    assert "importance, heads zeroed" in out
+    assert "random by layer" in out
+    code, out, _ = call("show", run, "--json")
+    points = json.loads(out)["controls"]["importance"]["points"]
+    assert [point["size"] for point in points if point["ranking"] == "importance"] == [1, 3]
+    assert call("report", run, "-o", tmp_path / "r.html")[0] == 0
+    assert "which flatters the heads" in (tmp_path / "r.html").read_text(encoding="utf-8")
+
+
 def test_importance_and_influence(call, folder, tmp_path):
     run = tmp_path / "run"
     small = ["--texts", 3, "--text-length", 40, "--heads", "L0H1, L1H2", "--no-check", "--draws", 2]
