@@ -46,7 +46,7 @@ def written(model, batch):
 def rules(model, kind, heads, reference, number):
     """What the literal attention does to its pattern, and to what heads write."""
     by_layer = heads.by_layer()
-    theirs = None if reference is None else written(model, reference)
+    theirs = [] if reference is None else written(model, reference)
 
     def rule(layer, pattern):
         own = list(by_layer.get(layer, ()))
