@@ -26,6 +26,12 @@ def begin(path: Path, manifest: dict[str, Any], what: str, same: tuple[str, ...]
         if (before.versions, before.template_hash) != (now.versions, now.template_hash):
             raise RunError(f"{folder} holds a {what} of other versions or another template: use a new folder.")
         return
+    claim(folder, what)
+    write(path, manifest)
+
+
+def claim(folder: Path, what: str) -> None:
+    """Make a folder for a run. Raises RunError where it holds something else, or cannot be made."""
     try:
         # what an earlier start that was killed at once has left is no obstacle
         if folder.exists() and any(not p.name.endswith(".tmp") for p in folder.iterdir()):
@@ -33,7 +39,6 @@ def begin(path: Path, manifest: dict[str, Any], what: str, same: tuple[str, ...]
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(f"{folder} cannot be made ({error.strerror}): name a folder you may write to.") from error
-    write(path, manifest)
 
 
 def stored_manifest(path: Path, format: str, what: str) -> dict[str, Any]:
@@ -42,7 +47,10 @@ def stored_manifest(path: Path, format: str, what: str) -> dict[str, Any]:
         raise RunError(f"{path.parent} is no {what}: name the folder of one.")
     stored = read(path)
     if stored.get("format") != format:
-        raise RunError(f"{path} is no manifest of {format!r}: make the run again, in another folder.")
+        raise RunError(
+            f"{path} is no manifest of format {format!r} but of format {stored.get('format')!r}: make the run again, in "
+            "another folder."
+        )
     return stored
 
 

@@ -18,7 +18,7 @@ from interp.analyses.scores import HeadScores
 from interp.analyses.tasks import judge
 from interp.controls import CONTROLLED, control
 from interp.findings import Findings, Steered, TokenView
-from interp.folders import read, write
+from interp.folders import claim, read, stored_manifest, write
 from interp.hooks.capture import check_context
 from interp.hooks.heads import HeadLayout, HeadSet
 from interp.hooks.prompts import Prompts
@@ -109,15 +109,7 @@ class Run:
                         "use the same settings to continue it, or name another folder."
                     )
             return
-        try:
-            # what an earlier start that was killed at once has left is no obstacle
-            if self.folder.exists() and any(not path.name.endswith(".tmp") for path in self.folder.iterdir()):
-                raise RunError(f"{self.folder} exists and is no run folder: name a new or empty one.")
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise RunError(
-                f"{self.folder} cannot be made ({error.strerror}): name a folder you may write to."
-            ) from error
+        claim(self.folder, "run folder")
         write(self.folder / "manifest.json", manifest)
 
     @property
@@ -220,13 +212,7 @@ class Run:
 
 def read_manifest(folder: str | Path) -> dict[str, Any]:
     """The manifest of a run folder. Raises RunError."""
-    path = Path(folder) / "manifest.json"
-    if not path.is_file():
-        raise RunError(f"{folder} is no run folder (it has no manifest.json): make one with interp score.")
-    manifest = read(path)
-    if manifest.get("format") != FORMAT:
-        raise RunError(f"{path} has format {manifest.get('format')!r}, expected {FORMAT!r}: make the run again.")
-    return manifest
+    return stored_manifest(Path(folder) / "manifest.json", FORMAT, "run folder")
 
 
 def findings(folder: str | Path) -> Findings:

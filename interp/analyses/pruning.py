@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from interp.analyses.causal import REPLY, Judge, ask, bootstrap
+from interp.analyses.causal import REPLY, Judge, ask, bootstrap, paired
 from interp.analyses.identify.importance import importance
 from interp.analyses.losses import Loss, token_losses
 from interp.analyses.scores import HeadScores
@@ -49,8 +49,7 @@ class PruningCurve:
 
         Above 0 in a loss, and below 0 in accuracy, the scores know what can go. Cannot show: other draws of heads.
         """
-        apart: Any = (self.random[:, number].mean(0) - self.values[number])[None].tolist()
-        return sum(apart[0]) / len(apart[0]), *bootstrap(apart, seed=self.seed)
+        return paired(self.random[:, number].tolist(), [self.values[number].tolist()], seed=self.seed)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able: heads as names, values [f p] and [r f p] as lists."""

@@ -6,8 +6,10 @@ import pytest
 import torch
 from families import FAMILIES, VOCAB
 
+from interp import steer
 from interp.hooks import keep
 from interp.hooks.capture import capture, run
+from interp.hooks.edit import steering
 from interp.hooks.outputs import ablate
 from interp.hooks.prompts import Prompts
 from interp.kernels.errors import HeadError, UsageError
@@ -154,3 +156,12 @@ def test_nothing_stays_after_ctrl_c(tiny_model, kind):
     assert names == set(AttentionInterface._global_mapping)
     assert hooks == [len(m._forward_pre_hooks) for m in model.modules()]
     assert model.config._attn_implementation == "sdpa"
+
+
+def test_a_gate_of_zero_is_an_ablation(tiny_model):
+    model, batch = tiny_model("gpt2"), prompts()
+    with ablate(model, "L0H1 L1H3", "zero"):
+        expected = run(model, batch).logits
+    with steering(model, steer.Gate(0.0, heads="L0H1 L1H3")):
+        torch.testing.assert_close(run(model, batch).logits, expected)
+    assert (run(model, batch).logits - expected).abs().max() > 1e-3

@@ -25,7 +25,6 @@ from interp import steer
 from interp.hooks.capture import placed
 from interp.hooks.edit import Edits, steering
 from interp.hooks.heads import HeadLayout
-from interp.hooks.outputs import ablate
 from interp.hooks.prompts import Prompts
 from interp.kernels.errors import HeadError, InterpError, SpanError, UsageError
 
@@ -391,11 +390,3 @@ def test_bad_batches_leave_the_model_as_it_was(tiny_model):
             logits(model, prompts)
         assert torch.equal(logits(model, prompts), before)
     assert issubclass(SpanError, InterpError)
-
-
-def test_a_gate_of_zero_is_an_ablation(tiny_model):
-    model, prompts = tiny_model("gpt2"), batch()
-    with ablate(model, HEADS, "zero"):
-        expected = logits(model, prompts)
-    with steering(model, steer.Gate(0.0, heads=HEADS)):
-        torch.testing.assert_close(logits(model, prompts), expected)
