@@ -48,8 +48,8 @@ def stored_manifest(path: Path, format: str, what: str) -> dict[str, Any]:
     stored = read(path)
     if stored.get("format") != format:
         raise RunError(
-            f"{path} is no manifest of format {format!r} but of format {stored.get('format')!r}: make the run again, in "
-            "another folder."
+            f"{path} is no manifest of format {format!r} but of format {stored.get('format')!r}: make the run again, "
+            "in another folder."
         )
     return stored
 

@@ -29,6 +29,8 @@ def call(monkeypatch, capsys):
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["interp", *map(str, arguments)])
+        # what a test printed while it made its files is not the command's
+        capsys.readouterr()
         with pytest.raises(SystemExit) as stop:
             cli.main()
         out, err = capsys.readouterr()
