@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from interp import plots as plots
     from interp.analyses import identify as identify
     from interp.analyses import steer as steer
     from interp.analyses import tasks as tasks
@@ -54,6 +55,7 @@ _HOMES = {
 _MODULES = {
     "identify": "interp.analyses.identify",
     "keep": "interp.hooks.keep",
+    "plots": "interp.plots",
     "steer": "interp.analyses.steer",
     "tasks": "interp.analyses.tasks",
 }
@@ -77,6 +79,7 @@ __all__ = [  # noqa: RUF022
     "Intervention",
     "causal_check",
     "causal_curve",
+    "plots",
     "make_report",
     "doctor",
     "InterpError",

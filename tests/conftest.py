@@ -13,6 +13,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 # importlib mode leaves sys.path alone, and helpers such as families.py stand beside the tests
 sys.path.insert(0, str(Path(__file__).parent))
 
+import browser as browsers
 import families
 import pytest
 import torch
@@ -47,3 +48,10 @@ def tiny_model():
         return made[key]
 
     return get
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """A headless Chromium for the whole session; see browser.opened."""
+    with browsers.launched() as found:
+        yield found

@@ -1,0 +1,219 @@
+"""Figures of score tables: every head, the best heads, two tables against each other, positions."""
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from interp.analyses.scores import HeadScores
+from interp.kernels.errors import UsageError
+from interp.plots.style import BLUE, GREY, LEGEND, LINES, ORANGE, SCALE, layout, number, safe, title_of, whole
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+
+def head_map(scores: HeadScores) -> "Figure":
+    """Every head of the model: layers from left to right, heads from top to bottom, the score as lightness; purple up
+    and orange down where scores go below zero.
+
+    Heads above the threshold are outlined; a head without a score is a gap.
+    """
+    import plotly.graph_objects as go
+
+    values, known = scores.values, scores.values[~scores.values.isnan()]
+    low, high = (min(0.0, float(known.min())), float(known.max())) if len(known) else (0.0, 1.0)
+    # what goes both ways has its nothing in the middle
+    signed = low < -0.1 * high
+    if signed:
+        low, high = -max(-low, high), max(-low, high)
+    about = about_heads(scores)
+    text = [[about[layer][head] for layer in range(scores.layers)] for head in range(scores.n_heads)]
+    figure = go.Figure(
+        go.Heatmap(
+            z=values.T.contiguous().numpy(), text=text, hovertemplate="%{text}<extra></extra>", coloraxis="coloraxis",
+            xgap=1, ygap=1,
+        )
+    )  # fmt: skip
+    said = [scores.unit, f"mean over {scores.counted} of {len(scores.per_prompt)} prompts"]
+    if scores.threshold is not None:
+        above = values > scores.threshold
+        xs, ys = _outline(above)
+        figure.add_scatter(
+            x=xs, y=ys, mode="lines", line={"color": ORANGE, "width": 1.5}, hoverinfo="skip", showlegend=False
+        )
+        said.append(f"outlined: above {scores.threshold:g} ({int(above.sum())} of {len(scores)} heads)")
+    cell = 24 if scores.n_heads <= 12 else 16 if scores.n_heads <= 40 else 10
+    figure.update_layout(
+        **layout(f"{title_of(scores.name)}: score of each head", said, cell * scores.n_heads + 120),
+        coloraxis={
+            "colorscale": "PuOr" if signed else SCALE, "cmin": low, "cmax": high if high > low else low + 1,
+            "colorbar": {"thickness": 10, "outlinewidth": 0, "nticks": 5},
+        },
+    )  # fmt: skip
+    figure.update_xaxes(title="layer", range=[-0.6, scores.layers - 0.4], **whole(scores.layers))
+    figure.update_yaxes(title="head", range=[scores.n_heads - 0.4, -0.6], **whole(scores.n_heads))
+    return figure
+
+
+def gains(scores: HeadScores) -> "Figure":
+    """`head_map` of a steering profile: what each head gains when it alone is steered, purple up and orange down."""
+    figure = head_map(scores)
+    known = scores.values[~scores.values.isnan()].abs()
+    most = float(known.max()) if len(known) and known.max() > 0 else 1.0
+    shown: Any = figure.layout
+    shown.coloraxis.update(colorscale="PuOr", cmin=-most, cmax=most)
+    shown.title.text = "Gain of each head, steered alone"
+    return figure
+
+
+def top_heads(scores: HeadScores, k: int = 10) -> "Figure":
+    """The k highest scored heads, best on top, with their 95% intervals over prompts and the threshold."""
+    import plotly.graph_objects as go
+
+    heads = scores.top(k)
+    chosen = values_at(scores.values, heads)
+    ends = [values_at(end, heads) for end in (scores.low, scores.high)]
+    about = about_heads(scores)
+    figure = go.Figure(
+        go.Scatter(
+            x=chosen.numpy(),
+            y=list(range(len(heads))),
+            mode="markers",
+            marker={"size": 9, "color": BLUE},
+            error_x={
+                "array": (ends[1] - chosen).nan_to_num(0.0).numpy(),
+                "arrayminus": (chosen - ends[0]).nan_to_num(0.0).numpy(),
+                "color": BLUE,
+                "thickness": 1.5,
+                "width": 4,
+            },
+            text=[about[head.layer][head.head] for head in heads],
+            hovertemplate="%{text}<extra></extra>",
+            showlegend=False,
+        )
+    )
+    if scores.threshold is not None:
+        figure.add_vline(x=scores.threshold, line={"color": ORANGE, "width": 1.5, "dash": "dot"})
+    said = ["bars: 95% interval over prompts"]
+    if scores.threshold is not None:
+        said.append(f"dotted: threshold {scores.threshold:g}")
+    figure.update_layout(**layout(f"{title_of(scores.name)}: top {len(heads)} heads", said, 26 * len(heads) + 120))
+    figure.update_xaxes(title=safe(scores.unit), rangemode="tozero")
+    figure.update_yaxes(
+        tickvals=list(range(len(heads))),
+        ticktext=[f"{head}  {number(value)}" for head, value in zip(heads, chosen.tolist(), strict=True)],
+        range=[len(heads) - 0.4, -0.6],
+        showgrid=False,
+        zeroline=False,
+    )
+    return figure
+
+
+def scatter(one: HeadScores, other: HeadScores, k: int = 10) -> "Figure":
+    """Each head by its two scores; heads in the top k of both are orange. Raises as `HeadScores.compare`."""
+    import plotly.graph_objects as go
+
+    agreed = one.compare(other, k)
+    heads = [head for head in one if not (one.values[head].isnan() or other.values[head].isnan())]
+    tops = [table.top(k) for table in (one, other)]
+    both = set(tops[0]) & set(tops[1])
+    named = both | set(tops[0][:3]) | set(tops[1][:3])
+    figure = go.Figure()
+    for label, color, chosen in (
+        ("other heads", BLUE, [head for head in heads if head not in both]),
+        (f"in both top {k}", ORANGE, [head for head in heads if head in both]),
+    ):
+        if not chosen:
+            continue
+        chosen.sort(key=lambda head: float(one.values[head]))
+        figure.add_scatter(
+            x=values_at(one.values, chosen).numpy(),
+            y=values_at(other.values, chosen).numpy(),
+            mode="markers+text",
+            name=label,
+            marker={"size": 7, "color": color, "opacity": 0.75},
+            text=[str(head) if head in named else "" for head in chosen],
+            # neighbours above and below in turn, so that they do not cover each other
+            textposition=[("top center", "bottom center")[i % 2] for i in range(len(chosen))],
+            textfont={"size": 10},
+            customdata=[str(head) for head in chosen],
+            hovertemplate="%{customdata}<br>%{x:.3f}, %{y:.3f}<extra></extra>",
+        )
+    said = [
+        f"Spearman {number(agreed.spearman)}",
+        f"{agreed.overlap} of the top {k} shared ({number(agreed.expected_overlap)} expected by chance, "
+        f"p = {agreed.p_overlap:.2g})",
+    ]
+    figure.update_layout(**layout(f"{title_of(one.name)} against {title_of(other.name).lower()}", said, 460))
+    figure.update_layout(legend=LEGEND)
+    figure.update_xaxes(title=safe(f"{title_of(one.name)}: {one.unit}"))
+    figure.update_yaxes(title=safe(f"{title_of(other.name)}: {other.unit}"))
+    return figure
+
+
+def positions(scores: HeadScores, k: int = 5) -> "Figure":
+    """Mean attention that each position receives, in the top k heads and over all heads; for `identify.sinks`."""
+    import plotly.graph_objects as go
+
+    if "positions" not in scores.extras:
+        raise UsageError(f"scores '{scores.name}' hold no attention by position; give the scores of identify.sinks.")
+    received = scores.extras["positions"].float().nanmean(0)
+    heads = scores.top(k)
+    lines = [(str(head), received[head], LINES[i % len(LINES)], 1.8) for i, head in enumerate(heads)]
+    lines.append(("all heads", received.flatten(0, 1).nanmean(0), GREY, 4.0))
+    figure = go.Figure()
+    for name, line, color, width in lines:
+        figure.add_scatter(
+            x=list(range(len(line))),
+            y=line.numpy(),
+            mode="lines+markers",
+            name=name,
+            marker={"size": 4, "color": color},
+            line={"width": width, "color": color},
+            hovertemplate=f"{name}<br>position %{{x}}: %{{y:.3f}}<extra></extra>",
+        )
+    said = ["mean over the queries that see the position, and over prompts", "0 is the first token"]
+    figure.update_layout(**layout(f"{title_of(scores.name)}: attention by position", said, 360))
+    # within the axes: past the first positions the lines lie low
+    figure.update_layout(legend={"x": 1, "xanchor": "right", "y": 1, "yanchor": "top", "bgcolor": "rgba(0,0,0,0)"})
+    figure.update_xaxes(title="position of the key")
+    figure.update_yaxes(title="attention received", rangemode="tozero")
+    return figure
+
+
+def about_heads(scores: HeadScores) -> list[list[str]]:
+    """What the pointer shows for each head, [l][h]."""
+    tables = [table.tolist() for table in (scores.values, scores.low, scores.high, scores.frequency)]
+    return [
+        [
+            _about(f"L{layer}H{head}", *(table[layer][head] for table in tables)) for head in range(scores.n_heads)
+        ]
+        for layer in range(scores.layers)
+    ]  # fmt: skip
+
+
+def _about(name: str, value: float, low: float, high: float, frequency: float) -> str:
+    if value != value:
+        return f"{name}<br>no prompt counts"
+    interval = f" [{low:.3f}, {high:.3f}]" if low == low else ""
+    return f"{name}<br>{value:.3f}{interval}<br>above 0 in {frequency:.0%} of prompts"
+
+
+def values_at(table: Tensor, heads: Any) -> Tensor:
+    return torch.stack([table[head] for head in heads]) if heads else table.new_zeros(0)
+
+
+def _outline(inside: Tensor) -> tuple[list[float | None], list[float | None]]:
+    """The borders between cells inside and outside, as line pieces with gaps between; `inside` is [l h]."""
+    xs: list[float | None] = []
+    ys: list[float | None] = []
+    framed = torch.nn.functional.pad(inside, (1, 1, 1, 1))
+    for layer, head in inside.nonzero().tolist():
+        for dl, dh in ((-1, 0), (1, 0), (0, -1), (0, 1)):
+            if not framed[layer + 1 + dl, head + 1 + dh]:
+                x, y = layer + dl / 2, head + dh / 2
+                # along the border, which is at a right angle to the step over it
+                xs += [x - abs(dh) / 2, x + abs(dh) / 2, None]
+                ys += [y - abs(dl) / 2, y + abs(dl) / 2, None]
+    return xs, ys

@@ -1,0 +1,90 @@
+"""Pages in a headless Chromium with the network off: what a page asked for and complained of is kept, pictures too."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+SCREENSHOTS = Path(__file__).parents[1] / "build" / "screenshots"
+WIDE, NARROW = (1280, 900), (390, 844)
+
+
+@dataclass
+class Watched:
+    """A page, with what it did that it should not have done."""
+
+    page: Any
+    asked: list[str] = field(default_factory=list)
+    """addresses it requested, but for the page itself and what it made of its own data"""
+    complaints: list[str] = field(default_factory=list)
+    """console errors and warnings, uncaught errors, dialogs"""
+
+    def shoot(self, name: str, **how: Any) -> Path:
+        """Keep a picture of the page as it stands."""
+        SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+        path = SCREENSHOTS / f"{name}.png"
+        self.page.screenshot(path=str(path), **how)
+        return path
+
+    def clean(self) -> None:
+        assert self.complaints == []
+        assert self.asked == []
+
+
+@contextmanager
+def launched() -> Iterator[Any]:
+    """Chromium; a machine without one skips the test, but CI fails."""
+    found = next((path for name in NAMES if (path := shutil.which(name))), None)
+    if found is None:
+        if os.environ.get("CI"):
+            pytest.fail("no Chromium: apt-get install chromium")
+        pytest.skip("no Chromium on this machine: apt-get install chromium")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        # root has no sandbox in a container; the pages are our own
+        browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        try:
+            yield browser
+        finally:
+            browser.close()
+
+
+@contextmanager
+def opened(browser: Any, path: Path, size: tuple[int, int] = WIDE, **context: Any) -> Iterator[Watched]:
+    """A file opened from disk, offline, as a user opens it; `context` is playwright's, as color_scheme="dark"."""
+    address = path.resolve().as_uri()
+    inside = browser.new_context(
+        offline=True, viewport={"width": size[0], "height": size[1]}, accept_downloads=True, **context
+    )
+    page = inside.new_page()
+    watched = Watched(page)
+    own = ("data:", "blob:", "about:")
+
+    def note(request: Any) -> None:
+        if request.url.split("#")[0] != address and not request.url.startswith(own):
+            watched.asked.append(request.url)
+
+    page.on("request", note)
+    page.on("pageerror", lambda error: watched.complaints.append(str(error)))
+    page.on(
+        "console",
+        lambda said: said.type in ("error", "warning") and watched.complaints.append(f"{said.type}: {said.text}"),
+    )
+
+    def dialog(asked: Any) -> None:
+        watched.complaints.append(f"dialog: {asked.message}")
+        asked.dismiss()
+
+    page.on("dialog", dialog)
+    page.goto(address)
+    try:
+        yield watched
+    finally:
+        inside.close()
