@@ -50,8 +50,8 @@ def tiny_model():
     return get
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser():
-    """A headless Chromium for the whole session; see browser.opened."""
+    """A headless Chromium; see browser.opened. Not longer than a module: its event loop would be in others' way."""
     with browsers.launched() as found:
         yield found
