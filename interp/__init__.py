@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from interp.analyses import tasks as tasks
     from interp.analyses.causal import causal_check as causal_check
     from interp.analyses.curve import causal_curve as causal_curve
+    from interp.analyses.explore import explore as explore
     from interp.analyses.scores import HeadScores as HeadScores
     from interp.analyses.sweep import sweep as sweep
     from interp.hooks import keep as keep
@@ -47,6 +48,7 @@ _HOMES = {
     "causal_check": "interp.analyses.causal",
     "causal_curve": "interp.analyses.curve",
     "doctor": "interp.hooks.doctor",
+    "explore": "interp.analyses.explore",
     "steering": "interp.hooks.edit",
     "sweep": "interp.analyses.sweep",
     "load": "interp.models",
@@ -79,6 +81,7 @@ __all__ = [  # noqa: RUF022
     "Intervention",
     "causal_check",
     "causal_curve",
+    "explore",
     "plots",
     "make_report",
     "doctor",

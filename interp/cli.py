@@ -81,6 +81,7 @@ def score(
     kind: Annotated[Kind, typer.Option(help="Ablation of the causal check.")] = Kind.zero,
     check_needles: Annotated[int, typer.Option(help="Prompts of the causal check.")] = 12,
     check_length: Annotated[int, typer.Option(help="Tokens of a prompt of the causal check.")] = 224,
+    explore: Annotated[int, typer.Option(help="Tokens of the text in the report's explorer; 0 for none.")] = 1024,
     batch_size: Annotated[int, typer.Option(help="Prompts at once.")] = 8,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the cost and stop.")] = False,
     as_json: AsJson = False,
@@ -122,6 +123,7 @@ def score(
         kind=kind.value,
         check_needles=check_needles,
         check_length=check_length,
+        explore=explore,
         batch_size=batch_size,
     )
     _finish(plan, model, out, prompts, dry_run, as_json, device, dtype)
@@ -286,7 +288,7 @@ def show(
 
 def _found(folder: Path) -> Any:
     """What a finished run in a folder found, of whatever kind it is."""
-    from interp.runs import findings
+    from interp.results import findings
     from interp.safety import safety_findings
     from interp.steerings import steering_findings
 

@@ -15,21 +15,32 @@ from interp.hooks.prompts import Prompts
 
 OF_ANSWERS = ("activation_patching", "path_patching", "attribution_patching", "logit_attribution")
 """scores of heads that speak for the right answer: controlled by the logit difference"""
-CONTROLLED = ("importance", *OF_ANSWERS)
+OF_LOOKING = ("induction", "previous_token", "duplicate_token", "sinks")
+"""scores of where a head looks: controlled by the loss of some of their prompts, of the second copy where there is one"""
+CONTROLLED = ("importance", *OF_ANSWERS, *OF_LOOKING)
+TOKENS = 1200
+"""of the prompts of a control of OF_LOOKING, about"""
 
 
 def control(name: str, model: nn.Module, prompts: Prompts, scores: HeadScores, **settings: Any) -> Curve:
-    """A causal curve of a table's top heads, zeroed: loss for importance, logit difference for the others.
+    """A causal curve of a table's top heads, zeroed: logit difference for OF_ANSWERS, loss for all others.
 
-    The prompts are those that the scores were made from, so the heads are flattered by about their intervals.
+    The prompts are among those that the scores were made from, so importance and patching are flattered by about their
+    intervals; scores of where a head looks were not chosen by the loss.
     """
     k, size = settings.pop("k"), settings.pop("batch_size")
     measure: Callable[[nn.Module], Tensor]
+    sizes = sorted({max(1, k // 3), k})
     if name in OF_ANSWERS:
         known, measure = "logit difference", lambda model: differences(model, prompts, size)
+    elif name in OF_LOOKING:
+        # a quarter of a small model is as much as can be matched by chance
+        sizes, few = [min(k, max(1, scores.layout.size // 4))], _first(prompts)
+        repeats = all("second" in prompt.spans for prompt in few)
+        known = "loss of the second copy, nats per token" if repeats else "loss, nats per token"
+        measure = lambda model: token_losses(model, few, size, loss=_second if repeats else None)  # noqa: E731
     else:
         known, measure = "loss, nats per token", lambda model: token_losses(model, prompts, size)
-    sizes = sorted({max(1, k // 3), k})
     return causal_curve(model, {name: scores}, {known: measure}, sizes=sizes, kind="zero", **settings)
 
 
@@ -41,3 +52,23 @@ def differences(model: Any, prompts: Prompts, batch_size: int = 8) -> Tensor:
             logits = model(**placed(model, batch), use_cache=False, logits_to_keep=1).logits
         parts.append(measured(logit_difference, logits, batch).cpu())
     return torch.cat(parts)
+
+
+def _first(prompts: Prompts) -> Prompts:
+    """The first prompts, until there are enough tokens; two at least, for an interval."""
+    taken, tokens = 0, 0
+    while taken < len(prompts) and (tokens < TOKENS or taken < 2):
+        tokens += prompts.lengths[taken]
+        taken += 1
+    return prompts[:taken]
+
+
+def _second(logits: Tensor, batch: Prompts) -> Tensor:
+    """Loss of the tokens of each prompt's second copy; rows are padded on the left."""
+    width, found = logits.shape[1], []
+    for row, prompt in zip(logits, batch, strict=True):
+        ids = torch.tensor(prompt.ids, device=logits.device)
+        places = torch.tensor([q for start, stop in prompt.spans["second"] for q in range(start, stop)])
+        before = row[places + width - len(ids) - 1].float()
+        found.append(torch.nn.functional.cross_entropy(before, ids[places]))
+    return torch.stack(found)

@@ -5,7 +5,10 @@ from typing import Any
 
 from interp.analyses.causal import CausalCheck
 from interp.analyses.curve import Curve
+from interp.analyses.explore import Explored
+from interp.analyses.joint import Joint
 from interp.analyses.scores import HeadScores
+from interp.analyses.vocabulary import OvTokens, Vocabulary
 from interp.hooks.provenance import Provenance
 
 
@@ -71,3 +74,11 @@ class Findings:
     """by analysis: what its top heads do when they are out"""
     influence: dict[str, Any] | None = None
     """what Influence.to_dict gave"""
+    texts: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """by analysis: how its prompts begin, or what they ask"""
+    explored: Explored | None = None
+    """attention on one text, block by block, for the explorer"""
+    written: OvTokens | None = None
+    """what the heads of the explorer would write for what that text's end looks at"""
+    joint: Joint | None = None
+    vocabulary: Vocabulary | None = None

@@ -1,6 +1,5 @@
 """A run's folder: a manifest and the finished cells. Killed at any moment, the same call goes on where it stood."""
 
-import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -11,25 +10,39 @@ from typing import Any
 from torch import nn
 
 import interp
-from interp.analyses.causal import REPLY, CausalCheck, Condition, Outcome, ask, conditions
-from interp.analyses.curve import Curve
+from interp.analyses.causal import REPLY, Condition, ask
+from interp.analyses.explore import explore
 from interp.analyses.identify import attention_influence
-from interp.analyses.scores import HeadScores
+from interp.analyses.joint import joint
 from interp.analyses.tasks import judge
+from interp.analyses.vocabulary import ov_tokens, vocabulary
 from interp.controls import CONTROLLED, control
-from interp.findings import Findings, Steered, TokenView
-from interp.folders import claim, read, stored_manifest, write
+from interp.findings import Findings
+from interp.folders import claim, write
 from interp.hooks.capture import check_context
 from interp.hooks.heads import HeadLayout, HeadSet
+from interp.hooks.modules import context_length
 from interp.hooks.prompts import Prompts
 from interp.hooks.provenance import Provenance
-from interp.kernels.errors import InterpError, RunError, UsageError
-from interp.steerings import finished, steering_findings
-from interp.studies import Plan, Study, check_prompts, passages, studies
+from interp.kernels.errors import ModelError, RunError, UsageError
+from interp.results import (
+    FORMAT,
+    check_name,
+    conditions_of,
+    findings,
+    is_done,
+    join_scores,
+    read_manifest,
+    shown_heads,
+    top_heads,
+)
+from interp.studies import OF_HEADS, Plan, Study, asked_of_heads, brief, check_prompts, explored_prompt, studies
 from interp.views import view
 
-FORMAT = "interp.run/1"
-OUTCOME = ("verdicts", "replies", "answers", "questions")
+LAST = 8
+"""tokens at the end of a text without an answer, whose values are read"""
+DRAWN, POINTS = 4, 1200
+"""heads of the joint view, and dots of each"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +67,8 @@ class Run:
     studies: tuple[Study, ...]
     needles: Prompts | None
     own: Prompts | None = None
+    explored: Prompts | None = None
+    """the one text of the explorer"""
 
     @classmethod
     def open(
@@ -79,9 +94,9 @@ class Run:
         asked = [(study.prompts, replies.get(study.name, 0)) for study in found]
         for prompts, more in [*asked, *([(needles, REPLY)] if needles is not None else [])]:
             check_context(model, prompts, more)
-        run = cls(
-            folder, plan, model, tokenizer, Provenance.of(model, tokenizer, seed=plan.seed), tuple(found), needles, own
-        )
+        explored = explored_prompt(plan, tokenizer, own, context_length(model)) if found and plan.explore else None
+        origin = Provenance.of(model, tokenizer, seed=plan.seed)
+        run = cls(folder, plan, model, tokenizer, origin, tuple(found), needles, own, explored)
         run._begin()
         return run
 
@@ -116,8 +131,9 @@ class Run:
     def _asked(self) -> dict[str, Prompts]:
         """What each analysis is asked on, by name."""
         asked = {study.name: study.prompts for study in self.studies}
-        if "influence" in self.plan.analyses:
-            asked["influence"] = passages(self.plan, self.tokenizer) if self.own is None else self.own
+        asked |= asked_of_heads(self.plan, self.tokenizer, self.own)
+        if self.explored is not None:
+            asked["explorer"] = self.explored
         return asked
 
     def cells(self) -> Iterator[Cell]:
@@ -129,7 +145,7 @@ class Run:
         if self.needles is not None and (self.plan.heads or self._answered):
             for c, condition in enumerate(self.conditions()):
                 for number, batch in enumerate(self.needles.batches(self.plan.batch_size)):
-                    path = self.folder / "cells" / f"{_check_name(c, condition)}-{number:04d}.json"
+                    path = self.folder / "cells" / f"{check_name(c, condition)}-{number:04d}.json"
                     yield Cell(condition.name, path, lambda d=condition, b=batch: self._ask(d, b))
         for study in self.studies:
             if study.name in CONTROLLED and self.plan.check:
@@ -139,11 +155,18 @@ class Run:
             yield Cell("influence", self.folder / "cells" / "influence.json", self._influence)
         if self._answered:
             yield Cell("attention on a text", self.folder / "cells" / "view.json", self._view)
+        if (text := self.explored) is not None:
+            yield Cell("explorer", self.folder / "cells" / "explored.json", lambda: self._explore(text))
+            if self._shown:
+                yield Cell("what heads write", self.folder / "cells" / "written.json", lambda: self._written(text))
+        for name, work in (("joint", self._joint), ("vocabulary", self._vocabulary)):
+            if name in self.plan.analyses and self._shown:
+                yield Cell(name, self.folder / "cells" / f"{name}.json", work)
 
     @property
     def _answered(self) -> bool:
         """Whether retrieval scored any head: a model that answers no needle has no retrieval heads to take out."""
-        return "retrieval" in self.plan.analyses and bool(_top(self.folder, self.plan.k))
+        return "retrieval" in self.plan.analyses and bool(top_heads(self.folder, self.plan.k))
 
     def count(self) -> int:
         """How many cells there are."""
@@ -153,11 +176,12 @@ class Run:
             total += (2 + 2 * self.plan.draws) * -(-len(self.needles) // size)
         named = {study.name for study in self.studies}
         total += len(named & set(CONTROLLED)) if self.plan.check else 0
-        return total + ("retrieval" in named) + ("influence" in self.plan.analyses)
+        total += ("retrieval" in named) + len(set(self.plan.analyses) & set(OF_HEADS))
+        return total + 2 * (self.explored is not None)
 
     def _score(self, study: Study, batch: Prompts) -> dict[str, Any]:
         scores = study.run(self.model, batch, batch_size=self.plan.batch_size, seed=self.plan.seed, **study.settings)
-        return {"scores": scores}
+        return {"scores": scores, "texts": [brief(prompt, self.tokenizer) for prompt in batch]}
 
     def _ask(self, condition: Condition, batch: Prompts) -> dict[str, Any]:
         kind: Any = self.plan.kind
@@ -184,9 +208,36 @@ class Run:
         shown = min(range(len(prompts)), key=lambda i: (bool(scores.per_prompt[i].isnan().all()), len(prompts[i])))
         return asdict(view(self.model, prompts[shown : shown + 1], scores.top(8)))
 
+    @property
+    def _shown(self) -> HeadSet:
+        """The heads that get cards: those that are named, else the first of each analysis."""
+        if self.plan.heads:
+            return HeadSet.parse(self.plan.heads, HeadLayout.of(self.model))
+        return HeadSet(tuple(shown_heads({s.name: join_scores(self.folder, s.name) for s in self.studies})))
+
+    def _explore(self, prompts: Prompts) -> dict[str, Any]:
+        title = str(prompts[0].meta.get("question") or "a text")
+        return explore(self.model, prompts, heads=self._shown, title=title, seed=self.plan.seed).to_dict()
+
+    def _written(self, prompts: Prompts) -> dict[str, Any]:
+        n = len(prompts[0])
+        span = "answer" if "answer" in prompts[0].spans else (max(0, n - LAST), n)
+        try:
+            return ov_tokens(self.model, prompts, self._shown, span).to_dict()
+        except ModelError as error:
+            # a view beside the scores: without it they stand all the same
+            return {"missing": str(error)}
+
+    def _joint(self) -> dict[str, Any]:
+        heads = HeadSet(tuple(self._shown)[:DRAWN])
+        return joint(self.model, self._asked["joint"], heads, points=POINTS, seed=self.plan.seed).to_dict()
+
+    def _vocabulary(self) -> dict[str, Any]:
+        return vocabulary(self.model, self._asked["vocabulary"], self._shown).to_dict()
+
     def conditions(self) -> tuple[Condition, ...]:
         """What the causal check takes out."""
-        return _conditions(self.folder, asdict(self.plan), HeadLayout.of(self.model))
+        return conditions_of(self.folder, asdict(self.plan), HeadLayout.of(self.model))
 
     def finish(self, progress: bool = True) -> Findings:
         """Do what is not done yet, cell by cell, and read the whole run back."""
@@ -196,7 +247,7 @@ class Run:
         bar = tqdm(total=self.count(), desc="cells", disable=not progress, delay=2)
         for cell in self.cells():
             bar.set_description(cell.name, refresh=False)
-            if not _done(cell.path):
+            if not is_done(cell.path):
                 started = time.perf_counter()
                 value = cell.work()
                 scores = value.pop("scores", None)
@@ -208,122 +259,6 @@ class Run:
             bar.update()
         bar.close()
         return findings(self.folder)
-
-
-def read_manifest(folder: str | Path) -> dict[str, Any]:
-    """The manifest of a run folder. Raises RunError."""
-    return stored_manifest(Path(folder) / "manifest.json", FORMAT, "run folder")
-
-
-def findings(folder: str | Path) -> Findings:
-    """What the finished cells of a run folder say; no model is needed. Raises RunError where nothing is finished."""
-    folder = Path(folder)
-    manifest = read_manifest(folder)
-    plan, layout = manifest["plan"], manifest["layout"]
-    done = sorted(path for path in (folder / "cells").glob("*.json") if _is_cell(path) and _done(path))
-    names = [name for name in plan["analyses"] if any(path.stem.startswith(f"{name}-") for path in done)]
-    views = tuple(_token_view(read(path)) for path in done if path.stem == "view")
-    influence = next((read(path) for path in done if path.stem == "influence"), None)
-    if not names and influence is None:
-        raise RunError(f"{folder} has no finished cell yet: run interp score with the same settings to continue.")
-    return Findings(
-        provenance=Provenance.from_dict(manifest["provenance"]),
-        layers=layout["layers"],
-        heads=layout["heads"],
-        kv_heads=layout["kv_heads"],
-        scores={name: join_scores(folder, name) for name in names},
-        causal=_causal(folder, plan, layout),
-        steering=_steering(folder, Provenance.from_dict(manifest["provenance"])),
-        controls={
-            path.stem.removeprefix("control-"): Curve.from_dict(read(path))
-            for path in done
-            if path.stem.startswith("control-")
-        },
-        influence=influence,
-        views=views,
-        settings=plan,
-        seconds=sum(read(path)["seconds"] for path in done),
-    )
-
-
-def _steering(folder: Path, origin: Provenance) -> tuple[Steered, ...]:
-    """Finished steering runs in folders of a run; they must be of its model."""
-    found = []
-    for path in sorted(folder.glob("*/steering.json")):
-        if finished(path.parent):
-            told = steering_findings(path.parent)
-            origin.check_model(told.provenance)
-            found += told.steering
-    return tuple(found)
-
-
-def join_scores(folder: Path, name: str) -> HeadScores:
-    """The scores of all finished cells of one analysis, prompts in order. Raises RunError where there is none."""
-    paths = sorted((folder / "cells").glob(f"{name}-[0-9]*.scores.json"))
-    parts = [HeadScores.load(path) for path in paths if _done(path.with_name(path.name.replace(".scores", "")))]
-    if not parts:
-        raise RunError(f"{folder} has no finished cell of {name!r}: run interp score {name} into it.")
-    return HeadScores.concat(parts)
-
-
-def _top(folder: Path, k: int) -> HeadSet:
-    """The retrieval heads that the causal check takes out; none where no prompt was answered."""
-    return join_scores(folder, "retrieval").heads(top=k, above=0.0)
-
-
-def _conditions(folder: Path, plan: dict[str, Any], layout: HeadLayout) -> tuple[Condition, ...]:
-    heads = HeadSet.parse(plan["heads"], layout) if plan["heads"] else _top(folder, plan["k"])
-    return conditions(heads, layout, draws=plan["draws"], seed=plan["seed"])
-
-
-def _check_name(number: int, condition: Condition) -> str:
-    """Cells of other heads have another name: verdicts never outlive the scores that they were made for."""
-    digest = hashlib.sha256(str(condition.heads).encode()).hexdigest()[:8]
-    return f"check-{number:02d}-{digest}"
-
-
-def _causal(folder: Path, plan: dict[str, Any], layout: dict[str, Any]) -> CausalCheck | None:
-    whole = -(-plan["check_needles"] // plan["batch_size"])
-    if not any((folder / "cells").glob("check-*.json")):
-        return None
-    named = _conditions(folder, plan, HeadLayout(**layout))
-    outcomes = []
-    for number, condition in enumerate(named):
-        paths = sorted((folder / "cells").glob(f"{_check_name(number, condition)}-*.json"))
-        parts = [read(path) for path in paths if _done(path)]
-        # a condition counts when all of its needles were asked
-        if len(parts) == whole:
-            outcomes.append(Outcome(condition, *(tuple(x for part in parts for x in part[key]) for key in OUTCOME)))
-    groups = {outcome.condition.group for outcome in outcomes}
-    if not {"as loaded", "top"} < groups:
-        return None
-    return CausalCheck(tuple(outcomes), plan["kind"], len(named[1].heads), plan["seed"])
-
-
-def _token_view(stored: dict[str, Any]) -> TokenView:
-    return TokenView(
-        stored["title"],
-        tuple(stored["tokens"]),
-        {name: tuple(weights) for name, weights in stored["weights"].items()},
-        {name: tuple((start, stop) for start, stop in ranges) for name, ranges in stored["marks"].items()},
-        stored["written"],
-    )
-
-
-def _is_cell(path: Path) -> bool:
-    return not path.name.endswith(".scores.json")
-
-
-def _done(path: Path) -> bool:
-    """Whether a cell is finished: its file is whole, and so are its scores."""
-    if not path.is_file():
-        return False
-    try:
-        if read(path).get("scored"):
-            HeadScores.load(path.with_name(f"{path.stem}.scores.json"))
-    except InterpError:
-        return False
-    return True
 
 
 def _what(before: Any, now: Any, key: str) -> str:

@@ -6,14 +6,18 @@ from typing import Any
 
 from interp.analyses import identify, tasks
 from interp.analyses.scores import HeadScores
-from interp.hooks.prompts import Prompts
+from interp.hooks.prompts import Prompt, Prompts
 from interp.kernels.errors import UsageError
 
 ORDER = ("retrieval", "induction", "previous_token", "duplicate_token", "sinks")
 """what "all" stands for"""
 PATCHED = ("activation_patching", "path_patching", "attribution_patching")
-MORE = ("importance", *PATCHED, "logit_attribution", "influence")
+OF_HEADS = ("influence", "joint", "vocabulary")
+"""what is made of heads that other analyses found, or that are named; no scores of their own"""
+MORE = ("importance", *PATCHED, "logit_attribution", *OF_HEADS)
 """what is measured when it is named"""
+VOCABULARY = 4
+"""prompts of the vocabulary view"""
 SHORT = {"patching": "activation_patching", "attribution": "attribution_patching"}
 
 
@@ -47,6 +51,8 @@ class Plan:
     kind: str = "zero"
     heads: str = ""
     """heads of the causal check; empty for the top k of retrieval"""
+    explore: int = 1024
+    """tokens of the text in the explorer; 0 for no explorer"""
     batch_size: int = 8
 
     def __post_init__(self) -> None:
@@ -56,9 +62,16 @@ class Plan:
             raise UsageError(f"analyses {', '.join(unknown) or 'none'} do not exist: take some of {known}, or all.")
         if "influence" in self.analyses and "retrieval" not in self.analyses and not self.heads:
             raise UsageError("influence masks retrieval heads: add retrieval to the analyses, or name heads.")
+        if not self.heads and not set(self.analyses) - set(OF_HEADS):
+            raise UsageError(
+                f"{', '.join(self.analyses)} shows heads that others find: add an analysis, or name heads."
+            )
         for name in ("pairs", "needles", "texts", "check_needles", "k", "draws", "batch_size", "repeat", "reply"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name}={getattr(self, name)}: give at least 1.")
+
+        if self.explore < 0:
+            raise UsageError(f"explore={self.explore}: give the tokens of the explorer's text, or 0 for no explorer.")
 
     @property
     def checked(self) -> bool:
@@ -111,8 +124,7 @@ def studies(plan: Plan, tokenizer: Any, own: Prompts | None = None) -> list[Stud
     }
     found = []
     for name in plan.analyses:
-        if name == "influence":
-            # of documents, and of heads that retrieval has to find first
+        if name in OF_HEADS:
             continue
         run = getattr(identify, name)
         if name in PATCHED:
@@ -152,3 +164,28 @@ def check_prompts(plan: Plan, tokenizer: Any) -> Prompts:
     """Needles for the causal check; another seed, so that none of the prompts the heads were found on comes again."""
     other = replace(plan, seed=plan.seed + 1_000_003, length=plan.check_length, needles=plan.check_needles)
     return needles(other, tokenizer)
+
+
+def asked_of_heads(plan: Plan, tokenizer: Any, own: Prompts | None = None) -> dict[str, Prompts]:
+    """The prompts of each of OF_HEADS that the plan names."""
+    made = {"influence": passages, "joint": passages, "vocabulary": lambda *given: needles(*given)[:VOCABULARY]}
+    return {name: own if own is not None else made[name](plan, tokenizer) for name in OF_HEADS if name in plan.analyses}
+
+
+def explored_prompt(plan: Plan, tokenizer: Any, own: Prompts | None, context: int | None) -> Prompts:
+    """The one text of the explorer: the longest own prompt, else a needle, else a passage, as far as a context goes."""
+    length = min(plan.explore, plan.explore if context is None else context)
+    if own is not None:
+        longest = max(range(len(own)), key=lambda i: len(own[i]))
+        if len(own[longest]) <= length:
+            return own[longest : longest + 1]
+        cut = own[longest].ids[:length]
+        return Prompts.from_ids([cut], pad_id=own.pad_id, tokenizer=own.tokenizer)
+    # a seed of its own: no prompt that heads were scored on
+    other = replace(plan, seed=plan.seed + 2_000_003, length=length, text_length=length, needles=1, texts=1)
+    return needles(other, tokenizer) if "retrieval" in plan.analyses else passages(other, tokenizer)
+
+
+def brief(prompt: Prompt, tokenizer: Any, tokens: int = 32) -> str:
+    """What a prompt asks, or how it begins."""
+    return str(prompt.meta.get("question") or tokenizer.decode(prompt.ids[:tokens], skip_special_tokens=True)).strip()

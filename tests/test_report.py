@@ -153,7 +153,7 @@ def test_four_scripts_of_our_own_and_nothing_from_elsewhere(which, request):
     for tag, attrs in page.elements:
         assert tag not in {"iframe", "object", "embed", "link", "base", "form", "img"}
         assert not [name for name in attrs if name.startswith("on") or name in {"src", "srcdoc", "action"}]
-        assert re.fullmatch("#(found|compared|causal|text|origin|a[123])", attrs.get("href", "#found") or "")
+        assert re.fullmatch("#(found|compared|causal|heads|text|origin|a[123])", attrs.get("href", "#found") or "")
         assert not re.search(r"url\(|expression|[<>&]", attrs.get("style") or "")
 
 
@@ -181,6 +181,9 @@ def test_hostile_text_in_embedded_json_stays_in_its_script(hostile_page: Page):
     for script in hostile_page.scripts[:2]:
         assert not set(script) & set("<>&\u2028\u2029")
     figures = json.loads(hostile_page.scripts[0])
+    for figure in figures:
+        # the numbers that a reader saves, as CSV and not as HTML
+        figure["layout"].pop("meta", None)
     assert "&lt;script&gt;" in json.dumps(figures)
     assert "<script" not in json.dumps(figures)
 
@@ -206,7 +209,7 @@ def test_the_summary_says_the_numbers_of_the_data(findings: Findings, page: Page
 
 def test_the_header_says_what_was_measured(page: Page):
     assert [attrs.get("id") for attrs in page.of("section")] == [
-        "found", "a1", "a2", "a3", "compared", "causal", "text", "origin",
+        "found", "a1", "a2", "a3", "compared", "causal", "heads", "text", "origin",
     ]  # fmt: skip
     for said in ("tiny-model", "LlamaForCausalLM", "6 layers × 4 heads, 2 key-value heads", "dequantised from 4 bit",
                  "2 March 2026, 14:05 UTC", "3 min 12 s", "interp report tiny-model --seed 3", "w" * 16):  # fmt: skip
@@ -255,9 +258,9 @@ def test_replies_show_first_what_was_lost_and_join_equal_replies(findings: Findi
 def test_all_figures_are_on_the_page_and_readable(findings: Findings, page: Page):
     figures = json.loads(page.scripts[0])
     places = [attrs for attrs in page.of("div") if "data-figure" in attrs]
-    # map and top for each of three, positions, scatter, causal
-    assert len(figures) == len(places) == 9
-    assert sorted(int(place["data-figure"] or -1) for place in places) == list(range(9))
+    # atlas, depth, map and top for each of three, positions, scatter, causal
+    assert len(figures) == len(places) == 11
+    assert sorted(int(place["data-figure"] or -1) for place in places) == list(range(11))
     assert all((place["aria-label"] or "").strip(". ") for place in places)
     assert "L3H1" in json.dumps(figures[0])
     assert "Retrieval against induction" in page.words
@@ -302,7 +305,7 @@ def test_the_file_is_one_page_below_eight_megabytes(hostile: Findings, tmp_path:
 def test_one_analysis_alone_makes_a_report(findings: Findings):
     few = replace(findings, scores={"custom": table("custom", 2)}, causal=None, views=(), settings={}, seconds=0.0)
     page = Page(render(few))
-    assert [attrs.get("id") for attrs in page.of("section")] == ["found", "a1", "origin"]
+    assert [attrs.get("id") for attrs in page.of("section")] == ["found", "a1", "heads", "origin"]
 
 
 def test_scores_of_which_no_prompt_counts_are_reported_as_such(findings: Findings):

@@ -19,7 +19,8 @@ from interp.hooks.capture import capture, run
 from interp.hooks.heads import Head
 from interp.hooks.keep import pattern
 from interp.kernels.errors import HeadError, PromptError, RunError, UsageError
-from interp.runs import Run, findings, read_manifest
+from interp.results import findings, read_manifest
+from interp.runs import Run
 from interp.studies import Plan, Study, check_prompts, parse_analyses
 from interp.views import view
 
@@ -206,7 +207,7 @@ def test_heads_of_the_check_come_from_retrieval_and_have_scores(tmp_path, monkey
     monkeypatch.setattr(runs, "studies", lambda *_: [Study("retrieval", identify.retrieval, asked)])
     monkeypatch.setattr(runs, "check_prompts", lambda *_: prompts("retrieval", 1))
     monkeypatch.setattr(runs, "judge", lambda reply, prompt: bool(reply))
-    plan = replace(PLAN, analyses=("retrieval",), heads="", k=5, check_needles=4)
+    plan = replace(PLAN, analyses=("retrieval",), heads="", k=5, check_needles=4, explore=0)
     found = Run.open(tmp_path / "run", plan, truth.model, tokenizer).finish(progress=False)
     taken = found.causal.outcomes[1].condition.heads if found.causal else ()
     scores = found.scores["retrieval"]

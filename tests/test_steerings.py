@@ -284,25 +284,25 @@ def test_bad_input(call, tmp_path, name):
 
 
 def test_a_steering_run_inside_of_a_run_comes_into_its_report(whole, tmp_path):
-    from interp import runs
+    from interp import results
     from interp.runs import Run
     from interp.studies import Plan
 
     plan = Plan(analyses=("sinks",), texts=2, text_length=40, check=False)
     Run.open(tmp_path / "run", plan, speaking.model(), speaking.tokenizer()).finish(progress=False)
     shutil.copytree(whole[0], tmp_path / "run" / "steer-pasta")
-    found = runs.findings(tmp_path / "run")
+    found = results.findings(tmp_path / "run")
     assert found.steering[0].check == whole[1].steering[0].check
     assert "Steering: pasta on mine" in render(found)
     cut = shutil.copytree(whole[0], tmp_path / "run" / "steer-cut")
     (cut / "arms.json").unlink()
-    assert len(runs.findings(tmp_path / "run").steering) == 1
+    assert len(results.findings(tmp_path / "run").steering) == 1
     manifest = json.loads((tmp_path / "run" / "steer-pasta" / "steering.json").read_text())
     manifest["origin"]["weights_hash"] = "another"
     (tmp_path / "run" / "steer-pasta" / "steering.json").write_text(json.dumps(manifest))
     with pytest.raises(ScoreError, match="belong to"):
-        runs.findings(tmp_path / "run")
+        results.findings(tmp_path / "run")
     with pytest.raises(RunError):
-        make_report(replace(found, scores={}, steering=()), tmp_path / "r.html")
+        make_report(replace(found, scores={}, steering=(), explored=None), tmp_path / "r.html")
     with pytest.raises(UsageError):
         SteerPlan(tops=())

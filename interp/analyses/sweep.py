@@ -124,8 +124,9 @@ def sweep(
     folder: Any = None,
     progress: bool = False,
 ) -> HeadScores:
-    """Each head changed alone: score[p l h] = metric of prompt p with that head under the intervention.
+    """Each head changed alone, and what a metric says of each prompt then.
 
+    score[p l h] = metric of prompt p with head h of layer l under the intervention.
     kind: an ablation of `interp.ablate`, or an Intervention ("scale" with a factor, "patch" from another prompt).
     metric: `kl` from the model as loaded, or your own `metric(logits [r v], batch)`; float32 logits at the last token.
     heads: anything HeadSet.parse takes, by default all; NaN elsewhere. batch_size: prompts read side by side; rows: of
@@ -133,6 +134,7 @@ def sweep(
     sweep that was cut goes on with the same numbers.
     A forward begins at the changed layer and a beginning that the prompts share is read once for each head.
     Raises UsageError for a metric that gives no finite number a row, PromptError for prompts longer than the context.
+    Source: ours; Ships (Zhou et al., ICLR 2025) is the metric `kl` under "uniform" or "zero".
     Cannot show: what heads do together, or that a head works through the last token: all positions are changed.
     """
     change = kind if isinstance(kind, Intervention) else Intervention(kind, seed=seed)
@@ -184,7 +186,11 @@ def sweep_sets(
     folder: Any = None,
     progress: bool = False,
 ) -> Swept:
-    """Many head sets, each changed as one: values[p i] = metric of prompt p under set i. See `sweep`."""
+    """Many head sets, each changed as one, and a metric of each prompt under each set.
+
+    values[p i] = metric of prompt p with all heads of set i under the intervention. Arguments and errors as `sweep`.
+    Source: ours. Cannot show: which head of a set an effect is of.
+    """
     change = kind if isinstance(kind, Intervention) else Intervention(kind)
     if not len(prompts):
         raise PromptError("no prompts to sweep over; the selection is empty.")

@@ -7,7 +7,20 @@ from torch import Tensor
 
 from interp.analyses.scores import HeadScores
 from interp.kernels.errors import UsageError
-from interp.plots.style import BLUE, GREY, LEGEND, LINES, ORANGE, SCALE, layout, number, safe, title_of, whole
+from interp.plots.style import (
+    BLUE,
+    GREY,
+    LEGEND,
+    LINES,
+    ORANGE,
+    SCALE,
+    layout,
+    listed_rows,
+    number,
+    safe,
+    title_of,
+    whole,
+)
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -46,6 +59,7 @@ def head_map(scores: HeadScores) -> "Figure":
     cell = 24 if scores.n_heads <= 12 else 16 if scores.n_heads <= 40 else 10
     figure.update_layout(
         **layout(f"{title_of(scores.name)}: score of each head", said, cell * scores.n_heads + 120),
+        meta=_numbers(scores),
         coloraxis={
             "colorscale": "PuOr" if signed else SCALE, "cmin": low, "cmax": high if high > low else low + 1,
             "colorbar": {"thickness": 10, "outlinewidth": 0, "nticks": 5},
@@ -180,6 +194,13 @@ def positions(scores: HeadScores, k: int = 5) -> "Figure":
     figure.update_xaxes(title="position of the key")
     figure.update_yaxes(title="attention received", rangemode="tozero")
     return figure
+
+
+def _numbers(scores: HeadScores) -> dict[str, Any]:
+    """The table behind a map, for whoever saves it."""
+    tables = [table.flatten().tolist() for table in (scores.values, scores.low, scores.high, scores.frequency)]
+    names = [f"L{layer}H{head}" for layer in range(scores.layers) for head in range(scores.n_heads)]
+    return {"columns": ["head", "score", "low", "high", "above 0 in"], "rows": listed_rows(names, *tables)}
 
 
 def about_heads(scores: HeadScores) -> list[list[str]]:

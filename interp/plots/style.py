@@ -7,6 +7,11 @@ from typing import Any
 BLUE, ORANGE, GREY = "#3b82c4", "#d55e00", "#8a8f98"
 # Okabe and Ito's colours, told apart by colour-blind readers
 LINES = (ORANGE, BLUE, "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+# functions keep their colour from figure to figure; sinks, of which there are many, a quiet one
+COLOURS = {
+    "retrieval": ORANGE, "induction": BLUE, "previous_token": "#009e73", "duplicate_token": "#cc79a7",
+    "sinks": "#d3bd5c",
+}  # fmt: skip
 # one hue, lightness falling evenly: reads the same in grey and for colour-blind readers
 SCALE = ((0.0, "#f3f6fa"), (0.25, "#c3d9ed"), (0.5, "#7fb0d8"), (0.75, "#3677b0"), (1.0, "#08305f"))
 _FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif"
@@ -28,6 +33,11 @@ def title_of(name: str) -> str:
     return words[:1].upper() + words[1:]
 
 
+def colour_of(name: str, place: int) -> str:
+    """The colour of an analysis, or of the one at this place."""
+    return COLOURS.get(name) or LINES[place % len(LINES)]
+
+
 def number(value: float) -> str:
     """Two decimals, more for small numbers; "–" for none."""
     if value != value:
@@ -39,6 +49,19 @@ def number(value: float) -> str:
 def safe(text: str) -> str:
     """For plotly, whose texts are a subset of HTML."""
     return escape(visible(text), quote=False)
+
+
+def listed_rows(names: list[str], *columns: list[float]) -> list[list[Any]]:
+    """Rows of a table: a name, then numbers to six digits, None for one that is missing."""
+    return [
+        [name, *(None if value != value else float(f"{value:.6g}") for value in values)]
+        for name, *values in zip(names, *columns, strict=True)
+    ]
+
+
+def embed(text: str) -> str:
+    """JSON that may stand in a script element: nothing in it can end the element or begin another."""
+    return text.translate({ord(sign): f"\\u{ord(sign):04x}" for sign in "<>&\u2028\u2029"})
 
 
 def layout(title: str, said: list[str], height: int) -> dict[str, Any]:

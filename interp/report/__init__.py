@@ -12,11 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from interp import plots
 from interp.analyses.curve import Curve
+from interp.analyses.functions import Functions, cut_of, functions
 from interp.analyses.scores import HeadScores
 from interp.analyses.storage import write_atomic
+from interp.controls import OF_LOOKING
 from interp.findings import Findings, Safety, Steered
 from interp.kernels.errors import RunError, ScoreError
-from interp.report import refusals, views, words
+from interp.plots.style import embed as embed
+from interp.report import heads, refusals, views, words
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -58,16 +61,30 @@ def render(findings: Findings) -> str:
     environment.filters |= {"number": plots.number, "cut": words.cut, "title": plots.title_of}
     drawn = _Figures()
     shown = [views.show(view) for view in findings.views]
-    scripts = [get_plotlyjs(), _own("report.js")]
+    sorted_heads = _functions(findings.scores)
+    explorer = plots.explorer(findings.explored) if findings.explored is not None else None
+    # the explorer's function stands before the script that calls it
+    own = (explorer.script() if explorer is not None else "") + _own("report.js")
+    scripts = [get_plotlyjs(), own]
     context = {
         "findings": findings,
         "origin": findings.provenance,
         "date": words.date(findings.provenance.time),
         "duration": words.duration(findings.seconds),
-        "summaries": [words.summary(scores) for scores in findings.scores.values()],
+        "atlas": drawn.add(plots.atlas(sorted_heads)) if sorted_heads is not None else None,
+        "functions": heads.table(sorted_heads) if sorted_heads is not None else [],
+        "depth": drawn.add(plots.depth(findings.scores)) if sorted_heads is not None else None,
+        "cards": heads.cards(findings, sorted_heads),
+        "explorer": explorer,
+        "panel": Markup(explorer.panel()) if explorer is not None else "",
+        "joint": _joint(findings, drawn),
+        "vocabulary": _vocabulary(findings, drawn),
+        "explorer_data": Markup(explorer.data()) if explorer is not None else "",
+        "summaries": [words.summary(scores, cut_of(name, scores)) for name, scores in findings.scores.items()],
         "causal_words": words.causal_words(findings),
         "sections": [
-            _section(name, scores, findings.controls.get(name), drawn) for name, scores in findings.scores.items()
+            _section(name, scores, findings.controls.get(name), words.top_of(findings), drawn)
+            for name, scores in findings.scores.items()
         ],
         "scatter": _scatter(findings.scores, drawn),
         "overlaps": _overlaps(findings.scores),
@@ -77,7 +94,7 @@ def render(findings: Findings) -> str:
         "safety": [_safety(told, drawn) for told in findings.safety],
         "views": shown,
         "provenance": words.provenance(findings),
-        "style": Markup(_own("report.css")),
+        "style": Markup(_own("report.css") + (explorer.style() if explorer is not None else "")),
         "plotly": Markup(scripts[0]),
         "script": Markup(scripts[1]),
         "allowed": Markup(" ".join(f"'sha256-{b64encode(sha256(s.encode()).digest()).decode()}'" for s in scripts)),
@@ -110,11 +127,6 @@ def _safety(told: Safety, drawn: "_Figures") -> dict[str, Any]:
     }
 
 
-def embed(text: str) -> str:
-    """JSON that may stand in a script element: nothing in it can end the element or begin another."""
-    return text.translate({ord(sign): f"\\u{ord(sign):04x}" for sign in "<>&\u2028\u2029"})
-
-
 @dataclass(frozen=True)
 class Drawn:
     """A figure of the page: its place in the embedded list, and its heading as text."""
@@ -142,7 +154,8 @@ class _Figures:
 
 
 def _check(findings: Findings) -> None:
-    if not findings.scores and not findings.steering and findings.influence is None:
+    views = (findings.influence, findings.explored, findings.joint, findings.vocabulary)
+    if not findings.scores and not findings.steering and all(view is None for view in views):
         raise RunError("the findings hold no scores; run at least one analysis before making a report.")
     profiles = {f"{told.method} on {told.task}": told.profile for told in findings.steering if told.profile}
     for name, scores in {**findings.scores, **profiles}.items():
@@ -159,22 +172,40 @@ def _own(name: str) -> str:
     return files("interp.report").joinpath(name).read_text(encoding="utf-8")
 
 
-def _section(name: str, scores: HeadScores, control: Curve | None, drawn: _Figures) -> dict[str, Any]:
-    heads = scores.top(TOP)
+def _functions(scores: dict[str, HeadScores]) -> Functions | None:
+    """Heads sorted into functions, where any table says when a head has one."""
+    return functions(scores) if any(cut_of(name, table) is not None for name, table in scores.items()) else None
+
+
+def _section(name: str, scores: HeadScores, control: Curve | None, checked: str, drawn: _Figures) -> dict[str, Any]:
+    top = scores.top(TOP)
     return {
         "title": plots.title_of(name),
         "about": words.about(name),
         "facts": words.facts(scores),
         "map": drawn.add(plots.head_map(scores)),
-        "top": drawn.add(plots.top_heads(scores, TOP)) if heads else None,
-        "positions": drawn.add(plots.positions(scores)) if "positions" in scores.extras and heads else None,
+        "top": drawn.add(plots.top_heads(scores, TOP)) if top else None,
+        "positions": drawn.add(plots.positions(scores)) if "positions" in scores.extras and top else None,
         "rows": [
             (head, *(float(t[head]) for t in (scores.values, scores.low, scores.high, scores.frequency)))
-            for head in heads
+            for head in top
         ],
         "unit": scores.unit,
         "control": drawn.add(plots.curve(control, control.measures[0])) if control is not None else None,
+        "control_words": words.control_words(name, control) if control is not None else "",
+        "flattered": name not in OF_LOOKING,
+        "checked": name.replace("_", " ") == checked,
     }
+
+
+def _joint(findings: Findings, drawn: _Figures) -> list[Drawn]:
+    told = findings.joint
+    return [] if told is None else [drawn.add(plots.joint(told, head, color="position")) for head in told.heads]
+
+
+def _vocabulary(findings: Findings, drawn: _Figures) -> list[Drawn]:
+    told = findings.vocabulary
+    return [] if told is None else [drawn.add(plots.vocabulary(told, i)) for i in range(len(told.labels))]
 
 
 def _scatter(scores: dict[str, HeadScores], drawn: _Figures) -> Drawn | None:

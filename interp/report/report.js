@@ -26,22 +26,119 @@
   // a finger on a figure scrolls the page
   const pointer = window.matchMedia("(hover: hover)").matches;
   const config = {
-    responsive: true, displaylogo: false, displayModeBar: pointer && "hover", modeBarButtons: [["toImage", "zoom2d", "resetScale2d"]],
+    responsive: true, displaylogo: false, displayModeBar: pointer && "hover", modeBarButtons: [["zoom2d", "resetScale2d"]],
   };
-  const draw = (night) => places.forEach((place) => {
-    const figure = figures[Number(place.dataset.figure)];
-    Plotly.react(place, figure.data, structuredClone(themed(figure.layout, night)), config);
+  const figureOf = (place) => figures[Number(place.dataset.figure)];
+  const drawn = new Set();
+  const draw = (place, night) => {
+    drawn.add(place);
+    const figure = figureOf(place);
+    return Plotly.react(place, figure.data, structuredClone(themed(figure.layout, night)), config);
+  };
+  const redraw = (night) => drawn.forEach((place) => draw(place, night));
+  // what is near the window first, so that the page opens at once; the rest when there is time
+  const near = new IntersectionObserver((seen) => seen.forEach((entry) => {
+    if (!entry.isIntersecting) return;
+    near.unobserve(entry.target);
+    if (!drawn.has(entry.target)) draw(entry.target, dark.matches);
+  }), { rootMargin: "400px" });
+  places.forEach((place) => near.observe(place));
+  const later = window.requestIdleCallback || ((work) => setTimeout(work, 50));
+  const rest = () => {
+    const next = places.find((place) => !drawn.has(place));
+    if (!next) return;
+    draw(next, dark.matches);
+    later(rest);
+  };
+  window.addEventListener("load", () => setTimeout(() => later(rest), 500));
+  dark.addEventListener("change", () => redraw(dark.matches));
+  window.addEventListener("beforeprint", () => { places.forEach((place) => drawn.add(place)); redraw(false); });
+  window.addEventListener("afterprint", () => redraw(dark.matches));
+
+  // downloads: made here from what the page holds, so that they work without a network
+  const save = (name, type, text) => {
+    const link = document.createElement("a");
+    link.href = URL.createObjectURL(new Blob([text], { type }));
+    link.download = name;
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(link.href), 5000);
+  };
+  const slug = (text) => text.toLowerCase().replace(/[^a-z0-9]+/g, "-").replace(/^-|-$/g, "").slice(0, 60) || "data";
+  const cell = (value) => {
+    if (typeof value === "number") return Number.isFinite(value) ? String(value) : "";
+    let text = String(value ?? "");
+    // spreadsheets run a text that begins so
+    if (/^[=+\-@\t\r]/.test(text) && !/^[+-]?[\d.]+%?$/.test(text)) text = `'${text}`;
+    return /[",\n\r]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
+  };
+  const csv = (rows) => rows.map((row) => row.map(cell).join(",")).join("\r\n") + "\r\n";
+  const parser = new DOMParser();
+  const plain = (text) => parser.parseFromString(String(text ?? "").replaceAll("<br>", "; "), "text/html").body.textContent;
+  const table = async (place) => {
+    const layout = figureOf(place).layout;
+    if (layout.meta?.columns) return [layout.meta.columns, ...layout.meta.rows];
+    if (!drawn.has(place)) await draw(place, dark.matches);
+    const axes = ["xaxis", "yaxis"].map((name) => plain(layout[name]?.title?.text) || name[0]);
+    const rows = [["series", ...axes, "low", "high", "about"]];
+    // plotly unpacks typed arrays into its own copy of the traces
+    for (const trace of place._fullData) {
+      const bars = (i) => ["x", "y"].map((letter) => {
+        const bar = trace[`error_${letter}`];
+        return bar?.visible && bar.array ? [trace[letter][i] - (bar.arrayminus ?? bar.array)[i], trace[letter][i] + bar.array[i]] : null;
+      }).find(Boolean) ?? ["", ""];
+      const labels = trace.customdata ?? trace.text;
+      for (let i = 0; trace.type === "scatter" && i < (trace.x?.length ?? 0); i++) {
+        if (trace.x[i] === null || trace.hoverinfo === "skip") continue;
+        rows.push([plain(trace.name), trace.x[i], trace.y[i], ...bars(i), plain(Array.isArray(labels) ? labels[i] : labels)]);
+      }
+    }
+    return rows;
+  };
+  const picture = async (place, title) => {
+    const figure = figureOf(place), width = 1000, top = 60;
+    const layout = structuredClone(themed(figure.layout, false));
+    Object.assign(layout, { width, autosize: false, paper_bgcolor: "#ffffff", height: figure.layout.height + top });
+    layout.margin = { ...layout.margin, t: layout.margin.t + top };
+    // the text of the page, which plotly takes for HTML
+    layout.title = { text: title.replaceAll("&", "&amp;").replaceAll("<", "&lt;"), x: 0, xref: "paper", xanchor: "left", font: { size: 14 } };
+    const made = await Plotly.toImage({ data: figure.data, layout }, { format: "svg", width, height: layout.height });
+    return decodeURIComponent(made.slice(made.indexOf(",") + 1));
+  };
+  const button = (name, label, work) => {
+    const made = document.createElement("button");
+    made.type = "button";
+    made.textContent = name;
+    made.setAttribute("aria-label", label);
+    made.addEventListener("click", work);
+    return made;
+  };
+  const tools = (...buttons) => {
+    const made = document.createElement("div");
+    made.className = "tools";
+    made.append(...buttons);
+    return made;
+  };
+  places.forEach((place) => {
+    const title = place.closest("figure").querySelector("b").textContent;
+    place.closest("figure").append(tools(
+      button("CSV", `${title}: the numbers as CSV`, async () => save(`${slug(title)}.csv`, "text/csv", csv(await table(place)))),
+      button("SVG", `${title}: the picture as SVG`, async () => save(`${slug(title)}.svg`, "image/svg+xml", await picture(place, title))),
+    ));
   });
-  draw(dark.matches);
-  dark.addEventListener("change", () => draw(dark.matches));
-  window.addEventListener("beforeprint", () => draw(false));
-  window.addEventListener("afterprint", () => draw(dark.matches));
+  document.querySelectorAll(".scroll > table").forEach((shown) => {
+    const title = shown.parentElement.getAttribute("aria-label");
+    const rows = () => [...shown.rows].map((row) => [...row.cells].map((part) => part.textContent.trim()));
+    shown.parentElement.after(tools(
+      button("CSV", `${title}: the numbers as CSV`, () => save(`${slug(title)}.csv`, "text/csv", csv(rows()))),
+    ));
+  });
 
   document.querySelectorAll("[data-view]").forEach((view) => {
     const rows = weights[Number(view.dataset.view)];
     const tokens = [...view.querySelectorAll("[data-i]")];
     const box = view.querySelector(".tokens");
     const readout = view.querySelector(".readout");
+    const names = [...view.querySelectorAll("label")].map((label) => label.textContent.trim());
     const rest = readout.textContent;
     let shown = rows[0] || [];
     const show = (index) => {
@@ -55,9 +152,22 @@
       if (i >= 0) readout.textContent = `position ${tokens[i].dataset.i}: weight ${shown[i].toFixed(4)}`;
     });
     box.addEventListener("pointerleave", () => { readout.textContent = rest; });
+    readout.after(tools(button("CSV", "Attention on each token as CSV", () => save("attention-on-the-text.csv", "text/csv", csv([
+      ["position", "token", ...names],
+      ...tokens.map((token, i) => [Number(token.dataset.i), token.textContent, ...rows.map((row) => row[i])]),
+    ])))));
     const checked = view.querySelector("input:checked");
     if (checked) show(Number(checked.value));
     const mark = box.querySelector("mark");
     if (mark) box.scrollTop = mark.offsetTop - box.clientHeight / 2;
   });
+
+  const explored = document.getElementById("explored");
+  if (explored) {
+    const root = document.querySelector("#explorer .explorer");
+    interpExplorer(root, JSON.parse(explored.textContent));
+    document.querySelectorAll("[data-head]").forEach((link) => link.addEventListener("click", () => {
+      root.dispatchEvent(new CustomEvent("interp:head", { detail: link.dataset.head }));
+    }));
+  }
 })();

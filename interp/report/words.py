@@ -10,6 +10,7 @@ from inspect import getdoc
 from typing import Any
 
 from interp.analyses.causal import CausalCheck, Outcome
+from interp.analyses.curve import Curve
 from interp.analyses.scores import HeadScores
 from interp.findings import Findings, Steered
 from interp.plots import number, title_of
@@ -46,12 +47,12 @@ class Summary:
     sure: str
 
 
-def summary(scores: HeadScores) -> Summary:
-    """The best head, how many pass the threshold, and how far the prompts settle it."""
+def summary(scores: HeadScores, cut: float | None) -> Summary:
+    """The best head, how many are above the cut, and how far the prompts settle it."""
     heads, n = scores.top(2), len(scores.per_prompt)
     best = heads[0] if heads else None
     value, low, high = (float(t[best]) if best else math.nan for t in (scores.values, scores.low, scores.high))
-    above = None if scores.threshold is None else len(scores.heads())
+    above = None if cut is None else len(scores.heads(above=cut))
     return Summary(
         title=title_of(scores.name),
         best=str(best or "–"),
@@ -61,15 +62,15 @@ def summary(scores: HeadScores) -> Summary:
         scale=max([1.0, *(end for end in (value, high) if end == end)]),
         above=above,
         heads=len(scores),
-        threshold=scores.threshold,
+        threshold=cut,
         counted=scores.counted,
         prompts=n,
-        found=_found(scores, above),
+        found=_found(scores, above, cut),
         sure=_sure(scores),
     )
 
 
-def _found(scores: HeadScores, above: int | None) -> str:
+def _found(scores: HeadScores, above: int | None, cut: float | None) -> str:
     heads = scores.top(3)
     if not heads:
         return "No prompt counted, so no head has a score."
@@ -80,7 +81,7 @@ def _found(scores: HeadScores, above: int | None) -> str:
     if above is None:
         return f"{text}."
     share = f"{above} of {len(scores)} heads ({above / len(scores):.1%})"
-    return f"{text}; {share} {'is' if above == 1 else 'are'} above the threshold of {scores.threshold:g}."
+    return f"{text}; {share} {'is' if above == 1 else 'are'} above {cut:g}."
 
 
 def _sure(scores: HeadScores) -> str:
@@ -124,6 +125,25 @@ def causal_words(findings: Findings) -> list[str]:
         said.append(f"With {len(rows[0].condition.heads)} random other heads instead: {'; '.join(controls)}.")
         said += _verdict(check)
     return said
+
+
+def control_words(name: str, curve: Curve) -> str:
+    """What a table's top heads do when they are out, beside random ones, in one sentence or two."""
+    size, measure = max(curve.sizes(name)), curve.measures[0]
+    heads = f"{size} {'head' if size == 1 else 'heads'}"
+    base, out = (curve.at(which, n, measure)[0] for which, n in (("as loaded", 0), (name, size)))
+    said = f"Control: {measure} is {base:.2f} as loaded and {out:.2f} with the top {heads} zeroed"
+    beside = [which for which in ("random", "random by layer") if which in curve.rankings]
+    told = {"random": "drawn freely", "random by layer": "matched by layer"}
+    if not beside:
+        return f"{said}."
+    each = ", ".join(f"{curve.at(which, size, measure)[0]:.2f} {told[which]}" for which in beside)
+    mean, low, high = curve.gain(name, size, measure, over=beside[-1])
+    apart = "told apart" if low > 0 or high < 0 else "not told apart"
+    return (
+        f"{said}; with {size} random others {each}. Top less random {told[beside[-1]]}: {mean:+.2f} "
+        f"[{low:+.2f}, {high:+.2f}], {apart} on {len(curve.points[0].values[measure])} prompts."
+    )
 
 
 def steering_words(told: Steered) -> list[str]:

@@ -29,9 +29,9 @@ def ships(
     the prompt, in float64. ablation: "uniform", the paper's undifferentiated attention (its query times 1e-4, here
     exactly flat attention), or "zero", its scaling contribution (the output times 1e-4, here 0).
     prompts: queries that the model refuses; see tasks.refusal. Other arguments as in `sweep`; raises what it raises.
+    In 16 bits the error of a KL is as large as the tenth score of a 1.5B model: load in float32.
     Source: Zhou et al., On the Role of Attention Heads in LLM Safety (ICLR 2025), section 3. Differs: heads are query
     heads under grouped queries too, where the released code indexes keys by query head; no 1e-12 under the logarithm.
-    In 16 bits the error of a KL is as large as the tenth score of a 1.5B model: load in float32.
     Cannot show: that the head makes the model refuse; the next token may change without the verdict. See causal_curve.
     """
     return sweep(

@@ -81,6 +81,7 @@ def steer_check(
     draws for the random groups ("random": of all other heads, "random by layer": as many from each layer), which are
     left out where no others are left. `gain` compares conditions prompt by prompt. Use prompts that neither the heads
     nor the settings were chosen on: the test split of a task.
+    Source: ours, after the masking control of Wu et al. 2404.15574.
     Cannot show: whether a gain is what the method claims to do; a judge sees the reply alone.
     """
     from tqdm.auto import tqdm

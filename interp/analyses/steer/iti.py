@@ -46,9 +46,9 @@ def iti(
     sigma[l h] = deviation of z theta over all prompts; Offset(alpha sigma theta, at="last").
     prompts: answered questions, ending where the answer does; labels: true or false for each. k 48 and alpha 15 for
     LLaMA-7B in the paper; each class needs a prompt for each fold.
+    Prompts that share a question should not be split between folds; here they may be, so give one of each.
     Source: Li et al. 2306.03341. Differs: each prompt is held out once, in stratified folds, where the paper holds out
     one fifth; the directions are those of all prompts.
-    Prompts that share a question should not be split between folds; here they may be, so give one of each.
     Cannot show: that the model uses what probes read; compare with random heads. The best of many probes look better
     than they are: judge the edit on prompts that are not among these.
     """

@@ -81,15 +81,15 @@ def profile(
 ) -> Profile:
     """Steer each head alone and measure what it gains, in rounds that halve the heads and double the prompts.
 
-    gain[p l h] = score of prompt p with `edit` in that head alone less its score without. score: "margin", the log-
-    probability per token of the best right continuation less that of the best wrong one; "accuracy", whether that is
-    above 0; "entropy", minus the entropy over the continuations, which needs no labels.
+    gain[p l h] = score of prompt p with `edit` in that head alone less its score without. score: "margin", the
+    log-probability per token of the best right continuation less that of the best wrong one; "accuracy", whether that
+    is above 0; "entropy", minus the entropy over the continuations, which needs no labels.
     prompts: with meta["right"] and meta["wrong"] (see tasks.get), in an order drawn by `seed`. heads: candidates, by
     default all. keep: heads that are measured on all prompts. start: prompts of the first round. rows: of one forward.
+    start=len(prompts) measures every head on every prompt.
     folder: finished parts are kept there, and a profile that was cut goes on with the same numbers.
     Source: Zhang et al. 2311.02262, section 3.2 (each head alone, ranked by task score, by generation on 1,000
-    prompts); differs in scoring given continuations and in the rounds. start=len(prompts) measures every head on
-    every prompt.
+    prompts). Differs: given continuations are scored, and heads leave in rounds.
     Cannot show: what heads do together; how a head ranks that left early, by a few prompts. Gains of the heads that
     stayed are of heads chosen for them, on the same prompts: too high, by about as much as their intervals are wide.
     """
@@ -172,7 +172,11 @@ def scored(scores: Tensor, made: Forced, score: Score) -> Tensor:
 
 
 def intersection(profiles: Sequence[Profile], k: int) -> HeadSet:
-    """PASTA's multi-task set: heads among the first k of every profile. Raises UsageError where there is none."""
+    """PASTA's multi-task set: heads among the first k of every profile.
+
+    Raises UsageError where there is none. Source: Zhang et al. 2311.02262, section 3.2.
+    Cannot show: that the heads help on a task that was not profiled.
+    """
     if not profiles:
         raise UsageError("no profiles were given: give one for each task.")
     both = profiles[0].heads(k)
@@ -187,6 +191,8 @@ def directions(up: Profile, down: Profile) -> tuple[HeadSet, HeadSet]:
     """ZeroTuning's labels, from profiles with gamma above and below 1: heads that gain from more attention to the
     first token, and heads that gain from less. One that gains from neither is in none, from both in the better.
     Heads that either profile did not ask every prompt are in none.
+    Source: Han et al. 2505.11739, which labels heads on held-out data. Differs: by profiles, on the same prompts.
+    Cannot show: what the two sets do together; each gain is of one head alone.
     """
     known = ~(up.scores.per_prompt.isnan().any(0) | down.scores.per_prompt.isnan().any(0))
     one, other = (torch.where(known, x.scores.values, 0.0) for x in (up, down))
@@ -214,6 +220,7 @@ def choose(
     """Compare settings, heads included, on the same prompts, best first: for k, alpha, gamma on a dev split.
 
     score as in `profile`; "entropy" is ZeroTuning's mode without labels. The model as it is comes along as "as loaded".
+    Source: ours; choosing by entropy is Han et al. 2505.11739, section 4.
     Cannot show: how a setting does on prompts that it was not chosen on.
     """
     rows: dict[str, list[Tensor]] = {}

@@ -19,8 +19,9 @@ TINY = 1e-30
 class Boost(Marked):
     """Attention to spans multiplied by `factor` and renormalised: a bias of log factor on their keys.
 
-    InstABoost (2506.13734) with the instruction as the span and all heads; evidence boost on retrieval heads with the
-    evidence as the span and those heads. factor > 0, 1 changes nothing. protect_first leaves the first token out.
+    With the instruction as the span and all heads it is InstABoost, with the evidence as the span and retrieval heads
+    an evidence boost. factor > 0, 1 changes nothing. protect_first leaves the first token out.
+    Source: Guardieiro et al. 2506.13734 (InstABoost).
     Cannot show: whether the text was read for what it says; a large factor degrades it.
     """
 
@@ -85,6 +86,7 @@ class Knockout(Marked):
     """Spans cannot be attended to: a bias of -inf on their keys.
 
     Raises UsageError where a query would see no key at all, as the first tokens of a prompt do when a span holds them.
+    Source: Geva et al. 2304.14767. Differs: keys are out for every row that sees them, not from chosen rows.
     Cannot show: that the information is gone; later tokens may hold it already.
     """
 
@@ -101,7 +103,11 @@ class Knockout(Marked):
 
 @dataclass(frozen=True)
 class Temperature(Edit):
-    """Logits of the heads divided by `temperature`: below 1 attention sharpens, above it flattens."""
+    """Logits of the heads divided by `temperature`: below 1 attention sharpens, above it flattens.
+
+    pattern'[b h q k] = softmax over k of logits / temperature. temperature > 0, 1 changes nothing.
+    Source: ours. Cannot show: which keys gain; a head that looks at the wrong ones looks at them harder.
+    """
 
     temperature: float = 1.0
 
@@ -119,7 +125,12 @@ class Temperature(Edit):
 
 @dataclass(frozen=True)
 class Gate(Edit):
-    """What the heads write multiplied by `factor`: 0 takes them out, 1 changes nothing."""
+    """What the heads write multiplied by `factor`: 0 takes them out, 1 changes nothing.
+
+    z'[b q h d] = factor z, before the output projection.
+    Source: ours; the gate of Michel et al. 1905.10650, set by hand.
+    Cannot show: what the model would do had it been trained with such heads; a factor moves the residual off its path.
+    """
 
     factor: float = 1.0
 

@@ -18,8 +18,9 @@ def slot_bias(model: nn.Module, prompts: Prompts, documents: Any, *, batch_size:
 
     bias[l h k] = mean over prompts, and over their rows past the last document, of (sum over the keys of document k of
     pattern[b l h q key]) / tokens of document k. prompts: as those to be steered, with a dummy document (the same text)
-    in each slot; documents: the names of the slots, in order. Differs: the paper places one dummy at a time.
-    Raises SpanError for a prompt without such rows. Cannot show: a bias that depends on what stands in other slots.
+    in each slot; documents: the names of the slots, in order. Raises SpanError for a prompt without such rows.
+    Source: Hsieh et al. 2406.16008. Differs: the paper places one dummy at a time.
+    Cannot show: a bias that depends on what stands in other slots.
     """
     spans = spans_of(documents)
     keep, found = mass(*spans), []

@@ -14,8 +14,9 @@ class ZeroTuning(Edit):
     pattern'[b h q 0] = gamma pattern / D, pattern'[b h q k] = pattern / D for k > 0, with
     D = 1 + (gamma - 1) pattern[b h q 0]: a bias of log gamma on the first token. gamma > 1 flattens what is left
     to the rest, gamma < 1 sharpens it.
-    gamma > 0, 1 changes nothing. "First" is the first token of the prompt, never a column of padding.
-    Source: Han et al. 2505.11739, section 3. A learned sink (gpt-oss) keeps its logit, so its share moves too.
+    gamma > 0, 1 changes nothing. "First" is the first token of the prompt, never a column of padding. A learned sink
+    (gpt-oss) keeps its logit, so its share moves too.
+    Source: Han et al. 2505.11739, section 3.
     Cannot show: which heads gain from which direction; the paper labels them on held-out data.
     """
 

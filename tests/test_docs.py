@@ -1,0 +1,347 @@
+"""The documentation: it builds without a warning and opens without a network, and every block of code in it runs.
+
+Blocks of a page run in order, in one namespace and one empty folder. `python` runs; a block of commands (`console`, `bash`
+or no language) runs each `interp`, with MODEL as the demo model; `make` must know its targets and `python -m benchmarks.x`
+its script. What is not to run says so by its language.
+"""
+
+import ast
+import os
+import re
+import shlex
+import subprocess
+import sys
+from dataclasses import dataclass
+from html.parser import HTMLParser
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import browser as browsers
+import pytest
+from sybil import Document, Region
+from sybil.evaluators.python import PythonEvaluator
+from sybil.parsers.markdown.lexers import RawFencedCodeBlockLexer
+
+from interp import cli
+from interp.analyses.tasks import names
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
+SHOWN = {"text", "json"}
+"""languages of what is not to run"""
+COMMANDS = {"", "console", "bash"}
+
+FEW = {
+    "score": {
+        **{"--needles": "2", "--length": "160", "--texts": "2", "--text-length": "48", "--pairs": "2", "--draws": "1"},
+        **{"--check-needles": "2", "--check-length": "120", "--top": "3", "--explore": "64"},
+    },
+    "safety": {"--harmful": "4", "--harmless": "2", "--reply": "8"},
+    "steer": {
+        **{"--profile-items": "2", "--dev-items": "2", "--test-items": "2", "--tops": "5", "--draws": "1"},
+    },
+}
+"""cheap settings, by command, where a page does not set them itself"""
+ENDS = {"safety": (2, "no behaviour to attribute")}
+"""commands that end otherwise than with 0 on the demo model: it refuses next to nothing"""
+GIVEN = {"README.md": ""}
+"""what a page takes as given, as code"""
+SMALLER: dict[str, dict[str, str]] = {"README.md": {}}
+"""numbers of a page that would take minutes, and what stands for them; each must be there"""
+
+
+@pytest.fixture(scope="module")
+def pages():
+    """The hook of the docs, as mkdocs loads it."""
+    spec = spec_from_file_location("pages", DOCS / "pages.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The site, built strictly, and what the build said."""
+    folder = tmp_path_factory.mktemp("site")
+    environment = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    return folder, done.stdout + done.stderr
+
+
+class Links(HTMLParser):
+    """What a page loads and where it leads."""
+
+    def __init__(self, page: Path) -> None:
+        super().__init__()
+        self.loads: list[str] = []
+        self.leads: list[str] = []
+        self.feed(page.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attrs):
+        found = {name: value or "" for name, value in attrs}
+        if tag in ("script", "img", "iframe", "source") and "src" in found:
+            self.loads.append(found["src"])
+        elif tag == "link" and found.get("rel") not in ("canonical", "next", "prev"):
+            self.loads.append(found["href"])
+        elif tag == "a" and "href" in found:
+            self.leads.append(found["href"])
+
+
+def test_site_builds_without_a_warning(site):
+    _, said = site
+    assert "Documentation built" in said
+    assert "WARNING" not in said
+    assert "MkDocs 2" not in said
+
+
+def test_nothing_is_loaded_from_a_network(site):
+    folder, _ = site
+    for page in folder.rglob("*.html"):
+        assert [load for load in Links(page).loads if urlsplit(load).scheme not in ("", "data")] == [], page
+    for style in folder.rglob("*.css"):
+        assert not re.search(r"url\(['\"]?https?:|@import ['\"]?https?:", style.read_text(encoding="utf-8")), style
+
+
+def test_every_page_is_reached_from_the_first(site):
+    folder, _ = site
+    seen, left = set(), [folder / "index.html"]
+    while left:
+        page = left.pop()
+        if page in seen:
+            continue
+        seen.add(page)
+        inner = [unquote(urlsplit(lead).path) for lead in Links(page).leads if not urlsplit(lead).scheme]
+        found = [(page.parent / lead).resolve() for lead in inner if lead.endswith(".html")]
+        assert all(path.is_file() for path in found), page
+        left += found
+    assert seen == {page for page in folder.rglob("*.html") if page.name != "404.html"}
+
+
+def test_search_finds_without_a_server(site, browser):
+    folder, _ = site
+    with browsers.opened(browser, folder / "index.html") as watched:
+        watched.page.click("[data-md-component=search-query]")
+        watched.page.keyboard.type("previous token", delay=20)
+        watched.page.wait_for_selector(".md-search-result__link", timeout=20_000)
+        assert "previous_token" in watched.page.inner_text(".md-search-result__list")
+        # the site's own files, and nothing else
+        assert all(Path(urlsplit(asked).path).is_relative_to(folder) for asked in watched.asked)
+        assert watched.complaints == []
+
+
+def test_pages_made_from_the_code_say_what_it_says(site, pages):
+    folder, _ = site
+    for group, found in pages.methods().items():
+        assert found
+        for method in found:
+            text = (folder / group / f"{method.name}.html").read_text(encoding="utf-8")
+            assert method.file in text
+            assert "What it cannot show" in text
+    options = (folder / "cli.html").read_text(encoding="utf-8")
+    for command in ("doctor", "score", "safety", "steer", "report", "show"):
+        assert f"interp {command}" in options
+    assert "--check-needles" in options
+    assert "--no-check" in options
+    listed = (folder / "notebooks.html").read_text(encoding="utf-8")
+    assert all(path.name in listed for path in (ROOT / "notebooks").glob("*.py"))
+
+
+def test_commands_named_on_method_pages_exist(pages):
+    commands = {command for found in pages.methods().values() for method in found if (command := method.command)}
+    assert len(commands) > 10
+    for command in commands:
+        words = shlex.split(command)
+        known = {option for option in accepted(words[1])}
+        assert {word for word in words if word.startswith("-")} <= known, command
+        if words[1] == "score":
+            from interp.studies import parse_analyses
+
+            assert parse_analyses(words[2])
+
+
+def accepted(command: str) -> list[str]:
+    import typer.main
+
+    found = typer.main.get_command(cli.app).commands[command]  # type: ignore[attr-defined]
+    return [flag for param in found.params for flag in (*param.opts, *param.secondary_opts)]
+
+
+def test_every_card_is_whole(pages):
+    """A first sentence, a source or a claim of our own, and what it cannot show."""
+    from interp.cards import card
+
+    for found in pages.methods().values():
+        for method in found:
+            told = card(method.thing)
+            assert re.match(r"[A-Z].*\.$", told.sentence), method
+            assert told.source, f"{method.shown} names no source: cite one, or say 'Source: ours.'"
+            assert told.cannot_show, f"{method.shown} does not say what it cannot show"
+
+
+def test_a_card_is_taken_apart():
+    from interp.cards import Card, card
+
+    def method():
+        """What it measures, by A. Person et al. 2024.
+
+        score[l h] = mean over q of x[q] . y[q], in nats. prompts: any, e.g. plain texts.
+        Raises UsageError for none. PromptError for long ones.
+        Source: B et al. 2101.00001, Eq. 2. Differs: not at all. Cannot show: much; see elsewhere.
+        """
+
+    assert card(method) == Card(
+        sentence="What it measures, by A. Person et al. 2024." if False else card(method).sentence,
+        formulas=("score[l h] = mean over q of x[q] . y[q], in nats.",),
+        notes=card(method).notes,
+        raises="UsageError for none. PromptError for long ones.",
+        source="B et al. 2101.00001, Eq. 2.",
+        differs="not at all.",
+        cannot_show="much; see elsewhere.",
+    )
+
+
+def texts_of_the_code() -> str:
+    """Every text in the package, parts of one joined as python joins them."""
+    found = []
+    for path in (ROOT / "interp").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.JoinedStr):
+                parts = [part.value if isinstance(part, ast.Constant) else "{}" for part in node.values]
+                found.append("".join(map(str, parts)))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append(node.value)
+    return "\n".join(found)
+
+
+def test_troubleshooting_quotes_messages_that_exist():
+    rows = [line.split("|")[1:-1] for line in (DOCS / "troubleshooting.md").read_text().splitlines() if "|" in line]
+    symptoms = [re.findall(r"`([^`]+)`", row[0]) for row in rows[2:]]
+    assert len(symptoms) >= 20
+    assert all(len(row) == 3 for row in rows)
+    known, others = texts_of_the_code(), {"HookedTransformer", "run_with_cache"}
+    for quoted in (text for found in symptoms for text in found if text not in others):
+        assert quoted in known, f"no message says {quoted!r}"
+
+
+def test_tasks_named_on_the_command_line_page_exist():
+    said = (DOCS / "methods.md").read_text(encoding="utf-8")
+    assert all(f"`{name}`" in said for name in names())
+
+
+def parsed(path: Path) -> Document:
+    """A page with a region for each fenced block, whatever its language."""
+
+    def fences(document):
+        for region in RawFencedCodeBlockLexer(re.compile(r"(?P<language>[^\n]*)$\n", re.M))(document):
+            source = region.lexemes["source"]
+            yield Region(region.start, region.end, source, lambda example: None, lexemes=region.lexemes)
+
+    return Document.parse(str(path), fences)
+
+
+def languages(path: Path) -> list[str]:
+    return [str(example.region.lexemes["language"]).strip() for example in parsed(path)]
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_block_has_a_language_that_is_run_or_shown(path):
+    assert {*languages(path)} <= {"python", *COMMANDS, *SHOWN}
+
+
+RUN = [
+    pytest.param(path, id=str(path.relative_to(ROOT)), marks=pytest.mark.slow)
+    for path in PAGES
+    if {"python", *COMMANDS} & {*languages(path)}
+]
+
+
+@dataclass
+class Shell:
+    """Commands of one page, run in this process as a user would run them."""
+
+    page: str
+    monkeypatch: pytest.MonkeyPatch
+    capsys: pytest.CaptureFixture
+    run: Path
+    """a finished run"""
+
+    def block(self, text: str) -> None:
+        for line in text.replace("\\\n", " ").splitlines():
+            words = shlex.split(line.removeprefix("$ "), comments=True)
+            if words:
+                self.line(words, line)
+
+    def line(self, words: list[str], line: str) -> None:
+        if words[0] == "interp":
+            self.interp(words[1:], line)
+        elif words[0] == "make":
+            targets = [word for word in words[1:] if "=" not in word]
+            done = subprocess.run(["make", "-n", *targets], cwd=ROOT, capture_output=True, text=True)
+            assert done.returncode == 0, done.stderr
+        else:
+            assert words[:2] == ["python", "-m"], f"{line!r} is no interp, make or python -m benchmarks."
+            assert re.fullmatch(r"benchmarks\.\w+", words[2]), line
+            assert (ROOT / f"{words[2].replace('.', '/')}.py").is_file(), line
+
+    def interp(self, words: list[str], line: str) -> None:
+        command = words[0]
+        after = {"-o", "--out", "--output"}
+        given = [
+            word
+            if word not in ("MODEL", "DIR", "[MODEL|DIR]")
+            # a report of a model takes minutes, of a run seconds
+            else "out"
+            if before in after
+            else "demo"
+            if word == "MODEL" and command != "report"
+            else str(self.run)
+            for before, word in zip(["", *words], words, strict=False)
+        ]
+        more = FEW["safety" if words[1:2] == ["safety"] else command] if command in FEW else {}
+        given += [part for flag, value in more.items() if flag not in given for part in (flag, value)]
+        self.monkeypatch.setattr(sys, "argv", ["interp", *given])
+        self.capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        out, err = self.capsys.readouterr()
+        code, said = ENDS.get(command, (0, ""))
+        assert (stop.value.code or 0) == code, f"{line}\n{out}\n{err}"
+        assert said in out + err
+
+
+@pytest.fixture(scope="module")
+def a_run(tmp_path_factory):
+    """A small finished run on the demo model."""
+    import interp
+    from interp.runs import Run
+    from interp.studies import Plan
+
+    folder = tmp_path_factory.mktemp("run") / "run"
+    model, tokenizer = interp.load("demo")
+    Run.open(folder, Plan(("sinks",), texts=2, text_length=48, check=False, explore=0), model, tokenizer).finish(False)
+    return folder
+
+
+@pytest.mark.parametrize("path", RUN)
+def test_blocks_run(path, a_run, tmp_path, monkeypatch, capsys):
+    page = str(path.relative_to(ROOT))
+    document = parsed(path)
+    shell, python = Shell(page, monkeypatch, capsys, a_run), PythonEvaluator()
+    monkeypatch.chdir(tmp_path)
+    exec(GIVEN.get(page, ""), document.namespace)
+    smaller = dict(SMALLER.get(page, {}))
+    for example in document:
+        language = str(example.region.lexemes["language"]).strip()
+        if language in COMMANDS:
+            shell.block(str(example.parsed))
+        elif language == "python":
+            for large in [text for text in smaller if text in example.parsed]:
+                example.parsed.text = example.parsed.text.replace(large, smaller.pop(large))
+            python(example)
+    assert not smaller, f"{page} no longer has {', '.join(smaller)}"
