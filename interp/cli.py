@@ -89,7 +89,8 @@ def score(
     dtype: Dtype = None,
 ) -> None:
     """Score heads: retrieval, induction, previous_token, duplicate_token, sinks, or all of these; importance, patching,
-    path_patching, attribution, logit_attribution, influence where they are named; safety alone, as interp safety."""
+    path_patching, attribution, logit_attribution, influence, and the views joint and vocabulary, where they are named;
+    safety alone, as interp safety."""
     from interp.studies import Plan, parse_analyses
 
     if analyses.strip() == "safety":

@@ -11,14 +11,15 @@ from interp.analyses.identify.pairs import logit_difference, measured
 from interp.analyses.losses import token_losses
 from interp.analyses.scores import HeadScores
 from interp.hooks.capture import placed
+from interp.hooks.heads import HeadLayout
 from interp.hooks.prompts import Prompts
 
 OF_ANSWERS = ("activation_patching", "path_patching", "attribution_patching", "logit_attribution")
 """scores of heads that speak for the right answer: controlled by the logit difference"""
 OF_LOOKING = ("induction", "previous_token", "duplicate_token", "sinks")
-"""scores of where a head looks: controlled by the loss of some of their prompts, of the second copy where there is one"""
+"""scores of where a head looks: controlled by the loss of some of their prompts, of a second copy if there is one"""
 CONTROLLED = ("importance", *OF_ANSWERS, *OF_LOOKING)
-TOKENS = 1200
+TOKENS = 800
 """of the prompts of a control of OF_LOOKING, about"""
 
 
@@ -30,18 +31,22 @@ def control(name: str, model: nn.Module, prompts: Prompts, scores: HeadScores, *
     """
     k, size = settings.pop("k"), settings.pop("batch_size")
     measure: Callable[[nn.Module], Tensor]
-    sizes = sorted({max(1, k // 3), k})
+    sizes, asked = taken(name, prompts, k, scores.layout)
     if name in OF_ANSWERS:
-        known, measure = "logit difference", lambda model: differences(model, prompts, size)
-    elif name in OF_LOOKING:
-        # a quarter of a small model is as much as can be matched by chance
-        sizes, few = [min(k, max(1, scores.layout.size // 4))], _first(prompts)
-        repeats = all("second" in prompt.spans for prompt in few)
-        known = "loss of the second copy, nats per token" if repeats else "loss, nats per token"
-        measure = lambda model: token_losses(model, few, size, loss=_second if repeats else None)  # noqa: E731
+        known, measure = "logit difference", lambda model: differences(model, asked, size)
     else:
-        known, measure = "loss, nats per token", lambda model: token_losses(model, prompts, size)
+        repeats = name in OF_LOOKING and all("second" in prompt.spans for prompt in asked)
+        known = "loss of the second copy, nats per token" if repeats else "loss, nats per token"
+        measure = lambda model: token_losses(model, asked, size, loss=_second if repeats else None)  # noqa: E731
     return causal_curve(model, {name: scores}, {known: measure}, sizes=sizes, kind="zero", **settings)
+
+
+def taken(name: str, prompts: Prompts, k: int, layout: HeadLayout) -> tuple[list[int], Prompts]:
+    """How many heads a control takes out, and the prompts that it measures on."""
+    if name not in OF_LOOKING:
+        return sorted({max(1, k // 3), k}), prompts
+    # a quarter of a small model is as much as can be matched by chance
+    return [min(k, max(1, layout.size // 4))], _first(prompts)
 
 
 def differences(model: Any, prompts: Prompts, batch_size: int = 8) -> Tensor:

@@ -6,11 +6,13 @@ from typing import Any
 from torch import nn
 
 from interp.analyses.causal import REPLY
+from interp.controls import CONTROLLED, taken
 from interp.hooks.capture import Capture
 from interp.hooks.heads import HeadLayout
-from interp.hooks.keep import Keep, at, columns, top_keys
+from interp.hooks.keep import Keep, at, blocks, columns, top_keys
+from interp.hooks.modules import context_length
 from interp.hooks.prompts import Prompts
-from interp.studies import Plan, check_prompts, studies
+from interp.studies import Plan, check_prompts, explored_prompt, studies
 
 
 @dataclass(frozen=True)
@@ -47,12 +49,12 @@ class Estimate:
         return {"lines": rows, "tokens": self.tokens, "teraflops": round(self.teraflops, 3)}
 
     def __str__(self) -> str:
-        head = f"{'':18s} {'prompts':>8s} {'forwards':>9s} {'tokens':>10s} {'TFLOP':>9s} {'results, MB':>12s}"
+        head = f"{'':22s} {'prompts':>8s} {'forwards':>9s} {'tokens':>10s} {'TFLOP':>9s} {'results, MB':>12s}"
         rows = [
-            f"{x.name:18s} {x.prompts:8,d} {x.forwards:9,d} {x.tokens:10,d} {x.teraflops:9.2f} {x.megabytes:12.1f}"
+            f"{x.name:22s} {x.prompts:8,d} {x.forwards:9,d} {x.tokens:10,d} {x.teraflops:9.2f} {x.megabytes:12.1f}"
             for x in self.lines
         ]
-        return "\n".join([head, *rows, f"{'in all':18s} {'':8s} {'':9s} {self.tokens:10,d} {self.teraflops:9.2f}"])
+        return "\n".join([head, *rows, f"{'in all':22s} {'':8s} {'':9s} {self.tokens:10,d} {self.teraflops:9.2f}"])
 
 
 def estimate(plan: Plan, model: nn.Module, tokenizer: Any, own: Prompts | None = None) -> Estimate:
@@ -67,9 +69,18 @@ def estimate(plan: Plan, model: nn.Module, tokenizer: Any, own: Prompts | None =
         keep, queries = keeps.get(study.name, (at(-1), None))
         replies = plan.reply if study.name == "retrieval" else 0
         lines.append(_line(study.name, plan, model, study.prompts, keep, queries, replies, 1))
+        if plan.check and study.name in CONTROLLED:
+            sizes, asked = taken(study.name, study.prompts, plan.k, HeadLayout.of(model))
+            # as loaded once, then the top heads and two kinds of random ones
+            times = 1 + len(sizes) * (1 + 2 * plan.draws)
+            lines.append(_line(f"{study.name}, out", plan, model, asked, None, None, 0, times))
     if plan.checked:
         times = 2 + 2 * plan.draws
         lines.append(_line("causal check", plan, model, check_prompts(plan, tokenizer), None, None, REPLY, times))
+    if lines and plan.explore:
+        text = explored_prompt(plan, tokenizer, own, context_length(model))
+        # once for the explorer, once for what heads write
+        lines.append(_line("explorer", plan, model, text, blocks(16), None, 0, 2))
     return Estimate(tuple(lines))
 
 

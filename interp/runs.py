@@ -1,6 +1,7 @@
 """A run's folder: a manifest and the finished cells. Killed at any moment, the same call goes on where it stood."""
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -20,7 +21,7 @@ from interp.controls import CONTROLLED, control
 from interp.findings import Findings
 from interp.folders import claim, write
 from interp.hooks.capture import check_context
-from interp.hooks.heads import HeadLayout, HeadSet
+from interp.hooks.heads import Head, HeadLayout, HeadSet
 from interp.hooks.modules import context_length
 from interp.hooks.prompts import Prompts
 from interp.hooks.provenance import Provenance
@@ -41,6 +42,8 @@ from interp.views import view
 
 LAST = 8
 """tokens at the end of a text without an answer, whose values are read"""
+MAPPED = 700_000
+"""bytes of block maps in a report"""
 DRAWN, POINTS = 4, 1200
 """heads of the joint view, and dots of each"""
 
@@ -209,15 +212,23 @@ class Run:
         return asdict(view(self.model, prompts[shown : shown + 1], scores.top(8)))
 
     @property
-    def _shown(self) -> HeadSet:
-        """The heads that get cards: those that are named, else the first of each analysis."""
+    def _ranked(self) -> list[Head]:
+        """The heads that get cards: those that are named, else the first of each analysis, then the second."""
         if self.plan.heads:
-            return HeadSet.parse(self.plan.heads, HeadLayout.of(self.model))
-        return HeadSet(tuple(shown_heads({s.name: join_scores(self.folder, s.name) for s in self.studies})))
+            return list(HeadSet.parse(self.plan.heads, HeadLayout.of(self.model)))
+        return shown_heads({s.name: join_scores(self.folder, s.name) for s in self.studies})
+
+    @property
+    def _shown(self) -> HeadSet:
+        return HeadSet(tuple(self._ranked))
 
     def _explore(self, prompts: Prompts) -> dict[str, Any]:
         title = str(prompts[0].meta.get("question") or "a text")
-        return explore(self.model, prompts, heads=self._shown, title=title, seed=self.plan.seed).to_dict()
+        # so many blocks that the maps of all heads stay below MAPPED bytes; a power of two reads better
+        across = max(1.0, (2 * MAPPED / HeadLayout.of(self.model).size) ** 0.5)
+        block = 1 << max(0, math.ceil(math.log2(len(prompts[0]) / across)))
+        told = explore(self.model, prompts, heads=self._shown, block=block, title=title, seed=self.plan.seed)
+        return told.to_dict()
 
     def _written(self, prompts: Prompts) -> dict[str, Any]:
         n = len(prompts[0])
@@ -229,7 +240,7 @@ class Run:
             return {"missing": str(error)}
 
     def _joint(self) -> dict[str, Any]:
-        heads = HeadSet(tuple(self._shown)[:DRAWN])
+        heads = HeadSet(tuple(self._ranked[:DRAWN]))
         return joint(self.model, self._asked["joint"], heads, points=POINTS, seed=self.plan.seed).to_dict()
 
     def _vocabulary(self) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -35,6 +36,15 @@ class Watched:
     def clean(self) -> None:
         assert self.complaints == []
         assert self.asked == []
+
+
+def until(page: Any, expression: str, arg: Any = None, seconds: float = 20.0) -> None:
+    """Wait for a JavaScript expression to hold; wait_for_function would be refused by the pages' own policy."""
+    end = time.monotonic() + seconds
+    while not page.evaluate(expression, arg):
+        if time.monotonic() > end:
+            pytest.fail(f"after {seconds:g} s not yet: {expression}")
+        page.wait_for_timeout(50)
 
 
 @contextmanager

@@ -233,8 +233,12 @@ def test_plans_say_what_is_wrong():
 
 def test_the_cost_counts_what_will_run(model, tokenizer):
     cost = estimate(PLAN, model, tokenizer)
-    assert [line.name for line in cost.lines] == [*PLAN.analyses, "causal check"]
-    assert cost.lines[-1].forwards == 6 * 2
+    looking = [name for name in PLAN.analyses if name != "retrieval"]
+    pairs = [part for name in looking for part in (name, f"{name}, out")]
+    assert [line.name for line in cost.lines] == ["retrieval", *pairs, "causal check", "explorer"]
+    assert cost.lines[-2].forwards == 6 * 2
+    # as loaded, the top heads, two draws of two kinds: of two batches
+    assert cost.lines[2].forwards == 6 * 2
     assert cost.lines[1].tokens == 3 * (2 * 12 + (tokenizer.bos_token_id is not None))
     assert "in all" in str(cost)
     assert cost.to_dict()["tokens"] == cost.tokens

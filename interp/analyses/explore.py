@@ -169,7 +169,8 @@ def explore(
     maps: the heads with a block map, all by default. block: tokens in one; by default the smallest of 1, 2, 3, 4, 6, 8,
       12 ... that makes at most 96 blocks.
     Raises PromptError for several prompts or fewer than 2 tokens, HeadError, SpanError, UsageError, and CostError
-    before anything is computed. Cannot show: that a head matters (see `causal_check`), nor what it writes.
+    before anything is computed.
+    Source: ours. Cannot show: that a head matters (see `causal_check`), nor what it writes.
     """
     prompt, layout, size = _plan(model, prompts, block)
     if unknown := [name for name in marks if name not in prompt.spans]:
@@ -327,9 +328,9 @@ def _read(stored: Mapping[str, Any]) -> Explored:
     if any(not 0 <= a < b <= len(tokens) for ranges in marks.values() for a, b in ranges):
         raise ValueError(f"a mark lies outside of its {len(tokens)} tokens")
     n = -(-len(tokens) // block)
-    lower = torch.tril_indices(n, n)
+    below = _unpack(stored["maps"], "u1", len(mapped), n * (n + 1) // 2)
     maps = torch.zeros(len(mapped), n, n)
-    maps[:, *lower] = (_unpack(stored["maps"], "u1", len(mapped), lower.shape[1]) / STEPS).square()
+    maps[:, *torch.tril_indices(n, n)] = (below / STEPS).square()
     shape = len(heads), k, len(tokens)
     back = _unpack(stored["back"], _width(len(tokens)), *shape).movedim(1, -1)
     keys = torch.where(back > 0, torch.arange(len(tokens))[:, None] - back + 1, -1)

@@ -145,15 +145,16 @@ def joint(
     is and gives both clouds the same spread, and keys are moved by t to the centre of the queries: q.(k + t) adds the
     same to every key of a row, so that the softmax does not change (with a learned sink, or a soft-cap, only the order
     of a row's keys is kept). The plane: two components of PCA, or t-SNE (perplexity 30, begun from PCA); scikit-learn.
-    points: dots of a head at most, a query and a key of the same token each; tokens are drawn evenly over prompts.
+    heads: anything HeadSet.parse takes, in its order. points: dots of a head at most, two a token, its query and its
+    key; tokens are drawn evenly over prompts.
     drop_first: leave the first token of each prompt out, where attention sinks rest. Kept, it has no say in centre,
     scale and PCA's axes, which it might turn toward itself. In units of the scaled queries; t-SNE's have no meaning.
     `Cloud.faithful` says how well nearness in the plane ranks q.k over the keys that a query may look at (those of its
     prompt that were drawn; a sliding window is not regarded): Spearman, mean over queries. `Cloud.nearest`: how often
     the nearest of them is the one with the largest q.k, which t-SNE keeps better than the order of the rest.
     Raises HeadError, UsageError (method, points), PromptError (fewer than three tokens).
-    Source: Yeh et al. 2305.03210 (AttentionViz). Differs: c makes the spreads equal, the paper searches for it; PCA by
-    default, whose distances can be read.
+    Source: Yeh et al. 2305.03210 (AttentionViz). Differs: c is the one that makes the spreads equal; PCA by default,
+    whose distances can be read; the picture says how faithful it is.
     Cannot show: attention itself, which compares keys within a row and lets long keys win from afar; two dimensions of
     `d` hide most of what a head can tell apart, so read `faithful` before the picture. RoPE turns q and k by their
     positions: clusters may be places rather than meanings.
@@ -180,7 +181,7 @@ def joint(
     queries, keys = (torch.cat([part[side] for part in parts], 1) for side in (0, 1))
     number, position = torch.tensor(where).unbind(1)
     clouds = tuple(
-        _flat(str(head), queries[i], keys[i], number, position, method, seed) for i, head in enumerate(chosen)
+        flatten(str(head), queries[i], keys[i], number, position, method, seed) for i, head in enumerate(chosen)
     )
     name = cache(partial(token_text, prompts.tokenizer))
     return Joint(
@@ -235,7 +236,7 @@ def _draw(lengths: tuple[int, ...], count: int, start: int, seed: int) -> list[l
     return drawn
 
 
-def _flat(
+def flatten(
     head: str,
     q: Float[Tensor, "n d"],
     k: Float[Tensor, "n d"],
@@ -244,6 +245,7 @@ def _flat(
     method: Method,
     seed: int,
 ) -> Cloud:
+    """One head's queries and keys in a plane; number and position say where each token stands."""
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
 

@@ -146,9 +146,11 @@ def vocabulary(
 
     logit[b h v] = ((z[b h d] W_O[h d m]) / s[b] * gamma[m]) . W_U[m v], s the scale of the final norm in this run;
     LayerNorm centres what the head wrote, and a norm after attention (Gemma 2 and 3, OLMo 2) is applied with its scale
-    in this run. In logits, before a soft-cap or scale of the model's logits, without any bias.
-    heads: anything HeadSet.parse takes. queries: "last", or a span, of which the last token counts; what comes after it
-    is not read. lens: the heads of its layer go through their trained map instead of W_U; compare with the plain view.
+    in this run. In logits, before a soft-cap or scale of the model's logits, without any bias; what is added to all
+    tokens alike changes no probability, so compare tokens.
+    heads: anything HeadSet.parse takes, in its order. queries: "last", or a span, of which the last token counts; what
+    comes after it is not read. lens: the heads of its layer go through their trained map instead of W_U; compare with
+    the plain view.
     Raises HeadError, SpanError, UsageError (k, a lens of another layer), ScoreError (a lens of another model),
     ModelError (no bridge, training, or heads that do not add up to what attention writes).
     Source: nostalgebraist 2020 (logit lens) for single heads; `lens`: Sakarvadia et al. 2310.16270.

@@ -72,7 +72,7 @@ def atlas(scores: Mapping[str, HeadScores] | Functions) -> "Figure":
     ]
     figure.update_layout(**layout("What the heads do", said, size * heads + 150), legend=LEGEND, meta=_table(found))
     figure.update_xaxes(title="layer", range=[-0.6, layers - 0.4], **whole(layers))
-    figure.update_yaxes(title="heads of the layer, sorted", range=[heads - 0.4, -0.6], showticklabels=False)
+    figure.update_yaxes(title="heads, sorted", range=[heads - 0.4, -0.6], showticklabels=False)
     figure.update_yaxes(showgrid=False, zeroline=False)
     return figure
 

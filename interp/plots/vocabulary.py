@@ -11,7 +11,7 @@ from interp.plots.style import SCALE, layout, safe
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
-WIDE = 14
+WIDE = 11
 """characters of a token that a cell has room for"""
 MOST = 30
 """rows of a figure that can be read"""
@@ -83,7 +83,7 @@ def _cells(
         go.Heatmap(
             z=size, x=list(range(1, ranks + 1)), y=list(range(len(rows))), customdata=about, xgap=2, ygap=2,
             text=[[spelled(token.text, wide=WIDE) for token in row] for row in rows],
-            texttemplate="%{text}", textfont={"color": DARK}, hovertemplate="%{customdata}<extra></extra>",
+            texttemplate="%{text}", textfont={"color": DARK, "size": 11}, hovertemplate="%{customdata}<extra></extra>",
             colorscale=PALE, zmin=0, zmax=most if most > 0 else 1,
             colorbar={
                 "thickness": 10, "outlinewidth": 0, "nticks": 5,
