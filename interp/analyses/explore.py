@@ -18,20 +18,20 @@ from torch import Tensor, nn
 from interp.analyses import storage
 from interp.hooks.capture import Cost, capture, run
 from interp.hooks.heads import Head, HeadLayout, HeadSet
-from interp.hooks.keep import at, blocks, entropy, mass, top_keys
+from interp.hooks.keep import Top, at, blocks, entropy, mass, top_keys
 from interp.hooks.prompts import Prompt, Prompts
 from interp.hooks.provenance import Provenance
 from interp.kernels.errors import CostError, HeadError, PromptError, ScoreError, SpanError, UsageError
 
 FORMAT = "interp.explored/1"
-MOST_BLOCKS, CHOSEN, BEGIN, NEAR = 96, 12, 1024, 16
+MOST_BLOCKS, CHOSEN, END, NEAR = 96, 12, 512, 16
 STEPS = 255
 """codes of a weight beside 0: its square root in steps of 1 / 255"""
 SUMMARIES = {
     "first": ("attention on the first token", "share of attention"),
     "previous": ("attention on the token before", "share of attention"),
-    "near": ("attention on the own block and the one before", "share of attention"),
-    "distance": ("mean distance of the keys, in whole blocks", "tokens"),
+    "near": ("attention on the two nearest blocks", "share of attention"),
+    "distance": ("mean distance of the keys", "tokens"),
     "entropy": ("entropy of the attention", "nats"),
 }
 
@@ -163,11 +163,12 @@ def explore(
 
     prompts: one prompt; `title` is its heading. Its spans become marks: those that `marks` names, or all that cover at
       most half of the tokens.
-    heads: whose top k keys of each query are kept (HeadSet.parse takes it; HeadScores.top(12) fits). None reads the
-      first 1,024 tokens once more and takes the 12 heads with the most weight on a top key that is not the first token
-      and lies at least 16 tokens back.
+    heads: whose top k keys of each query are kept (HeadSet.parse takes it; HeadScores.top(12) fits). None reads those
+      of all heads, which takes more time and memory, and keeps 12 heads: those whose last 512 queries look hardest at
+      one key far back, by the mean of the squared weight of a top key that is not the first token and lies at least 16
+      tokens back.
     maps: the heads with a block map, all by default. block: tokens in one; by default the smallest of 1, 2, 3, 4, 6, 8,
-      12 ... that makes at most 96 blocks.
+      12 ... that makes at most 96 blocks. seed: for the provenance; nothing is drawn.
     Raises PromptError for several prompts or fewer than 2 tokens, HeadError, SpanError, UsageError, and CostError
     before anything is computed.
     Source: ours. Cannot show: that a head matters (see `causal_check`), nor what it writes.
@@ -177,15 +178,28 @@ def explore(
         known = ", ".join(prompt.spans) or "none"
         raise SpanError(f"marks={list(marks)!r}: the prompt has no span {unknown[0]!r} (it has {known}).")
     mapped = HeadSet.parse(maps, layout)
-    chosen = _looking_back(model, prompts, layout) if heads is None else HeadSet.parse(heads, layout)
+    chosen = None if heads is None else HeadSet.parse(heads, layout)
     needed = cost(model, prompts, heads=chosen, block=size, k=k)
     if not needed.fits:
-        raise CostError(f"exploring {len(prompt):,} tokens does not fit: choose fewer heads, or a smaller k.\n{needed}")
+        told = str(needed).splitlines()[-1].split(maxsplit=2)[-1]
+        raise CostError(
+            f"exploring {len(prompt):,} tokens takes {told}: name the heads whose top keys are kept, or fewer."
+        )
     first, before, tiles, best = mass(0), at(-1), blocks(size), top_keys(k)
     with ExitStack() as stack:
-        every = stack.enter_context(capture(model, [first, before, entropy(), tiles], prompts))
+        wanted = [first, before, entropy(), tiles, *([best] if chosen is None else [])]
+        every = stack.enter_context(capture(model, wanted, prompts))
+        # the second capture computes no more than its own heads
         some = stack.enter_context(capture(model, best, prompts, heads=chosen)) if chosen else None
         run(model, prompts, logits_to_keep=1)
+    if chosen is None:
+        every_top = Top(*(part[0] for part in every[best]))
+        chosen = _looking_back(every_top)
+        top = Top(*(part[_index(chosen)] for part in every_top))
+    elif some is not None:
+        top = Top(*(part[0] for part in some[best]))
+    else:
+        top = Top(torch.zeros(0, len(prompt), k, dtype=torch.int64), torch.zeros(0, len(prompt), k))
     whole = every[tiles][0]
     summaries = {
         "first": every[first][0, :, :, 1:, 0].mean(-1),
@@ -193,9 +207,6 @@ def explore(
         **_from_maps(whole, len(prompt), size),
         "entropy": every[entropy()][0].mean(-1),
     }
-    none = torch.zeros(0, len(prompt), k)
-    keys, probs = (part[0] for part in some[best]) if some is not None else (none.long(), none)
-    layer, head = torch.tensor([*mapped], dtype=torch.int64).view(-1, 2).T
     tokenizer = prompts.tokenizer
     return Explored(
         title=title,
@@ -204,10 +215,10 @@ def explore(
         summaries={name: table.float() for name, table in summaries.items()},
         block=size,
         mapped=mapped,
-        maps=whole[layer, head].float(),
+        maps=whole[_index(mapped)].float(),
         heads=chosen,
-        keys=keys,
-        probs=probs.float(),
+        keys=top.keys,
+        probs=top.probs.float(),
         marks={name: ranges for name, ranges in prompt.spans.items() if name in (marks or _marked(prompt))},
         settings={"block": size, "k": k, "heads": "looking back" if heads is None else "given"},
         provenance=Provenance.of(model, tokenizer, seed=seed),
@@ -222,7 +233,7 @@ def cost(model: nn.Module, prompts: Prompts, *, heads: Any = None, block: int | 
     prompt, layout, size = _plan(model, prompts, block)
     every = capture(model, [mass(0), at(-1), entropy(), blocks(size)], prompts).cost(1, len(prompt))
     best = top_keys(k)
-    count = CHOSEN if heads is None else len(HeadSet.parse(heads, layout))
+    count = layout.size if heads is None else len(HeadSet.parse(heads, layout))
     part = (f"{best!r} of {count} heads", 8 * count * best.width(len(prompt), len(prompt)))
     return Cost((*every.parts, part), every.free)
 
@@ -252,16 +263,20 @@ def _marked(prompt: Prompt) -> list[str]:
     return [name for name, size in sizes.items() if 2 * size <= len(prompt)]
 
 
-def _looking_back(model: nn.Module, prompts: Prompts, layout: HeadLayout) -> HeadSet:
-    """The heads whose queries look at one key far back, by the beginning of the prompt."""
-    begin = Prompts.from_ids([prompts[0].ids[:BEGIN]])
-    with capture(model, top_keys(1), begin) as cap:
-        run(model, begin, logits_to_keep=1)
-    keys, probs = (part[0, ..., 0] for part in cap[top_keys(1)])
-    back = torch.arange(keys.shape[-1]) - keys
-    score = torch.where((keys > 0) & (back >= NEAR), probs, 0.0).mean(-1).flatten()
-    order = score.sort(descending=True, stable=True).indices[:CHOSEN].tolist()
-    return HeadSet(tuple(Head(*divmod(i, layout.heads)) for i in order))
+def _looking_back(top: Top) -> HeadSet:
+    """The heads whose queries at the end look hardest at one key far back, by their top keys [l h q k]."""
+    keys, probs = (part[..., -END:, 0] for part in top)
+    n = top.keys.shape[2]
+    back = torch.arange(n)[-END:] - keys
+    score = torch.where((keys > 0) & (back >= NEAR), probs, 0.0).square().mean(-1)
+    order = score.flatten().sort(descending=True, stable=True).indices[:CHOSEN].tolist()
+    return HeadSet(tuple(Head(*divmod(i, score.shape[1])) for i in order))
+
+
+def _index(heads: HeadSet) -> tuple[Tensor, Tensor]:
+    """To pick heads from a table [l h ...]."""
+    layer, head = torch.tensor([*heads], dtype=torch.int64).view(-1, 2).T
+    return layer, head
 
 
 def _from_maps(maps: Float[Tensor, "l h n n"], length: int, size: int) -> dict[str, Float[Tensor, "l h"]]:

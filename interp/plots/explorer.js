@@ -3,7 +3,7 @@ async function interpExplorer(root, data) {
   "use strict";
   const started = performance.now();
   const DARK = ["#1c222b", "#1f4468", "#2f74aa", "#74aede", "#e3f1ff"], SHARE = "share of attention";
-  const LEFT = 48, TOP = 6, RIGHT = 8, BOTTOM = 30, LEAST = 4;
+  const LEFT = 48, TOP = 6, RIGHT = 8, BOTTOM = 30, LEAST = 4, AROUND = 16;
   const { tokens, block, layers, heads, k, chosen, mapped, about } = data;
   const n = tokens.length, blocks = Math.ceil(n / block), cells = (blocks * (blocks + 1)) / 2;
   const marks = Object.entries(data.marks), ranges = marks.flatMap(([, list]) => list);
@@ -90,7 +90,7 @@ async function interpExplorer(root, data) {
     picture = null;
   };
 
-  // ---- heads
+  // heads
   const headCells = [];
   const buildHeads = () => {
     grid.style.gridTemplateColumns = `max-content repeat(${layers}, minmax(0, 1.35rem))`;
@@ -146,7 +146,7 @@ async function interpExplorer(root, data) {
     showBlocks();
   };
 
-  // ---- block map
+  // block map
   const shade = (i, j) => Math.min(255, Math.round((codeOf(i, j) / picture.most) * 255));
   const eachBlock = (visit) => { for (let i = 0; i < blocks; i++) for (let j = 0; j <= i; j++) visit(i, j); };
   const paintPicture = () => {
@@ -180,8 +180,6 @@ async function interpExplorer(root, data) {
     canvas.height = Math.round(height * ratio);
     pen.scale(ratio, ratio);
     pen.font = `11px ${style.fontFamily}`;
-    pen.fillStyle = of("--x-quiet");
-    pen.fillRect(LEFT, TOP, length, length);
     pen.save();
     pen.beginPath();
     pen.rect(LEFT, TOP, length, length);
@@ -255,15 +253,16 @@ async function interpExplorer(root, data) {
     showBlocks();
   };
 
-  // ---- text
+  // text
   const strength = (element, value) => element.style.setProperty("--w", Math.sqrt(clamp(value, 0, 1)).toFixed(3));
   const fill = (box, [from, to], dress) => {
     const made = document.createDocumentFragment();
     let group = made;
-    for (let i = from; i < to; i++) {
+    for (let i = Math.max(0, from - AROUND); i < Math.min(n, to + AROUND); i++) {
       const inside = marksOf(i, i + 1), token = make("span", inside.length > 1 ? "x-inner" : "", text(i, "↵\n"), { "data-i": i });
       if ((group !== made) !== inside.length > 0) group = inside.length ? made.appendChild(make("mark", "", "", { role: "none" })) : made;
-      token.title = [count(i), ...inside, dress(token, i)].filter(Boolean).join(", ");
+      const more = i >= from && i < to ? dress(token, i) : token.classList.add("x-beside");
+      token.title = [count(i), ...inside, more].filter(Boolean).join(", ");
       group.append(token);
     }
     box.replaceChildren(made);
@@ -329,7 +328,7 @@ async function interpExplorer(root, data) {
     [drawMap, showQueries, showTop, showKeys].forEach((show) => show());
   };
 
-  // ---- files
+  // files
   const offer = (file, kind, content) => {
     const link = make("a", "", "", { href: URL.createObjectURL(new Blob([content], { type: kind })), download: file });
     link.click();
@@ -377,7 +376,7 @@ async function interpExplorer(root, data) {
     offer(`${now()}-blocks.svg`, "image/svg+xml", `<svg xmlns="http://www.w3.org/2000/svg" ${size}>\n${drawn.join("\n")}\n</svg>\n`);
   };
 
-  // ---- what the reader does
+  // what the reader does
   const ARROWS = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] };
   const headAt = (event) => event.target.dataset.at;
   const overHead = (event) => headAt(event) && say("head-readout", event.target.getAttribute("aria-label"));
@@ -438,7 +437,7 @@ async function interpExplorer(root, data) {
     },
   });
   on(queryBox, {
-    click: (event) => event.target.dataset.i && choose(state.i, state.j, Number(event.target.dataset.i)),
+    click: ({ target: { dataset: { i } } }) => i && choose(Math.floor(i / block), state.j, Number(i)),
     keydown: (event) => {
       const [from, to] = span(state.i), steps = { ArrowLeft: -1, ArrowUp: -1, ArrowRight: 1, ArrowDown: 1, Home: from - state.query, End: to - 1 - state.query };
       if (!(event.key in steps)) return;
@@ -462,10 +461,10 @@ async function interpExplorer(root, data) {
   night.addEventListener("change", () => { theme(); paintHeads(); drawMap(); });
   new ResizeObserver(drawMap).observe(canvas.parentElement);
 
-  // ---- first picture: the head whose last query looks most at a mark, or far back where nothing is marked
-  const wanted = ({ key }) => n - key > 16 && (ranges.length ? ranges.some(([a, b]) => a <= key && key < b) : key > 0);
-  const firsts = chosen.flatMap((head) => topOf(n - 1, topAt(head)).filter(wanted).map((top) => ({ ...top, head })));
-  const best = firsts.sort((a, b) => b.weight - a.weight)[0];
+  // first picture: the head whose last query looks most at a mark, or else far back
+  const firsts = chosen.flatMap((head) => topOf(n - 1, topAt(head)).map((top) => ({ ...top, head }))).filter(({ key }) => key > 0 && n - key > 16);
+  const marked = firsts.filter(({ key }) => ranges.some(([a, b]) => a <= key && key < b));
+  const best = (marked.length ? marked : firsts).sort((a, b) => b.weight - a.weight)[0];
   theme();
   buildHeads();
   if (best) Object.assign(state, { j: Math.floor(best.key / block), target: best.key });
