@@ -11,17 +11,18 @@ PYTEST := $(BIN)/python -m pytest $(PYTEST_ARGS)
 export OMP_WAIT_POLICY := PASSIVE
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install report test test-quick test-slow gpu-test check format clean
+.PHONY: help install report docs test test-quick test-slow gpu-test check format clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make report      write report.html about the demo model"
+	@echo "make docs        build the documentation into site/, which opens without a server"
 	@echo "make test        run all tests, quick ones first (PYTEST_ARGS='-k heads')"
 	@echo "make test-quick  run the quick tests only"
 	@echo "make gpu-test    run the tests of the kernels on this machine's GPU, with PYTHON as it is"
 	@echo "make check       ruff, its formatter and pyright over everything"
 	@echo "make format      let ruff rewrite what it can"
-	@echo "make clean       remove .venv, report.html and caches"
+	@echo "make clean       remove .venv, report.html, site and caches"
 	@echo "PYTHON=python3.12 chooses the interpreter that .venv is made from."
 
 install: $(INSTALLED)
@@ -37,6 +38,10 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 report: $(INSTALLED)
 	$(BIN)/interp report -o report.html
+
+# strict: a warning is an error; the variable silences the theme's own news
+docs: $(INSTALLED)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 test: test-quick test-slow
 
@@ -63,5 +68,5 @@ format: $(INSTALLED)
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) report.html build *.egg-info .pytest_cache .ruff_cache .hypothesis
-	find interp tests benchmarks notebooks -name __pycache__ -prune -exec rm -rf {} +
+	rm -rf $(VENV) report.html site build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find interp tests benchmarks notebooks docs -name __pycache__ -prune -exec rm -rf {} +

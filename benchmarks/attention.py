@@ -210,8 +210,11 @@ def held(result: Any) -> int:
 
 
 def page(path: Path) -> None:
-    """A markdown table and a plot beside the run's file."""
+    """Markdown tables beside the run's file, and their figure as SVG."""
     import plotly.graph_objects as go
+
+    from interp import plots
+    from interp.plots.style import LINES
 
     run = json.loads(path.read_text())
     lines = [Line(**line) for line in run["lines"]]
@@ -226,9 +229,9 @@ def page(path: Path) -> None:
     fig = go.Figure()
     for heads, width in dict.fromkeys((x.heads, x.width) for x in lines if "decode" not in x.way):
         out += ["", f"## {heads} query heads, head width {width}", "", *_table(lines, heads, width)]
-        for way in dict.fromkeys(x.way for x in lines if x.heads == heads and "decode" not in x.way):
+        for i, way in enumerate(dict.fromkeys(x.way for x in lines if x.heads == heads and "decode" not in x.way)):
             own = [x for x in lines if (x.heads, x.way) == (heads, way) and x.ms]
-            shown = {"dash": "solid" if way.startswith(OURS) else "dot"}
+            shown = {"dash": "solid" if way.startswith(OURS) else "dot", "color": LINES[i % len(LINES)]}
             name = f"{way} ({width})"
             fig.add_scatter(x=[x.length for x in own], y=[x.tflops for x in own], name=name, line=shown)
     single = [x for x in lines if "decode" in x.way and x.ms]
@@ -236,14 +239,15 @@ def page(path: Path) -> None:
         out += ["", "## One row against the cache", "", "| way | ms | x fastest peer |", "|---|---|---|"]
     best = min((x.ms for x in single if not x.way.startswith(OURS) and x.ms), default=1.0)
     out += [f"| {x.way} | {x.ms:.3f} | {(x.ms or 0) / best:.2f} |" for x in single]
+    out += ["", f"![Useful TFLOP/s by length]({path.stem}.svg)"]
     path.with_suffix(".md").write_text("\n".join([*out, ""]))
     fig.update_layout(
         title="Attention with scores: useful TFLOP/s of q kᵀ and p v",
-        xaxis={"type": "log", "title": "tokens", "dtick": 0.30103},
+        xaxis={"type": "log", "title": "tokens"},
         yaxis={"title": "TFLOP/s", "rangemode": "tozero"},
-        template="simple_white",
+        height=560,
     )
-    fig.write_html(path.with_suffix(".html"), include_plotlyjs="cdn")
+    plots.save(fig, path.with_suffix(".svg"), width=1000)
 
 
 def _table(lines: list[Line], heads: int, width: int) -> list[str]:

@@ -1,8 +1,8 @@
 """The documentation: it builds without a warning and opens without a network, and every block of code in it runs.
 
-Blocks of a page run in order, in one namespace and one empty folder. `python` runs; a block of commands (`console`, `bash`
-or no language) runs each `interp`, with MODEL as the demo model; `make` must know its targets and `python -m benchmarks.x`
-its script. What is not to run says so by its language.
+Blocks of a page run in order, in one namespace and one empty folder. `python` runs. In a block of commands (`console`,
+`bash` or no language) each `interp` runs, with the demo model as MODEL; `make` must know its targets, and a benchmark's
+script must be there. What is not to run says so by its language.
 """
 
 import ast
@@ -23,8 +23,12 @@ from sybil import Document, Region
 from sybil.evaluators.python import PythonEvaluator
 from sybil.parsers.markdown.lexers import RawFencedCodeBlockLexer
 
+import interp
 from interp import cli
 from interp.analyses.tasks import names
+from interp.cards import Card, card
+from interp.runs import Run
+from interp.studies import Plan, parse_analyses
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -34,22 +38,15 @@ SHOWN = {"text", "json"}
 COMMANDS = {"", "console", "bash"}
 
 FEW = {
-    "score": {
-        **{"--needles": "2", "--length": "160", "--texts": "2", "--text-length": "48", "--pairs": "2", "--draws": "1"},
-        **{"--check-needles": "2", "--check-length": "120", "--top": "3", "--explore": "64"},
-    },
-    "safety": {"--harmful": "4", "--harmless": "2", "--reply": "8"},
-    "steer": {
-        **{"--profile-items": "2", "--dev-items": "2", "--test-items": "2", "--tops": "5", "--draws": "1"},
-    },
+    "score": "--needles 2 --length 160 --texts 2 --text-length 48 --pairs 2 --draws 1 --check-needles 2 "
+    "--check-length 120 --top 3 --explore 160",
+    "safety": "--harmful 4 --harmless 2 --reply 8",
+    # heads are named, since a profile of 270 heads takes minutes
+    "steer": "--heads L10-L12 --dev-items 2 --test-items 2 --draws 1",
 }
 """cheap settings, by command, where a page does not set them itself"""
 ENDS = {"safety": (2, "no behaviour to attribute")}
 """commands that end otherwise than with 0 on the demo model: it refuses next to nothing"""
-GIVEN = {"README.md": ""}
-"""what a page takes as given, as code"""
-SMALLER: dict[str, dict[str, str]] = {"README.md": {}}
-"""numbers of a page that would take minutes, and what stands for them; each must be there"""
 
 
 @pytest.fixture(scope="module")
@@ -128,8 +125,8 @@ def test_search_finds_without_a_server(site, browser):
     with browsers.opened(browser, folder / "index.html") as watched:
         watched.page.click("[data-md-component=search-query]")
         watched.page.keyboard.type("previous token", delay=20)
-        watched.page.wait_for_selector(".md-search-result__link", timeout=20_000)
-        assert "previous_token" in watched.page.inner_text(".md-search-result__list")
+        found = "document.querySelector('.md-search-result__list').innerText.includes('identify.previous_token')"
+        watched.page.wait_for_function(found, timeout=20_000)
         # the site's own files, and nothing else
         assert all(Path(urlsplit(asked).path).is_relative_to(folder) for asked in watched.asked)
         assert watched.complaints == []
@@ -157,12 +154,10 @@ def test_commands_named_on_method_pages_exist(pages):
     assert len(commands) > 10
     for command in commands:
         words = shlex.split(command)
-        known = {option for option in accepted(words[1])}
+        known = set(accepted(words[1]))
         assert {word for word in words if word.startswith("-")} <= known, command
         if words[1] == "score":
-            from interp.studies import parse_analyses
-
-            assert parse_analyses(words[2])
+            assert Plan(parse_analyses(words[2]))
 
 
 def accepted(command: str) -> list[str]:
@@ -174,8 +169,6 @@ def accepted(command: str) -> list[str]:
 
 def test_every_card_is_whole(pages):
     """A first sentence, a source or a claim of our own, and what it cannot show."""
-    from interp.cards import card
-
     for found in pages.methods().values():
         for method in found:
             told = card(method.thing)
@@ -185,25 +178,25 @@ def test_every_card_is_whole(pages):
 
 
 def test_a_card_is_taken_apart():
-    from interp.cards import Card, card
-
     def method():
-        """What it measures, by A. Person et al. 2024.
+        """What it measures, as do Person et al. 2024.
 
         score[l h] = mean over q of x[q] . y[q], in nats. prompts: any, e.g. plain texts.
         Raises UsageError for none. PromptError for long ones.
-        Source: B et al. 2101.00001, Eq. 2. Differs: not at all. Cannot show: much; see elsewhere.
+        Source: B et al. 2101.00001, Eq. 2. Differs: not at all. Cannot show: much;
+        see elsewhere.
         """
 
     assert card(method) == Card(
-        sentence="What it measures, by A. Person et al. 2024." if False else card(method).sentence,
+        sentence="What it measures, as do Person et al. 2024.",
         formulas=("score[l h] = mean over q of x[q] . y[q], in nats.",),
-        notes=card(method).notes,
+        notes=("prompts: any, e.g. plain texts.",),
         raises="UsageError for none. PromptError for long ones.",
         source="B et al. 2101.00001, Eq. 2.",
         differs="not at all.",
         cannot_show="much; see elsewhere.",
     )
+    assert card(lambda: None) == Card("")
 
 
 def texts_of_the_code() -> str:
@@ -229,7 +222,7 @@ def test_troubleshooting_quotes_messages_that_exist():
         assert quoted in known, f"no message says {quoted!r}"
 
 
-def test_tasks_named_on_the_command_line_page_exist():
+def test_every_task_is_named():
     said = (DOCS / "methods.md").read_text(encoding="utf-8")
     assert all(f"`{name}`" in said for name in names())
 
@@ -265,7 +258,6 @@ RUN = [
 class Shell:
     """Commands of one page, run in this process as a user would run them."""
 
-    page: str
     monkeypatch: pytest.MonkeyPatch
     capsys: pytest.CaptureFixture
     run: Path
@@ -291,20 +283,12 @@ class Shell:
 
     def interp(self, words: list[str], line: str) -> None:
         command = words[0]
-        after = {"-o", "--out", "--output"}
-        given = [
-            word
-            if word not in ("MODEL", "DIR", "[MODEL|DIR]")
-            # a report of a model takes minutes, of a run seconds
-            else "out"
-            if before in after
-            else "demo"
-            if word == "MODEL" and command != "report"
-            else str(self.run)
-            for before, word in zip(["", *words], words, strict=False)
-        ]
-        more = FEW["safety" if words[1:2] == ["safety"] else command] if command in FEW else {}
-        given += [part for flag, value in more.items() if flag not in given for part in (flag, value)]
+        # a report of a model takes minutes, of a run seconds
+        stands = {"MODEL": str(self.run) if command == "report" else "demo", "DIR": str(self.run)}
+        stands["[MODEL|DIR]"] = stands["DIR"]
+        given = [stands.get(word, word) for word in words]
+        few = FEW.get(command, "").split()
+        given += [part for pair in zip(few[::2], few[1::2], strict=True) if pair[0] not in given for part in pair]
         self.monkeypatch.setattr(sys, "argv", ["interp", *given])
         self.capsys.readouterr()
         with pytest.raises(SystemExit) as stop:
@@ -318,10 +302,6 @@ class Shell:
 @pytest.fixture(scope="module")
 def a_run(tmp_path_factory):
     """A small finished run on the demo model."""
-    import interp
-    from interp.runs import Run
-    from interp.studies import Plan
-
     folder = tmp_path_factory.mktemp("run") / "run"
     model, tokenizer = interp.load("demo")
     Run.open(folder, Plan(("sinks",), texts=2, text_length=48, check=False, explore=0), model, tokenizer).finish(False)
@@ -330,18 +310,12 @@ def a_run(tmp_path_factory):
 
 @pytest.mark.parametrize("path", RUN)
 def test_blocks_run(path, a_run, tmp_path, monkeypatch, capsys):
-    page = str(path.relative_to(ROOT))
-    document = parsed(path)
-    shell, python = Shell(page, monkeypatch, capsys, a_run), PythonEvaluator()
+    document, python = parsed(path), PythonEvaluator()
+    shell = Shell(monkeypatch, capsys, a_run)
     monkeypatch.chdir(tmp_path)
-    exec(GIVEN.get(page, ""), document.namespace)
-    smaller = dict(SMALLER.get(page, {}))
     for example in document:
         language = str(example.region.lexemes["language"]).strip()
         if language in COMMANDS:
             shell.block(str(example.parsed))
         elif language == "python":
-            for large in [text for text in smaller if text in example.parsed]:
-                example.parsed.text = example.parsed.text.replace(large, smaller.pop(large))
             python(example)
-    assert not smaller, f"{page} no longer has {', '.join(smaller)}"

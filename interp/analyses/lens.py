@@ -52,7 +52,7 @@ class Lens:
         layout.check([Head(layer, 0)])
         with bridged(model) as tl:
             start = tl.W_U.detach().float()
-            weight = start.expand(layout.heads, *start.shape).clone()
+            weight = start.repeat(layout.heads, 1, 1)
         return cls(layer, weight, weight.new_zeros(layout.heads, weight.shape[-1]), Provenance.of(model, seed=seed))
 
     def __call__(self, x: Float[Tensor, "b h m"]) -> Float[Tensor, "b v"]:

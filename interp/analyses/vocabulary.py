@@ -250,11 +250,11 @@ def token_text(tokenizer: Any, token: int) -> str:
     if tokenizer is None:
         return str(token)
     text, known = tokenizer.decode([token]), tokenizer.convert_ids_to_tokens(token)
-    if not text or "\ufffd" in text:
-        # a piece of a character, or an id past the end of the vocabulary
-        return str(token) if known is None else str(known)
-    # sentencepiece cuts the space off a text that begins with one
-    return " " + text if str(known).startswith("▁") and not text.startswith(" ") else text
+    if str(known).startswith("▁"):
+        # sentencepiece, which leaves out a space at the beginning
+        return str(known).replace("▁", " ")
+    # an id past the end of the vocabulary, or a piece of a character
+    return str(token) if known is None else text if text and "\ufffd" not in text else str(known)
 
 
 def _readings(

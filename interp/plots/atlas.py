@@ -8,7 +8,7 @@ import torch
 from interp.analyses.functions import Functions, functions
 from interp.analyses.scores import HeadScores
 from interp.hooks.heads import Head
-from interp.plots.style import GREY, LEGEND, colour_of, layout, listed_rows, number, safe, title_of, whole
+from interp.plots.style import ABOVE, GREY, colour_of, layout, listed_rows, number, safe, title_of, whole
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -70,7 +70,8 @@ def atlas(scores: Mapping[str, HeadScores] | Functions) -> "Figure":
         f"{layers * heads} heads; solid: 95% interval above the cut, pale: only the mean",
         "in brackets: heads that have the function but stand under another",
     ]
-    figure.update_layout(**layout("What the heads do", said, size * heads + 150), legend=LEGEND, meta=_table(found))
+    figure.update_layout(**layout("What the heads do", said, size * heads + 184), meta=_table(found))
+    figure.update_layout(**ABOVE)
     figure.update_xaxes(title="layer", range=[-0.6, layers - 0.4], **whole(layers))
     figure.update_yaxes(title="heads, sorted", range=[heads - 0.4, -0.6], showticklabels=False)
     figure.update_yaxes(showgrid=False, zeroline=False)
@@ -102,7 +103,8 @@ def depth(scores: Mapping[str, HeadScores]) -> "Figure":
                 hovertemplate=f"{safe(title_of(name))}<br>layer %{{x}}: %{{y:.3f}}<br>%{{text}}<extra></extra>",
             )  # fmt: skip
     said = ["line: highest head of the layer", "dotted: mean of its heads"]
-    figure.update_layout(**layout("Depth profiles", said, 340), legend=LEGEND)
+    figure.update_layout(**layout("Depth profiles", said, 374))
+    figure.update_layout(**ABOVE)
     figure.update_xaxes(title="layer", **whole(max((table.layers for table in shown.values()), default=1)))
     figure.update_yaxes(title="score", range=[-0.02, 1.02])
     return figure

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 from interp.analyses.causal import CausalCheck
 from interp.analyses.curve import Curve
 from interp.hooks.heads import HeadSet
-from interp.plots.style import BLUE, GREY, LEGEND, LINES, ORANGE, layout, safe, title_of
+from interp.plots.style import ABOVE, BLUE, GREY, LINES, ORANGE, layout, safe, title_of
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -84,7 +84,7 @@ def curve(points: Curve, measure: str) -> "Figure":
         )  # fmt: skip
     said = [f"{len(points.points[0].values[measure])} prompts", "bars: 95% interval over prompts and draws"]
     figure.update_layout(**layout(f"{title_of(measure)}, heads taken out ({points.kind} ablation)", said, 380))
-    figure.update_layout(legend=LEGEND)
+    figure.update_layout(**ABOVE)
     figure.update_xaxes(title="heads taken out")
     figure.update_yaxes(title=safe(measure), rangemode="tozero")
     return figure

@@ -8,9 +8,9 @@ from torch import Tensor
 from interp.analyses.scores import HeadScores
 from interp.kernels.errors import UsageError
 from interp.plots.style import (
+    ABOVE,
     BLUE,
     GREY,
-    LEGEND,
     LINES,
     ORANGE,
     SCALE,
@@ -160,7 +160,7 @@ def scatter(one: HeadScores, other: HeadScores, k: int = 10) -> "Figure":
         f"p = {agreed.p_overlap:.2g})",
     ]
     figure.update_layout(**layout(f"{title_of(one.name)} against {title_of(other.name).lower()}", said, 460))
-    figure.update_layout(legend=LEGEND)
+    figure.update_layout(**ABOVE)
     figure.update_xaxes(title=safe(f"{title_of(one.name)}: {one.unit}"))
     figure.update_yaxes(title=safe(f"{title_of(other.name)}: {other.unit}"))
     return figure

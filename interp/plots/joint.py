@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from interp.analyses.joint import Cloud, Joint
 from interp.kernels.errors import UsageError
 from interp.plots.style import BLUE, LINES, ORANGE, SCALE, layout, number, safe
-from interp.plots.vocabulary import spelled
+from interp.plots.vocabulary import DARK, spelled
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -20,7 +20,6 @@ WARM = ((0.0, "#fbe9dc"), (0.25, "#f6c49c"), (0.5, "#ea8a4a"), (0.75, "#b85310")
 SCALES = {"query": SCALE[1:], "key": WARM[1:]}
 LISTED, WIDE = 12, 40
 """prompts that a legend names, and characters of each name"""
-DARK = "#1d2430"
 
 
 def joint(joint: Joint, head: Any = None, color: Colour = "kind") -> "Figure":
@@ -34,7 +33,7 @@ def joint(joint: Joint, head: Any = None, color: Colour = "kind") -> "Figure":
     if color not in get_args(Colour):
         raise UsageError(f"color={color!r}: take 'kind', 'position' or 'prompt'.")
     cloud = joint.clouds[0] if head is None else joint[head]
-    listed = color != "prompt" or len(set(joint.prompts)) <= LISTED
+    listed = len(set(joint.prompts)) <= LISTED
     figure = go.Figure()
     for kind, dots in (("query", cloud.queries), ("key", cloud.keys)):
         about = [
@@ -46,13 +45,15 @@ def joint(joint: Joint, head: Any = None, color: Colour = "kind") -> "Figure":
             figure.add_scatter(
                 x=[dots[i][0] for i in chosen], y=[dots[i][1] for i in chosen], text=[about[i] for i in chosen],
                 mode="markers", name=safe(name), legendgroup=str(place) if together else kind,
-                showlegend=listed and (kind == "query" or not together),
+                showlegend=color == "kind" or (together and listed and kind == "query"),
                 marker={"symbol": SHAPES[kind], "size": 7} | marker, hovertemplate="%{text}<extra></extra>",
             )  # fmt: skip
-        if color == "prompt":
+        if color != "kind":
+            # what the shapes mean, in a colour that is not the first point's
             figure.add_scatter(
-                x=[None], y=[None], mode="markers", name=PLURAL[kind], marker={"symbol": SHAPES[kind], "color": DARK}
-            )
+                x=[None], y=[None], mode="markers", name=PLURAL[kind], legendgroup=kind,
+                marker={"symbol": SHAPES[kind], "color": DARK if color == "prompt" else KINDS[kind]},
+            )  # fmt: skip
         first = [i for i, position in enumerate(joint.positions) if position == 0]
         if first:
             figure.add_scatter(
@@ -60,7 +61,8 @@ def joint(joint: Joint, head: Any = None, color: Colour = "kind") -> "Figure":
                 name="first token", legendgroup="first", showlegend=kind == "query",
                 marker={"symbol": "circle-open", "size": 13, "color": DARK, "line": {"width": 1.5}},
             )  # fmt: skip
-    figure.update_layout(**layout(f"{cloud.head}: queries and keys", _said(joint, cloud), 600))
+    said = _said(joint, cloud) + ["darker: later in the prompt"] * (color == "position")
+    figure.update_layout(**layout(f"{cloud.head}: queries and keys", said, 600))
     # below, since a plane of equal units leaves the side empty or not, as the page is wide
     figure.update_layout(legend={"orientation": "h", "x": 0, "y": -0.12, "yanchor": "top"})
     figure.update_xaxes(title=_axis(cloud, 0), zeroline=False, constrain="domain", constraintoward="left")

@@ -68,7 +68,9 @@ def picture(figure: "Figure", *, width: int = 1000) -> "Picture":
     _axis(axes, "y", layout.get("yaxis") or {})
     _title(axes, layout.get("title") or {})
     if named and layout.get("showlegend") is not False:
-        made.legend(loc="outside lower left", ncols=4, frameon=False, fontsize=8)
+        longest = max(map(len, axes.get_legend_handles_labels()[1]), default=1)
+        columns = max(1, min(4, width // (6 * longest + 50)))
+        made.legend(loc="outside lower left", ncols=columns, frameon=False, fontsize=8)
     return made
 
 
@@ -158,6 +160,8 @@ def _axis(axes: Any, letter: str, given: dict[str, Any]) -> None:
     axis = getattr(axes, f"{letter}axis")
     title = given.get("title") or {}
     getattr(axes, f"set_{letter}label")(_plain(title.get("text") or ""), fontsize=9, parse_math=False)
+    if given.get("type") == "log":
+        getattr(axes, f"set_{letter}scale")("log", base=2)
     if given.get("range") is not None:
         getattr(axes, f"set_{letter}lim")(*given["range"])
     elif given.get("rangemode") == "tozero":

@@ -19,7 +19,13 @@ _FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif"
 _UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
-LEGEND = {"orientation": "h", "yanchor": "bottom", "y": 1.0, "xanchor": "left", "x": 0.0}
+ABOVE: dict[str, Any] = {
+    "legend": {"orientation": "h", "yanchor": "bottom", "y": 1.0, "xanchor": "left", "x": 0.0},
+    # room for it between the heading and the plot
+    "margin": {"t": 104},
+    "title": {"y": 0.985, "yref": "container", "yanchor": "top"},
+}
+"""layout of a figure whose legend stands above it, to be given after `layout`"""
 
 
 def visible(text: str) -> str:

@@ -2,16 +2,15 @@
 
 import json
 import math
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from inspect import getdoc
 from typing import Any
 
 from interp.analyses.causal import CausalCheck, Outcome
 from interp.analyses.curve import Curve
 from interp.analyses.scores import HeadScores
+from interp.cards import card
 from interp.findings import Findings, Steered
 from interp.plots import number, title_of
 
@@ -246,13 +245,11 @@ def about(name: str) -> list[tuple[str, str]]:
     from interp.analyses import identify
 
     known = [entry for entry in identify.__all__ if name == entry or name.startswith(f"{entry}_")]
-    text = " ".join((getdoc(getattr(identify, max(known, key=len))) or "").split()) if known else ""
-    if not text:
+    if not known:
         return []
-    told = [("Measures", text.split(". ")[0].rstrip(".") + ".")]
-    found = re.findall(r"\b(Cannot show|Source|Differs): (.*?)(?= (?:Cannot show|Source|Differs): |$)", text)
-    parts = {heading: said[:1].upper() + said[1:] for heading, said in found}
-    return told + [(heading, parts[heading]) for heading in ("Cannot show", "Source") if heading in parts]
+    told = card(getattr(identify, max(known, key=len)))
+    parts = (("Measures", told.sentence), ("Cannot show", told.cannot_show), ("Source", told.source))
+    return [(heading, said[:1].upper() + said[1:]) for heading, said in parts if said]
 
 
 def facts(scores: HeadScores) -> list[str]:
