@@ -1,0 +1,45 @@
+"""Selectors that look at places alone, and the control that every other stands beside."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from interp.analyses.keys.base import KeySelector
+from interp.hooks.edit import Here
+
+
+@dataclass(frozen=True)
+class Streaming(KeySelector):
+    """The first keys and the last: StreamingLLM's cache, of which `full` heads are left out.
+
+    kept[b g k] = k < sink or k >= n - (round(share n) - sink).
+    Source: Xiao et al. 2309.17453. Differs: the last keys of the *prompt*, and all that is generated; keys keep their
+    positions, where the released code numbers them anew. Cannot show: what a model trained on such windows does.
+    """
+
+    def rank(self, here: Here) -> Float[Tensor, "b g k"]:
+        return _last(here)
+
+
+@dataclass(frozen=True)
+class RandomKeys(KeySelector):
+    """Keys drawn at random, beside the first and the last: the control of every selector.
+
+    Drawn anew for each prompt, layer and kv head, by `seed`. Source: ours. Cannot show: the spread over draws; use
+    several seeds.
+    """
+
+    seed: int = 0
+
+    def rank(self, here: Here) -> Float[Tensor, "b g k"]:
+        b, _, g, _, k = here.call.sizes
+        draw = torch.Generator().manual_seed(1_000_003 * self.seed + here.site.layer)
+        return torch.rand(b, g, k, generator=draw).to(here.call.q.device)
+
+
+def _last(here: Here) -> Float[Tensor, "b g k"]:
+    """Later keys first."""
+    _, _, g, _, _ = here.call.sizes
+    return here.key_position.clamp(min=0).float()[:, None].expand(-1, g, -1)

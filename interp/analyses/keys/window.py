@@ -1,0 +1,48 @@
+"""Selectors that read what the last tokens of the prompt attend to."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from interp.analyses.keys.base import KeySelector, grouped
+from interp.hooks.edit import Here
+from interp.kernels.errors import UsageError
+
+
+@dataclass(frozen=True)
+class SnapKV(KeySelector):
+    """The keys that the last tokens of the prompt attend to most, smoothed along the text.
+
+    rank[b g k] = mean over k' within pool of k, h of g, and the last `window` rows q of pattern[b h q k'].
+    Source: Li et al. 2404.14469. Differs: the mean over the rows that see a key and over the heads of a kv head, since
+    those share a cache; the window itself is kept as `recent` says. Cannot show: what later tokens would look at.
+    """
+
+    recent: int = 16
+    window: int = 16
+    pool: int = 7
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.window < 1 or self.pool < 1 or self.pool % 2 == 0:
+            raise UsageError(f"window={self.window}, pool={self.pool}: give rows of at least 1, and an odd pool.")
+
+    def rank(self, here: Here) -> Float[Tensor, "b g k"]:
+        received = here.columns(last_rows(here, self.window)).float()
+        return pooled(grouped(received, here.call.sizes[2]), self.pool, here)
+
+
+def last_rows(here: Here, window: int) -> Bool[Tensor, "b q"]:
+    """The last `window` rows of each prompt."""
+    length = torch.tensor(here.steering.bound.lengths(here.call.q.shape[0]), device=here.call.q.device)[:, None]
+    return (here.row_position < length) & (here.row_position >= length - window)
+
+
+def pooled(values: Float[Tensor, "b g k"], pool: int, here: Here) -> Float[Tensor, "b g k"]:
+    """The mean over a window of `pool` neighbours, of those that are tokens of the prompt."""
+    length = torch.tensor(here.steering.bound.lengths(values.shape[0]), device=values.device)[:, None]
+    real = ((here.key_position >= 0) & (here.key_position < length)).float()[:, None]
+    total, count = (torch.nn.functional.avg_pool1d(x, pool, stride=1, padding=pool // 2) for x in (values * real, real))
+    return total / count.clamp(min=1e-6)
