@@ -158,7 +158,7 @@ def key_curve(
             found: dict[tuple[str, float], list[tuple[float, float, float]]] = {}
             for start in range(0, len(task.contexts), batch_size):
                 part = slice(start, start + batch_size)
-                for key, rows in _batch(model, task, part, made):
+                for key, rows in _batch(model, task, part, made).items():
                     found.setdefault(key, []).extend(rows)
                 bar.update(len(task.contexts[part]))
             for (name, share), rows in found.items():
@@ -168,8 +168,10 @@ def key_curve(
 
 
 @torch.no_grad()
-def _batch(model: nn.Module, task: Asked, part: slice, made: list[tuple[str, float, KeySelector]]) -> Any:
-    """((selector, share), [(kept, loss, right) of each prompt]) for the model as it is and every selector."""
+def _batch(
+    model: nn.Module, task: Asked, part: slice, made: list[tuple[str, float, KeySelector]]
+) -> dict[tuple[str, float], list[tuple[float, float, float]]]:
+    """(kept, loss, right) of each prompt, for the model as it is and every selector at its share."""
     network: Any = plain(model)
     contexts = task.contexts[part]
     inputs = contexts.tensors(device=next(network.parameters()).device)
@@ -181,15 +183,15 @@ def _batch(model: nn.Module, task: Asked, part: slice, made: list[tuple[str, flo
             use_cache=True, logits_to_keep=1,
         ).past_key_values  # fmt: skip
     rest, answers = task.rest[part], task.answers[part]
-    whole = _answered(network, first, mask, contexts, rest, answers)
-    yield ("whole", 1.0), [(1.0, *row) for row in whole]
+    found = {("whole", 1.0): [(1.0, *row) for row in _answered(network, first, mask, contexts, rest, answers)]}
     lengths = torch.tensor(contexts.lengths)
     for number, (name, share, selector) in enumerate(made):
         notes = {(0, layer): noted for (which, layer), noted in read.memory.items() if which == number}
         with selecting(network, selector, contexts, noted=notes):
             rows = _answered(network, first, mask, contexts, rest, answers)
         shares = torch.stack([noted.kept.float().sum(-1).mean(1).cpu() for noted in notes.values()]).mean(0) / lengths
-        yield (name, share), [(float(kept), *row) for kept, row in zip(shares, rows, strict=True)]
+        found[name, share] = [(float(kept), *row) for kept, row in zip(shares, rows, strict=True)]
+    return found
 
 
 def _answered(

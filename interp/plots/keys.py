@@ -1,0 +1,53 @@
+"""What dropping keys costs, as a figure."""
+
+from typing import TYPE_CHECKING
+
+from interp.analyses.keys.evaluate import KeyCurve
+from interp.plots.style import ABOVE, GREY, LINES, layout, safe, title_of
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+MEASURES = {"right": "share of the answer's tokens that are right", "loss": "loss of the answer, nats per token"}
+DASHES = ("solid", "dash", "dot")
+
+
+def key_curve(curve: KeyCurve, task: str, measure: str = "right") -> "Figure":
+    """A measure against the kept share, a line for each selector, random keys grey, with 95% intervals over prompts.
+
+    The thin line is the model with every key. Raises UsageError for a task or measure that the curve does not have.
+    """
+    import plotly.graph_objects as go
+
+    points = [point for point in curve.points if point.task == task]
+    shares = sorted({point.share for point in points if point.selector != "whole"})
+    names = list(dict.fromkeys(point.selector for point in points if point.selector != "whole"))
+    whole = curve.at("whole", 1.0, task, measure)[0]
+    figure = go.Figure()
+    place = 0
+    for name in names:
+        rows = [curve.at(name, share, task, measure) for share in shares]
+        colour = GREY if name == "random" else LINES[place % len(LINES)]
+        dash = "dot" if name == "random" else DASHES[place // len(LINES) % len(DASHES)]
+        place += name != "random"
+        figure.add_scatter(
+            x=shares, y=[mean for mean, _, _ in rows], mode="lines+markers", name=safe(name),
+            line={"color": colour, "dash": dash, "width": 2}, marker={"size": 6},
+            error_y={
+                "array": [high - mean for mean, _, high in rows], "arrayminus": [mean - low for mean, low, _ in rows],
+                "color": colour, "thickness": 1, "width": 3,
+            },
+            text=[f"{safe(name)}, {share:.0%} kept<br>{mean:.3f} [{low:.3f}, {high:.3f}]"
+                  for share, (mean, low, high) in zip(shares, rows, strict=True)],
+            hovertemplate="%{text}<extra></extra>",
+        )  # fmt: skip
+    figure.add_scatter(
+        x=[shares[0], shares[-1]], y=[whole, whole], mode="lines", name="every key", line={"color": GREY, "width": 1},
+        hovertemplate=f"every key: {whole:.3f}<extra></extra>",
+    )  # fmt: skip
+    said = [f"{len(points[0].loss)} prompts", "bars: 95% interval over prompts"]
+    figure.update_layout(**layout(f"{title_of(task)}: keys of the context dropped", said, 414))
+    figure.update_layout(**ABOVE)
+    figure.update_xaxes(title="share of the context's keys that is kept", tickformat=".0%")
+    figure.update_yaxes(title=MEASURES[measure], rangemode="tozero")
+    return figure
