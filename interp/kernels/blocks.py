@@ -19,6 +19,10 @@ from interp.kernels.contract import Blocks, Call, block_grid
 from interp.kernels.settings import Tiling, pieces
 from interp.kernels.tiles import LOG2E, Operands, extent, place, reach, row_columns
 
+SMALLEST, LARGEST = 16, 1024
+"""blocks that the kernel adds up"""
+TABLE = 1 << 28
+"""bytes of a map of finer blocks, from which coarser ones are made"""
 STRIP = tl.constexpr(64)
 """tiles of keys whose sums are finished at once"""
 
@@ -34,12 +38,22 @@ class BlockPlan:
     key_shift: list[int]
     """[b] where the first tile of rows and the first block of keys begin, at or before 0"""
     tiling: Tiling
+    ratio: int = 1
+    """blocks of the kernel in one that was asked for, each way"""
 
     @classmethod
-    def of(cls, call: Call, request: Blocks, tiles: Tiling) -> "BlockPlan | None":
-        """The plan, or None where tiles cannot be cut at the borders of blocks."""
-        size = request.size
-        if call.row_columns is not None or size & (size - 1) or not 16 <= size <= 1024:
+    def of(cls, call: Call, asked: Blocks, tiles: Tiling) -> "BlockPlan | None":
+        """The plan, or None where tiles cannot be cut at the borders of blocks.
+
+        Sizes that the kernel does not know are put together from the largest that it knows, 1536 from 512.
+        """
+        size = min(asked.size & -asked.size, LARGEST)
+        request = Blocks(size, asked.first)
+        ratio = asked.size // size
+        if call.row_columns is not None or size < SMALLEST:
+            return None
+        b, h, _, n, m = call.sizes
+        if ratio > 1 and 4 * b * h * n * m > TABLE * size * size:
             return None
         # the kernel for Hopper moves no tiles and cuts none: blocks are as large and begin where tiles do
         moved = (call.q_start | call.k_start) % size or any(first % size for first in request.starts)
@@ -51,7 +65,7 @@ class BlockPlan:
         rows = min(size, tiles.rows)
         row_shift = [-((call.q_start - first) % rows) for first in request.starts]
         key_shift = [-((call.k_start - first) % size) for first in request.starts]
-        return cls(request, rows, row_shift, key_shift, tiles)
+        return cls(request, rows, row_shift, key_shift, tiles, ratio)
 
     def shifts(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """row_shift and key_shift as the kernels read them: int32 [b]."""
@@ -90,7 +104,11 @@ class BlockPlan:
             part = _folded(_folded(part, 1, -(row // ratio)), 2, -key)
             _overlay(sums[i], part, max(row // ratio, 0) - start, max(key, 0))
         live = (lse > -torch.inf).any(1).to(table.dtype)
-        return start, sums, torch.zeros(b, n, dtype=table.dtype, device=table.device).scatter_add_(1, row_block, live)
+        rows = torch.zeros(b, n, dtype=table.dtype, device=table.device).scatter_add_(1, row_block, live)
+        before = start % self.ratio
+        rows = _grouped(rows[..., None], 1, self.ratio, before)[..., 0]
+        sums = _grouped(_grouped(sums.flatten(0, 1), 1, self.ratio, before), 2, self.ratio, 0).unflatten(0, (b, h))
+        return start // self.ratio, sums, rows
 
 
 def _grouped(part: Tensor, axis: int, size: int, before: int) -> Tensor:

@@ -109,7 +109,8 @@ def _many(
     sets = groups[0] if groups else None
     best = forward_tiling(call, sets, out)
     for i in list(plans)[:1]:
-        plans[i] = BlockPlan.of(call, plans[i].request, best) or plans[i]
+        asked = requests[i]
+        plans[i] = (BlockPlan.of(call, asked, best) if isinstance(asked, Blocks) else None) or plans[i]
     first = next(iter(plans.values()), None)
     found = forward(
         call,

@@ -96,7 +96,7 @@ BLOCKS: dict[str, tuple[dict[str, Any], tuple[int, int]]] = {
 @pytest.mark.parametrize("name", BLOCKS)
 def test_blocks(tiny, name):
     settings, first = BLOCKS[name]
-    check(plain(**settings), *(Blocks(size, torch.tensor(first)) for size in (16, 32, 64, 100)))
+    check(plain(**settings), *(Blocks(size, torch.tensor(first)) for size in (16, 32, 48, 64, 96, 100)))
 
 
 def test_blocks_beside_everything_else(tiny16):
