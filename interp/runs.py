@@ -142,7 +142,7 @@ class Run:
     def cells(self) -> Iterator[Cell]:
         """All cells in order; those of the causal check need the scores before them, so finish each as it comes."""
         for study in self.studies:
-            for number, batch in enumerate(study.prompts.batches(self.plan.batch_size)):
+            for number, batch in enumerate(study.batches(self.plan.batch_size)):
                 path = self.folder / "cells" / f"{study.name}-{number:04d}.json"
                 yield Cell(f"{study.name} {number}", path, lambda s=study, b=batch: self._score(s, b))
         if self.needles is not None and (self.plan.heads or self._answered):
@@ -174,7 +174,7 @@ class Run:
     def count(self) -> int:
         """How many cells there are."""
         size = self.plan.batch_size
-        total = sum(-(-len(study.prompts) // size) for study in self.studies)
+        total = sum(1 if study.whole else -(-len(study.prompts) // size) for study in self.studies)
         if self.needles is not None:
             total += (2 + 2 * self.plan.draws) * -(-len(self.needles) // size)
         named = {study.name for study in self.studies}
@@ -183,7 +183,10 @@ class Run:
         return total + 2 * (self.explored is not None)
 
     def _score(self, study: Study, batch: Prompts) -> dict[str, Any]:
-        scores = study.run(self.model, batch, batch_size=self.plan.batch_size, seed=self.plan.seed, **study.settings)
+        settings = {"batch_size": self.plan.batch_size, "seed": self.plan.seed, **study.settings}
+        if study.resumes:
+            settings["folder"] = self.folder / "steps" / study.name
+        scores = study.run(self.model, batch, **settings)
         return {"scores": scores, "texts": [brief(prompt, self.tokenizer) for prompt in batch]}
 
     def _ask(self, condition: Condition, batch: Prompts) -> dict[str, Any]:

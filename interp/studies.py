@@ -1,24 +1,27 @@
 """What a run measures: each analysis with the prompts that it is asked on, and the settings of all of it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from interp.analyses import identify, tasks
+from interp.analyses import identify
 from interp.analyses.scores import HeadScores
 from interp.hooks.prompts import Prompt, Prompts
 from interp.kernels.errors import UsageError
+from interp.menu import MENU, needles, passages
 
 ORDER = ("retrieval", "induction", "previous_token", "duplicate_token", "sinks")
 """what "all" stands for"""
-PATCHED = ("activation_patching", "path_patching", "attribution_patching")
 OF_HEADS = ("influence", "joint", "vocabulary")
 """what is made of heads that other analyses found, or that are named; no scores of their own"""
-MORE = ("importance", *PATCHED, "logit_attribution", *OF_HEADS)
+MORE = (*(name for name in MENU if name not in ORDER), *OF_HEADS)
 """what is measured when it is named"""
 VOCABULARY = 4
 """prompts of the vocabulary view"""
-SHORT = {"patching": "activation_patching", "attribution": "attribution_patching"}
+SHORT = {
+    "patching": "activation_patching", "attribution": "attribution_patching", "duo": "duo_gates",
+    "tracker": "attention_tracker", "concept": "concept_induction",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,8 @@ class Plan:
     kind: str = "zero"
     heads: str = ""
     """heads of the causal check; empty for the top k of retrieval"""
+    steps: int = 100
+    """of the optimisation of DuoAttention's gates"""
     explore: int = 1024
     """tokens of the text in the explorer; 0 for no explorer"""
     batch_size: int = 8
@@ -66,7 +71,18 @@ class Plan:
             raise UsageError(
                 f"{', '.join(self.analyses)} shows heads that others find: add an analysis, or name heads."
             )
-        for name in ("pairs", "needles", "texts", "check_needles", "k", "draws", "batch_size", "repeat", "reply"):
+        for name in (
+            "pairs",
+            "needles",
+            "texts",
+            "check_needles",
+            "k",
+            "draws",
+            "batch_size",
+            "repeat",
+            "reply",
+            "steps",
+        ):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name}={getattr(self, name)}: give at least 1.")
 
@@ -86,6 +102,14 @@ class Study:
     run: Callable[..., HeadScores]
     prompts: Prompts
     settings: dict[str, Any] = field(default_factory=dict)
+    whole: bool = False
+    """all prompts are one cell"""
+    resumes: bool = False
+    """it takes a folder, to go on within its cell"""
+
+    def batches(self, size: int) -> Iterator[Prompts]:
+        """The prompts of each cell."""
+        return self.prompts.batches(len(self.prompts) if self.whole else size)
 
 
 def parse_analyses(text: str) -> tuple[str, ...]:
@@ -106,58 +130,40 @@ def parse_analyses(text: str) -> tuple[str, ...]:
 def studies(plan: Plan, tokenizer: Any, own: Prompts | None = None) -> list[Study]:
     """The analyses of a plan with their prompts; `own` prompts take the place of the made ones in all of them.
 
-    Raises UsageError for own prompts where an analysis takes pairs.
+    Raises UsageError for own prompts where an analysis takes prompts of a form that is its own.
     """
-    if own is not None and (paired := [name for name in plan.analyses if name in PATCHED]):
-        raise UsageError(f"{', '.join(paired)} takes pairs of prompts, of tasks.ioi here: leave --prompts out.")
-    made = passages(plan, tokenizer) if own is None else own
-    makers: dict[str, Callable[[], Prompts]] = {
-        "retrieval": lambda: needles(plan, tokenizer),
-        "induction": lambda: tasks.repeated(tokenizer, n=plan.repeat, batch=plan.texts, seed=plan.seed),
-        "duplicate_token": lambda: tasks.repeated(tokenizer, n=plan.repeat, batch=plan.texts, seed=plan.seed),
-        "logit_attribution": lambda: tasks.ioi(tokenizer, n=plan.pairs, seed=plan.seed)[0],
-    }
-    settings: dict[str, dict[str, Any]] = {
-        "retrieval": {"max_new_tokens": plan.reply},
-        # shares of a layer cannot be joined batch by batch
-        "importance": {"normalize": None},
-    }
+    named = [name for name in plan.analyses if name not in OF_HEADS]
+    if own is not None and (fixed := [name for name in named if not MENU[name].own]):
+        raise UsageError(f"{', '.join(fixed)} takes prompts made for it, in pairs or with parts: leave --prompts out.")
+    # the replies of retrieval end earlier than its own default
+    more = {"retrieval": {"max_new_tokens": plan.reply}, "duo_gates": {"steps": plan.steps}}
     found = []
-    for name in plan.analyses:
-        if name in OF_HEADS:
-            continue
-        run = getattr(identify, name)
-        if name in PATCHED:
-            clean, corrupt = tasks.ioi(tokenizer, n=plan.pairs, seed=plan.seed)
-            found.append(Study(name, Paired(run, clean, corrupt), clean))
-        else:
-            prompts = makers[name]() if own is None and name in makers else made
-            found.append(Study(name, run, prompts, settings.get(name, {})))
+    for name in named:
+        dish, run = MENU[name], getattr(identify, name)
+        made: Any = own if own is not None else dish.make(plan, tokenizer)
+        if dish.paired:
+            made, partners = made
+            run = Paired(run, made, partners, dish.first)
+        found.append(Study(name, run, made, dish.settings | more.get(name, {}), dish.whole, dish.resumes))
     return found
 
 
 @dataclass(frozen=True, eq=False)
 class Paired:
-    """An analysis of pairs, asked for some of its clean prompts."""
+    """An analysis of prompts and their partners, asked for some of the prompts."""
 
     run: Any
-    clean: Prompts
-    corrupt: Prompts
+    prompts: Prompts
+    partners: Prompts
+    first: bool = False
+    """all of the partners, before the prompts"""
 
     def __call__(self, model: Any, batch: Prompts, **settings: Any) -> HeadScores:
-        place = {prompt.meta["id"]: number for number, prompt in enumerate(self.clean)}
-        partners = replace(self.corrupt, items=tuple(self.corrupt.items[place[prompt.meta["id"]]] for prompt in batch))
-        return self.run(model, batch, partners, **settings)
-
-
-def passages(plan: Plan, tokenizer: Any) -> Prompts:
-    """Plain texts."""
-    return tasks.passages(tokenizer, n=plan.texts, length=plan.text_length, seed=plan.seed)
-
-
-def needles(plan: Plan, tokenizer: Any) -> Prompts:
-    """The prompts of retrieval."""
-    return tasks.needle(tokenizer, lengths=(plan.length,), depths=plan.depths, n=plan.needles, seed=plan.seed)
+        if self.first:
+            return self.run(model, self.partners, batch, **settings)
+        place = {id(prompt): number for number, prompt in enumerate(self.prompts)}
+        theirs = tuple(self.partners.items[place[id(prompt)]] for prompt in batch)
+        return self.run(model, batch, replace(self.partners, items=theirs), **settings)
 
 
 def check_prompts(plan: Plan, tokenizer: Any) -> Prompts:

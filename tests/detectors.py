@@ -1,7 +1,8 @@
 """The table of all head detectors, which crosses every invariance: a new method is tested by a row."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import planted
@@ -23,6 +24,15 @@ class Method:
     """the planted head's score in a control stays below"""
 
 
+def null_twins(batch: Prompts) -> Prompts:
+    """The same prompts with BOS, which asks for nothing, as their last token."""
+    return replace(batch, items=tuple(replace(prompt, ids=(*prompt.ids[:-1], planted.BOS)) for prompt in batch))
+
+
+def qrhead(model: Any, batch: Prompts, **settings: Any) -> Any:
+    return identify.qrhead(model, batch, null_twins(batch), **settings)
+
+
 METHODS = (
     Method("induction", identify.induction, "induction", ("weights", "data")),
     Method("previous_token", identify.previous_token, "previous_token"),
@@ -31,6 +41,15 @@ METHODS = (
     Method("retrieval", identify.retrieval, "retrieval", ("weights", "data")),
     # teacher forcing gives the answer away token by token, so a key that is not there is no control
     Method("retrieval_forced", lambda *a, **k: identify.retrieval(*a, form="forced", **k), "retrieval"),
+    # a sum over the answer's tokens, 4 for a perfect head
+    Method("semantic", identify.semantic, "retrieval", ("weights", "data"), 0.45 * planted.ANSWER),
+    Method("reasoning", identify.reasoning, "retrieval", ("weights", "data")),
+    Method("razor_induction", identify.razor_induction, "induction", ("weights", "data")),
+    Method("razor_echo", identify.razor_echo, "echo", ("weights", "data")),
+    Method("qrhead", qrhead, "documents", ("weights", "data")),
+    Method("qk_score", identify.qk_score, "options", ("weights", "data"), 0.6),
+    Method("qk_score_attention", partial(identify.qk_score, attention=True), "options", ("weights", "data"), 0.6),
+    Method("positional", identify.positional, "previous_token"),
 )
 BY_NAME = {method.name: method for method in METHODS}
 
@@ -50,5 +69,12 @@ def random_prompts(kind: str, vocab: int, lengths: tuple[int, ...], seed: int = 
         ids.append([1, *half, *half])
         marks = {"first": (1, n // 2 + 1), "second": (n // 2 + 1, 2 * (n // 2) + 1)}
         # nearly every key is an answer, so that random heads paste some of it
-        spans.append(marks if kind == "induction" else {"answer": (1, 2 * (n // 2))})
-    return Prompts.from_ids(ids, spans=spans)
+        apart = [(i, i + 4) for i in range(1, n - 6, 4)]
+        jobs = {
+            "induction": marks,
+            "echo": marks,
+            "documents": {"documents": apart, "gold": apart[1:3], "query": (len(ids[-1]) - 3, len(ids[-1]))},
+            "options": {"options": apart},
+        }
+        spans.append(jobs.get(kind, {"answer": (1, 2 * (n // 2))}))
+    return Prompts.from_ids(ids, spans=spans, meta=[{"option": 1}] * len(ids))

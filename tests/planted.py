@@ -15,12 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-KINDS = ("induction", "previous_token", "duplicate_token", "sink", "retrieval")
-DATA_CONTROLS = ("induction", "duplicate_token", "retrieval")
+KINDS = ("induction", "previous_token", "duplicate_token", "sink", "retrieval", "echo", "documents", "options")
+DATA_CONTROLS = ("induction", "duplicate_token", "retrieval", "echo", "documents", "options")
 FAMILIES = ("gpt2", "llama")
 PAD, BOS, EOS, FIRST_WORD, VOCAB = 0, 1, 2, 3, 64
 HARM, NO = 60, 61
+END = 62
 ANSWER = 4
+DOCUMENTS, OPTIONS = 4, 12
 
 LAYERS, HEADS, HEAD_DIM, CONTEXT, CODE = 3, 4, 64, 128, 32
 HIDDEN = {"gpt2": HEADS * HEAD_DIM, "llama": 192}
@@ -29,7 +31,7 @@ THETA = 1e6
 # the pairs (i, i + 32) of a head: fast ones for position, slow ones for content
 FAST = torch.cat([torch.arange(0, 16), torch.arange(32, 48)])
 SLOW = torch.cat([torch.arange(16, 32), torch.arange(48, 64)])
-COPIES = {"induction": 2.0, "retrieval": 4.0}
+COPIES = {"induction": 2.0, "retrieval": 4.0, "documents": 4.0, "options": 4.0}
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,7 @@ def make(kind: str, seed: int, family: str = "gpt2", shuffled: bool = False) -> 
     (retrieval twice as strongly); a previous-token head in an earlier layer is its `helper`.
     previous_token: attends to q - 1. duplicate_token: to earlier occurrences of the same token, else to itself.
     sink: to position 0 (gpt2, whatever token is there) or to the BOS token (llama).
+    echo: as duplicate_token; documents, options: as retrieval.
     Left padding: llama as it is; gpt2 needs `position_ids` in a plain forward, which numbers the pads too without them.
     """
     rng = torch.Generator().manual_seed(1000 * seed + 10 * KINDS.index(kind) + FAMILIES.index(family))
@@ -97,7 +100,9 @@ def make(kind: str, seed: int, family: str = "gpt2", shuffled: bool = False) -> 
         _plant(layers, helper, *_previous(space), family)
         _write(layers, helper, space, space.prev, 1.5, family)
         _write(layers, head, space, space.tok, COPIES[kind], family)
-    match = {"previous_token": _previous, "duplicate_token": _duplicate, "sink": _sink}.get(kind, _induction)
+    match = {"previous_token": _previous, "duplicate_token": _duplicate, "echo": _duplicate, "sink": _sink}.get(
+        kind, _induction
+    )
     _plant(layers, head, *match(space), family)
     if shuffled:
         query = layers[head[0]].q[head[1]]
@@ -153,15 +158,26 @@ def prompts(kind: str, seed: int, shuffled: bool = False, batch: int = 4) -> Tas
     """Prompts of several lengths that ask for the job of `kind`, each beginning with BOS.
 
     `shuffled` is the control in the data: fresh tokens in the second half (induction; duplicate_token, where no token
-    has an earlier occurrence then, so that no row counts), or a key that is not in the haystack (retrieval).
+    has an earlier occurrence then, so that no row counts), or a key that is not in the haystack (retrieval, documents,
+    options).
     The other kinds have none and raise ValueError: every prompt has previous tokens and a first one.
-    spans: "first", "second" (induction); "context", "needle", "answer", "question" (retrieval).
-    meta: {"n": int} (induction); {"answer_ids": list of ids} (retrieval), the greedy reply, after which EOS follows.
+    spans: "first", "second" (induction, echo); "context", "needle", "answer", "question" (retrieval); "documents",
+    "gold", "query" (documents, the query is the last token); "options" (a word and END each; the last token is one of
+    the words).
+    meta: {"n": int} (induction, echo); {"answer_ids": list of ids} (retrieval), the greedy reply, after which EOS
+    follows; {"option": int} (options), the one that is asked for.
     """
     if shuffled and kind not in DATA_CONTROLS:
         raise ValueError(f"No control in the data for {kind!r}; use make({kind!r}, seed, shuffled=True).")
     rng = torch.Generator().manual_seed(7919 * seed + KINDS.index(kind))
-    build = {"induction": _repeated, "retrieval": _needle, "duplicate_token": _doubles}.get(kind, _random)
+    build = {
+        "induction": _repeated,
+        "retrieval": _needle,
+        "duplicate_token": _doubles,
+        "echo": _repeated,
+        "documents": _documents,
+        "options": _options,
+    }.get(kind, _random)
     rows = [build(rng, shuffled) for _ in range(batch)]
     return Task([row[0] for row in rows], [row[1] for row in rows], [row[2] for row in rows])
 
@@ -205,6 +221,30 @@ def _doubles(rng: torch.Generator, shuffled: bool) -> tuple[list[int], dict, dic
         # in a new order, so that no other relation than equality holds between the halves
         words[half:] = [words[int(i)] for i in torch.randperm(half, generator=rng)]
     return [BOS, *words], {}, {}
+
+
+def _documents(rng: torch.Generator, shuffled: bool) -> tuple[list[int], dict, dict]:
+    key, other, answer = _words(rng, 3, distinct=True)
+    gold = _draw(rng, 0, DOCUMENTS)
+    ids, places = [BOS], []
+    for number in range(DOCUMENTS):
+        words = _words(rng, _draw(rng, 8, 16), skip=(key, other, answer))
+        if number == gold:
+            words[4:4] = [key, answer]
+        places.append((len(ids), len(ids) + len(words)))
+        ids += words
+    ids.append(other if shuffled else key)
+    return ids, {"documents": tuple(places), "gold": (places[gold],), "query": ((len(ids) - 1, len(ids)),)}, {}
+
+
+def _options(rng: torch.Generator, shuffled: bool) -> tuple[list[int], dict, dict]:
+    other, *words = _words(rng, 1 + OPTIONS, skip=(END,), distinct=True)
+    right = _draw(rng, 0, OPTIONS)
+    ids, places = [BOS, *_words(rng, _draw(rng, 2, 12), skip=(END, other, *words))], []
+    for word in words:
+        places.append((len(ids), len(ids) + 2))
+        ids += [word, END]
+    return [*ids, other if shuffled else words[right]], {"options": tuple(places)}, {"option": right}
 
 
 def _random(rng: torch.Generator, shuffled: bool) -> tuple[list[int], dict, dict]:

@@ -138,7 +138,7 @@ BAD = {
     "no such analysis": (lambda t, f, r: ["score", "speed", f, "--out", t / "x"], "'speed' does not exist"),
     "pairs of one's own": (
         lambda t, f, r: ["score", "patching", f, "--out", t / "x", "--prompts", write(t / "p.txt", "hello")],
-        "takes pairs of prompts",
+        "takes prompts made for it",
     ),
     "names in pieces": (
         lambda t, f, r: ["score", "path_patching", f, "--out", t / "x"],

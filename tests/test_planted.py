@@ -70,6 +70,11 @@ def retrieval(pattern: Tensor, ids: list[int], reply: list[int], answer: tuple[i
     return hits / (stop - start)
 
 
+def copied(pattern: Tensor, ids: list[int]) -> Tensor:
+    """What the last token pays to the token after its earlier occurrence."""
+    return pattern[:, :, -1, ids.index(ids[-1]) + 1]
+
+
 def score(kind: str, model, task: Task) -> Tensor:
     """Mean score [l h] over the prompts."""
     if kind == "retrieval":
@@ -81,7 +86,9 @@ def score(kind: str, model, task: Task) -> Tensor:
     pairs = list(zip(patterns(model, task.ids), task.ids, strict=True))
     if kind == "induction":
         return torch.stack([induction(*pair, n=meta["n"]) for pair, meta in zip(pairs, task.meta, strict=True)]).mean(0)
-    plain = {"previous_token": previous, "duplicate_token": duplicate, "sink": sink}[kind]
+    if kind in ("documents", "options"):
+        return torch.stack([copied(*pair) for pair in pairs]).mean(0)
+    plain = {"previous_token": previous, "duplicate_token": duplicate, "sink": sink, "echo": duplicate}[kind]
     return torch.stack([plain(*pair) for pair in pairs]).mean(0)
 
 

@@ -1,25 +1,22 @@
 """Retrieval heads: heads that copy the answer from a long context while the model decodes it."""
 
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
+from interp.analyses.identify.replies import REPLY, answer, counted, decoded, one_place
 from interp.analyses.scores import HeadScores
-from interp.analyses.tasks.generate import Reply, generate
-from interp.analyses.tasks.needle import rouge1_recall
-from interp.hooks.capture import Capture, capture, read
+from interp.analyses.tasks.generate import Reply
+from interp.hooks.capture import Capture, read
 from interp.hooks.heads import HeadLayout
 from interp.hooks.keep import top_keys
 from interp.hooks.prompts import Prompt, Prompts
 from interp.hooks.provenance import Provenance
-from interp.kernels.errors import SpanError, UsageError
+from interp.kernels.errors import UsageError
 
 TOP = top_keys(1)
-REPLY = 32
-"""new tokens that a reply may take"""
 
 
 def retrieval(
@@ -51,20 +48,13 @@ def retrieval(
     """
     if form not in ("decode", "forced") or count not in ("steps", "set"):
         raise UsageError(f"form={form!r}, count={count!r}: form is 'decode' or 'forced', count is 'steps' or 'set'.")
-    for number, spans in enumerate(prompts.span("answer")):
-        if len(spans) != 1:
-            raise SpanError(
-                f"prompt {number} has its answer in {len(spans)} places: name the one that it is copied from."
-            )
+    one_place(prompts)
     parts = []
     if form == "decode":
-        bar = tqdm(total=len(prompts), desc="retrieval", disable=not progress, delay=2, leave=False)
-        for batch in prompts.batches(batch_size):
-            with capture(model, TOP, batch, queries="generated") as cap:
-                replies = generate(model, batch, max_new_tokens=max_new_tokens, stop="\n")
+        title = "retrieval" if progress else None
+        steps = decoded(model, prompts, TOP, max_new_tokens=max_new_tokens, batch_size=batch_size, progress=title)
+        for batch, cap, replies in steps:
             parts += _hits(batch, cap, replies, count, recall)
-            bar.update(len(batch))
-        bar.close()
     else:
         longer = replace(prompts, items=tuple(_with_answer(prompt) for prompt in prompts))
         chosen = read(
@@ -90,12 +80,6 @@ def retrieval(
     )
 
 
-def answer(prompt: Prompt) -> tuple[int, ...]:
-    """The answer's token ids as they stand in the context."""
-    start, stop = prompt.spans["answer"][0]
-    return prompt.ids[start:stop]
-
-
 def _with_answer(prompt: Prompt) -> Prompt:
     # the last answer token is predicted, never a query
     ids = prompt.ids + answer(prompt)[:-1]
@@ -104,30 +88,18 @@ def _with_answer(prompt: Prompt) -> Prompt:
 
 def _hits(batch: Prompts, cap: Capture, replies: list[Reply], count: str, recall: float | None) -> list[Tensor]:
     keys = cap[TOP].keys[..., 0]
-    found = []
-    for b, (prompt, reply) in enumerate(zip(batch, replies, strict=True)):
+
+    def score(b: int, prompt: Prompt, reply: Reply) -> Tensor:
         start, stop = prompt.spans["answer"][0]
         best = keys[b, :, :, : len(reply.ids)]
         here = (best >= start) & (best < stop)
         ids = torch.tensor(prompt.ids)[best.clamp(0, len(prompt.ids) - 1)]
         hit = here & (ids == torch.tensor(reply.ids, dtype=torch.int64))
-        length = stop - start
-        if count == "set":
-            # one place for each distinct answer token that was pasted
-            wanted = torch.tensor(sorted(set(answer(prompt))))
-            pasted = (hit[..., None] & (ids[..., None] == wanted)).any(-2)
-            score = pasted.sum(-1) / len(wanted)
-        else:
-            score = hit.sum(-1) / length
-        if recall is not None and not _recalled(prompt, reply, recall):
-            score = torch.full_like(score, torch.nan)
-        found.append(score.float())
-    return found
+        if count == "steps":
+            return hit.sum(-1) / (stop - start)
+        # one place for each distinct answer token that was pasted
+        wanted = torch.tensor(sorted(set(answer(prompt))))
+        pasted = (hit[..., None] & (ids[..., None] == wanted)).any(-2)
+        return pasted.sum(-1) / len(wanted)
 
-
-def _recalled(prompt: Prompt, reply: Reply, recall: float) -> bool:
-    text: Any = prompt.meta.get("answer")
-    if text and reply.text:
-        return rouge1_recall(text, reply.text) > recall
-    wanted = set(answer(prompt))
-    return len(wanted & set(reply.ids)) / len(wanted) > recall
+    return counted(batch, replies, recall, score)

@@ -4,14 +4,20 @@ from interp.analyses.tasks import refusal
 from interp.analyses.tasks.choice import CHOICE
 from interp.analyses.tasks.classify import SENTIMENT, TOPIC
 from interp.analyses.tasks.colored import colored_objects
+from interp.analyses.tasks.contexts import contexts
 from interp.analyses.tasks.counterfact import COUNTERFACT
+from interp.analyses.tasks.documents import documents
+from interp.analyses.tasks.entities import entities
+from interp.analyses.tasks.injection import injection
 from interp.analyses.tasks.ioi import ioi
 from interp.analyses.tasks.json_format import JSON
 from interp.analyses.tasks.needle import judge, needle, rouge1_recall
 from interp.analyses.tasks.needles import NEEDLE
 from interp.analyses.tasks.passages import passages
+from interp.analyses.tasks.passkeys import passkeys
 from interp.analyses.tasks.pronoun import PRONOUN
 from interp.analyses.tasks.refused import refused
+from interp.analyses.tasks.relations import relations
 from interp.analyses.tasks.repeated import repeated
 from interp.analyses.tasks.task import Task
 from interp.kernels.errors import UsageError
@@ -19,14 +25,20 @@ from interp.kernels.errors import UsageError
 __all__ = [
     "Task",
     "colored_objects",
+    "contexts",
+    "documents",
+    "entities",
     "get",
+    "injection",
     "ioi",
     "judge",
     "names",
     "needle",
     "passages",
+    "passkeys",
     "refusal",
     "refused",
+    "relations",
     "repeated",
     "rouge1_recall",
 ]

@@ -15,14 +15,17 @@ def items() -> Iterator[dict[str, Any]]:
     for i, (subject, (question, answer, *others)) in enumerate(rows):
         at = i % len(LETTERS)
         options = [*others[:at], answer, *others[at:]]
-        listed = "\n".join(f"{mark}. {option}" for mark, option in zip(LETTERS, options, strict=True))
+        # each with the end of its line, which is where a model has read the option whole
+        lines = [f"{mark}. {option}\n" for mark, option in zip(LETTERS, options, strict=True)]
+        listed = "".join(lines).rstrip("\n")
         yield {
             "id": f"choice/{i}",
             "messages": [{"role": "user", "content": f"{question}\n{listed}\n\nWhich letter is the right answer?"}],
             "prefix": "The right answer is",
-            "spans": {"mark": f"{question}\n{listed}"},
+            "spans": {"mark": f"{question}\n{listed}", "options": lines},
             "question": question,
             "answer": answer,
+            "option": at,
             "subject": subject,
             "right": [LETTERS[at]],
             "wrong": [mark for mark in LETTERS if mark != LETTERS[at]],

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from interp.analyses import identify, tasks
-from interp.analyses.identify.retrieval import answer
+from interp.analyses.identify.replies import answer
 from interp.hooks.capture import placed
 from interp.hooks.prompts import Prompts
 from interp.kernels.errors import PromptError, SpanError, UsageError

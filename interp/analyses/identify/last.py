@@ -1,0 +1,28 @@
+"""What heads do at the last token of prompts."""
+
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from interp.hooks.capture import read
+from interp.hooks.keep import Keep
+from interp.hooks.prompts import Prompts
+
+LAST = "last token"
+"""the span that marks it"""
+
+
+def at_last(
+    model: nn.Module, prompts: Prompts, keep: Keep, *, batch_size: int = 8, progress: str | None = None
+) -> Float[Tensor, "n l h ..."]:
+    """What `keep` gives for the last token of each prompt, without the axis of queries: one number, or a row of them.
+
+    progress: title of a bar.
+    """
+    marked = tuple(
+        replace(prompt, spans={**prompt.spans, LAST: ((len(prompt) - 1, len(prompt)),)}) for prompt in prompts
+    )
+    chosen = read(model, replace(prompts, items=marked), keep, queries=LAST, batch_size=batch_size, progress=progress)
+    return torch.cat([cap[keep][:, :, :, 0].float() for _, cap in chosen])

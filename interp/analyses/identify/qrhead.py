@@ -1,0 +1,126 @@
+"""QRHead: heads that look from a query at the document that answers it, beyond what any query looks at."""
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from interp.analyses.scores import HeadScores
+from interp.hooks.capture import read
+from interp.hooks.heads import HeadLayout
+from interp.hooks.keep import columns
+from interp.hooks.prompts import Prompt, Prompts
+from interp.hooks.provenance import Provenance
+from interp.kernels.errors import PromptError, UsageError
+
+CUT = 10
+"""documents that nDCG looks at"""
+
+
+def qrhead(
+    model: nn.Module,
+    prompts: Prompts,
+    null: Prompts,
+    *,
+    metric: Literal["score", "ndcg"] = "score",
+    batch_size: int = 4,
+    seed: int = 0,
+    progress: bool = False,
+) -> HeadScores:
+    """Query-focused retrieval score: attention of the query on the document that answers it, less that of no query.
+
+    c[n l h k] = mean over q in the span "query" of pattern[n l h q k], minus the same for the prompt's partner in
+    `null`, which has the same documents and the query "N/A". doc[n l h s] = sum over tokens k of document s with c[k] >
+    mean - 2 std of c inside of s. metric "score": score[n l h] = sum of doc over the documents of the span "gold";
+    "ndcg": nDCG@10 of the documents ranked by doc, in 0..1. extras["documents"]: doc, Float [n l h s].
+    prompts, null: tasks.documents, or any pairs with the spans "documents", "gold" and "query".
+    Raises PromptError where partners differ in their documents, SpanError for a missing span.
+    Source: QRHead, Zhang et al. 2506.09944, by the released code (16 heads are kept). Differs: both prompts are read
+    in full, where the code continues one cache; float32 softmax; windows of sliding layers are obeyed.
+    Cannot show: that the answer is used; the query may find a document by its words alone.
+    """
+    if metric not in ("score", "ndcg"):
+        raise UsageError(f"metric={metric!r}: use 'score' or 'ndcg'.")
+    _check(prompts, null)
+    found = [
+        _received(model, side, batch_size, title if progress else None)
+        for side, title in ((prompts, "qrhead"), (null, "qrhead, null query"))
+    ]
+    rows = zip(prompts, *found, strict=True)
+    documents = [by_document(mine - other, prompt.spans["documents"]) for prompt, mine, other in rows]
+    parts = []
+    for prompt, doc in zip(prompts, documents, strict=True):
+        gold = [prompt.spans["documents"].index(place) for place in prompt.spans["gold"]]
+        parts.append(doc[..., gold].sum(-1) if metric == "score" else ndcg(doc, gold))
+    most = max(doc.shape[-1] for doc in documents)
+    wide = [nn.functional.pad(doc, (0, most - doc.shape[-1]), value=torch.nan) for doc in documents]
+    return HeadScores(
+        name="qrhead" if metric == "score" else "qrhead_ndcg",
+        per_prompt=torch.stack(parts),
+        unit="share of attention, less that of no query" if metric == "score" else "nDCG@10",
+        kv_heads=HeadLayout.of(model).kv_heads,
+        settings={"metric": metric},
+        provenance=Provenance.of(model, prompts.tokenizer, seed=seed),
+        extras={"documents": torch.stack(wide)},
+        seed=seed,
+        labels=tuple(str(prompt.meta.get("key", "")) for prompt in prompts),
+    )
+
+
+def by_document(c: Float[Tensor, "l h k"], places: Sequence[tuple[int, int]]) -> Float[Tensor, "l h s"]:
+    """Sum over the tokens of each document that are above mean - 2 std of its tokens."""
+    sums = []
+    for start, stop in places:
+        part = c[..., start:stop]
+        # one token has no spread
+        low = part.mean(-1, keepdim=True) - 2 * part.std(-1, keepdim=True, correction=int(stop - start > 1))
+        sums.append((part * (part > low)).sum(-1))
+    return torch.stack(sums, -1)
+
+
+def ndcg(doc: Float[Tensor, "l h s"], gold: Sequence[int]) -> Float[Tensor, "l h"]:
+    """nDCG at 10 of the documents in falling order, ties to the earlier one."""
+    order = doc.sort(dim=-1, descending=True, stable=True).indices[..., :CUT]
+    gain = torch.tensor([1 / math.log2(rank + 2) for rank in range(order.shape[-1])])
+    hit = torch.isin(order, torch.tensor(gold))
+    return (hit * gain).sum(-1) / gain[: len(gold)].sum()
+
+
+def _received(model: nn.Module, prompts: Prompts, batch_size: int, title: str | None) -> list[Tensor]:
+    """What each token up to the last document's end receives from the query, mean over its rows; [l h k] each."""
+    made: list[columns] = []
+
+    def keep(batch: Prompts) -> columns:
+        rows = batch.span_mask("query").float()
+        made.append(columns("sum", rows / rows.sum(1, keepdim=True)))
+        return made[-1]
+
+    found = []
+    for batch, cap in read(model, prompts, keep, queries="query", batch_size=batch_size, progress=title):
+        received = cap[made.pop()]
+        found += [received[b, :, :, : _end(prompt)].clone() for b, prompt in enumerate(batch)]
+    return found
+
+
+def _end(prompt: Prompt) -> int:
+    return prompt.spans["documents"][-1][1]
+
+
+def _check(prompts: Prompts, null: Prompts) -> None:
+    for name in ("documents", "gold", "query"):
+        prompts.span(name)
+    null.span("query")
+    if len(prompts) != len(null):
+        raise PromptError(f"{len(prompts)} prompts and {len(null)} null prompts: give one partner for each.")
+    for number, (prompt, other) in enumerate(zip(prompts, null, strict=True)):
+        end = _end(prompt)
+        if prompt.ids[:end] != other.ids[:end] or min(p.spans["query"][0][0] for p in (prompt, other)) < end:
+            raise PromptError(
+                f"prompt {number} and its null partner differ before the end of the documents, or ask before it: put "
+                "equal documents first and the query last, as tasks.documents does."
+            )
+        if not set(prompt.spans["gold"]) <= set(prompt.spans["documents"]):
+            raise PromptError(f'the span "gold" of prompt {number} is none of its documents: mark whole documents.')

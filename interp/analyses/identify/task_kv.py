@@ -1,0 +1,138 @@
+"""Task-KV: heads whose summary of the prompt's values lies far from that of the other heads of their layer."""
+
+from dataclasses import dataclass, field
+from math import floor
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from interp.analyses.scores import HeadScores
+from interp.hooks.capture import run
+from interp.hooks.heads import Head, HeadLayout, HeadSet
+from interp.hooks.modules import attention_layers, projection_name
+from interp.hooks.prompts import Prompts
+from interp.hooks.provenance import Provenance
+from interp.hooks.seam import Site, Want, tapping
+from interp.kernels.contract import Call, Columns
+from interp.kernels.errors import UsageError
+
+
+def task_kv(
+    model: nn.Module,
+    prompts: Prompts,
+    *,
+    rows: int = 32,
+    top: int = 256,
+    weighted: bool = False,
+    batch_size: int = 4,
+    seed: int = 0,
+    progress: bool = False,
+) -> HeadScores:
+    """Semantic distance: how far what a head gathers for the end of a prompt lies from the mean of its layer.
+
+    c[h k] = mean over the last `rows` q of pattern[h q k]; s[h d] = sum over the `top` keys k with the largest c[h k]
+    of c[h k] v[h k d]; score[n l h] = |s[h] - mean over h of s| (L2, which the paper leaves open).
+    A prompt with fewer rows or keys gives all it has; each prompt scores by itself, as its task may differ.
+    weighted: of s[h d] W_O[h d m] instead, the same in the residual stream, where heads that write little are near.
+    prompts: any. Query heads of a kv head share v and differ by c alone. `heterogeneous` chooses heads.
+    Raises UsageError for sizes below 1.
+    Source: Task-KV, 2501.15113; no code is known. Differs: the weighted variant is ours.
+    Cannot show: that a far head matters; the distance bounds what is lost only with the size of W_O left out.
+    """
+    if min(rows, top) < 1:
+        raise UsageError(f"rows={rows}, top={top}: give at least one row and one key.")
+    total = -(-len(prompts) // batch_size)
+    bar = tqdm(prompts.batches(batch_size), desc="task_kv", total=total, disable=not progress, delay=2, leave=False)
+    parts = []
+    for batch in bar:
+        reader = _Reader(rows, top, weighted)
+        with tapping(model, reader):
+            run(model, batch, logits_to_keep=1)
+        parts.append(torch.stack([reader.found[layer] for layer in attention_layers(model)], 1))
+    return HeadScores(
+        name="task_kv",
+        per_prompt=torch.cat(parts),
+        unit="distance of values" if not weighted else "distance in the residual stream",
+        kv_heads=HeadLayout.of(model).kv_heads,
+        settings={"rows": rows, "top": top, "weighted": weighted},
+        provenance=Provenance.of(model, prompts.tokenizer, seed=seed),
+        seed=seed,
+        labels=tuple(f"{length} tokens" for length in prompts.lengths),
+    )
+
+
+def heterogeneous(scores: HeadScores, b: float = 0.25, m: int = 4) -> HeadSet:
+    """The heads of each layer that keep a full cache: the farthest from its centre, and the nearest one.
+
+    f(r) = n b - (n b - m) r / (R - 1) heads of layer r of R, rounded, n heads a layer: from the share b in the first
+    layer to m heads in the last. The nearest head takes the place of the last of them; where f is 1, the farthest
+    stays. A kv head is full where any of its query heads is.
+    Raises UsageError for a share outside of (0, 1], m outside of 1 to n, or heads without a score.
+    Source: Task-KV, 2501.15113 (b 0.25, m 4 for Llama-2-7B-Chat; 0.3, 1 for Mistral-7B-Instruct-v0.2). Differs: the
+    distances of several prompts are averaged; rounding, half up, is ours.
+    Cannot show: a budget for models with kv groups, of which the paper does not say how query heads share one.
+    """
+    n, layers = scores.n_heads, scores.layers
+    if not 0 < b <= 1 or not 1 <= m <= n:
+        raise UsageError(f"b={b}, m={m}: give a share in (0, 1] and 1 to {n} heads for the last layer.")
+    if scores.values.isnan().any():
+        raise UsageError(f"'{scores.name}' has heads without a score: give a distance for every head.")
+    chosen = []
+    for layer, distances in enumerate(scores.values):
+        count = max(1, floor(n * b - (n * b - m) / max(1, layers - 1) * layer + 0.5))
+        order = distances.sort(descending=True, stable=True).indices.tolist()
+        kept = order[:count] if count in (1, n) else [*order[: count - 1], order[-1]]
+        chosen += [Head(layer, head) for head in kept]
+    return HeadSet(tuple(chosen))
+
+
+@dataclass(eq=False)
+class _Reader:
+    """A tap that reads what the last rows give to each key, and leaves attention as it is."""
+
+    rows: int
+    top: int
+    weighted: bool
+    found: dict[int, Tensor] = field(default_factory=dict)
+    """distance [b h] of each layer"""
+
+    def at(self, layer: int) -> bool:
+        return True
+
+    def edit(self, site: Site) -> Call:
+        return site.call
+
+    def want(self, site: Site) -> Want | None:
+        n = site.call.q.shape[2]
+        return Want((Columns("sum"),), torch.arange(max(0, n - self.rows), n, device=site.call.q.device))
+
+    def take(self, site: Site, want: Want, values: tuple[Any, ...]) -> None:
+        call = site.call
+        received = values[0][0]
+        b, h, g, n, m = call.sizes
+        live = (
+            received.new_full((b,), min(n, self.rows))
+            if call.row_live is None
+            else call.row_live[:, -self.rows :].sum(1)
+        )
+        mean = received / live.clamp(min=1)[:, None, None]
+        weight, key = mean.topk(min(self.top, m), -1)
+        group = torch.arange(h, device=key.device) // (h // g)
+        row = torch.arange(b, device=key.device)[:, None, None]
+        value = call.v.detach()[row, group[None, :, None], key].to(weight.dtype)
+        gathered = torch.einsum("bhk,bhkd->bhd", weight, value)
+        if self.weighted:
+            gathered = torch.einsum("bhd,hdm->bhm", gathered, output_weights(site.module, h).to(weight.dtype))
+        self.found[site.layer] = (gathered - gathered.mean(1, keepdim=True)).norm(dim=-1).float().cpu()
+
+
+def output_weights(module: nn.Module, heads: int) -> Float[Tensor, "h d m"]:
+    """What the output projection of an attention module makes of each head."""
+    projection: Any = getattr(module, str(projection_name(module)))
+    weight = projection.weight.detach()
+    # Linear stores [out, in], Conv1D [in, out]
+    weight = weight.T if isinstance(projection, nn.Linear) else weight
+    return weight.unflatten(0, (heads, -1))

@@ -1,0 +1,278 @@
+"""Copying and long-range heads against their definitions on eager attention, four copies, groups, and errors."""
+
+import math
+from dataclasses import replace
+
+import planted
+import pytest
+import torch
+from families import VOCAB
+from reading import eager_patterns
+
+from interp.analyses import identify, tasks
+from interp.analyses.identify.qrhead import ndcg
+from interp.analyses.scores import HeadScores
+from interp.analyses.tasks.generate import generate
+from interp.hooks.capture import capture, run
+from interp.hooks.heads import HeadLayout
+from interp.hooks.keep import k as keys
+from interp.hooks.keep import q as queries
+from interp.hooks.prompts import Prompts
+from interp.hooks.unrotated import unrotated
+from interp.kernels.errors import PromptError, ScoreError, SpanError, UsageError
+
+FAMILIES = ("llama", "qwen3", "gpt2", "mistral", "gpt_oss")
+
+
+def tokens(n, seed=0):
+    return torch.randint(3, VOCAB, (n,), generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+def eager(model, ids):
+    """[l h q k] of one prompt."""
+    return eager_patterns(model, Prompts.from_ids([ids]))[0]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_razor_is_the_mean_over_rows_and_copies(tiny_model, name):
+    model, n = tiny_model(name), 9
+    prompts = tasks.repeated(VOCAB, n=n, copies=4, batch=2, bos=1)
+    for score, after in ((identify.razor_induction, 1), (identify.razor_echo, 0)):
+        found = score(model, prompts).per_prompt
+        for i, prompt in enumerate(prompts):
+            p = eager(model, prompt.ids)
+            pairs = [(1 + c * n + j, d) for c in range(1, 4) for j in range(n) for d in range(1, c + 1)]
+            assert len(pairs) == 6 * n
+            expected = torch.stack([p[:, :, q, q - d * n + after] for q, d in pairs]).mean(0)
+            torch.testing.assert_close(found[i], expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("family", planted.FAMILIES)
+def test_four_copies_bound_razor_by_a_half(family):
+    for seed in range(4):
+        for kind, score in (("induction", identify.razor_induction), ("echo", identify.razor_echo)):
+            made = planted.make(kind, seed, family)
+            prompts = tasks.repeated(planted.VOCAB - 3, n=20, copies=4, batch=3, bos=planted.BOS, seed=seed)
+            scores = score(made.model, prompts)
+            assert scores.top(1) == [made.head]
+            assert 0.4 < scores[made.head] <= 0.5
+            assert float(scores.per_prompt.max()) <= 0.5
+            control = score(made.model, tasks.repeated(60, n=14, copies=4, batch=3, bos=1, seed=seed, shuffled=True))
+            assert control[made.head] < 0.1
+
+
+def test_razor_without_rope_is_softmax_of_content(tiny_model):
+    model, n = tiny_model("llama"), 7
+    prompts = tasks.repeated(VOCAB, n=n, copies=3, batch=1, bos=1)
+    with unrotated(model), capture(model, [queries(), keys()], prompts) as cap:
+        run(model, prompts)
+    scores = cap[queries()][0] @ cap[keys()][0].repeat_interleave(2, 1).mT / 4
+    p = scores.masked_fill(torch.ones_like(scores).triu(1).bool(), -torch.inf).softmax(-1)
+    pairs = [(1 + c * n + j, d) for c in range(1, 3) for j in range(n) for d in range(1, c + 1)]
+    expected = torch.stack([p[:, :, q, q - d * n] for q, d in pairs]).mean(0)
+    found = identify.razor_echo(model, prompts, rope=False)
+    torch.testing.assert_close(found.per_prompt[0], expected, atol=1e-4, rtol=0)
+    assert found.settings == {"rope": False}
+    assert (found.per_prompt - identify.razor_echo(model, prompts).per_prompt).abs().max() > 1e-3
+
+
+def table(values, name="razor", kv_heads=2):
+    return HeadScores(name, torch.tensor(values)[None], kv_heads=kv_heads)
+
+
+def test_protected_heads_are_whole_groups():
+    induction = table([[0.1, 0.4, 0.0, 0.0], [0.3, 0.0, 0.2, 0.0]])
+    echo = table([[0.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.3]])
+    assert str(identify.razor_protected(induction, echo)) == "L0H0, L0H1, L1H2, L1H3"
+    # half of four kv heads by induction; a share of nothing still protects one
+    both = identify.razor_protected(induction, echo, share=(0.5, 0.0))
+    assert str(both) == "L0H0, L0H1, L1H0, L1H1, L1H2, L1H3"
+    # equal scores never take more than the share
+    flat = table([[0.2] * 4] * 2)
+    assert str(identify.razor_protected(flat, flat)) == "L0H0, L0H1"
+    own = identify.razor_protected(induction, echo, HeadLayout(2, 4, 4))
+    assert str(own) == "L0H1, L1H3"
+
+
+def test_errors_of_razor(tiny_model):
+    with pytest.raises(PromptError, match="'razor_echo' has no query with a target"):
+        identify.razor_echo(tiny_model("llama"), Prompts.from_ids([tokens(12)]))
+    one, other = table([[0.1, 0.2]]), table([[0.1, 0.2], [0.3, 0.4]])
+    with pytest.raises(ScoreError, match="2x2 heads and the layout 1x2: give both scores of one model"):
+        identify.razor_protected(one, other)
+    with pytest.raises(UsageError, match=r"share=\(2, 0\.1\): give the shares"):
+        identify.razor_protected(one, one, share=(2, 0.1))
+
+
+def answered(length=40, n=2):
+    """Prompts of random tokens whose answer is most of them, and a distractor, for models that write nonsense."""
+    spans = [
+        {"answer": (4, 24), "needle": (2, 30), "distractor": [(30, 33), (35, 38)]},
+        {"answer": (1, 21), "needle": (1, 21)},
+    ]
+    return Prompts.from_ids([tokens(length - 3 * i, 7 + i) for i in range(n)], spans=spans[:n])
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_scores_of_decode_steps_equal_eager(tiny_model, name):
+    model, prompts = tiny_model(name), answered()
+    settings = {"recall": -1.0, "max_new_tokens": 24}
+    replies = generate(model, prompts, max_new_tokens=24, stop="\n")
+    semantic = {span: identify.semantic(model, prompts, span=span, **settings) for span in ("answer", "needle")}
+    reasoning = identify.reasoning(model, prompts, **settings)
+    for i, (prompt, reply) in enumerate(zip(prompts, replies, strict=True)):
+        assert reply.ids
+        p = eager(model, [*prompt.ids, *reply.ids])
+        for span, found in semantic.items():
+            (start, stop), total = prompt.spans[span][0], torch.zeros(p.shape[:2])
+            for t, token in enumerate(reply.ids):
+                total += prompt.ids[start:stop].count(token) * p[:, :, len(prompt) - 1 + t, start:stop].sum(-1)
+            torch.testing.assert_close(found.per_prompt[i], total, atol=1e-4, rtol=1e-4)
+        (start, stop), total, other = prompt.spans["answer"][0], torch.zeros(p.shape[:2]), torch.zeros(p.shape[:2])
+        for t in range(min(len(reply.ids), stop - start)):
+            row = p[:, :, len(prompt) - 1 + t]
+            best = row >= row.topk(stop - start, -1).values[..., -1:]
+            total += (row * best)[..., start:stop].sum(-1) / (stop - start)
+            other += sum((row * best)[..., a:b].sum(-1) for a, b in prompt.spans.get("distractor", ())) / 6
+        torch.testing.assert_close(reasoning.per_prompt[i], total, atol=1e-4, rtol=0)
+        if "distractor" in prompt.spans:
+            torch.testing.assert_close(reasoning.extras["distractor"][i], other, atol=1e-4, rtol=0)
+        else:
+            assert reasoning.extras["distractor"][i].isnan().all()
+
+
+def test_a_long_span_takes_64_keys(tiny_model):
+    model = tiny_model("llama")
+    prompts = Prompts.from_ids([tokens(120)], spans=[{"answer": (2, 110)}])
+    (reply,) = generate(model, prompts, max_new_tokens=3)
+    p = eager(model, [*prompts[0].ids, *reply.ids])[:, :, 119 : 119 + len(reply.ids)]
+    best = p >= p.topk(64, -1).values[..., -1:]
+    expected = (p * best)[..., 2:110].sum((-1, -2)) / 108
+    found = identify.reasoning(model, prompts, recall=-1.0, max_new_tokens=3)
+    torch.testing.assert_close(found.per_prompt[0], expected, atol=1e-4, rtol=0)
+
+
+def test_replies_that_are_wrong_do_not_count(tiny_model):
+    model, prompts = tiny_model("llama"), answered()
+    for method in (identify.semantic, identify.reasoning):
+        scores = method(model, prompts, recall=1.0, max_new_tokens=4)
+        assert scores.counted == 0
+        assert all(extra.isnan().all() for extra in scores.extras.values())
+
+
+@pytest.mark.parametrize("method", [identify.semantic, identify.reasoning])
+def test_errors_of_decode_scores(tiny_model, method):
+    model, ids = tiny_model("llama"), [tokens(20)]
+    with pytest.raises(SpanError, match='prompt 0 has no span "answer"'):
+        method(model, Prompts.from_ids(ids))
+    with pytest.raises(SpanError, match="prompt 0 has its answer in 2 places"):
+        method(model, Prompts.from_ids(ids, spans=[{"answer": [(1, 2), (5, 6)]}]))
+    with pytest.raises(SpanError, match='prompt 0 has no span "clue"'):
+        method(model, Prompts.from_ids(ids, spans=[{"answer": (1, 2)}]), span="clue")
+
+
+def paired(n=2):
+    """Pairs with documents of several lengths, one of a single token, and queries of two lengths."""
+    spans = {"documents": [(1, 12), (13, 14), (14, 30)], "gold": (13, 14), "query": (31, 36)}
+    ids = [tokens(36 + i, i) for i in range(n)]
+    more = [spans | {"query": (31, 36 + i), "gold": [(1, 12), (14, 30)] if i else (1, 12)} for i in range(n)]
+    null = [[*row[:31], 5, 6] for row in ids]
+    return Prompts.from_ids(ids, spans=more), Prompts.from_ids(null, spans=[spans | {"query": (31, 33)}] * n)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_qrhead_equals_eager(tiny_model, name):
+    model, (prompts, null) = tiny_model(name), paired()
+    scores = identify.qrhead(model, prompts, null)
+    for i, (prompt, other) in enumerate(zip(prompts, null, strict=True)):
+        sides = [eager(model, one.ids)[:, :, slice(*one.spans["query"][0])].mean(2) for one in (prompt, other)]
+        c = sides[0][..., :30] - sides[1][..., :30]
+        for place, (start, stop) in enumerate(prompt.spans["documents"]):
+            part = c[..., start:stop]
+            if stop - start > 1:
+                part = part * (part > part.mean(-1, keepdim=True) - 2 * part.std(-1, keepdim=True))
+            else:
+                part = torch.zeros_like(part)
+            expected = part.sum(-1)
+            # a token on the very threshold may fall on either side of it
+            off = (scores.extras["documents"][i, :, :, place] - expected).abs() > 1e-4
+            assert off.float().mean() <= 0.125
+        gold = scores.extras["documents"][i][..., [0, 2] if i else [0]].sum(-1)
+        torch.testing.assert_close(scores.per_prompt[i], gold, atol=1e-6, rtol=0)
+    ranked = identify.qrhead(model, prompts, null, metric="ndcg")
+    assert ranked.name == "qrhead_ndcg"
+    assert ((ranked.per_prompt >= 0) & (ranked.per_prompt <= 1)).all()
+
+
+def test_ndcg_counts_ranks():
+    doc = torch.tensor([[[3.0, 1.0, 2.0], [1.0, 3.0, 2.0], [2.0, 3.0, 1.0]]])
+    torch.testing.assert_close(ndcg(doc, [0]), torch.tensor([[1.0, 1 / 2, 1 / math.log2(3)]]))
+    torch.testing.assert_close(ndcg(doc, [0, 2])[0, 0], torch.tensor(1.0))
+    # the eleventh document is not looked at
+    assert ndcg(torch.arange(12.0, 0, -1)[None, None], [10]) == 0
+
+
+def test_errors_of_qrhead(tiny_model):
+    model, (prompts, null) = tiny_model("llama"), paired()
+    with pytest.raises(UsageError, match="metric='recall': use 'score' or 'ndcg'"):
+        identify.qrhead(model, prompts, null, metric="recall")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(PromptError, match="2 prompts and 1 null prompts"):
+        identify.qrhead(model, prompts, null[:1])
+    with pytest.raises(PromptError, match="prompt 0 and its null partner differ before the end of the documents"):
+        identify.qrhead(model, prompts, null[::-1])
+    with pytest.raises(SpanError, match='prompt 0 has no span "gold"'):
+        identify.qrhead(model, null_of(prompts, "gold"), null)
+    partly = replace(prompts[0], spans={**prompts[0].spans, "gold": ((1, 5),)})
+    with pytest.raises(PromptError, match='"gold" of prompt 0 is none of its documents'):
+        identify.qrhead(model, replace(prompts, items=(partly,)), null[:1])
+
+
+def null_of(prompts, name):
+    items = [replace(p, spans={key: where for key, where in p.spans.items() if key != name}) for p in prompts]
+    return replace(prompts, items=tuple(items))
+
+
+def quiz(n=3):
+    spans = [{"options": [(3 * d + 1, 3 * d + 4) for d in range(4 + i % 2)]} for i in range(n)]
+    return Prompts.from_ids([tokens(24 + i, i) for i in range(n)], spans=spans, meta=[{"option": i} for i in range(n)])
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_qk_score_equals_queries_and_keys(tiny_model, name):
+    model, prompts = tiny_model(name), quiz()
+    by_fit, by_pattern = identify.qk_score(model, prompts), identify.qk_score(model, prompts, attention=True)
+    assert (by_fit.name, by_pattern.name) == ("qk_score", "qk_score_attention")
+    for i, prompt in enumerate(prompts):
+        one, ends = prompts[i : i + 1], [stop - 1 for _, stop in prompt.spans["options"]]
+        with unrotated(model), capture(model, [queries(), keys()], one) as cap:
+            run(model, one)
+        q, k = cap[queries()][0], cap[keys()][0]
+        fit = (
+            torch.einsum("lhd,lhkd->lhk", q[:, :, -1], k.repeat_interleave(q.shape[1] // k.shape[1], 1))[..., ends] / 4
+        )
+        for scores, wanted in ((by_fit, fit), (by_pattern, eager(model, prompt.ids)[:, :, -1, ends])):
+            torch.testing.assert_close(scores.extras["options"][i, ..., : len(ends)], wanted, atol=1e-4, rtol=1e-5)
+            assert torch.equal(scores.per_prompt[i], (wanted.argmax(-1) == i).float())
+
+
+def test_a_head_that_sees_no_option_points_at_none(tiny_model):
+    model = tiny_model("gemma2")
+    spans = [{"options": [(1, 3), (3, 5)]}]
+    for option in range(2):
+        prompts = Prompts.from_ids([tokens(80)], spans=spans, meta=[{"option": option}])
+        for attention in (False, True):
+            scores = identify.qk_score(model, prompts, attention=attention)
+            # layer 0 sees the last 32 tokens only
+            assert (scores.per_prompt[0, 0] == 0).all()
+
+
+def test_errors_of_qk_score(tiny_model):
+    model, ids = tiny_model("llama"), [tokens(20)]
+    with pytest.raises(SpanError, match='prompt 0 has no span "options"'):
+        identify.qk_score(model, Prompts.from_ids(ids))
+    with pytest.raises(SpanError, match='"options" of prompt 0 has one range'):
+        identify.qk_score(model, Prompts.from_ids(ids, spans=[{"options": (1, 3)}], meta=[{"option": 0}]))
+    two = [{"options": [(1, 3), (3, 5)]}]
+    for meta, said in (({}, "None"), ({"option": 2}, "2")):
+        with pytest.raises(PromptError, match=f'"option" of prompt 0 is {said}: give the number, from 0'):
+            identify.qk_score(model, Prompts.from_ids(ids, spans=two, meta=[meta]))

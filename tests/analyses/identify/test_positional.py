@@ -1,0 +1,122 @@
+"""Positional heads: against eager attention and the model's own rotation, in both layouts, and planted."""
+
+import math
+
+import families
+import planted
+import pytest
+import reading
+import torch
+import transformers as tf
+from detectors import prompts as planted_prompts
+
+from interp.analyses import identify
+from interp.analyses.identify.positional import pairs_of_dimensions
+from interp.hooks import keep
+from interp.hooks.capture import capture, run
+from interp.hooks.prompts import Prompts
+from interp.kernels.errors import UsageError
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2", "gpt_neox"])
+def test_offsets_equal_eager_attention(tiny_model, name):
+    model = tiny_model(name)
+    prompts = reading.prompts((30, 41, 26))
+    scores = identify.positional(model, prompts, batch_size=2)
+    for i, prompt in enumerate(prompts):
+        p = reading.eager_patterns(model, Prompts.from_ids([prompt.ids]))[0]
+        lines = [p.diagonal(-delta, -2, -1) for delta in range(9)]
+        mean = torch.stack([line.mean(-1) for line in lines], -1)
+        torch.testing.assert_close(scores.extras["offsets"][i], mean, atol=1e-4, rtol=0)
+        torch.testing.assert_close(scores.per_prompt[i], mean.amax(-1), atol=1e-4, rtol=0)
+        for layer in range(2):
+            for head in range(4):
+                delta = int(mean[layer, head].argmax())
+                assert int(scores.extras["delta"][i, layer, head]) == delta
+                spread = lines[delta][layer, head].std(correction=0)
+                assert float(scores.extras["std"][i, layer, head]) == pytest.approx(float(spread), abs=1e-4)
+
+
+ROTARY = [name for name in families.CONFIGS if name != "gpt2"]
+
+
+@pytest.mark.parametrize("name", ROTARY)
+def test_pairs_are_halves_of_what_turns(tiny_model, name):
+    turning = 4 if name == "gpt_neox" else 16
+    expected = torch.tensor([(i, i + turning // 2) for i in range(turning // 2)])
+    pairs = pairs_of_dimensions(tiny_model(name))
+    assert pairs is not None
+    assert torch.equal(pairs, expected)
+
+
+@pytest.mark.parametrize("kind", [tf.CohereConfig, tf.GlmConfig])
+def test_pairs_are_neighbours_where_a_model_turns_neighbours(kind):
+    sizes = {**families.GROUPED, "num_hidden_layers": 1, "head_dim": 16, "pad_token_id": 0}
+    with torch.random.fork_rng(devices=[]):
+        model = tf.AutoModelForCausalLM.from_config(kind(**sizes)).eval()
+    pairs = pairs_of_dimensions(model)
+    assert pairs is not None
+    # GLM turns half of the dimensions
+    assert torch.equal(pairs, torch.tensor([(2 * i, 2 * i + 1) for i in range(4 if kind is tf.GlmConfig else 8)]))
+
+
+def test_bands_are_norms_of_the_parts_that_turn_together(tiny_model):
+    model = tiny_model("qwen3")
+    prompts = reading.prompts((40,))
+    scores = identify.positional(model, prompts)
+    with capture(model, [keep.q(), keep.k()], prompts) as cap:
+        run(model, prompts)
+    q, k = cap[keep.q()][0], cap[keep.k()][0].repeat_interleave(2, 1)
+
+    def sizes(x):
+        # [l h q m] of the halves
+        return (x[..., :8] ** 2 + x[..., 8:] ** 2).sqrt()
+
+    # eight pairs of 16 dimensions: all of them are the band
+    assert torch.allclose(scores.extras["band"], torch.ones(1, 2, 4))
+    u = (sizes(q) * sizes(k)).mean(2)
+    found = identify.positional(model, prompts, bands=3).extras["band"][0]
+    torch.testing.assert_close(found, u[..., :3].sum(-1) / u.sum(-1), atol=1e-4, rtol=0)
+
+
+def test_no_band_without_a_rotation(tiny_model):
+    scores = identify.positional(tiny_model("gpt2"), reading.prompts())
+    assert pairs_of_dimensions(tiny_model("gpt2")) is None
+    assert scores.extras["band"].isnan().all()
+    assert not scores.per_prompt.isnan().any()
+    assert identify.positional(tiny_model("llama"), reading.prompts(), bands=0).extras["band"].isnan().all()
+    with pytest.raises(UsageError, match="bands=-1: give how many"):
+        identify.positional(tiny_model("gpt2"), reading.prompts(), bands=-1)
+
+
+def test_a_layer_without_rotation_has_no_band():
+    sizes = {**families.GROUPED, "num_hidden_layers": 2, "no_rope_layers": [1, 0]}
+    with torch.random.fork_rng(devices=[]):
+        model = tf.AutoModelForCausalLM.from_config(tf.SmolLM3Config(**sizes)).eval()
+    band = identify.positional(model, reading.prompts((30,))).extras["band"]
+    assert not band[:, 0].isnan().any()
+    assert band[:, 1].isnan().all()
+
+
+def test_the_planted_head_works_in_the_fast_band_whatever_the_tokens():
+    for seed in range(6):
+        place = planted.make("previous_token", seed, "llama")
+        scores = identify.positional(place.model, planted_prompts("previous_token", seed))
+        layer, head = place.head
+        assert (scores.extras["delta"][:, layer, head] == 1).all()
+        assert scores.extras["std"][:, layer, head].max() < 0.1
+        band = scores.extras["band"].mean(0)
+        others = band.masked_fill(planted_mask(place.head), -math.inf)
+        assert band[place.head] > 0.6
+        assert band[place.head] > others.max()
+        # a head that looks for the same token keeps its queries in the slow pairs
+        word = planted.make("duplicate_token", seed, "llama")
+        slow = identify.positional(word.model, planted_prompts("duplicate_token", seed))
+        assert slow.extras["band"].mean(0)[word.head] < 0.4
+        assert slow[word.head] < 0.9
+
+
+def planted_mask(head):
+    mask = torch.zeros(planted.LAYERS, planted.HEADS, dtype=torch.bool)
+    mask[head] = True
+    return mask
