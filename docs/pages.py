@@ -21,7 +21,7 @@ from mkdocs.structure.files import File, Files
 
 import interp
 from interp import cli, steerings, studies
-from interp.analyses import identify, steer, tasks
+from interp.analyses import identify, keys, steer, tasks
 from interp.analyses.pruning import pruning_curve
 from interp.analyses.sweep import sweep_sets
 from interp.cards import Card, card
@@ -37,6 +37,8 @@ FULL = 98
 LAST_WORDS = "<!-- every method's last word -->"
 CONTAINERS = {"Edits", "Profile"}
 """what steer exports beside methods"""
+RESULTS = {"Asked", "KeyCurve"}
+"""what keys exports beside methods"""
 VIEWS = ("joint.joint", "vocabulary.vocabulary", "vocabulary.ov_tokens", "lens.train_lens", "functions.functions")
 """views in interp.analyses, beside interp.explore"""
 CORE = (
@@ -109,6 +111,7 @@ def methods() -> dict[str, list[Method]]:
         "find": [Method(f"identify.{name}", getattr(identify, name)) for name in identify.__all__],
         "steer": edits + functions,
         "check": checks,
+        "keys": [Method(f"analyses.keys.{name}", getattr(keys, name)) for name in keys.__all__ if name not in RESULTS],
         "views": views,
     }
 
@@ -270,7 +273,7 @@ def notebooks_page() -> str:
         "Each is a script in percent format and the same notebook with its outputs, in `notebooks/`; all run in CI on "
         "the demo model, and the last cell of each asserts its conclusion.",
     ]
-    for path in sorted((ROOT / "notebooks").glob("*.py")):
+    for path in sorted((ROOT / "notebooks").glob("[0-9]*.py")):
         cells = [cell.source for cell in jupytext.read(path).cells if cell.cell_type == "markdown"]
         title, _, rest = (cells[0] if cells else path.stem).partition("\n")
         first = rest.strip().partition("\n\n")[0]

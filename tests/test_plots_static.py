@@ -1,5 +1,6 @@
 """The atlas, depth profiles, and figures as pictures without a browser."""
 
+import json
 from io import BytesIO
 from typing import Any
 
@@ -113,6 +114,16 @@ def test_the_colours_of_a_static_map_are_those_of_the_scores():
     ]
     assert np.allclose(shown[:, :3], ends, atol=0.01)
     assert np.allclose(np.asarray(drawn.get_array()).ravel(), [0.0, 1.0])
+
+
+def test_a_figure_that_was_packed_for_a_notebook_is_drawn_the_same():
+    import plotly.graph_objects as go
+
+    figure = plots.head_map(TABLES["sinks"])
+    packed = go.Figure(json.loads(figure.to_json()))
+    one, two = (plots.picture(each).axes[0].collections[0].get_array() for each in (figure, packed))
+    assert isinstance(packed.to_dict()["data"][0]["z"], dict)
+    assert np.array_equal(np.asarray(one), np.asarray(two))
 
 
 def test_text_from_outside_stays_text(tmp_path):

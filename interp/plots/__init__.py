@@ -5,7 +5,7 @@ from interp.plots.checks import causal, curve
 from interp.plots.explorer import Explorer, explorer
 from interp.plots.heads import gains, head_map, positions, scatter, top_heads
 from interp.plots.joint import joint
-from interp.plots.keys import key_curve
+from interp.plots.keys import key_curve, rankings
 from interp.plots.static import picture, save
 from interp.plots.style import colour_of, number, title_of, visible
 from interp.plots.vocabulary import ov, vocabulary
@@ -26,6 +26,7 @@ __all__ = [
     "ov",
     "picture",
     "positions",
+    "rankings",
     "save",
     "scatter",
     "title_of",

@@ -1,9 +1,12 @@
-"""What dropping keys costs, as a figure."""
+"""What dropping keys costs, and how far rankings of heads agree, as figures."""
 
+from collections.abc import Mapping
+from itertools import combinations
 from typing import TYPE_CHECKING
 
 from interp.analyses.keys.evaluate import KeyCurve
-from interp.plots.style import ABOVE, GREY, LINES, layout, safe, title_of
+from interp.analyses.scores import HeadScores
+from interp.plots.style import ABOVE, GREY, LINES, SCALE, layout, safe, title_of
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -50,4 +53,37 @@ def key_curve(curve: KeyCurve, task: str, measure: str = "right") -> "Figure":
     figure.update_layout(**ABOVE)
     figure.update_xaxes(title="share of the context's keys that is kept", tickformat=".0%")
     figure.update_yaxes(title=MEASURES[measure], rangemode="tozero")
+    return figure
+
+
+def rankings(scores: Mapping[str, HeadScores], k: int = 10) -> "Figure":
+    """How far rankings of heads agree: Spearman of each two below the diagonal, shared heads of the top k above it.
+
+    The hover and the cell say p, of at least this overlap by chance. Raises as `HeadScores.compare`.
+    """
+    import plotly.graph_objects as go
+
+    names = list(scores)
+    size = len(names)
+    z: list[list[float | None]] = [[None] * size for _ in range(size)]
+    text = [[""] * size for _ in range(size)]
+    for i, j in combinations(range(size), 2):
+        agreed = scores[names[i]].compare(scores[names[j]], k)
+        z[j][i] = agreed.spearman
+        z[i][j] = agreed.overlap / k
+        text[j][i] = f"ρ {agreed.spearman:.2f}"
+        text[i][j] = f"{agreed.overlap} of {k}<br>p {agreed.p_overlap:.2g}"
+    labels = [safe(title_of(name)) for name in names]
+    figure = go.Figure(
+        go.Heatmap(
+            z=z, text=text, texttemplate="%{text}", colorscale=SCALE, zmin=-0.25, zmax=1.4, showscale=False, xgap=2,
+            ygap=2, hovertemplate="%{text}<extra></extra>",
+        )
+    )  # fmt: skip
+    expected = k * k / len(next(iter(scores.values())))
+    said = [f"below: rank correlation; above: shared by the top {k}, {expected:.1f} by chance"]
+    figure.update_layout(**layout("Rankings of heads compared", said, 90 * size + 140))
+    for axis in (figure.update_xaxes, figure.update_yaxes):
+        axis(tickvals=list(range(size)), ticktext=labels, showgrid=False, zeroline=False)
+    figure.update_yaxes(range=[size - 0.5, -0.5])
     return figure

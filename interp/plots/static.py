@@ -1,6 +1,8 @@
 """Figures as pictures where there is no browser: matplotlib draws the few kinds of marks that interp.plots uses."""
 
 import re
+from base64 import b64decode
+from collections.abc import Mapping
 from html import unescape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -95,11 +97,11 @@ def _heatmap(made: "Picture", axes: Any, trace: dict[str, Any], layout: dict[str
 
     shared = layout.get(trace["coloraxis"]) or {} if trace.get("coloraxis") else trace
     low, high = (shared.get(f"{'c' if trace.get('coloraxis') else 'z'}{end}") for end in ("min", "max"))
-    z = np.asarray(trace["z"], dtype=float)
+    z = _array(trace["z"])
     given = shared.get("colorscale") or trace.get("colorscale")
     stops = [(float(at), _colour(colour)) for at, colour in given or ()]
     colours = LinearSegmentedColormap.from_list("figure", stops, N=1024)
-    xs, ys = (np.asarray(trace[k], dtype=float) if trace.get(k) is not None else np.arange(n, dtype=float)
+    xs, ys = (_array(trace[k]) if trace.get(k) is not None else np.arange(n, dtype=float)
               for k, n in (("x", z.shape[1]), ("y", z.shape[0])))  # fmt: skip
     edge = {"edgecolors": "white", "linewidth": 0.8} if trace.get("xgap") else {}
     drawn = axes.pcolormesh(xs, ys, np.ma.masked_invalid(z), cmap=colours, vmin=low, vmax=high, **edge)
@@ -114,7 +116,7 @@ def _heatmap(made: "Picture", axes: Any, trace: dict[str, Any], layout: dict[str
 def _scatter(axes: Any, trace: dict[str, Any]) -> None:
     import numpy as np
 
-    x, y = (np.asarray(trace.get(k) if trace.get(k) is not None else [], dtype=float) for k in "xy")
+    x, y = (_array(trace.get(k) if trace.get(k) is not None else []) for k in "xy")
     mode, marker, line = trace.get("mode") or "lines", trace.get("marker") or {}, trace.get("line") or {}
     label = _plain(trace.get("name") or "") if trace.get("showlegend") is not False else ""
     said = {"label": label} if label else {}
@@ -123,8 +125,8 @@ def _scatter(axes: Any, trace: dict[str, Any]) -> None:
     for axis in "xy":
         bars = trace.get(f"error_{axis}") or {}
         if bars.get("array") is not None:
-            up = np.nan_to_num(np.asarray(bars["array"], dtype=float))
-            down = np.nan_to_num(np.asarray(bars.get("arrayminus", up), dtype=float))
+            up = np.nan_to_num(_array(bars["array"]))
+            down = np.nan_to_num(_array(bars.get("arrayminus", up)))
             ends = {f"{axis}err": np.abs([down, up])}
             colour = _colour(bars.get("color") or one or "#000000")
             axes.errorbar(x, y, fmt="none", ecolor=colour, elinewidth=1.2, capsize=2, **ends)
@@ -147,6 +149,16 @@ def _scatter(axes: Any, trace: dict[str, Any]) -> None:
             if text:
                 axes.annotate(_plain(text), (at_x, at_y), (0, 5), textcoords="offset points", ha="center", fontsize=7,
                               parse_math=False)  # fmt: skip
+
+
+def _array(values: Any) -> Any:
+    """Numbers, also where plotly packed them for JavaScript."""
+    import numpy as np
+
+    if isinstance(values, Mapping):
+        shape = [int(part) for part in str(values.get("shape", "-1")).split(",")]
+        return np.frombuffer(b64decode(values["bdata"]), np.dtype(values["dtype"])).reshape(shape).astype(float)
+    return np.asarray(values, dtype=float)
 
 
 def _line(line: dict[str, Any]) -> dict[str, Any]:

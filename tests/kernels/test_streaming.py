@@ -123,7 +123,7 @@ def test_runs_of_queries_are_one_call(seed, monkeypatch):
         torch.testing.assert_close(cut, whole, atol=1e-12, rtol=1e-10)
 
 
-@pytest.mark.parametrize("name", ["chunked", "triton"])
+@pytest.mark.parametrize("name", ["chunked", pytest.param("triton", marks=pytest.mark.interpreter)])
 @pytest.mark.parametrize("settings", [{}, {"h": 4, "g": 2}, {"window": 20}, {"softcap": 3.0}, {"before": 20}], ids=str)
 def test_the_rest_runs_on_every_engine(name, settings):
     call = attention_calls.in_dtype(attention_calls.plain(n=44, **settings), torch.float32)

@@ -1,0 +1,27 @@
+"""Which keys of a prompt a head may still see: selectors, one file each, the context that applies one, an evaluation."""
+
+from interp.analyses.keys.base import KeySelector, full_heads, selecting
+from interp.analyses.keys.budgets import HeadKV, TaskKV
+from interp.analyses.keys.compress import CompressKV
+from interp.analyses.keys.duo import DuoAttention, RazorAttention
+from interp.analyses.keys.evaluate import Asked, KeyCurve, asked, key_curve
+from interp.analyses.keys.simple import RandomKeys, Streaming
+from interp.analyses.keys.window import SnapKV
+
+__all__ = [
+    "Asked",
+    "CompressKV",
+    "DuoAttention",
+    "HeadKV",
+    "KeyCurve",
+    "KeySelector",
+    "RandomKeys",
+    "RazorAttention",
+    "SnapKV",
+    "Streaming",
+    "TaskKV",
+    "asked",
+    "full_heads",
+    "key_curve",
+    "selecting",
+]
