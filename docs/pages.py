@@ -37,7 +37,7 @@ FULL = 98
 LAST_WORDS = "<!-- every method's last word -->"
 CONTAINERS = {"Edits", "Profile"}
 """what steer exports beside methods"""
-RESULTS = {"Asked", "KeyCurve"}
+RESULTS = {"Asked", "KeyCurve", "asked"}
 """what keys exports beside methods"""
 VIEWS = ("joint.joint", "vocabulary.vocabulary", "vocabulary.ov_tokens", "lens.train_lens", "functions.functions")
 """views in interp.analyses, beside interp.explore"""

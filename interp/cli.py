@@ -64,7 +64,9 @@ def doctor(model: Model, as_json: AsJson = False, device: Device = None, dtype: 
 
 @app.command()
 def score(
-    analyses: Annotated[str, typer.Argument(metavar="ANALYSES", help="Names separated by commas, or all.")],
+    analyses: Annotated[
+        str, typer.Argument(metavar="ANALYSES", help="Names separated by commas; all, long, every stand for several.")
+    ],
     model: Model,
     out: Annotated[Path, typer.Option("--out", "-o", help="Run folder; an unfinished run in it goes on.")],
     prompts: Annotated[Path | None, typer.Option(help="Your own prompts, .txt or .jsonl, for all analyses.")] = None,
@@ -88,9 +90,10 @@ def score(
     device: Device = None,
     dtype: Dtype = None,
 ) -> None:
-    """Score heads: retrieval, induction, previous_token, duplicate_token, sinks, or all of these; importance, patching,
-    path_patching, attribution, logit_attribution, influence, and the views joint and vocabulary, where they are named;
-    safety alone, as interp safety."""
+    """Score heads: retrieval, induction, previous_token, duplicate_token, sinks, which are "all"; razor_induction,
+    razor_echo, semantic, reasoning, qrhead, task_kv, qada, duo for long contexts ("long"); positional, lookback,
+    qk_score, concept, context_entropy, tracker, function_vectors, importance, patching, path_patching, attribution,
+    logit_attribution ("every"); influence, joint and vocabulary of heads that were found; safety as interp safety."""
     from interp.studies import Plan, parse_analyses
 
     if analyses.strip() == "safety":

@@ -16,6 +16,14 @@ OF_HEADS = ("influence", "joint", "vocabulary")
 """what is made of heads that other analyses found, or that are named; no scores of their own"""
 MORE = (*(name for name in MENU if name not in ORDER), *OF_HEADS)
 """what is measured when it is named"""
+GROUPS = {
+    "all": ORDER,
+    "long": (
+        "retrieval", "razor_induction", "razor_echo", "semantic", "reasoning", "qrhead", "task_kv", "qada", "duo_gates",
+    ),
+    "every": (*ORDER, *(name for name in MENU if name not in ORDER)),
+}  # fmt: skip
+"""names for several"""
 VOCABULARY = 4
 """prompts of the vocabulary view"""
 SHORT = {
@@ -113,16 +121,17 @@ class Study:
 
 
 def parse_analyses(text: str) -> tuple[str, ...]:
-    """The names in "retrieval,sinks" or "all", hyphens for underscores allowed, each once, in the order of a report."""
-    names = [name.strip().replace("-", "_") for name in text.split(",") if name.strip()]
-    if names == ["all"]:
-        return ORDER
-    names = [SHORT.get(name, name) for name in names]
+    """The names in "retrieval,sinks" or "all", hyphens for underscores allowed, each once, in the order of a report.
+
+    "all", "long" and "every" stand for several, see GROUPS. Raises UsageError for unknown names.
+    """
+    given = [name.strip().replace("-", "_") for name in text.split(",") if name.strip()]
+    names = [name for part in given for name in GROUPS.get(part, (SHORT.get(part, part),))]
     unknown = [name for name in names if name not in (*ORDER, *MORE)]
     if unknown or not names:
         raise UsageError(
-            f"analysis {', '.join(map(repr, unknown)) or repr(text)} does not exist: "
-            f"take some of {', '.join((*ORDER, *MORE))}, separated by commas, or all; safety stands alone."
+            f"analysis {', '.join(map(repr, unknown)) or repr(text)} does not exist: take some of "
+            f"{', '.join((*ORDER, *MORE))}, separated by commas, or {', '.join(GROUPS)}; safety stands alone."
         )
     return tuple(name for name in (*ORDER, *MORE) if name in names)
 

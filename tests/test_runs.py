@@ -220,6 +220,10 @@ def test_heads_of_the_check_come_from_retrieval_and_have_scores(tmp_path, monkey
 def test_plans_say_what_is_wrong():
     assert parse_analyses("sinks, previous-token") == ("previous_token", "sinks")
     assert parse_analyses("all") == Plan().analyses
+    assert parse_analyses("long,sinks")[:2] == ("retrieval", "sinks")
+    assert {"qrhead", "duo_gates", "task_kv"} < set(parse_analyses("long"))
+    assert set(parse_analyses("long")) < set(parse_analyses("every"))
+    assert parse_analyses("duo") == ("duo_gates",)
     assert parse_analyses("patching,importance,retrieval") == ("retrieval", "importance", "activation_patching")
     with pytest.raises(UsageError, match="safety stands alone"):
         parse_analyses("safety,sinks")

@@ -1,4 +1,4 @@
-"""Which keys of a prompt a head may still see: selectors, one file each, the context that applies one, an evaluation."""
+"""Which keys of a prompt a head may still see: selectors, the context that applies one, and an evaluation."""
 
 from interp.analyses.keys.base import KeySelector, full_heads, selecting
 from interp.analyses.keys.budgets import HeadKV, TaskKV

@@ -38,6 +38,8 @@ class KeySelector(Edit):
     prompt, and of the rest those that `rank` puts highest, round(share * n) of n keys in all. `full` names heads whose
     kv heads keep everything; the others get less, so that the layer's share, or the model's, is what was asked.
     A selector is a dataclass with its settings and one method: rank(here) -> Float [b g k].
+    Source: ours; what the methods of this folder have in common. Cannot show: what dropping keys while the prompt is
+    read would do.
     """
 
     share: float = 0.25
@@ -142,7 +144,8 @@ def _rest(share: float, whole: Bool[Tensor, "l g"], layout: HeadLayout) -> float
 def full_heads(scores: HeadScores, share: float, part: float) -> HeadSet:
     """The kv heads with the best query heads, as many as `part` of the budget lets keep everything; all of their heads.
 
-    Raises UsageError for a part that is not in [0, 1).
+    Raises UsageError for a part that is not in [0, 1). Source: ours, after DuoAttention's quantile.
+    Cannot show: whether a head needs all of its keys; scores only rank.
     """
     if not 0 <= part < 1:
         raise UsageError(f"part={part} is not in [0, 1): it is the part of the budget that goes to whole heads.")
@@ -187,7 +190,7 @@ def selecting(
             model.generate(**prompts.tensors(), past_key_values=cache)
 
     cache: a CompactCache, which then holds no other keys, layer by layer as the prompt is read; without one the keys
-    are hidden and the memory stays. Both give the same tokens.
+    are hidden and the memory stays. Both give the same tokens. Source: ours.
     noted: what the selector chose before, of a prompt that is in the model's cache already.
     Raises as `steering`, and UsageError for a selector without prompts. Cannot show: speed; hidden keys are still
     multiplied, and a compact layer is laid out whole for the time of its call.
