@@ -90,5 +90,9 @@ def functions(scores: Mapping[str, HeadScores], cuts: Mapping[str, float] | None
 
 
 def cut_of(name: str, table: HeadScores) -> float | None:
-    """The score above which a head counts in this table: its threshold, else that of CUTS, else none."""
-    return CUTS.get(name) if table.threshold is None else table.threshold
+    """The score above which a head counts in this table: its threshold, else that of CUTS, else none.
+
+    A threshold of 0 says that a head differs from nothing, which is no function.
+    """
+    cut = CUTS.get(name) if table.threshold is None else table.threshold
+    return cut if cut is not None and cut > 0 else None

@@ -33,8 +33,16 @@ def visible(text: str) -> str:
     return _UNSEEN.sub(lambda found: _symbol(ord(found[0])), text)
 
 
+NAMES = {
+    "qrhead": "QRHead", "qada": "QAdA", "qk_score": "QK-score", "task_kv": "Task-KV", "duo_gates": "DuoAttention gates",
+}  # fmt: skip
+"""analyses that are written in their own way"""
+
+
 def title_of(name: str) -> str:
     """Name of an analysis as a heading: "previous_token" is "Previous token"."""
+    if name in NAMES:
+        return NAMES[name]
     words = name.replace("_", " ")
     return words[:1].upper() + words[1:]
 

@@ -49,6 +49,7 @@ def test_tables_without_a_cut_are_left_out_unless_one_is_given():
     assert functions({"importance": other}, cuts={"importance": 0.2}).heads("importance") == HeadSet((Head(0, 0),))
     assert cut_of("importance", other) is None
     assert cut_of("induction", INDUCTION) == 0.3
+    assert cut_of("tracker", table("tracker", {(0, 0): [0.5] * 4}, 0.0)) is None
     with pytest.raises(ScoreError, match="no table has a threshold, so give cuts"):
         functions({"importance": other})
     with pytest.raises(ScoreError, match="no scores"):
