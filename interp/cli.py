@@ -84,6 +84,7 @@ def score(
     check_needles: Annotated[int, typer.Option(help="Prompts of the causal check.")] = 12,
     check_length: Annotated[int, typer.Option(help="Tokens of a prompt of the causal check.")] = 224,
     explore: Annotated[int, typer.Option(help="Tokens of the text in the report's explorer; 0 for none.")] = 1024,
+    steps: Annotated[int, typer.Option(help="Of the optimisation of DuoAttention's gates.")] = 100,
     batch_size: Annotated[int, typer.Option(help="Prompts at once.")] = 8,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the cost and stop.")] = False,
     as_json: AsJson = False,
@@ -128,6 +129,7 @@ def score(
         check_needles=check_needles,
         check_length=check_length,
         explore=explore,
+        steps=steps,
         batch_size=batch_size,
     )
     _finish(plan, model, out, prompts, dry_run, as_json, device, dtype)

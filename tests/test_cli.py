@@ -140,6 +140,12 @@ BAD = {
         lambda t, f, r: ["score", "patching", f, "--out", t / "x", "--prompts", write(t / "p.txt", "hello")],
         "takes prompts made for it",
     ),
+    "documents of one's own": (
+        lambda t, f, r: ["score", "qrhead", f, "--out", t / "x", "--prompts", write(t / "p.txt", "hello")],
+        "takes prompts made for it",
+    ),
+    "gates without a step": (lambda t, f, r: ["score", "duo", f, "--out", t / "x", "--steps", "0"], "steps=0: give at"),
+    "views of no heads": (lambda t, f, r: ["score", "joint", f, "--out", t / "x"], "add an analysis that scores"),
     "names in pieces": (
         lambda t, f, r: ["score", "path_patching", f, "--out", t / "x"],
         "are single tokens",
