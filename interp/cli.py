@@ -78,7 +78,9 @@ def score(
     text_length: Annotated[int, typer.Option(help="Tokens of a plain text.")] = 256,
     check: Annotated[bool, typer.Option(help="Causal check: the task with heads taken out.")] = True,
     heads: Annotated[str, typer.Option(help="Heads of the causal check; by default the top retrieval heads.")] = "",
-    top: Annotated[int, typer.Option(help="How many top heads the causal check takes out.")] = 10,
+    top: Annotated[
+        int, typer.Option(help="Heads that the causal check takes out; other controls at most a quarter.")
+    ] = 10,
     draws: Annotated[int, typer.Option(help="Random draws per control.")] = 3,
     kind: Annotated[Kind, typer.Option(help="Ablation of the causal check.")] = Kind.zero,
     check_needles: Annotated[int, typer.Option(help="Prompts of the causal check.")] = 12,
@@ -260,11 +262,14 @@ def report(
     from interp.studies import Plan
 
     _writable(output)
-    if any((Path(source) / name).is_file() for name in MANIFESTS):
-        found = _found(Path(source))
+    folder = Path(source)
+    if any((folder / name).is_file() for name in MANIFESTS):
+        found = _found(folder)
+    elif folder.is_dir() and not (folder / "config.json").is_file():
+        raise RunError(f"{folder} is neither a run folder nor a model folder: it has no manifest.json or config.json.")
     else:
-        folder = output.with_name(f"{output.stem}-run") if run is None else run
-        found = _run(Plan(seed=seed), source, folder, None, device, dtype).finish()
+        beside = output.with_name(f"{output.stem}-run") if run is None else run
+        found = _run(Plan(seed=seed), source, beside, None, device, dtype).finish()
     typer.echo(str(interp.make_report(found, output).resolve()))
 
 
@@ -279,6 +284,8 @@ def show(
     from interp.analyses.scores import HeadScores
     from interp.told import table_data, tables
 
+    if not path.exists() and not path.with_name(f"{path.name}.json").exists():
+        raise RunError(f"{path} does not exist: give a run folder or a score file.")
     loaded = None if model is None else interp.load(model).model
     if path.is_dir():
         found = _found(path)

@@ -89,7 +89,8 @@ class Run:
         out = len(heads) or plan.k
         if plan.checked and 2 * out > len(layout.all()):
             raise UsageError(
-                f"{out} heads out of {len(layout.all())} leave too few for a random control: take out at most half."
+                f"{out} heads out of {len(layout.all())} leave too few for a random control: take out at most half, "
+                f"--top {len(layout.all()) // 2} on the command line."
             )
         found = studies(plan, tokenizer, own)
         needles = check_prompts(plan, tokenizer) if plan.checked else None

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from typing import Any
 
 from interp.analyses import identify
@@ -129,8 +130,10 @@ def parse_analyses(text: str) -> tuple[str, ...]:
     names = [name for part in given for name in GROUPS.get(part, (SHORT.get(part, part),))]
     unknown = [name for name in names if name not in (*ORDER, *MORE)]
     if unknown or not names:
+        near = get_close_matches(unknown[0], (*ORDER, *MORE, *SHORT, *GROUPS), 1) if unknown else []
         raise UsageError(
-            f"analysis {', '.join(map(repr, unknown)) or repr(text)} does not exist: take some of "
+            f"analysis {', '.join(map(repr, unknown)) or repr(text)} does not exist"
+            f"{f', did you mean {near[0]!r}' if near else ''}: take some of "
             f"{', '.join((*ORDER, *MORE))}, separated by commas, or {', '.join(GROUPS)}; safety stands alone."
         )
     return tuple(name for name in (*ORDER, *MORE) if name in names)

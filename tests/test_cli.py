@@ -145,7 +145,7 @@ BAD = {
         "takes prompts made for it",
     ),
     "gates without a step": (lambda t, f, r: ["score", "duo", f, "--out", t / "x", "--steps", "0"], "steps=0: give at"),
-    "views of no heads": (lambda t, f, r: ["score", "joint", f, "--out", t / "x"], "add an analysis that scores"),
+    "views of no heads": (lambda t, f, r: ["score", "joint", f, "--out", t / "x"], "add an analysis, or name heads"),
     "names in pieces": (
         lambda t, f, r: ["score", "path_patching", f, "--out", t / "x"],
         "are single tokens",

@@ -156,7 +156,9 @@ def conditions(heads: HeadSet, layout: HeadLayout, draws: int = 3, seed: int = 0
     if draws < 1:
         raise UsageError(f"draws={draws}: a control needs at least one draw of random heads.")
     if not len(heads):
-        raise UsageError("there are no heads to take out: the scores count no prompt, or the set is empty.")
+        raise UsageError(
+            "there are no heads to take out: the scores count no prompt (the model answered none), or the set is empty."
+        )
     drawn = randoms(heads, layout, draws, seed)
     return (
         Condition("as loaded", "as loaded", HeadSet(())),

@@ -345,6 +345,10 @@ def read(
     """
     from tqdm.auto import tqdm
 
+    if not isinstance(prompts, Prompts):
+        raise PromptError(
+            f"prompts are {type(prompts).__name__}: give interp.Prompts, made by Prompts.encode(tokenizer, texts)."
+        )
     total = -(-len(prompts) // batch_size)
     batches = prompts.batches(batch_size)
     for batch in tqdm(batches, desc=progress, total=total, disable=progress is None, delay=2, leave=False):

@@ -72,7 +72,10 @@ def summary(scores: HeadScores, cut: float | None) -> Summary:
 def _found(scores: HeadScores, above: int | None, cut: float | None) -> str:
     heads = scores.top(3)
     if not heads:
-        return "No prompt counted, so no head has a score."
+        return (
+            "No prompt counted, so no head has a score. Needles, for one, count where the model answers them; without "
+            "one there are no heads to take out, and no causal check."
+        )
     unit = f" {scores.unit}" if scores.unit else ""
     text = f"{heads[0]} has the highest score, {number(scores[heads[0]])}{unit}"
     if heads[1:]:
@@ -139,9 +142,10 @@ def control_words(name: str, curve: Curve) -> str:
     each = ", ".join(f"{curve.at(which, size, measure)[0]:.2f} {told[which]}" for which in beside)
     mean, low, high = curve.gain(name, size, measure, over=beside[-1])
     apart = "told apart" if low > 0 or high < 0 else "not told apart"
+    n = len(curve.points[0].values[measure])
     return (
         f"{said}; with {size} random others {each}. Top less random {told[beside[-1]]}: {mean:+.2f} "
-        f"[{low:+.2f}, {high:+.2f}], {apart} on {len(curve.points[0].values[measure])} prompts."
+        f"[{low:+.2f}, {high:+.2f}], {apart} on {n} prompts.{' They are few.' if n < FEW else ''}"
     )
 
 

@@ -23,8 +23,14 @@ def test_the_planted_head_is_first_in_every_seed(name, family):
         assert scores[truth.head] > 0.9, f"seed {seed}: {scores}"
 
 
+# those that write replies take their time
+DECODING = ("retrieval", "semantic", "reasoning")
+
+
 @pytest.mark.parametrize("family", planted.FAMILIES)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in DECODING else name for name in NAMES]
+)
 def test_the_planted_head_is_not_singled_out_in_a_control(name, family):
     method = BY_NAME[name]
     for seed in range(20):
