@@ -193,7 +193,7 @@ between = cap[blocks][0, head.layer, head.head]
 figure = go.Figure(go.Heatmap(z=between.sqrt().numpy(), colorscale="Blues", showscale=False))
 figure.update_layout(title=f"{head}: attention between blocks of {block} tokens", height=460, width=520)
 figure.update_xaxes(title="block of keys")
-figure.update_yaxes(title="block of queries", range=[len(between) - 0.5, -0.5])
+figure.update_yaxes(title="block of queries", autorange="reversed")
 figure
 
 # %% [markdown]

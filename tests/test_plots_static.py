@@ -126,6 +126,15 @@ def test_a_figure_that_was_packed_for_a_notebook_is_drawn_the_same():
     assert np.array_equal(np.asarray(one), np.asarray(two))
 
 
+def test_an_axis_that_runs_down_runs_down():
+    import plotly.graph_objects as go
+
+    figure = go.Figure(go.Heatmap(z=[[0.0, 1.0], [2.0, 3.0]], colorscale=[[0, "#ffffff"], [1, "#000000"]]))
+    figure.update_yaxes(autorange="reversed")
+    low, high = plots.picture(figure).axes[0].get_ylim()
+    assert low > high
+
+
 def test_text_from_outside_stays_text(tmp_path):
     table = HeadScores(HOSTILE, torch.rand(4, 3, 2), unit=HOSTILE)
     svg = plots.save(plots.top_heads(table), tmp_path / "x.svg").read_text()

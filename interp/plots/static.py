@@ -176,6 +176,8 @@ def _axis(axes: Any, letter: str, given: dict[str, Any]) -> None:
         getattr(axes, f"set_{letter}scale")("log", base=2)
     if given.get("range") is not None:
         getattr(axes, f"set_{letter}lim")(*given["range"])
+    elif given.get("autorange") == "reversed":
+        axis.set_inverted(True)
     elif given.get("rangemode") == "tozero":
         getattr(axes, f"set_{letter}lim")(**{"left" if letter == "x" else "bottom": 0})
     if given.get("tickvals") is not None:
