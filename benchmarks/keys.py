@@ -29,6 +29,7 @@ DOCS = Path(__file__).resolve().parents[1] / "docs"
 SHARES = (0.1, 0.2, 0.4, 0.7)
 app = typer.Typer(add_completion=False)
 Model = Annotated[str, typer.Argument(help="Hub name, folder or demo.")]
+Steps = Annotated[int, typer.Option(help="Of the optimisation of DuoAttention's gates.")]
 Folder = Annotated[Path, typer.Option(help="Where score tables are kept, and read again.")]
 
 
@@ -69,10 +70,10 @@ def by_group(scores: HeadScores) -> HeadScores:
 
 
 @app.command()
-def rankings(model: Model = "demo", folder: Folder = Path("runs/keys")) -> None:
+def rankings(model: Model = "demo", folder: Folder = Path("runs/keys"), steps: Steps = 100) -> None:
     """Retrieval, induction, DuoAttention and QRHead by kv head: rank correlation, overlap, permutation p."""
     loaded, tokenizer = interp.load(model, dtype="float32")
-    every = tables(loaded, tokenizer, folder)
+    every = tables(loaded, tokenizer, folder, steps)
     chosen = {name: by_group(every[name]) for name in ("retrieval", "induction", "duo_gates", "qrhead")}
     rows = []
     for one, other in combinations(chosen, 2):
@@ -99,10 +100,12 @@ def selectors(scores: dict[str, HeadScores]) -> dict[str, Any]:
 
 
 @app.command()
-def curve(model: Model = "demo", folder: Folder = Path("runs/keys"), n: int = 16, length: int = 400) -> None:
+def curve(
+    model: Model = "demo", folder: Folder = Path("runs/keys"), n: int = 16, length: int = 400, steps: Steps = 100
+) -> None:
     """Loss and accuracy against the kept share, eight selectors on three tasks."""
     loaded, tokenizer = interp.load(model, dtype="float32")
-    made = selectors(tables(loaded, tokenizer, folder))
+    made = selectors(tables(loaded, tokenizer, folder, steps))
     found = key_curve(loaded, asked(tokenizer, n=n, length=length), made, shares=SHARES, progress=True)
     (DOCS / "keys.json").write_text(json.dumps(found.to_dict()))
     draw()

@@ -59,7 +59,6 @@ COMMANDS = {
 }
 """commands that run a method which does not give them its name"""
 
-
 _ITEM = re.compile(r'"|\w+(?:, \w+)*: |(?:Raises|Source|Differs|Cannot show)\b')
 """how a line of a docstring begins that does not continue the one before"""
 

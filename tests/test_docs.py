@@ -13,12 +13,12 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from html.parser import HTMLParser
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import browser as browsers
 import pytest
+import scripts
 from sybil import Document, Region
 from sybil.evaluators.python import PythonEvaluator
 from sybil.parsers.markdown.lexers import RawFencedCodeBlockLexer
@@ -52,12 +52,7 @@ ENDS = {"safety": (2, "no behaviour to attribute")}
 @pytest.fixture(scope="module")
 def pages():
     """The hook of the docs, as mkdocs loads it."""
-    spec = spec_from_file_location("pages", DOCS / "pages.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return scripts.load(DOCS / "pages.py")
 
 
 @pytest.fixture(scope="module")

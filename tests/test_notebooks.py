@@ -5,12 +5,12 @@ where there is nothing to conclude: some run on a model of random weights too, p
 """
 
 import json
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
 import jupytext
 import pytest
+import scripts
 import torch
 from nbclient.exceptions import CellExecutionError
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -36,12 +36,7 @@ def every(*marks, paths=NOTEBOOKS):
 @pytest.fixture(scope="module")
 def render():
     """notebooks/render.py, which belongs to no package."""
-    spec = spec_from_file_location("render", FOLDER / "render.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return scripts.load(FOLDER / "render.py")
 
 
 def lines_of(notebook):

@@ -52,6 +52,9 @@ class KeySelector(Edit):
         super().__post_init__()
         if not isinstance(self.full, str):
             object.__setattr__(self, "full", str(HeadSet.parse(self.full)))
+        if self.heads != "all":
+            # other query heads of a kv head would meet keys that are gone from their cache
+            raise UsageError(f"heads={self.heads!r}: a selector acts on all heads; name those that keep all as full=.")
         if not 0 < self.share <= 1:
             raise UsageError(f"share={self.share} is not in (0, 1]: it is the part of the prompt's keys that is kept.")
         if min(self.sink, self.recent) < 0 or self.sink + self.recent < 1:

@@ -295,6 +295,7 @@ def test_full_heads_are_whole_kv_heads_within_their_part():
         (lambda: Streaming(0.0), r"share=0.0 is not in \(0, 1\]"),
         (lambda: Streaming(0.5, sink=0, recent=0), "give numbers of 0 or more, one of them above 0"),
         (lambda: SnapKV(0.5, pool=4), "an odd pool"),
+        (lambda: Streaming(0.5, heads="L0H1"), "name those that keep all as full="),
         (lambda: full_heads(HeadScores("x", torch.rand(1, 2, 4)), 0.5, 1.0), "part=1.0 is not in"),
     ],
 )
