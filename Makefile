@@ -6,6 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest $(PYTEST_ARGS)
+WORKERS ?= 2
 
 # threads that wait must not spin: it makes small machines several times slower
 export OMP_WAIT_POLICY := PASSIVE
@@ -18,7 +19,7 @@ help:
 	@echo "make report      write report.html about the demo model"
 	@echo "make docs        build the documentation into site/, which opens without a server"
 	@echo "make test        run all tests, quick ones first (PYTEST_ARGS='-k heads')"
-	@echo "make test-quick  run the quick tests only"
+	@echo "make test-quick  run the quick tests only, two at a time (WORKERS=8 for more)"
 	@echo "make gpu-test    run the tests of the kernels on this machine's GPU, with PYTHON as it is"
 	@echo "make check       ruff, its formatter and pyright over everything"
 	@echo "make format      let ruff rewrite what it can"
@@ -45,8 +46,9 @@ docs: $(INSTALLED)
 
 test: test-quick test-slow
 
+# several at a time, each with one thread; the slow ones time what they do, and have the machine to themselves
 test-quick: $(INSTALLED)
-	$(PYTEST) -m "not slow"
+	OMP_NUM_THREADS=1 $(PYTEST) -n $(WORKERS) -m "not slow"
 
 # pytest ends with 5 when PYTEST_ARGS leaves no slow test over
 test-slow: $(INSTALLED)

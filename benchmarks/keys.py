@@ -5,6 +5,7 @@
 
 import json
 import time
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,18 +16,20 @@ import typer
 import interp
 from interp import plots
 from interp.analyses import identify, tasks
-from interp.analyses.keys.base import selecting
-from interp.analyses.keys.budgets import HeadKV, TaskKV
-from interp.analyses.keys.compress import CompressKV
-from interp.analyses.keys.duo import DuoAttention, RazorAttention
-from interp.analyses.keys.evaluate import KeyCurve, asked, key_curve
-from interp.analyses.keys.simple import RandomKeys, Streaming
-from interp.analyses.keys.window import SnapKV
+from interp.analyses.keys import (
+    CompressKV,
+    KeyCurve,
+    Streaming,
+    asked,
+    key_curve,
+    layer_errors,
+    selecting,
+    selectors_of,
+)
 from interp.analyses.scores import HeadScores
 from interp.hooks.compact import CompactCache, nbytes
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
-SHARES = (0.1, 0.2, 0.4, 0.7)
 app = typer.Typer(add_completion=False)
 Model = Annotated[str, typer.Argument(help="Hub name, folder or demo.")]
 Steps = Annotated[int, typer.Option(help="Of the optimisation of DuoAttention's gates.")]
@@ -46,7 +49,6 @@ def tables(model: Any, tokenizer: Any, folder: Path, steps: int = 100) -> dict[s
         "reasoning": lambda: identify.reasoning(model, needles[:8]),
         "razor_induction": lambda: identify.razor_induction(model, copies),
         "razor_echo": lambda: identify.razor_echo(model, copies),
-        "task_kv": lambda: identify.task_kv(model, needles[:8]),
         "duo_gates": lambda: identify.duo_gates(
             model, tasks.passkeys(tokenizer, n=16, lengths=(512,)), steps=steps, sink=8, recent=64, lr=0.03,
             folder=folder / "duo", progress=True,
@@ -65,8 +67,7 @@ def tables(model: Any, tokenizer: Any, folder: Path, steps: int = 100) -> dict[s
 
 def by_group(scores: HeadScores) -> HeadScores:
     """The best head of each kv head: what a gate of a kv head can be compared with."""
-    best = scores.values.unflatten(1, (scores.layout.kv_heads, -1)).amax(-1)
-    return HeadScores(scores.name, best[None], scores.unit)
+    return HeadScores(scores.name, scores.by_group()[None], scores.unit)
 
 
 @app.command()
@@ -84,29 +85,18 @@ def rankings(model: Model = "demo", folder: Folder = Path("runs/keys"), steps: S
     (DOCS / "rankings.json").write_text(json.dumps({"model": model, "rows": rows}, indent=1))
 
 
-def selectors(scores: dict[str, HeadScores]) -> dict[str, Any]:
-    """Each selector as a function of the share."""
-    razor = scores["razor_induction"]
-    return {
-        "random": lambda share: RandomKeys(share),
-        "StreamingLLM": lambda share: Streaming(share),
-        "SnapKV": lambda share: SnapKV(share),
-        "CompressKV": lambda share: CompressKV.of(scores["semantic"], share),
-        "HeadKV-R2": lambda share: HeadKV.of(scores["reasoning"], share),
-        "Task-KV": lambda share: TaskKV.of(scores["task_kv"], share),
-        "DuoAttention": lambda share: DuoAttention.of(scores["duo_gates"], share),
-        "RazorAttention": lambda share: RazorAttention.of(razor, share),
-    }
-
-
 @app.command()
 def curve(
     model: Model = "demo", folder: Folder = Path("runs/keys"), n: int = 16, length: int = 400, steps: Steps = 100
 ) -> None:
-    """Loss and accuracy against the kept share, eight selectors on three tasks."""
+    """Loss and accuracy against the kept share, nine selectors on three tasks."""
     loaded, tokenizer = interp.load(model, dtype="float32")
-    made = selectors(tables(loaded, tokenizer, folder, steps))
-    found = key_curve(loaded, asked(tokenizer, n=n, length=length), made, shares=SHARES, progress=True)
+    scores = tables(loaded, tokenizer, folder, steps)
+    made = selectors_of(scores)
+    others = tasks.needle(tokenizer, lengths=(length,), n=8, seed=1_000_003)
+    errors = layer_errors(loaded, others, CompressKV.of(scores["semantic"], 0.2))
+    made["CompressKV, by layer"] = partial(CompressKV.of, scores["semantic"], layers=errors)
+    found = key_curve(loaded, asked(tokenizer, n=n, length=length), made, progress=True)
     (DOCS / "keys.json").write_text(json.dumps(found.to_dict()))
     draw()
 
@@ -115,16 +105,17 @@ def curve(
 def draw() -> None:
     """Figures and tables of the curve that docs/keys.json holds."""
     found = KeyCurve.from_dict(json.loads((DOCS / "keys.json").read_text()))
-    names = list(dict.fromkeys(point.selector for point in found.points if point.selector != "whole"))
+    shares = found.shares
     lines = []
-    for task in dict.fromkeys(point.task for point in found.points):
+    for task in found.tasks:
         plots.save(plots.key_curve(found, task, "right"), DOCS / f"keys-{task.replace(' ', '-')}.svg", width=900)
         whole, loss = (found.at("whole", 1.0, task, measure)[0] for measure in ("right", "loss"))
         lines += ["", f"**{task}**: with every key {whole:.0%} right, loss {loss:.2f}", ""]
-        lines += ["| selector | " + " | ".join(f"{share:.0%} kept" for share in SHARES) + " |", "|---" * 5 + "|"]
-        for name in names:
+        lines += ["| selector | " + " | ".join(f"{share:.0%} kept" for share in shares) + " |"]
+        lines += ["|---" * (1 + len(shares)) + "|"]
+        for name in found.selectors:
             cells = []
-            for share in SHARES:
+            for share in shares:
                 mean, low, high = found.at(name, share, task)
                 apart = found.gain(name, share, task)[1:] if name != "random" else (0.0, 0.0)
                 sign = "+" if apart[0] > 0 else "−" if apart[1] < 0 else ""
@@ -135,28 +126,41 @@ def draw() -> None:
 
 
 @app.command()
-def memory(model: Model = "demo", length: int = 8192, share: float = 0.25, new: int = 16) -> None:
+def memory(
+    model: Model = "demo",
+    folder: Folder = Path("runs/keys"),
+    length: int = 8192,
+    share: float = 0.25,
+    new: Annotated[tuple[int, int], typer.Option(help="Tokens of two replies.")] = (16, 512),
+) -> None:
     """Bytes of the cache after generate(), whole and compact, and the memory of the process or of the GPU."""
     from transformers import DynamicCache
 
     found = interp.load(model)
     loaded: Any = found.model
-    prompts = tasks.passages(found.tokenizer, n=1, length=length - new)
-    rows = {}
-    for name, kept in (("every key", 1.0), ("StreamingLLM", share), ("SnapKV", share)):
-        cache = DynamicCache(config=loaded.config) if kept == 1 else CompactCache(loaded)
-        selector = SnapKV(kept) if name == "SnapKV" else Streaming(kept)
-        before = _held(loaded)
-        started = time.perf_counter()
-        with selecting(loaded, selector, prompts, None if kept == 1 else cache):
-            inputs = {key: value.to(loaded.device) for key, value in prompts.tensors().items()}
-            loaded.generate(**inputs, max_new_tokens=new, min_new_tokens=new, do_sample=False, past_key_values=cache)
-        rows[name] = {"bytes": nbytes(cache), "grown": _held(loaded) - before, "seconds": time.perf_counter() - started}
-        cached, part = nbytes(cache) / 1e6, nbytes(cache) / rows["every key"]["bytes"]
-        told = f"{rows[name]['grown'] / 1e6:8.1f} MB in all, {part:.3f} of every key, {rows[name]['seconds']:.1f} s"
-        typer.echo(f"{name:14s} {cached:8.1f} MB cache, {told}")
-        del cache
-    settings = {"model": model, "length": length, "share": share, "new": new, "device": str(loaded.device)}
+    gates = folder / "duo_gates.scores.json"
+    made = selectors_of({"duo_gates": HeadScores.load(gates)} if gates.exists() else {})
+    kept = {name: make(share) for name, make in made.items() if name in ("StreamingLLM", "SnapKV", "DuoAttention")}
+    rows = []
+    for tokens in new:
+        prompts = tasks.passages(found.tokenizer, n=1, length=length - tokens)
+        whole = None
+        for name, selector in {"every key": Streaming(1.0), **kept}.items():
+            cache = DynamicCache(config=loaded.config) if selector.idle else CompactCache(loaded)
+            before = _held(loaded)
+            started = time.perf_counter()
+            with selecting(loaded, selector, prompts, None if selector.idle else cache):
+                inputs = prompts.tensors(device=loaded.device)
+                loaded.generate(
+                    **inputs, max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False, past_key_values=cache
+                )
+            seconds, held, grown = time.perf_counter() - started, nbytes(cache), _held(loaded) - before
+            whole = whole or held
+            rows.append({"selector": name, "new": tokens, "bytes": held, "grown": grown, "seconds": seconds})
+            told = f"{grown / 1e6:8.1f} MB in all, {held / whole:.3f} of every key, {seconds:.1f} s"
+            typer.echo(f"{name:14s} {tokens:5d} new {held / 1e6:8.1f} MB cache, {told}")
+            del cache
+    settings = {"model": model, "length": length, "share": share, "device": str(loaded.device)}
     (DOCS / "keys-memory.json").write_text(json.dumps(settings | {"rows": rows}, indent=1))
 
 

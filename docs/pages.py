@@ -53,6 +53,7 @@ COMMANDS = {
     "choose": "interp steer MODEL --method METHOD --task TASK --out DIR",
     "steer_check": "interp steer MODEL --method METHOD --task TASK --out DIR",
     "causal_check": "interp score retrieval MODEL --out DIR",
+    "key_curve": "interp score retrieval,semantic,key-selectors MODEL --out DIR",
     "causal_curve": "interp safety MODEL --out DIR",
     "make_report": "interp report MODEL -o report.html",
     "explore": "interp score retrieval MODEL --out DIR --explore 1024",

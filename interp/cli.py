@@ -96,7 +96,8 @@ def score(
     """Score heads: retrieval, induction, previous_token, duplicate_token, sinks, which are "all"; razor_induction,
     razor_echo, semantic, reasoning, qrhead, task_kv, qada, duo for long contexts ("long"); positional, lookback,
     qk_score, concept, context_entropy, tracker, function_vectors, importance, patching, path_patching, attribution,
-    logit_attribution ("every"); influence, joint and vocabulary of heads that were found; safety as interp safety."""
+    logit_attribution ("every"); influence, joint and vocabulary of heads that were found; key_selectors, which keys of
+    a prompt they keep and what that costs, of the scores there are (in "every"); safety as interp safety."""
     from interp.studies import Plan, parse_analyses
 
     if analyses.strip() == "safety":

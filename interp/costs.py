@@ -6,13 +6,16 @@ from typing import Any
 from torch import nn
 
 from interp.analyses.causal import REPLY
+from interp.analyses.keys import Asked
+from interp.analyses.keys.choice import PLAIN, makeable
+from interp.analyses.keys.evaluate import SHARES
 from interp.controls import CONTROLLED, taken
 from interp.hooks.capture import Capture
 from interp.hooks.heads import HeadLayout
 from interp.hooks.keep import Keep, at, blocks, columns, top_keys
 from interp.hooks.modules import context_length
 from interp.hooks.prompts import Prompts
-from interp.studies import Plan, check_prompts, explored_prompt, studies
+from interp.studies import Plan, check_prompts, explored_prompt, key_tasks, studies
 
 
 @dataclass(frozen=True)
@@ -67,8 +70,7 @@ def estimate(plan: Plan, model: nn.Module, tokenizer: Any, own: Prompts | None =
     keeps: dict[str, tuple[Keep, int | None]] = {"retrieval": (top_keys(1), REPLY), "sinks": (columns("mean"), None)}
     for study in studies(plan, tokenizer, own):
         keep, queries = keeps.get(study.name, (at(-1), None))
-        replies = plan.reply if study.name == "retrieval" else 0
-        lines.append(_line(study.name, plan, model, study.prompts, keep, queries, replies, 1))
+        lines.append(_line(study.name, plan, model, study.prompts, keep, queries, study.reply, 1))
         if plan.check and study.name in CONTROLLED:
             sizes, asked = taken(study.name, study.prompts, plan.k, HeadLayout.of(model))
             # as loaded once, then the top heads and two kinds of random ones
@@ -81,7 +83,19 @@ def estimate(plan: Plan, model: nn.Module, tokenizer: Any, own: Prompts | None =
         text = explored_prompt(plan, tokenizer, own, context_length(model))
         # once for the explorer, once for what heads write
         lines.append(_line("explorer", plan, model, text, blocks(16), None, 0, 2))
+    lines += [_keyed(plan, model, task) for task in key_tasks(plan, tokenizer)]
     return Estimate(tuple(lines))
+
+
+def _keyed(plan: Plan, model: nn.Module, task: Asked) -> Line:
+    """A context is read once, what comes after it with every key and at each share by each selector."""
+    times = 1 + len(SHARES) * (1 + len(PLAIN) + len(makeable(plan.analyses)))
+    once, whole = (_line("", plan, model, prompts, None, None, 0, 1) for prompts in (task.contexts, task.whole))
+    return Line(
+        f"keys, {task.name}", once.prompts, once.forwards * (1 + times),
+        once.tokens + times * (whole.tokens - once.tokens),
+        once.teraflops + times * (whole.teraflops - once.teraflops), 0.0,
+    )  # fmt: skip
 
 
 def _line(

@@ -7,6 +7,7 @@ from interp.analyses.causal import CausalCheck
 from interp.analyses.curve import Curve
 from interp.analyses.explore import Explored
 from interp.analyses.joint import Joint
+from interp.analyses.keys import KeyCurve
 from interp.analyses.scores import HeadScores
 from interp.analyses.vocabulary import OvTokens, Vocabulary
 from interp.hooks.provenance import Provenance
@@ -82,3 +83,7 @@ class Findings:
     """what the heads of the explorer would write for what that text's end looks at"""
     joint: Joint | None = None
     vocabulary: Vocabulary | None = None
+    keys: KeyCurve | None = None
+    """what dropping keys cost, by selector"""
+    missing: dict[str, str] = field(default_factory=dict)
+    """by view, such as "written": why there is none"""

@@ -2,13 +2,21 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from interp.analyses import tasks
+from interp.analyses.identify.lookback import REPLY as LOOKED
+from interp.analyses.identify.pairs import answer_tokens
+from interp.analyses.identify.qada import check_lengths
+from interp.analyses.identify.razor import check_copies
+from interp.analyses.identify.replies import REPLY, one_place
 from interp.hooks.prompts import Prompts
 
 Make = Callable[[Any, Any], Any]
 """of a Plan and a tokenizer: prompts, or two sets of prompts of one order"""
+Check = Callable[[Prompts], Any]
+"""raises where an analysis would refuse the prompts, before a run begins"""
 
 
 @dataclass(frozen=True)
@@ -24,6 +32,9 @@ class Dish:
     """its scores cannot be joined from parts, so all prompts are one cell"""
     own: bool = True
     """a user's own prompts can take the place of the made ones"""
+    check: Check | None = None
+    reply: int = 0
+    """new tokens that must fit after a prompt"""
     resumes: bool = False
     """it keeps its own steps in a folder"""
     settings: dict[str, Any] = field(default_factory=dict)
@@ -75,19 +86,19 @@ def _relations(plan: Any, tokenizer: Any) -> tuple[Prompts, Prompts]:
 
 
 MENU: dict[str, Dish] = {
-    "retrieval": Dish(needles),
+    "retrieval": Dish(needles, check=one_place),
     "induction": Dish(repeated()),
     "previous_token": Dish(passages),
     "duplicate_token": Dish(repeated()),
     "sinks": Dish(passages),
-    "razor_induction": Dish(repeated(copies=4)),
-    "razor_echo": Dish(repeated(copies=4)),
+    "razor_induction": Dish(repeated(copies=4), check=partial(check_copies, name="razor_induction")),
+    "razor_echo": Dish(repeated(copies=4), check=partial(check_copies, name="razor_echo")),
     "positional": Dish(repeated(copies=1, times=2)),
-    "semantic": Dish(needles),
-    "reasoning": Dish(needles),
-    "lookback": Dish(needles),
+    "semantic": Dish(needles, check=one_place, reply=REPLY),
+    "reasoning": Dish(needles, check=one_place, reply=REPLY),
+    "lookback": Dish(needles, reply=LOOKED),
     "task_kv": Dish(needles),
-    "qada": Dish(needles),
+    "qada": Dish(needles, check=check_lengths),
     "qrhead": Dish(_documents, paired=True, own=False),
     "qk_score": Dish(lambda plan, tokenizer: tasks.get("choice").prompts(tokenizer, "all", plan.pairs), own=False),
     "concept_induction": Dish(_entities, paired=True, own=False),
@@ -104,6 +115,6 @@ MENU: dict[str, Dish] = {
     "activation_patching": Dish(_ioi, paired=True, own=False),
     "path_patching": Dish(_ioi, paired=True, own=False),
     "attribution_patching": Dish(_ioi, paired=True, own=False),
-    "logit_attribution": Dish(lambda plan, tokenizer: _ioi(plan, tokenizer)[0]),
+    "logit_attribution": Dish(lambda plan, tokenizer: _ioi(plan, tokenizer)[0], check=answer_tokens),
 }  # fmt: skip
 """in the order of a report"""

@@ -9,6 +9,7 @@ from interp.analyses.causal import CausalCheck, Condition, Outcome, conditions
 from interp.analyses.curve import Curve
 from interp.analyses.explore import Explored
 from interp.analyses.joint import Joint
+from interp.analyses.keys import KeyCurve
 from interp.analyses.scores import HeadScores
 from interp.analyses.vocabulary import OvTokens, Vocabulary
 from interp.findings import Findings, Steered, TokenView
@@ -40,8 +41,10 @@ def findings(folder: str | Path) -> Findings:
     influence = next((read(path) for path in done if path.stem == "influence"), None)
     texts = {name: tuple(text for path in _cells(done, name) for text in read(path).get("texts", ())) for name in names}
     shown = {path.stem: read(path) for path in done if path.stem in VIEWS}
-    shown = {name: VIEWS[name].from_dict(stored) for name, stored in shown.items() if "missing" not in stored}
-    if not names and not shown and influence is None:
+    missing = {name: str(stored["missing"]) for name, stored in shown.items() if "missing" in stored}
+    shown = {name: VIEWS[name].from_dict(stored) for name, stored in shown.items() if name not in missing}
+    keyed = [KeyCurve.from_dict(read(path)) for path in done if path.stem.startswith("keys-")]
+    if not names and not shown and not keyed and influence is None:
         raise RunError(f"{folder} has no finished cell yet: run interp score with the same settings to continue.")
     return Findings(
         provenance=Provenance.from_dict(manifest["provenance"]),
@@ -59,6 +62,8 @@ def findings(folder: str | Path) -> Findings:
         influence=influence,
         texts=texts,
         **shown,
+        missing=missing,
+        keys=KeyCurve.join(keyed) if keyed else None,
         views=views,
         settings=plan,
         seconds=sum(read(path)["seconds"] for path in done),

@@ -15,6 +15,8 @@ from interp.analyses.causal import REPLY, Condition, ask
 from interp.analyses.explore import explore
 from interp.analyses.identify import attention_influence
 from interp.analyses.joint import joint
+from interp.analyses.keys import Asked, key_curve, selectors_of
+from interp.analyses.scores import HeadScores
 from interp.analyses.tasks import judge
 from interp.analyses.vocabulary import ov_tokens, vocabulary
 from interp.controls import CONTROLLED, control
@@ -37,7 +39,18 @@ from interp.results import (
     shown_heads,
     top_heads,
 )
-from interp.studies import OF_HEADS, Plan, Study, asked_of_heads, brief, check_prompts, explored_prompt, studies
+from interp.studies import (
+    KEYS,
+    OF_HEADS,
+    Plan,
+    Study,
+    asked_of_heads,
+    brief,
+    check_prompts,
+    explored_prompt,
+    key_tasks,
+    studies,
+)
 from interp.views import view
 
 LAST = 8
@@ -72,6 +85,8 @@ class Run:
     own: Prompts | None = None
     explored: Prompts | None = None
     """the one text of the explorer"""
+    keyed: tuple[Asked, ...] = ()
+    """what key selectors are asked"""
 
     @classmethod
     def open(
@@ -94,13 +109,14 @@ class Run:
             )
         found = studies(plan, tokenizer, own)
         needles = check_prompts(plan, tokenizer) if plan.checked else None
-        replies = {"retrieval": plan.reply}
-        asked = [(study.prompts, replies.get(study.name, 0)) for study in found]
+        keyed = key_tasks(plan, tokenizer)
+        asked = [(prompts, study.reply) for study in found for prompts in study.read]
+        asked += [(task.whole, 0) for task in keyed]
         for prompts, more in [*asked, *([(needles, REPLY)] if needles is not None else [])]:
             check_context(model, prompts, more)
         explored = explored_prompt(plan, tokenizer, own, context_length(model)) if found and plan.explore else None
         origin = Provenance.of(model, tokenizer, seed=plan.seed)
-        run = cls(folder, plan, model, tokenizer, origin, tuple(found), needles, own, explored)
+        run = cls(folder, plan, model, tokenizer, origin, tuple(found), needles, own, explored, keyed)
         run._begin()
         return run
 
@@ -136,6 +152,7 @@ class Run:
         """What each analysis is asked on, by name."""
         asked = {study.name: study.prompts for study in self.studies}
         asked |= asked_of_heads(self.plan, self.tokenizer, self.own)
+        asked |= {f"{KEYS}, {task.name}": task.whole for task in self.keyed}
         if self.explored is not None:
             asked["explorer"] = self.explored
         return asked
@@ -157,6 +174,9 @@ class Run:
                 yield Cell(f"{study.name}, heads out", path, lambda s=study: self._control(s))
         if "influence" in self.plan.analyses and (self.plan.heads or self._answered):
             yield Cell("influence", self.folder / "cells" / "influence.json", self._influence)
+        for number, task in enumerate(self.keyed):
+            path = self.folder / "cells" / f"keys-{number}-{task.name.replace(' ', '-')}.json"
+            yield Cell(f"key selectors, {task.name}", path, lambda t=task: self._keys(t))
         if self._answered:
             yield Cell("attention on a text", self.folder / "cells" / "view.json", self._view)
         if (text := self.explored) is not None:
@@ -180,7 +200,7 @@ class Run:
             total += (2 + 2 * self.plan.draws) * -(-len(self.needles) // size)
         named = {study.name for study in self.studies}
         total += len(named & set(CONTROLLED)) if self.plan.check else 0
-        total += ("retrieval" in named) + len(set(self.plan.analyses) & set(OF_HEADS))
+        total += ("retrieval" in named) + len(set(self.plan.analyses) & set(OF_HEADS) - {KEYS}) + len(self.keyed)
         return total + 2 * (self.explored is not None)
 
     def _score(self, study: Study, batch: Prompts) -> dict[str, Any]:
@@ -209,6 +229,11 @@ class Run:
             self.model, self._asked["influence"], heads, draws=self.plan.draws, batch_size=size, seed=self.plan.seed
         ).to_dict()
 
+    def _keys(self, task: Asked) -> dict[str, Any]:
+        selectors = selectors_of(self._scores, self.plan.seed)
+        size = self.plan.batch_size
+        return key_curve(self.model, [task], selectors, batch_size=size, seed=self.plan.seed).to_dict()
+
     def _view(self) -> dict[str, Any]:
         scores = join_scores(self.folder, "retrieval")
         prompts = next(study.prompts for study in self.studies if study.name == "retrieval")
@@ -216,11 +241,16 @@ class Run:
         return asdict(view(self.model, prompts[shown : shown + 1], scores.top(8)))
 
     @property
+    def _scores(self) -> dict[str, HeadScores]:
+        """What every analysis found, once all of its cells are done."""
+        return {study.name: join_scores(self.folder, study.name) for study in self.studies}
+
+    @property
     def _ranked(self) -> list[Head]:
         """The heads that get cards: those that are named, else the first of each analysis, then the second."""
         if self.plan.heads:
             return list(HeadSet.parse(self.plan.heads, HeadLayout.of(self.model)))
-        return shown_heads({s.name: join_scores(self.folder, s.name) for s in self.studies})
+        return shown_heads(self._scores)
 
     @property
     def _shown(self) -> HeadSet:

@@ -6,6 +6,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from interp.analyses import identify
+from interp.analyses.keys import Asked, asked
 from interp.analyses.scores import HeadScores
 from interp.hooks.prompts import Prompt, Prompts
 from interp.kernels.errors import UsageError
@@ -13,7 +14,8 @@ from interp.menu import MENU, needles, passages
 
 ORDER = ("retrieval", "induction", "previous_token", "duplicate_token", "sinks")
 """what "all" stands for"""
-OF_HEADS = ("influence", "joint", "vocabulary")
+KEYS = "key_selectors"
+OF_HEADS = ("influence", "joint", "vocabulary", KEYS)
 """what is made of heads that other analyses found, or that are named; no scores of their own"""
 MORE = (*(name for name in MENU if name not in ORDER), *OF_HEADS)
 """what is measured when it is named"""
@@ -22,7 +24,7 @@ GROUPS = {
     "long": (
         "retrieval", "razor_induction", "razor_echo", "semantic", "reasoning", "qrhead", "task_kv", "qada", "duo_gates",
     ),
-    "every": (*ORDER, *(name for name in MENU if name not in ORDER)),
+    "every": (*ORDER, *(name for name in MENU if name not in ORDER), KEYS),
 }  # fmt: skip
 """names for several"""
 VOCABULARY = 4
@@ -47,7 +49,7 @@ class Plan:
     """new tokens of a reply to it"""
     depths: tuple[float, ...] = (0.1, 0.3, 0.5, 0.7, 0.9)
     texts: int = 12
-    """prompts of every other analysis"""
+    """prompts of every other analysis, and of each task of the key selectors"""
     text_length: int = 256
     """tokens of a plain text"""
     repeat: int = 50
@@ -76,10 +78,10 @@ class Plan:
             raise UsageError(f"analyses {', '.join(unknown) or 'none'} do not exist: take some of {known}, or all.")
         if "influence" in self.analyses and "retrieval" not in self.analyses and not self.heads:
             raise UsageError("influence masks retrieval heads: add retrieval to the analyses, or name heads.")
-        if not self.heads and not set(self.analyses) - set(OF_HEADS):
-            raise UsageError(
-                f"{', '.join(self.analyses)} shows heads that others find: add an analysis, or name heads."
-            )
+        # some key selectors need no scores
+        shown = [name for name in self.analyses if name in OF_HEADS and name != KEYS]
+        if shown and not self.heads and not set(self.analyses) - set(OF_HEADS):
+            raise UsageError(f"{', '.join(shown)} shows heads that others find: add an analysis, or name heads.")
         for name in (
             "pairs",
             "needles",
@@ -115,6 +117,13 @@ class Study:
     """all prompts are one cell"""
     resumes: bool = False
     """it takes a folder, to go on within its cell"""
+    reply: int = 0
+    """new tokens that must fit after a prompt"""
+
+    @property
+    def read(self) -> tuple[Prompts, ...]:
+        """All prompts that the model reads: the partners too, where there are pairs."""
+        return (self.prompts, self.run.partners) if isinstance(self.run, Paired) else (self.prompts,)
 
     def batches(self, size: int) -> Iterator[Prompts]:
         """The prompts of each cell."""
@@ -142,10 +151,12 @@ def parse_analyses(text: str) -> tuple[str, ...]:
 def studies(plan: Plan, tokenizer: Any, own: Prompts | None = None) -> list[Study]:
     """The analyses of a plan with their prompts; `own` prompts take the place of the made ones in all of them.
 
-    Raises UsageError for own prompts where an analysis takes prompts of a form that is its own.
+    Raises UsageError for own prompts where an analysis takes prompts of a form that is its own, and what an analysis
+    raises for prompts without the parts or the length that it needs.
     """
     named = [name for name in plan.analyses if name not in OF_HEADS]
-    if own is not None and (fixed := [name for name in named if not MENU[name].own]):
+    fixed = [name for name in plan.analyses if name == KEYS or (name in named and not MENU[name].own)]
+    if own is not None and fixed:
         raise UsageError(f"{', '.join(fixed)} takes prompts made for it, in pairs or with parts: leave --prompts out.")
     # the replies of retrieval end earlier than its own default
     more = {"retrieval": {"max_new_tokens": plan.reply}, "duo_gates": {"steps": plan.steps}}
@@ -156,7 +167,10 @@ def studies(plan: Plan, tokenizer: Any, own: Prompts | None = None) -> list[Stud
         if dish.paired:
             made, partners = made
             run = Paired(run, made, partners, dish.first)
-        found.append(Study(name, run, made, dish.settings | more.get(name, {}), dish.whole, dish.resumes))
+        if dish.check is not None:
+            dish.check(made)
+        reply = plan.reply if name == "retrieval" else dish.reply
+        found.append(Study(name, run, made, dish.settings | more.get(name, {}), dish.whole, dish.resumes, reply))
     return found
 
 
@@ -185,9 +199,17 @@ def check_prompts(plan: Plan, tokenizer: Any) -> Prompts:
 
 
 def asked_of_heads(plan: Plan, tokenizer: Any, own: Prompts | None = None) -> dict[str, Prompts]:
-    """The prompts of each of OF_HEADS that the plan names."""
+    """The prompts of each of OF_HEADS that the plan names, but for those of the key selectors."""
     made = {"influence": passages, "joint": passages, "vocabulary": lambda *given: needles(*given)[:VOCABULARY]}
-    return {name: own if own is not None else made[name](plan, tokenizer) for name in OF_HEADS if name in plan.analyses}
+    named = [name for name in made if name in plan.analyses]
+    return {name: own if own is not None else made[name](plan, tokenizer) for name in named}
+
+
+def key_tasks(plan: Plan, tokenizer: Any) -> tuple[Asked, ...]:
+    """What key selectors are asked, where the plan names them; another seed than that of the prompts of the scores."""
+    if KEYS not in plan.analyses:
+        return ()
+    return asked(tokenizer, n=plan.texts, length=plan.length, seed=plan.seed + 3_000_017)
 
 
 def explored_prompt(plan: Plan, tokenizer: Any, own: Prompts | None, context: int | None) -> Prompts:

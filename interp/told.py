@@ -7,7 +7,7 @@ from interp.findings import Findings
 
 
 def told(found: Findings, top: int = 10) -> str:
-    """The top heads of each analysis, the causal check, influence, steering, refusals: as far as there are any."""
+    """The top heads of each analysis, checks, influence, key selectors, steering, refusals: as far as there are any."""
     lines = [
         f"{name}: {sum(asked['refused'])} of {len(asked['refused'])} refused as loaded"
         for safety in found.safety
@@ -24,6 +24,9 @@ def told(found: Findings, top: int = 10) -> str:
         lines.append(f"influence of {len(found.influence['heads'])} heads on documents: mean [95% interval]")
         for name, (mean, low, high) in found.influence["groups"].items():
             lines.append(f"  {name:16s} {mean:+.3f}  [{low:+.3f}, {high:+.3f}]")
+    if found.keys is not None:
+        lines.append(f"key selectors, mean over {', '.join(found.keys.tasks)}: tokens of the answers [95% interval]")
+        lines += [f"  {line}" for line in str(found.keys).splitlines()]
     for steered in found.steering:
         if steered.tried:
             lines.append("heads steered, replies right on the dev split, and nats per token that right leads wrong by:")
@@ -60,6 +63,8 @@ def data(found: Findings, top: int = 10) -> dict[str, Any]:
         made["controls"] = {name: curve.to_dict() for name, curve in found.controls.items()}
     if found.influence is not None:
         made["influence"] = found.influence
+    if found.keys is not None:
+        made["key_selectors"] = found.keys.to_dict() | {"rows": found.keys.rows()}
     if found.steering:
         made["steering"] = [
             {"chosen": steered.chosen, "tried": steered.tried, "check": steered.check.to_dict()}

@@ -15,6 +15,13 @@ NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"
 SCREENSHOTS = Path(__file__).parents[1] / "build" / "screenshots"
 WIDE, NARROW = (1280, 900), (390, 844)
 
+# texts, and what a table that is saved holds for them: a spreadsheet runs what begins like a formula
+FORMULAS = {
+    "=1+1": "'=1+1", "+2": "+2", "-3.5": "-3.5", "-.5": "-.5", "-12%": "-12%", "-x": "'-x", "-1-1": "'-1-1",
+    "@SUM(A1)": "'@SUM(A1)", ' "quoted", text': ' "quoted", text', " =HYPERLINK(1)": "' =HYPERLINK(1)",
+    "\t=2": "'\t=2", "a=b": "a=b",
+}  # fmt: skip
+
 
 @dataclass
 class Watched:

@@ -45,9 +45,22 @@ def tiny_model():
         key = name, *sorted(settings.items())
         if key not in made:
             made[key] = families.make(name, **settings)
+        # what a test before left
+        made[key].zero_grad()
         return made[key]
 
     return get
+
+
+@pytest.fixture(scope="session")
+def eager():
+    """eager(model, prompt): patterns [l h q k] of one unpadded prompt from the model's own eager attention."""
+    # not at the top: reading imports what the hook above is to check
+    from reading import eager_patterns
+
+    from interp.hooks.prompts import Prompts
+
+    return lambda model, prompt: eager_patterns(model, Prompts((prompt,)))[0]
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ import ast
 import json
 import subprocess
 import sys
+import textwrap
 import tomllib
 from pathlib import Path
 
@@ -50,6 +51,33 @@ def test_public_names_are_few_and_others_fail():
     assert len(set(interp.__all__)) == len(interp.__all__) <= 23
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         interp.nothing  # noqa: B018
+
+
+@pytest.mark.parametrize("name", ["identify", "keep", "steer", "tasks"])
+def test_short_names_are_modules_too(name):
+    code = f"""
+        from interp.{name} import __doc__ as first
+        import interp.{name}
+        home = sys.modules[interp._MODULES["{name}"]]
+        assert first == home.__doc__
+        out = dict(same=interp.{name} is home is sys.modules["interp.{name}"], name=home.__spec__.name)
+    """
+    found = fresh(textwrap.dedent(code))
+    assert found == {"same": True, "name": interp._MODULES[name]}
+
+
+def test_what_lies_below_a_short_name_is_there_once():
+    code = """
+        from interp.tasks import needle
+        from interp.tasks.needle import judge
+        from interp.identify.tracker import Detection
+        import interp, interp.steer.pasta
+        from interp.analyses import identify, steer, tasks
+        homes = [sys.modules[f"interp.analyses.{name}"] for name in ("tasks.needle", "identify.tracker", "steer.pasta")]
+        out = [needle is tasks.needle, judge is homes[0].judge, Detection is homes[1].Detection]
+        out += [interp.steer.pasta is steer.pasta, sys.modules["interp.steer.pasta"] is homes[2]]
+    """
+    assert fresh(textwrap.dedent(code)) == [True] * 5
 
 
 def floor(parts: tuple[str, ...]) -> int:

@@ -14,12 +14,14 @@ import torch
 
 from interp import plots
 from interp.analyses.causal import CausalCheck, Condition, Outcome
+from interp.analyses.keys import KeyCurve
+from interp.analyses.keys.curve import KeyPoint
 from interp.analyses.scores import HeadScores
 from interp.findings import Findings, TokenView
 from interp.hooks.heads import Head, HeadSet
 from interp.hooks.provenance import Provenance
 from interp.kernels.errors import RunError, ScoreError
-from interp.report import embed, make_report, render, views, words
+from interp.report import embed, keys, make_report, render, views, words
 
 HOSTILE = (
     "</script><script>alert(1)</script><img src=x onerror=alert(1)><a href='javascript:alert(2)'>x</a>"
@@ -300,6 +302,58 @@ def test_the_file_is_one_page_below_eight_megabytes(hostile: Findings, tmp_path:
     assert path.stat().st_size < 8_000_000
     assert os.listdir(tmp_path) == ["report.html"]
     assert path.read_text(encoding="utf-8").startswith("<!doctype html>")
+
+
+def dropped(prompts: int = 12, whole: float = 0.75) -> KeyCurve:
+    """Selectors of known numbers: HeadKV-R above random keys at 40%, StreamingLLM below them, all equal at 10%."""
+    right = {("random", 0.4): 0.25, ("StreamingLLM", 0.4): 0.0, ("HeadKV-R", 0.4): 0.75, ("whole", 1.0): whole}
+    right |= {(name, 0.1): 0.125 for name, _ in right if name != "whole"}
+    points = [
+        KeyPoint(name, share, task, share, (2.0,) * prompts, (value + shift,) * prompts)
+        for task, shift in (("needle", 0.0), ("new facts", 0.125 if whole else 0.0))
+        for (name, share), value in right.items()
+    ]
+    return KeyCurve(tuple(points))
+
+
+def test_key_selectors_stand_beside_random_keys_with_their_numbers(findings: Findings):
+    page = Page(render(replace(findings, keys=dropped())))
+    assert "keys" in [attrs.get("id") for attrs in page.of("section")]
+    assert [attrs["href"] for attrs in page.of("a")].count("#keys") == 2
+    for said in (
+        "With every key the model gets 81% of the answers' tokens right (needle 75%, new facts 88%).",
+        "at 10% none is told apart; at 40% HeadKV-R, +50 points [+50, +50].",
+        "Below random keys: StreamingLLM at 40%.",
+        "Of 4 such 95% intervals about 1 leaves 0 out by chance.",
+        "HeadKV-R rests on scores found on needles of another seed",
+        "Cannot show Quality of long replies",
+        "Selector By scores 10% kept 40% kept random keys – 19% 31% StreamingLLM – 19% 0 [0, 0] 6% -25 [-25, -25] "
+        "HeadKV-R Retrieval 19% 0 [0, 0] 81% +50 [+50, +50]",
+    ):
+        assert said in page.words, said
+    apart = [attrs.get("class") for attrs in page.of("span") if "gain" in (attrs.get("class") or "")]
+    assert apart == ["gain", "gain apart"] * 2
+    # a figure of all tasks, and one for each
+    figures = json.loads(page.scripts[0])
+    assert len(figures) == 11 + 3
+    assert sum("Mean over 2 tasks" in (attrs.get("aria-label") or "") for attrs in page.of("div")) == 1
+
+
+def test_a_report_without_key_selectors_has_no_section_of_them(page: Page):
+    assert "keys" not in [attrs.get("id") for attrs in page.of("section")]
+    assert "#keys" not in [attrs["href"] for attrs in page.of("a")]
+    assert "Key selectors" not in page.text
+
+
+def test_selectors_that_nothing_can_be_said_of(findings: Findings):
+    assert keys.said(dropped(whole=0.0))[1:] == ["Nothing could be lost, so this says nothing of the selectors."]
+    assert keys.said(dropped(prompts=3))[-1] == "The prompts are few: 3 a task at least."
+    without = tuple(point for point in dropped().points if point.selector != "HeadKV-R")
+    assert keys.favoured(KeyCurve(without)) == ""
+    hostile = tuple(replace(p, selector=HOSTILE if p.selector == "HeadKV-R" else p.selector) for p in dropped().points)
+    page = Page(render(replace(findings, keys=KeyCurve(hostile))))
+    assert len(page.scripts) == 4
+    assert " ".join(plots.visible(HOSTILE).split()) in page.words
 
 
 def test_one_analysis_alone_makes_a_report(findings: Findings):

@@ -167,14 +167,17 @@ def test_figures_and_tables_are_saved_offline_with_their_numbers(browser, plain)
 
 
 def test_text_that_a_spreadsheet_would_run_is_saved_as_text(browser, tmp_path):
-    told = findings("=1+1")
-    path = make_report(told, tmp_path / "report.html")
+    told = findings(PLAIN)
+    view = told.views[0]
+    view = replace(view, tokens=(*browsers.FORMULAS, *view.tokens[len(browsers.FORMULAS) :]))
+    path = make_report(replace(told, views=(view,)), tmp_path / "report.html")
     with browsers.opened(browser, path) as watched:
         text = saved(watched.page, watched.page.locator("#text .readout + .tools button"))
         rows = list(csv.reader(StringIO(text)))
         assert rows[0] == ["position", "token", "L1H2", "L0H0"]
-        assert rows[1][1] == "'=1+1"
+        assert [row[1] for row in rows[1 : 1 + len(browsers.FORMULAS)]] == list(browsers.FORMULAS.values())
         assert float(rows[62][2]) == 1.0
+        watched.clean()
 
 
 def test_a_card_leads_to_its_head_in_the_explorer(browser, plain):

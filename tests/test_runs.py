@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -14,14 +15,17 @@ from detectors import prompts
 
 from interp import folders, runs
 from interp.analyses import identify
+from interp.analyses.keys import key_curve, selectors_of
 from interp.costs import estimate
 from interp.hooks.capture import capture, run
 from interp.hooks.heads import Head
 from interp.hooks.keep import pattern
 from interp.kernels.errors import HeadError, PromptError, RunError, UsageError
+from interp.report import make_report, render
 from interp.results import findings, read_manifest
 from interp.runs import Run
-from interp.studies import Plan, Study, check_prompts, parse_analyses
+from interp.studies import Plan, Study, check_prompts, key_tasks, parse_analyses
+from interp.told import data, told
 from interp.views import view
 
 PLAN = Plan(
@@ -114,8 +118,6 @@ def test_killed_by_the_system_it_ends_with_the_same_numbers(tmp_path):
 
 
 def test_a_half_written_cell_is_done_again(whole, model, tokenizer, tmp_path):
-    import shutil
-
     folder, found = whole
     copy = tmp_path / "torn"
     shutil.copytree(folder, copy)
@@ -217,6 +219,88 @@ def test_heads_of_the_check_come_from_retrieval_and_have_scores(tmp_path, monkey
     assert next(iter(found.views[0].weights)) == str(Head(*truth.head))
 
 
+KEYED = replace(PLAN, analyses=("razor_induction", "razor_echo", "key_selectors"), heads="", texts=2, explore=0)
+
+
+@pytest.fixture(scope="module")
+def keyed(model, tokenizer, tmp_path_factory):
+    """A run with key selectors, made in one go."""
+    folder = tmp_path_factory.mktemp("keyed") / "run"
+    return folder, Run.open(folder, KEYED, model, tokenizer).finish(progress=False)
+
+
+def test_key_selectors_are_made_of_the_scores_that_the_run_has(keyed, model, tokenizer):
+    folder, found = keyed
+    assert found.keys is not None
+    assert found.keys.tasks == ("needle", "repeated tokens", "new facts")
+    assert found.keys.selectors == ("random", "StreamingLLM", "SnapKV", "Task-KV", "RazorAttention")
+    assert [len(point.right) for point in found.keys.points] == [2] * (3 * (1 + 5 * 4))
+    # the same by hand, from the run's own scores and prompts
+    asked = key_tasks(KEYED, tokenizer)
+    again = key_curve(model, asked[1:2], selectors_of(found.scores), batch_size=KEYED.batch_size)
+    assert [p for p in found.keys.points if p.task == "repeated tokens"] == list(again.points)
+    stored = read_manifest(folder)["prompts"]
+    assert {task.whole.fingerprint() for task in asked} == {
+        value for name, value in stored.items() if name.startswith("key_selectors, ")
+    }
+    # not the prompts that heads were scored on, nor those of another seed
+    assert not {task.whole.fingerprint() for task in key_tasks(replace(KEYED, seed=1), tokenizer)[:2]} & {
+        *stored.values()
+    }
+
+
+def test_key_selectors_go_on_task_by_task(keyed, model, tokenizer, tmp_path, monkeypatch):
+    folder, found = keyed
+    torn, asked = tmp_path / "torn", []
+    shutil.copytree(folder, torn)
+    (torn / "cells" / "keys-1-repeated-tokens.json").unlink()
+    (torn / "cells" / "keys-2-new-facts.json").write_text("{")
+    part = findings(torn).keys
+    assert part is not None
+    assert part.tasks == ("needle",)
+    monkeypatch.setattr(runs, "key_curve", lambda model, tasks, *rest, **settings: (
+        asked.extend(task.name for task in tasks), key_curve(model, tasks, *rest, **settings))[1])  # fmt: skip
+    assert Run.open(torn, KEYED, model, tokenizer).finish(progress=False).keys == found.keys
+    assert asked == ["repeated tokens", "new facts"]
+
+
+def test_key_selectors_stand_alone_and_say_so(model, tokenizer, tmp_path):
+    plan = replace(KEYED, analyses=("key_selectors",), texts=1)
+    found = Run.open(tmp_path / "run", plan, model, tokenizer).finish(progress=False)
+    assert not found.scores
+    assert found.keys is not None
+    assert found.keys.selectors == ("random", "StreamingLLM", "SnapKV", "Task-KV")
+    assert found.seconds > 0
+    said = told(found)
+    assert "key selectors, mean over needle, repeated tokens, new facts" in said
+    assert str(found.keys).splitlines()[-1] in said
+    rows = data(found)["key_selectors"]["rows"]
+    assert len(rows) == 1 + 4 * 4
+    assert rows[0]["mean"] == found.keys.at("whole", 1.0)[0]
+    page = render(found)
+    assert 'id="keys"' in page
+    assert 'id="a1"' not in page
+
+
+def test_prompts_of_key_selectors_are_checked_before_anything_is_computed(model, tokenizer, tmp_path):
+    with pytest.raises(PromptError, match="context of this model is 2,048"):
+        Run.open(tmp_path / "run", replace(KEYED, analyses=("key_selectors",), length=3000), model, tokenizer)
+    own = check_prompts(PLAN, tokenizer)
+    with pytest.raises(UsageError, match="key_selectors takes prompts made for it"):
+        Run.open(tmp_path / "run", replace(KEYED, analyses=("sinks", "key_selectors")), model, tokenizer, own)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_cost_of_key_selectors_counts_every_continuation(keyed, model, tokenizer):
+    _, found = keyed
+    lines = {line.name: line for line in estimate(KEYED, model, tokenizer).lines}
+    for task in key_tasks(KEYED, tokenizer):
+        line = lines[f"keys, {task.name}"]
+        points = sum(point.task == task.name for point in found.keys.points)
+        assert line.tokens == sum(task.contexts.lengths) + points * sum(map(len, task.rest))
+        assert line.forwards == 1 + points
+
+
 def test_plans_say_what_is_wrong():
     assert parse_analyses("sinks, previous-token") == ("previous_token", "sinks")
     assert parse_analyses("all") == Plan().analyses
@@ -224,6 +308,11 @@ def test_plans_say_what_is_wrong():
     assert {"qrhead", "duo_gates", "task_kv"} < set(parse_analyses("long"))
     assert set(parse_analyses("long")) < set(parse_analyses("every"))
     assert parse_analyses("duo") == ("duo_gates",)
+    assert parse_analyses("key-selectors,sinks") == ("sinks", "key_selectors")
+    assert "key_selectors" in parse_analyses("every")
+    assert "key_selectors" not in parse_analyses("all,long")
+    with pytest.raises(UsageError, match=r"^joint shows heads that others find"):
+        Plan(analyses=("joint", "key_selectors"))
     assert parse_analyses("patching,importance,retrieval") == ("retrieval", "importance", "activation_patching")
     with pytest.raises(UsageError, match="safety stands alone"):
         parse_analyses("safety,sinks")
@@ -246,3 +335,20 @@ def test_the_cost_counts_what_will_run(model, tokenizer):
     assert cost.lines[1].tokens == 3 * (2 * 12 + (tokenizer.bos_token_id is not None))
     assert "in all" in str(cost)
     assert cost.to_dict()["tokens"] == cost.tokens
+
+
+def test_a_model_without_a_bridge_says_why_what_heads_write_is_missing(tokenizer, tmp_path):
+    model = speaking.model()
+    model.__class__ = type("Unheard", (type(model),), {})
+    found = Run.open(tmp_path / "run", replace(PLAN, analyses=("sinks",)), model, tokenizer).finish(progress=False)
+    assert found.written is None
+    assert "cannot bridge Unheard" in found.missing["written"]
+    page = make_report(found, tmp_path / "r.html").read_text(encoding="utf-8")
+    assert "What heads write is not shown: transformer-lens cannot bridge Unheard" in page
+
+
+def test_where_there_is_a_bridge_nothing_is_missing(whole, tmp_path):
+    _, found = whole
+    assert found.written is not None
+    assert found.missing == {}
+    assert "is not shown" not in make_report(found, tmp_path / "r.html").read_text(encoding="utf-8")

@@ -1,7 +1,8 @@
-"""Readers and writers of the head lists that published code ships: Retrieval_Head, DuoAttention, QRHead."""
+"""Readers and writers of the head lists that published code ships: Retrieval_Head, DuoAttention, QRHead, CompressKV."""
 
 import json
 import math
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +16,7 @@ from interp.kernels.errors import HeadError, ScoreError
 
 # far more heads than any model has: a file that asks for more is broken
 _MOST = 1_000_000
+_LARGEST = torch.finfo(torch.float32).max
 
 
 def read_retrieval_head(path: str | Path, layout: HeadLayout | None = None) -> HeadScores:
@@ -25,10 +27,7 @@ def read_retrieval_head(path: str | Path, layout: HeadLayout | None = None) -> H
     Source: Wu et al. 2404.15574; threshold 0.1. Raises ScoreError.
     """
     path = Path(path)
-    try:
-        stored = json.loads(read_text(path))
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise ScoreError(f"{path} is not JSON ({error}); expected one object of head to scores.") from error
+    stored = _json(path, "head to scores")
     if not isinstance(stored, dict) or not stored:
         raise ScoreError(
             f'{path} names no heads; expected {{"layer-head": [scores], ...}} (no instance may have counted).'
@@ -101,10 +100,7 @@ def write_duo_attention(scores: HeadScores, path: str | Path, reduce: Literal["m
     reduce: how query heads of a group become one value; needed only where they differ. Raises ScoreError.
     """
     groups = scores.values.unflatten(1, (scores.layout.kv_heads, -1))
-    if groups.isnan().any():
-        raise ScoreError(
-            f"'{scores.name}' has heads without a score, which a DuoAttention table cannot say; score all heads."
-        )
+    _check_scored(scores, "a DuoAttention table")
     if reduce not in (None, "max", "mean"):
         raise ScoreError(f'reduce={reduce!r} is not known; use "max" or "mean".')
     if reduce is None and not torch.equal(groups.amin(2), groups.amax(2)):
@@ -161,6 +157,55 @@ def write_qrhead(scores: HeadScores, path: str | Path, top: int = 16, model: str
     return _write(path, "".join(f"{key}: {json.dumps(value)}\n" for key, value in entries.items()))
 
 
+def read_compresskv(path: str | Path, layout: HeadLayout | None = None) -> HeadScores:
+    """A head order of TUDa-HWAI/CompressKV: one JSON object {"layer": [head, ...best first], ...}, every layer in it.
+
+    The file holds orders and no scores: the value of head i of the n that its layer lists is (n - i) / n, of heads not
+    listed 0. `keys.CompressKV.of` takes its voters from such a table.
+    Source: CompressKV 2508.02401. Raises ScoreError.
+    Cannot show: that a layer has such a head at all; values are comparable within a layer only.
+    """
+    path = Path(path)
+    stored = _json(path, "layer to heads")
+    if not isinstance(stored, dict) or not stored:
+        raise ScoreError(f'{path} names no layers; expected {{"layer": [head, ...best first], ...}}.')
+    orders = {_layer(key, path): _order(heads, key, path) for key, heads in stored.items()}
+    if len(orders) < len(stored):
+        raise ScoreError(f"{path} names a layer twice; expected one order for each.")
+    if left_out := set(range(len(orders))) - set(orders):
+        raise ScoreError(f"{path} has no order for layer {min(left_out)}; expected one for every layer from 0.")
+    heads = HeadSet(tuple(Head(layer, head) for layer, order in orders.items() for head in order))
+    layout = _layout(heads, layout, path)
+    if layout.layers != len(orders):
+        raise ScoreError(f"{path} orders {len(orders)} layers of {layout.layers}; give the file of this model.")
+    per_prompt = torch.zeros(1, layout.layers, layout.heads)
+    for layer, order in orders.items():
+        per_prompt[0, layer, order] = torch.arange(len(order), 0, -1) / len(order)
+    settings = {"format": "CompressKV", "file": path.name}
+    return HeadScores("compresskv", per_prompt, "rank in its layer", layout.kv_heads, threshold=0.0, settings=settings)
+
+
+def write_compresskv(scores: HeadScores, path: str | Path) -> Path:
+    """Write each layer's heads, best first, ties by their number, as CompressKV does. Raises ScoreError."""
+    _check_scored(scores, "an order of all heads")
+    orders = scores.values.argsort(dim=1, descending=True, stable=True).tolist()
+    return _write(path, json.dumps({str(layer): order for layer, order in enumerate(orders)}) + "\n")
+
+
+def _json(path: Path, what: str) -> Any:
+    text = read_text(path)
+    try:
+        return json.loads(text)
+    # a number of thousands of digits is a ValueError that is no JSONDecodeError
+    except (ValueError, RecursionError) as error:
+        raise ScoreError(f"{path} is not JSON ({error}); expected one object of {what}.") from error
+
+
+def _check_scored(scores: HeadScores, what: str) -> None:
+    if scores.values.isnan().any():
+        raise ScoreError(f"'{scores.name}' has heads without a score, which {what} cannot say; score all heads.")
+
+
 def _write(path: str | Path, text: str) -> Path:
     path = Path(path)
     write_atomic(path, text.encode())
@@ -172,6 +217,21 @@ def _head(name: Any, path: Path) -> Head:
         return Head.parse(name)
     except HeadError as error:
         raise ScoreError(f'{path} names the head {name!r}; expected "layer-head", such as "13-18".') from error
+
+
+def _layer(name: str, path: Path) -> int:
+    # more digits than any model needs, which int() may refuse
+    if not (name.isascii() and name.isdigit()) or len(name) > 6:
+        raise ScoreError(f'{path} names the layer {name!r}; expected a number, such as "13".')
+    return int(name)
+
+
+def _order(heads: Any, layer: str, path: Path) -> list[int]:
+    if not isinstance(heads, list) or not heads or any(type(head) is not int or head < 0 for head in heads):
+        raise ScoreError(f"{path} has {reprlib.repr(heads)} for layer {layer}; expected heads, best first: [3, 0, 1].")
+    if len(set(heads)) < len(heads):
+        raise ScoreError(f"{path} names a head of layer {layer} twice; expected each once, best first.")
+    return heads
 
 
 def _layout(heads: HeadSet, layout: HeadLayout | None, path: Path) -> HeadLayout:
@@ -193,8 +253,8 @@ def _layout(heads: HeadSet, layout: HeadLayout | None, path: Path) -> HeadLayout
 def _numbers(values: Any, key: str, path: Path) -> list[float]:
     values = values if isinstance(values, list) else [values]
     for value in values:
-        if isinstance(value, bool) or not isinstance(value, int | float) or math.isinf(value):
-            raise ScoreError(f'{path} has {value!r} among the scores of "{key}"; expected numbers.')
+        if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > _LARGEST:
+            raise ScoreError(f'{path} has {reprlib.repr(value)} among the scores of "{key}"; expected numbers.')
     return [float(value) for value in values]
 
 

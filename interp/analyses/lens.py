@@ -11,9 +11,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from interp.analyses.identify.pairs import Written, bridged, by_length
 from interp.analyses.memory import free
 from interp.analyses.storage import plain, reason, write_atomic
+from interp.analyses.written import Written, bridged, by_length
 from interp.hooks.capture import check_context
 from interp.hooks.heads import Head, HeadLayout
 from interp.hooks.modules import plain as bare

@@ -115,6 +115,10 @@ class HeadScores:
         means = _means(torch.ones(1, len(self.per_prompt), dtype=torch.float64), self.per_prompt.flatten(1))
         return means.view(self.layers, self.n_heads).float()
 
+    def by_group(self, kv_heads: int | None = None) -> Float32[Tensor, "l g"]:
+        """The best query head of each kv head, whose query heads share a cache; -inf where none has a score."""
+        return self.values.nan_to_num(-torch.inf).unflatten(1, (kv_heads or self.layout.kv_heads, -1)).amax(-1)
+
     @cached_property
     def frequency(self) -> Float32[Tensor, "l h"]:
         """Share of the prompts that count for the head in which its score is above 0."""

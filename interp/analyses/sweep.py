@@ -208,7 +208,7 @@ def sweep_sets(
     found: list[Tensor | None] = [None] * len(prompts)
     forwards = 0.0
     with _bar(len(prompts), sets, layout.layers, progress) as bar:
-        for chunk in chunks(model, prompts, sets, change, metric, batch_size, rows):
+        for chunk in chunks(model, prompts, sets, change, metric, batch_size, rows, progress):
             values = []
             for cell in chunk.cells:
                 part = parts.get(chunk.about(cell), partial(chunk.work, cell))
@@ -254,6 +254,7 @@ def chunks(
     metric: Metric,
     batch_size: int,
     rows: int | None,
+    progress: bool,
 ) -> Iterator[Chunk]:
     """Prompts of like lengths side by side, head sets in the order of their first layers."""
     source = change.source(prompts)
@@ -261,7 +262,7 @@ def chunks(
 
     def bank() -> Bank | None:
         if not held:
-            held.append(Bank.of(model, _union(sets), change))
+            held.append(Bank.of(model, _union(sets), change, progress=progress))
         return held[0]
 
     order = sorted(range(len(sets)), key=lambda i: min((head.layer for head in sets[i]), default=-1))

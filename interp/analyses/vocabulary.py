@@ -10,8 +10,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from interp.analyses.identify.pairs import Written, bridged, by_length
 from interp.analyses.lens import Lens, Top, extremes
+from interp.analyses.written import Written, bridged, by_length
 from interp.hooks.bound import Where
 from interp.hooks.capture import capture, check_context
 from interp.hooks.heads import Head, HeadLayout, HeadSet

@@ -3,7 +3,6 @@
 import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -12,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from interp.hooks.heads import HeadLayout
 from interp.hooks.modules import plain, projection_inputs
-from interp.hooks.seam import Site, Want, tapping
+from interp.hooks.seam import Site, Tap, tapping
 from interp.kernels.contract import Call
 from interp.kernels.errors import UsageError
 from interp.kernels.streaming import stream
@@ -57,7 +56,7 @@ def branching(
 
 
 @dataclass(eq=False)
-class Branches:
+class Branches(Tap):
     """See `branching`."""
 
     layout: HeadLayout
@@ -85,12 +84,6 @@ class Branches:
         made = checkpoint(near, *qkv, use_reentrant=False, preserve_rng_state=False) if learns else near(*qkv)
         self._streams[site.layer] = made
         return call
-
-    def want(self, site: Site) -> Want | None:
-        return None
-
-    def take(self, site: Site, want: Want, values: tuple[Any, ...]) -> None:
-        return None
 
     def mix(self, layer: int, x: Tensor) -> Tensor:
         """x [b q h*d] with each head's mixture in its place."""

@@ -14,9 +14,8 @@ from torch import nn
 
 from interp.hooks.lens import AttentionPoints, Delegating, rewire
 from interp.hooks.modules import attention_layers, plain, wrapped
-from interp.hooks.seam import Site, Want, tapping
+from interp.hooks.seam import Tap, tapping
 from interp.hooks.tree import Tree
-from interp.kernels.contract import Call
 from interp.kernels.errors import ModelError, UsageError
 
 
@@ -101,17 +100,8 @@ def _closed(*_: Any, **__: Any) -> None:
     raise UsageError("this TransformerBridge was closed when its context ended: run inside of interp.bridge(model).")
 
 
-class Nothing:
+class Nothing(Tap):
     """A tap that keeps the seam open."""
 
     def at(self, layer: int) -> bool:
         return False
-
-    def edit(self, site: Site) -> Call:
-        return site.call
-
-    def want(self, site: Site) -> Want | None:
-        return None
-
-    def take(self, site: Site, want: Want, values: tuple[Any, ...]) -> None:
-        return None

@@ -1,4 +1,4 @@
-"""A KV cache that stores, of the prompt, only the keys that are still looked at: as many as each kv head kept."""
+"""A KV cache that stores only the keys that are still looked at: as many as each kv head kept."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from interp.kernels.errors import UsageError
 
 
 class CompactLayer(DynamicLayer):
-    """One layer: whole while the prompt is read, then the kept keys of each kv head in one row, and all later keys.
+    """One layer: whole while the prompt is read, then the kept keys of each kv head in one row, and the later keys.
 
     Attention gets keys and values [b g k d] in their places, zeros where one was dropped: for the time of one call.
     """
@@ -20,29 +20,36 @@ class CompactLayer(DynamicLayer):
     def __init__(self) -> None:
         super().__init__()
         self.kept: Bool[Tensor, "b g k"] | None = None
-        """over the columns of the prompt; None while all are there"""
+        """over the columns at the last `compact`; None while all are there"""
         self._packed: tuple[Tensor, Tensor] | None = None
 
     def compact(self, kept: Bool[Tensor, "b g k"]) -> None:
-        """Drop the columns of the prompt that are not kept; those past the last axis of `kept` stay.
+        """Drop the columns that are not kept, or were not before; those past the last axis of `kept` stay.
 
-        Raises UsageError where it was done before, or more columns are named than there are.
+        Raises UsageError where more columns are named than there are, or fewer than were dropped from before.
         """
         keys, values = self.keys, self.values
-        if self.kept is not None or keys is None or values is None or kept.shape[-1] > keys.shape[-2]:
+        before = 0 if self.kept is None else self.kept.shape[-1]
+        if keys is None or values is None or not before <= kept.shape[-1] <= self.get_seq_length():
             raise UsageError(
-                f"a cache of {self.get_seq_length()} keys cannot keep some of {kept.shape[-1]}: compact it once, after "
-                "the prompt was read."
+                f"a cache of {self.get_seq_length()} keys, {before} of them compact, cannot keep some of the first "
+                f"{kept.shape[-1]}: name at least the compact ones, and no more than there are."
             )
-        n = kept.shape[-1]
         kept = kept.to(keys.device)
+        if self.kept is not None:
+            keys, values = self._whole(keys, values)
+            kept = torch.cat([kept[..., :before] & self.kept, kept[..., before:]], -1)
+        n = kept.shape[-1]
         # indexing by a mask copies, and the clone lets go of the whole
         self._packed = keys[:, :, :n][kept], values[:, :, :n][kept]
         self.keys, self.values = keys[:, :, n:].clone(), values[:, :, n:].clone()
         self.kept = kept
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        keys, values = super().update(key_states, value_states, *args, **kwargs)
+        return self._whole(*super().update(key_states, value_states, *args, **kwargs))
+
+    def _whole(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values after the kept ones, each in its place."""
         if self.kept is None or self._packed is None:
             return keys, values
         first, second = self._packed

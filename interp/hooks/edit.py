@@ -20,7 +20,7 @@ from interp.hooks.heads import HeadLayout, HeadSet
 from interp.hooks.here import Here, Notes, Output
 from interp.hooks.modules import plain, projection_inputs
 from interp.hooks.prompts import Prompts
-from interp.hooks.seam import Seam, Site, Want, tapping
+from interp.hooks.seam import Seam, Site, Tap, tapping
 from interp.kernels.contract import Call
 from interp.kernels.errors import SpanError, UsageError
 
@@ -161,7 +161,7 @@ def steering(model: nn.Module, edits: "Edit | Edits", prompts: Prompts | None = 
 
 
 @dataclass(eq=False, kw_only=True)
-class Steering(Notes):
+class Steering(Notes, Tap):
     """Edits of one context, bound to a model and a batch."""
 
     layout: HeadLayout
@@ -189,12 +189,6 @@ class Steering(Notes):
 
     def at(self, layer: int) -> bool:
         return any(layer in heads for edit, heads in self.pairs if edit.gate is None or edit.placed)
-
-    def want(self, site: Site) -> Want | None:
-        return None
-
-    def take(self, site: Site, want: Want, values: tuple[Any, ...]) -> None:
-        return None
 
     def edit(self, site: Site) -> Call:
         self.bound.match(site)

@@ -13,7 +13,7 @@ from interp.hooks.capture import capture, run
 from interp.hooks.heads import HeadLayout
 from interp.hooks.modules import attention_layers, projection_inputs
 from interp.hooks.prompts import Prompts
-from interp.hooks.seam import Site, Want, tapping
+from interp.hooks.seam import Site, Tap, Want, tapping
 from interp.kernels.contract import Call, Lse, Mass
 
 LENGTHS = (24, 33)
@@ -23,7 +23,7 @@ TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 3e-2, torc
 
 
 @dataclass(eq=False)
-class Probe:
+class Probe(Tap):
     """A tap that notes every attention call, and how far its rows are from summing to one."""
 
     reads: bool = True
@@ -33,9 +33,6 @@ class Probe:
 
     def at(self, layer: int) -> bool:
         return self.reads
-
-    def edit(self, site: Site) -> Call:
-        return site.call
 
     def want(self, site: Site) -> Want | None:
         self.calls.setdefault(site.layer, site.call)

@@ -59,6 +59,9 @@ class Here:
 
     def _once(self, name: Any, make: Callable[[], Tensor]) -> Tensor:
         """What `make` gives, for all layers of a forward whose keys and rows stand at the same places."""
+        if self.call.row_columns is not None:
+            # chosen rows: another choice of as many would look the same
+            return make()
         stamp = (self.call.q_start, self.call.q.shape[2], self.call.k_start, self.call.k.shape[2])
         held = self.steering.places.get(name)
         # the layers of a forward share the tensor of first columns
@@ -242,14 +245,21 @@ class Here:
         lse = self._read(Lse())
         return torch.exp(self.call.sinks.to(lse.dtype)[None, :, None] - lse).masked_fill(lse == -torch.inf, 0.0)
 
-    def columns(self, rows: Tensor) -> Tensor:
-        """Float [b h k] mean attention that a key receives from the rows `rows` [b q] that see it."""
+    def columns(self, rows: Tensor, every: bool = False) -> Tensor:
+        """Float [b h k] mean attention that a key receives from the rows `rows` [b q] that see it, or from all."""
+        read = rows.any(0).nonzero()[:, 0]
+        if 0 < len(read) < rows.shape[1]:
+            # a few rows cost less than a pass over all of them
+            part = replace(self, site=replace(self.site, call=self.call.for_queries(read)))
+            return part.columns(rows[:, read], every)
         if self._whole is not None:
             weights = rows.to(self._whole.dtype)
             received = torch.einsum("bhqk,bq->bhk", self._whole, weights)
             seen = (self.call.visible() * weights[:, None, :, None]).sum(2)
         else:
             received, seen = self._read(Columns(weights=rows.float()))
+        if every:
+            seen = (rows & (self.row_position >= 0)).sum(1).to(received.dtype)[:, None, None]
         return received / seen.clamp(min=torch.finfo(seen.dtype).tiny)
 
     def _read(self, request: Any) -> Any:

@@ -14,7 +14,7 @@ from interp.hooks.heads import Head, HeadLayout, HeadSet
 from interp.hooks.modules import attention_layers, plain, projection_inputs
 from interp.hooks.prompts import Prompts
 from interp.hooks.rowwise import own_by_layer, own_rows
-from interp.hooks.seam import Site, Want, tapping
+from interp.hooks.seam import Site, Tap, Want, tapping
 from interp.kernels.contract import Call
 from interp.kernels.errors import ModelError, PromptError, UsageError
 
@@ -151,14 +151,15 @@ class Bank:
     lengths: Tensor
 
     @classmethod
-    def of(cls, model: nn.Module, heads: HeadSet, change: Intervention) -> "Bank | None":
+    def of(cls, model: nn.Module, heads: HeadSet, change: Intervention, *, progress: bool = False) -> "Bank | None":
         """Read what an intervention takes from its reference prompts; None where it takes nothing."""
         if change.reference is None:
             return None
         reference, order = change.reference, tuple(heads)
         longest = max(reference.lengths)
         values, total, count = [], torch.zeros(()), 0
-        for _, cap in read(model, reference, keeps.z(), heads=heads, progress="reference prompts"):
+        title = "reference prompts" if progress else None
+        for _, cap in read(model, reference, keeps.z(), heads=heads, progress=title):
             # [1 x q d] of one prompt, whose queries are all real
             z = cap[keeps.z()].float()
             if change.kind == "mean":
@@ -171,7 +172,7 @@ class Bank:
 
 
 @dataclass(eq=False)
-class Acting:
+class Acting(Tap):
     """One intervention as the seam and the output projections see it."""
 
     layout: HeadLayout
@@ -194,9 +195,6 @@ class Acting:
             if self.source is None and not site.call.q_start and site.layer == min(self.own):
                 # a new run: other rows, other prompts to take from
                 self._draw = torch.randint(len(self.bank.lengths), (len(site.first),), generator=self.generator)
-        return None
-
-    def take(self, site: Site, want: Want, values: tuple[Any, ...]) -> None:
         return None
 
     def edit(self, site: Site) -> Call:

@@ -64,19 +64,25 @@ class Points(Protocol):
 
 
 class Tap(Protocol):
-    """Something that reads or edits attention. A tap that wants nothing of a call costs nothing."""
+    """Something that reads or edits attention. A tap that wants nothing of a call costs nothing.
+
+    A class that derives from it says only what it does: by itself it reads nothing and leaves attention as it is.
+    """
 
     def at(self, layer: int) -> bool:
         """Whether the layer concerns it at all."""
-        ...
+        return True
 
     def edit(self, site: Site) -> Call:
         """The call with its biases, or the call as it is."""
-        ...
+        return site.call
 
-    def want(self, site: Site) -> Want | None: ...
+    def want(self, site: Site) -> Want | None:
+        """What it asks for of the call, or nothing."""
+        return None
 
-    def take(self, site: Site, want: Want, values: tuple[Any, ...]) -> None: ...
+    def take(self, site: Site, want: Want, values: tuple[Any, ...]) -> None:
+        """What it asked for."""
 
 
 @dataclass(eq=False)

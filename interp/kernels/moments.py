@@ -72,3 +72,38 @@ class Moments:
         mean = self.total / count
         covariance = self.product / count[..., None] - mean[..., None] * mean[..., None, :]
         return mean.to(dtype), covariance.to(dtype)
+
+
+def far_bulk(
+    call: Call, first: Tensor, sink: int, window: int, refresh: int, least: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What the keys of each query beyond the first `sink` and the last `window` sum to, by their moments.
+
+    (log_bulk, its variance v, keys [b h q] each, at least 1, and Bool, the queries whose moments hold `least` keys).
+    Moments are renewed every `refresh` queries and end before the window of the first of these. first: Int [b] column
+    of each prompt's first token. A native window of the call ends them on the other side; soft-caps are left out.
+    """
+    b, h, g, n, _ = call.sizes
+    begin = first + sink
+    moments, parts = Moments.of(call, begin), []
+    # counted from the end, where the prompts of a batch padded on the left are level
+    starts = [0, *range(n % refresh or refresh, n, refresh)]
+    for start, stop in zip(starts, [*starts[1:], n], strict=True):
+        row = call.q_start + torch.arange(start, stop, device=call.q.device)
+        # one past the last key beyond the window of the block's first query
+        high = call.q_start + start - window + 1
+        low = None if call.window is None else call.q_start + start - call.window + 1
+        moments.move(high, low)
+        lowest = begin[:, None] if call.window is None else torch.maximum(begin[:, None], row - call.window + 1)
+        keys = (row - window + 1 - lowest).clamp(min=0)
+        counts = (moments.count >= least)[:, None] & (keys > 0)
+        if call.row_live is not None:
+            counts = counts & call.row_live[:, start:stop]
+        mean, covariance = moments.values(call.dtype)
+        q = call.q[:, :, start:stop].to(call.dtype).reshape(b, g, -1, call.q.shape[-1])
+        many = keys.clamp(min=1).to(call.dtype)
+        estimate, v = log_bulk(q, mean, covariance, many.repeat(1, h // g)[:, None], call.scale)
+        wide = (x[:, None].expand(-1, h, -1) for x in (many, counts))
+        parts.append((estimate.view(b, h, -1), v.view(b, h, -1), *wide))
+    estimate, v, many, counts = (torch.cat(part, 2) for part in zip(*parts, strict=True))
+    return estimate, v, many, counts

@@ -329,20 +329,7 @@ async function interpExplorer(root, data) {
   };
 
   // files
-  const offer = (file, kind, content) => {
-    const link = make("a", "", "", { href: URL.createObjectURL(new Blob([content], { type: kind })), download: file });
-    link.click();
-    setTimeout(() => URL.revokeObjectURL(link.href), 10000);
-  };
-  const offerTable = (file, rows) => {
-    const cell = (value) => {
-      // a spreadsheet would run such a text
-      const runs = typeof value === "string" && /^\s*[=+\-@]/.test(value) && !/^[+-]?\d+(\.\d+)?$/.test(value);
-      const plain = runs ? `'${value}` : String(value);
-      return /[",\r\n]/.test(plain) ? `"${plain.replaceAll('"', '""')}"` : plain;
-    };
-    offer(file, "text/csv;charset=utf-8", rows.map((row) => `${row.map(cell).join(",")}\r\n`).join(""));
-  };
+  const offerTable = (file, rows) => interpSave(file, "text/csv;charset=utf-8", interpCsv(rows));
   const rounded = (x) => Number(x.toPrecision(4));
   const saveMap = () => {
     const rows = [["head", "first query", "last query", "first key", "last key", "mean attention"]];
@@ -373,7 +360,7 @@ async function interpExplorer(root, data) {
     write(left, 22, "start", `${now()}: mean attention of blocks of ${block} queries on blocks of ${block} keys, 0 to ${darkest()}, square-root scale`);
     write(left + room / 2, top + room + 40, "middle", data.title);
     const size = `viewBox="0 0 ${left + room + 24} ${top + room + 52}" font-family="system-ui, sans-serif" font-size="12" fill="#1c2128"`;
-    offer(`${now()}-blocks.svg`, "image/svg+xml", `<svg xmlns="http://www.w3.org/2000/svg" ${size}>\n${drawn.join("\n")}\n</svg>\n`);
+    interpSave(`${now()}-blocks.svg`, "image/svg+xml", `<svg xmlns="http://www.w3.org/2000/svg" ${size}>\n${drawn.join("\n")}\n</svg>\n`);
   };
 
   // what the reader does

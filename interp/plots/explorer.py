@@ -11,7 +11,7 @@ from pathlib import Path
 from interp.analyses.explore import STEPS, SUMMARIES, Explored
 from interp.analyses.storage import write_atomic
 from interp.kernels.errors import ScoreError, UsageError
-from interp.plots.style import SCALE, embed, visible
+from interp.plots.style import SCALE, embed, saving, visible
 
 _START = (
     'interpExplorer(document.querySelector(".explorer"), JSON.parse(document.getElementById("explored").textContent));'
@@ -55,8 +55,8 @@ class Explorer:
 
     @staticmethod
     def script() -> str:
-        """JavaScript: one function, interpExplorer(root, data)."""
-        return _own("explorer.js")
+        """JavaScript: the function interpExplorer(root, data), and what `saving` has."""
+        return saving() + _own("explorer.js")
 
     def data(self) -> str:
         """JSON that may stand in a script element; characters that cannot be seen are written as symbols or codes."""

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from itertools import combinations
 from typing import TYPE_CHECKING
 
-from interp.analyses.keys.evaluate import KeyCurve
+from interp.analyses.keys.curve import CONTROL, WHOLE, KeyCurve
 from interp.analyses.scores import HeadScores
 from interp.plots.style import ABOVE, GREY, LINES, SCALE, layout, safe, title_of
 
@@ -15,24 +15,24 @@ MEASURES = {"right": "share of the answer's tokens that are right", "loss": "los
 DASHES = ("solid", "dash", "dot")
 
 
-def key_curve(curve: KeyCurve, task: str, measure: str = "right") -> "Figure":
+def key_curve(curve: KeyCurve, task: str | None = None, measure: str = "right") -> "Figure":
     """A measure against the kept share, a line for each selector, random keys grey, with 95% intervals over prompts.
 
-    The thin line is the model with every key. Raises UsageError for a task or measure that the curve does not have.
+    The thin line is the model with every key; without a task the mean over all of them. Raises UsageError for a task or
+    measure that the curve does not have.
     """
     import plotly.graph_objects as go
 
-    points = [point for point in curve.points if point.task == task]
-    shares = sorted({point.share for point in points if point.selector != "whole"})
-    names = list(dict.fromkeys(point.selector for point in points if point.selector != "whole"))
-    whole = curve.at("whole", 1.0, task, measure)[0]
+    points = [point for point in curve.points if task in (None, point.task) and point.selector == WHOLE]
+    shares = curve.shares
+    whole = curve.at(WHOLE, 1.0, task, measure)[0]
     figure = go.Figure()
     place = 0
-    for name in names:
+    for name in curve.selectors:
         rows = [curve.at(name, share, task, measure) for share in shares]
-        colour = GREY if name == "random" else LINES[place % len(LINES)]
-        dash = "dot" if name == "random" else DASHES[place // len(LINES) % len(DASHES)]
-        place += name != "random"
+        colour = GREY if name == CONTROL else LINES[place % len(LINES)]
+        dash = "dot" if name == CONTROL else DASHES[place // len(LINES) % len(DASHES)]
+        place += name != CONTROL
         figure.add_scatter(
             x=shares, y=[mean for mean, _, _ in rows], mode="lines+markers", name=safe(name),
             line={"color": colour, "dash": dash, "width": 2}, marker={"size": 6},
@@ -48,8 +48,9 @@ def key_curve(curve: KeyCurve, task: str, measure: str = "right") -> "Figure":
         x=[shares[0], shares[-1]], y=[whole, whole], mode="lines", name="every key", line={"color": GREY, "width": 1},
         hovertemplate=f"every key: {whole:.3f}<extra></extra>",
     )  # fmt: skip
-    said = [f"{len(points[0].loss)} prompts", "bars: 95% interval over prompts"]
-    figure.update_layout(**layout(f"{title_of(task)}: keys of the context dropped", said, 414))
+    said = [f"{sum(len(point.loss) for point in points)} prompts", "bars: 95% interval over prompts"]
+    title = f"Mean over {len(points)} tasks" if task is None else title_of(task)
+    figure.update_layout(**layout(f"{title}: keys of the context dropped", said, 414))
     figure.update_layout(**ABOVE)
     figure.update_xaxes(title="share of the context's keys that is kept", tickformat=".0%")
     figure.update_yaxes(title=MEASURES[measure], rangemode="tozero")

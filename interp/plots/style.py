@@ -2,6 +2,7 @@
 
 import re
 from html import escape
+from importlib.resources import files
 from typing import Any
 
 BLUE, ORANGE, GREY = "#3b82c4", "#d55e00", "#8a8f98"
@@ -71,6 +72,11 @@ def listed_rows(names: list[str], *columns: list[float]) -> list[list[Any]]:
         [name, *(None if value != value else float(f"{value:.6g}") for value in values)]
         for name, *values in zip(names, *columns, strict=True)
     ]
+
+
+def saving() -> str:
+    """JavaScript of every page that saves files: interpSave(name, type, text); interpCsv(rows), without formulas."""
+    return files("interp.plots").joinpath("saving.js").read_text(encoding="utf-8")
 
 
 def embed(text: str) -> str:

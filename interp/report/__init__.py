@@ -13,13 +13,15 @@ from typing import TYPE_CHECKING, Any
 from interp import plots
 from interp.analyses.curve import Curve
 from interp.analyses.functions import Functions, cut_of, functions
+from interp.analyses.keys import KeyCurve, key_curve
 from interp.analyses.scores import HeadScores
 from interp.analyses.storage import write_atomic
 from interp.controls import OF_LOOKING
 from interp.findings import Findings, Safety, Steered
 from interp.kernels.errors import RunError, ScoreError
 from interp.plots.style import embed as embed
-from interp.report import heads, refusals, views, words
+from interp.plots.style import saving
+from interp.report import heads, keys, refusals, views, words
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -64,7 +66,7 @@ def render(findings: Findings) -> str:
     sorted_heads = _functions(findings.scores)
     explorer = plots.explorer(findings.explored) if findings.explored is not None else None
     # the explorer's function stands before the script that calls it
-    own = (explorer.script() if explorer is not None else "") + _own("report.js")
+    own = (explorer.script() if explorer is not None else saving()) + _own("report.js")
     scripts = [get_plotlyjs(), own]
     context = {
         "findings": findings,
@@ -91,6 +93,7 @@ def render(findings: Findings) -> str:
         "causal": drawn.add(plots.causal(findings.causal)) if findings.causal else None,
         "replies": words.replies(findings.causal) if findings.causal else [],
         "steering": [_steering(told, drawn) for told in findings.steering],
+        "keys": _keys(findings.keys, drawn) if findings.keys is not None else None,
         "safety": [_safety(told, drawn) for told in findings.safety],
         "views": shown,
         "provenance": words.provenance(findings),
@@ -113,6 +116,19 @@ def _steering(told: Steered, drawn: "_Figures") -> dict[str, Any]:
         "figure": drawn.add(plots.causal(told.check)),
         "map": drawn.add(plots.gains(told.profile)) if told.profile is not None else None,
         "replies": words.replies(told.check),
+    }
+
+
+def _keys(curve: KeyCurve, drawn: "_Figures") -> dict[str, Any]:
+    """What the section of the key selectors shows."""
+    return {
+        "about": words.parts_of(key_curve),
+        "words": keys.said(curve),
+        "favoured": keys.favoured(curve),
+        "figure": drawn.add(plots.key_curve(curve)),
+        "shares": curve.shares,
+        "rows": keys.table(curve),
+        "tasks": [drawn.add(plots.key_curve(curve, task)) for task in curve.tasks],
     }
 
 
@@ -154,7 +170,7 @@ class _Figures:
 
 
 def _check(findings: Findings) -> None:
-    views = (findings.influence, findings.explored, findings.joint, findings.vocabulary)
+    views = (findings.influence, findings.explored, findings.joint, findings.vocabulary, findings.keys)
     if not findings.scores and not findings.steering and all(view is None for view in views):
         raise RunError("the findings hold no scores; run at least one analysis before making a report.")
     profiles = {f"{told.method} on {told.task}": told.profile for told in findings.steering if told.profile}

@@ -55,23 +55,8 @@
   window.addEventListener("beforeprint", () => { places.forEach((place) => drawn.add(place)); redraw(false); });
   window.addEventListener("afterprint", () => redraw(dark.matches));
 
-  // downloads: made here from what the page holds, so that they work without a network
-  const save = (name, type, text) => {
-    const link = document.createElement("a");
-    link.href = URL.createObjectURL(new Blob([text], { type }));
-    link.download = name;
-    link.click();
-    setTimeout(() => URL.revokeObjectURL(link.href), 5000);
-  };
+  // downloads
   const slug = (text) => text.toLowerCase().replace(/[^a-z0-9]+/g, "-").replace(/^-|-$/g, "").slice(0, 60) || "data";
-  const cell = (value) => {
-    if (typeof value === "number") return Number.isFinite(value) ? String(value) : "";
-    let text = String(value ?? "");
-    // spreadsheets run a text that begins so
-    if (/^[=+\-@\t\r]/.test(text) && !/^[+-]?[\d.]+%?$/.test(text)) text = `'${text}`;
-    return /[",\n\r]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
-  };
-  const csv = (rows) => rows.map((row) => row.map(cell).join(",")).join("\r\n") + "\r\n";
   const parser = new DOMParser();
   const plain = (text) => parser.parseFromString(String(text ?? "").replaceAll("<br>", "; "), "text/html").body.textContent;
   const table = async (place) => {
@@ -121,15 +106,15 @@
   places.forEach((place) => {
     const title = place.closest("figure").querySelector("b").textContent;
     place.closest("figure").append(tools(
-      button("CSV", `${title}: the numbers as CSV`, async () => save(`${slug(title)}.csv`, "text/csv", csv(await table(place)))),
-      button("SVG", `${title}: the picture as SVG`, async () => save(`${slug(title)}.svg`, "image/svg+xml", await picture(place, title))),
+      button("CSV", `${title}: the numbers as CSV`, async () => interpSave(`${slug(title)}.csv`, "text/csv", interpCsv(await table(place)))),
+      button("SVG", `${title}: the picture as SVG`, async () => interpSave(`${slug(title)}.svg`, "image/svg+xml", await picture(place, title))),
     ));
   });
   document.querySelectorAll(".scroll > table").forEach((shown) => {
     const title = shown.parentElement.getAttribute("aria-label");
     const rows = () => [...shown.rows].map((row) => [...row.cells].map((part) => part.textContent.trim()));
     shown.parentElement.after(tools(
-      button("CSV", `${title}: the numbers as CSV`, () => save(`${slug(title)}.csv`, "text/csv", csv(rows()))),
+      button("CSV", `${title}: the numbers as CSV`, () => interpSave(`${slug(title)}.csv`, "text/csv", interpCsv(rows()))),
     ));
   });
 
@@ -152,7 +137,7 @@
       if (i >= 0) readout.textContent = `position ${tokens[i].dataset.i}: weight ${shown[i].toFixed(4)}`;
     });
     box.addEventListener("pointerleave", () => { readout.textContent = rest; });
-    readout.after(tools(button("CSV", "Attention on each token as CSV", () => save("attention-on-the-text.csv", "text/csv", csv([
+    readout.after(tools(button("CSV", "Attention on each token as CSV", () => interpSave("attention-on-the-text.csv", "text/csv", interpCsv([
       ["position", "token", ...names],
       ...tokens.map((token, i) => [Number(token.dataset.i), token.textContent, ...rows.map((row) => row[i])]),
     ])))));

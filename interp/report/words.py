@@ -249,9 +249,12 @@ def about(name: str) -> list[tuple[str, str]]:
     from interp.analyses import identify
 
     known = [entry for entry in identify.__all__ if name == entry or name.startswith(f"{entry}_")]
-    if not known:
-        return []
-    told = card(getattr(identify, max(known, key=len)))
+    return parts_of(getattr(identify, max(known, key=len))) if known else []
+
+
+def parts_of(method: Any) -> list[tuple[str, str]]:
+    """What a method measures, cannot show and rests on, from its docstring."""
+    told = card(method)
     parts = (("Measures", told.sentence), ("Cannot show", told.cannot_show), ("Source", told.source))
     return [(heading, said[:1].upper() + said[1:]) for heading, said in parts if said]
 

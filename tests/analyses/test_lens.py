@@ -9,8 +9,8 @@ import torch
 from patched import make
 from safetensors.torch import save_file
 
-from interp.analyses.identify.pairs import Written, bridged
 from interp.analyses.lens import Lens, lens_loss, train_lens
+from interp.analyses.written import Written, bridged
 from interp.hooks.heads import Head, HeadLayout
 from interp.hooks.prompts import Prompts
 from interp.kernels.errors import CostError, HeadError, ModelError, ScoreError, UsageError

@@ -4,13 +4,15 @@ from typing import Any
 
 import pytest
 import torch
+import tqdm.auto
 from families import FAMILIES, VOCAB
 
 from interp import steer
 from interp.hooks import keep
 from interp.hooks.capture import capture, run
 from interp.hooks.edit import steering
-from interp.hooks.outputs import ablate
+from interp.hooks.heads import HeadSet
+from interp.hooks.outputs import Bank, Intervention, ablate
 from interp.hooks.prompts import Prompts
 from interp.kernels.errors import HeadError, UsageError
 
@@ -165,3 +167,20 @@ def test_a_gate_of_zero_is_an_ablation(tiny_model):
     with steering(model, steer.Gate(0.0, heads="L0H1 L1H3")):
         torch.testing.assert_close(run(model, batch).logits, expected)
     assert (run(model, batch).logits - expected).abs().max() > 1e-3
+
+
+def test_reference_prompts_are_read_without_a_bar_unless_it_is_asked_for(tiny_model, monkeypatch):
+    model, shown = tiny_model("llama"), []
+
+    class Noted(tqdm.auto.tqdm):
+        def __init__(self, *args, **settings):
+            super().__init__(*args, **settings)
+            shown.append(not self.disable)
+
+    monkeypatch.setattr(tqdm.auto, "tqdm", Noted)
+    change = Intervention("mean", reference=prompts())
+    Bank.of(model, HeadSet.parse("L0H1"), change)
+    with ablate(model, "L0H1", "mean", reference=prompts()):
+        assert shown == [False, False]
+    Bank.of(model, HeadSet.parse("L0H1"), change, progress=True)
+    assert shown[-1]

@@ -1,26 +1,16 @@
 """Attribution patching: activation patching of all heads at once, by a gradient."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
-from interp.analyses.identify.pairs import (
-    UNITS,
-    Direction,
-    Metric,
-    bridged,
-    by_length,
-    check_pairs,
-    ids,
-    logit_difference,
-    measured,
-    scored,
-    table,
-)
+from interp.analyses.identify.pairs import Direction, Metric, effects, logit_difference, measured
 from interp.analyses.scores import HeadScores
+from interp.analyses.written import ids
 from interp.hooks.heads import HeadLayout
 from interp.hooks.prompts import Prompts
 from interp.kernels.errors import ModelError, UsageError
@@ -52,27 +42,18 @@ def attribution_patching(
     these by position. Differs: per pair, both directions, no integrated gradients.
     Cannot show: effects where attention or the final norm saturates, where the gradient vanishes and patching does not.
     """
-    check_pairs(model, clean, corrupt, direction)
-    layout = HeadLayout.of(model)
-    found = torch.empty(len(clean), layout.layers, layout.heads)
-    bar = tqdm(total=len(clean), desc="attribution", disable=not progress, delay=2, leave=False)
-    with bar, bridged(model) as tl, torch.enable_grad():
-        for index, (ours, theirs) in by_length(clean, corrupt, batch_size=batch_size):
-            base, source = (theirs, ours) if direction == "denoise" else (ours, theirs)
-            toward, at_base, at_source = _first_order(tl, base, source, ours, metric, layout)
-            found[index] = scored(toward, at_base, at_source, direction, normalize)
-            bar.update(len(index))
-    settings = {"metric": metric, "direction": direction, "normalize": normalize}
-    return table("attribution_patching", model, clean, found, UNITS[normalize], seed, **settings)
+    name, measure = "attribution_patching", partial(_first_order, metric)
+    return effects(name, model, clean, corrupt, metric, measure, direction, normalize, batch_size, seed, progress)
 
 
+@torch.enable_grad()
 def _first_order(
-    tl: Any, base: Prompts, source: Prompts, clean: Prompts, metric: Metric, layout: HeadLayout
+    metric: Metric, tl: Any, base: Prompts, source: Prompts, clean: Prompts, done: Callable[[], Any]
 ) -> tuple[Float[Tensor, "b l h"], Float[Tensor, "b"], Float[Tensor, "b"]]:
     """Sum over q, d of (z_source - z_base) dM/dz_base, and the metric at both runs."""
     from transformer_lens.tools.analysis.attribution_patching import cache_activation_and_gradient
 
-    names = [f"blocks.{layer}.attn.hook_z" for layer in range(layout.layers)]
+    names = [f"blocks.{layer}.attn.hook_z" for layer in range(HeadLayout.of(tl).layers)]
     # the backward goes as far as what it is asked for, and hook_z shows a view that nothing else is made from
     asked = [ROOT, *names]
     seen: list[Tensor] = []
@@ -98,6 +79,7 @@ def _first_order(
             )
         delta = there.activations[name].float() - here.activations[name].float()
         rows.append((delta * gradient.float()).sum((1, 3)).cpu())
+        done()
     return torch.stack(rows, 1), seen[1], seen[0]
 
 

@@ -5,6 +5,7 @@ from torch import nn
 
 from interp.analyses.identify.last import at_last
 from interp.analyses.scores import HeadScores
+from interp.analyses.spread import spread
 from interp.hooks.heads import HeadLayout
 from interp.hooks.keep import entropy
 from interp.hooks.prompts import Prompts
@@ -39,18 +40,13 @@ def context_entropy(
         gold = torch.tensor([bool(prompts[number].meta.get("gold", False)) for number in own])
         if gold.any() and len(own) > 1:
             chosen[row] = gold[values[own].argmin(0)].float()
-    mean = found.nanmean(-1)
     return HeadScores(
         name="context_entropy",
-        per_prompt=mean,
+        per_prompt=found.nanmean(-1),
         unit="nats",
         kv_heads=HeadLayout.of(model).kv_heads,
         provenance=Provenance.of(model, prompts.tokenizer, seed=seed),
-        extras={
-            "contexts": found,
-            "spread": (found - mean[..., None]).square().nanmean(-1).sqrt(),
-            "chosen": chosen,
-        },
+        extras={"contexts": found, "spread": spread(found, -1), "chosen": chosen},
         seed=seed,
         labels=tuple(f"{group}, {len(own)} contexts" for group, own in groups.items()),
     )

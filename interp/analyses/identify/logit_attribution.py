@@ -8,8 +8,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from interp.analyses.identify.pairs import Written, answer_tokens, bridged, by_length, table
+from interp.analyses.identify.pairs import answer_tokens, table
 from interp.analyses.scores import HeadScores
+from interp.analyses.written import Written, bridged, by_length
 from interp.hooks.capture import check_context
 from interp.hooks.heads import HeadLayout
 from interp.hooks.prompts import Prompts

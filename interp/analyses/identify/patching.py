@@ -1,29 +1,17 @@
 """Patching: what the answer does when a head writes what it wrote in another run."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from types import FunctionType
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
-from interp.analyses.identify.pairs import (
-    UNITS,
-    Direction,
-    Metric,
-    bridged,
-    by_length,
-    check_pairs,
-    ids,
-    logit_difference,
-    measured,
-    scored,
-    table,
-)
+from interp.analyses.identify.pairs import Direction, Metric, effects, logit_difference, measured
 from interp.analyses.scores import HeadScores
+from interp.analyses.written import ids
 from interp.hooks.heads import HeadLayout
 from interp.hooks.prompts import Prompts
 from interp.hooks.resume import recording, resumed
@@ -58,9 +46,8 @@ def activation_patching(
     Differs: per pair, normalised, both directions.
     Cannot show: by which path a head acts, nor heads that others stand in for; ratios of small differences are noisy.
     """
-    values = _sweep(model, clean, corrupt, metric, direction, normalize, None, batch_size, progress)
-    settings = {"metric": metric, "direction": direction, "normalize": normalize}
-    return table("activation_patching", model, clean, values, UNITS[normalize], seed, **settings)
+    name, measure = "activation_patching", partial(_patched, metric, (), batch_size)
+    return effects(name, model, clean, corrupt, metric, measure, direction, normalize, batch_size, seed, progress)
 
 
 def path_patching(
@@ -89,56 +76,34 @@ def path_patching(
     """
     if mlps not in ("frozen", "live"):
         raise UsageError(f"mlps={mlps!r}: take 'frozen' (the path to the logits alone) or 'live' (later MLPs answer).")
-    values = _sweep(model, clean, corrupt, metric, direction, normalize, mlps, batch_size, progress)
-    settings = {"metric": metric, "direction": direction, "normalize": normalize, "mlps": mlps}
-    return table("path_patching", model, clean, values, UNITS[normalize], seed, **settings)
+    frozen = ("attn.hook_z",) if mlps == "live" else ("attn.hook_z", "hook_mlp_out")
+    name, measure = "path_patching", partial(_patched, metric, frozen, batch_size)
+    return effects(
+        name, model, clean, corrupt, metric, measure, direction, normalize, batch_size, seed, progress, mlps=mlps
+    )
 
 
 @torch.no_grad()
-def _sweep(
-    model: nn.Module,
-    clean: Prompts,
-    corrupt: Prompts,
-    metric: Metric,
-    direction: Direction,
-    normalize: bool,
-    mlps: Literal["frozen", "live"] | None,
-    batch_size: int,
-    progress: bool,
-) -> Float[Tensor, "b l h"]:
-    """Scores of each head; mlps None holds nothing but the one head."""
-    check_pairs(model, clean, corrupt, direction)
-    layout = HeadLayout.of(model)
-    found = torch.empty(len(clean), layout.layers, layout.heads)
-    bar = tqdm(total=len(clean) * layout.layers, desc="patching", disable=not progress, delay=2, leave=False)
-    with bar, bridged(model) as tl:
-        for index, (ours, theirs) in by_length(clean, corrupt, batch_size=batch_size):
-            base, source = (theirs, ours) if direction == "denoise" else (ours, theirs)
-            value = partial(measured, metric, prompts=ours)
-            frozen = [] if mlps is None else ["attn.hook_z"] if mlps == "live" else ["attn.hook_z", "hook_mlp_out"]
-            at_base, at_source, patched = _patched(
-                tl, ids(base, tl), ids(source, tl), value, layout, frozen, batch_size, partial(bar.update, len(index))
-            )
-            found[index] = scored(patched - at_base[:, None, None], at_base, at_source, direction, normalize)
-    return found
-
-
 def _patched(
-    tl: Any,
-    base: Int[Tensor, "b q"],
-    source: Int[Tensor, "b q"],
-    value: Callable[[Tensor], Tensor],
-    layout: HeadLayout,
-    frozen: list[str],
+    metric: Metric,
+    frozen: Sequence[str],
     rows: int,
+    tl: Any,
+    base: Prompts,
+    source: Prompts,
+    clean: Prompts,
     done: Callable[[], Any],
-) -> tuple[Float[Tensor, "b"], Float[Tensor, "b"], Float[Tensor, "b l h"]]:
-    """The metric at the base run, at the source run, and at the base run with each head from the source run."""
+) -> tuple[Float[Tensor, "b l h"], Float[Tensor, "b"], Float[Tensor, "b"]]:
+    """What each head from the source run adds to the metric of the base run, and the metric of both runs.
+
+    frozen: the sites that stay as they were in the base run; without any, nothing but the one head is held.
+    """
     import pandas as pd
     from transformer_lens import patching
 
     # its progress bar cannot be turned off
     sweep = _with_globals(patching.generic_activation_patch, tqdm=lambda cells: cells)
+    layout, value = HeadLayout.of(tl), partial(measured, metric, prompts=clean)
     layers, b = range(layout.layers), len(base)
     # heads that are patched in one forward, each in rows of its own
     parts = -(-layout.heads // max(1, rows // b))
@@ -149,18 +114,19 @@ def _patched(
             z[row * b : (row + 1) * b, :, head] = there[:, :, head]
         return z
 
-    logits, cache = tl.run_with_cache(source, names_filter=[f"blocks.{layer}.attn.hook_z" for layer in layers])
+    logits, cache = tl.run_with_cache(ids(source, tl), names_filter=[f"blocks.{layer}.attn.hook_z" for layer in layers])
     at_source = value(logits)
     held = [f"blocks.{layer}.{site}" for layer in layers for site in frozen]
+    tokens = ids(base, tl)
     with recording(tl) as hidden:
-        logits, own = tl.run_with_cache(base, names_filter=held)
+        logits, own = tl.run_with_cache(tokens, names_filter=held)
     at_base, found = value(logits), []
     with tl.hooks(fwd_hooks=[(name, partial(_held, value=own[name])) for name in held]):
         for layer in layers:
             with resumed(tl, layer, hidden[layer].repeat(each, 1, 1)):
                 result = sweep(
                     tl,
-                    base.repeat(each, 1),
+                    tokens.repeat(each, 1),
                     cache,
                     lambda logits: torch.cat([value(part) for part in logits.split(b)]),
                     patch_setter=set_heads,
@@ -170,7 +136,8 @@ def _patched(
                 )
             found.append(result.values.view(-1, b)[: layout.heads].T)
             done()
-    return at_base.cpu(), at_source.cpu(), torch.stack(found, 1).cpu()
+    at_base, patched = at_base.cpu(), torch.stack(found, 1).cpu()
+    return patched - at_base[:, None, None], at_base, at_source.cpu()
 
 
 def _held(now: Tensor, hook: Any, value: Tensor) -> Tensor:

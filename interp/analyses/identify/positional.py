@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from interp.analyses.scores import HeadScores
+from interp.analyses.spread import spread
 from interp.hooks import keep as keeps
 from interp.hooks.capture import read
 from interp.hooks.heads import HeadLayout
@@ -65,7 +66,7 @@ def positional(
         best = back.gather(-1, delta[:, :, :, None, None].expand(*back.shape[:4], 1))[..., 0]
         found["offsets"].append(mean)
         found["delta"].append(delta)
-        found["std"].append((best - best.nanmean(3, keepdim=True)).square().nanmean(3).sqrt())
+        found["std"].append(spread(best, 3))
         if rotated is None:
             found["band"].append(torch.full(delta.shape, torch.nan))
         else:

@@ -2,16 +2,15 @@
 
 import math
 from contextlib import nullcontext
-from dataclasses import replace
 
 import torch
 from torch import nn
 
+from interp.analyses.identify.last import last_rows
 from interp.analyses.scores import HeadScores
-from interp.hooks.capture import read
 from interp.hooks.heads import HeadLayout
 from interp.hooks.keep import rows
-from interp.hooks.prompts import Prompt, Prompts
+from interp.hooks.prompts import Prompts
 from interp.hooks.provenance import Provenance
 from interp.hooks.unrotated import unrotated
 from interp.kernels.errors import PromptError, SpanError
@@ -51,13 +50,11 @@ def qk_score(
                 f"{options} options."
             )
     keep = rows(logits=not attention)
-    asked = replace(prompts, items=tuple(map(_marked, prompts)))
     most = max(len(prompt.spans["options"]) for prompt in prompts)
     fits, parts = [], []
     with nullcontext() if attention else unrotated(model):
         title = "qk_score" if progress else None
-        for batch, cap in read(model, asked, keep, queries="last", batch_size=batch_size, progress=title):
-            last = cap[keep][:, :, :, 0]
+        for batch, last in last_rows(model, prompts, keep, batch_size=batch_size, progress=title):
             for b, prompt in enumerate(batch):
                 ends = [stop - 1 for _, stop in prompt.spans["options"]]
                 fit = last[b, :, :, ends]
@@ -77,7 +74,3 @@ def qk_score(
         seed=seed,
         labels=tuple(str(prompt.meta.get("id", "")) for prompt in prompts),
     )
-
-
-def _marked(prompt: Prompt) -> Prompt:
-    return replace(prompt, spans={**prompt.spans, "last": ((len(prompt) - 1, len(prompt)),)})

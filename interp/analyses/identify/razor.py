@@ -1,18 +1,17 @@
 """RazorAttention's heads: over many copies of one text, heads that look at all earlier copies of a token or behind."""
 
-import math
 from contextlib import nullcontext
 from dataclasses import replace
 
 import torch
 from torch import nn
 
-from interp.analyses.identify.targets import Targets, score_targets, shift
+from interp.analyses.identify.targets import Targets, later_copies, score_targets, shift
 from interp.analyses.scores import HeadScores
 from interp.hooks.heads import Head, HeadLayout, HeadSet
 from interp.hooks.prompts import Prompt, Prompts
 from interp.hooks.unrotated import unrotated
-from interp.kernels.errors import ScoreError, UsageError
+from interp.kernels.errors import PromptError, ScoreError, UsageError
 
 
 def razor_induction(
@@ -84,7 +83,7 @@ def razor_protected(
         raise UsageError(f"share={share}: give the shares of induction and echo heads, each between 0 and 1.")
     groups = HeadSet()
     for scores, part in zip((induction, echo), share, strict=True):
-        best = scores.values.nan_to_num(-math.inf).unflatten(1, (layout.kv_heads, -1)).amax(-1).flatten()
+        best = scores.by_group(layout.kv_heads).flatten()
         count = max(1, round(part * len(best)))
         first = best.sort(descending=True, stable=True).indices[:count].tolist()
         groups |= HeadSet(tuple(Head(*divmod(i, layout.kv_heads)) for i in first))
@@ -102,6 +101,8 @@ def _razor(
     seed: int,
     progress: bool,
 ) -> HeadScores:
+    check_copies(prompts, name)
+
     def targets(prompt: Prompt) -> Targets:
         return copies(prompt, after)
 
@@ -117,15 +118,25 @@ def _razor(
     )
 
 
+def check_copies(prompts: Prompts, name: str = "razor") -> None:
+    """Raise PromptError for a prompt whose spans do not mark copies that follow each other at one distance."""
+    for number, prompt in enumerate(prompts):
+        back, later = shift(prompt), later_copies(prompt)
+        starts = [copy.start for copy in later]
+        first = prompt.spans.get("first", ((0, 0),))[0][0]
+        if back is None or back < 1 or starts != [first + back * (i + 1) for i in range(len(starts))]:
+            raise PromptError(
+                f"prompt {number} of '{name}' has no query with a target: mark copies of one text at one distance by "
+                'the spans "first", "second", "copy3" ..., as tasks.repeated does.'
+            )
+
+
 def copies(prompt: Prompt, after: int) -> Targets:
     """For each position of a copy the places in all copies before it, moved `after` tokens on."""
-    back = shift(prompt)
+    back = shift(prompt) or 0
     found: Targets = [[] for _ in range(len(prompt))]
-    if back is None:
-        return found
-    names = [name for name in prompt.spans if name == "second" or name.startswith("copy")]
-    for number, name in enumerate(names, start=1):
-        for q in range(*prompt.spans[name][0]):
+    for number, copy in enumerate(later_copies(prompt), start=1):
+        for q in copy:
             found[q] = [q - d * back + after for d in range(1, number + 1)]
     return found
 

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -13,6 +12,7 @@ from interp.analyses.causal import randoms
 from interp.analyses.identify.ships import Ablation
 from interp.analyses.scores import HeadScores
 from interp.analyses.storage import digest
+from interp.analyses.subspace import angle, angle_interval
 from interp.analyses.sweep import last_hidden, sweep_sets
 from interp.hooks.heads import Head, HeadLayout, HeadSet
 from interp.hooks.prompts import Prompts
@@ -31,7 +31,7 @@ class Group:
     one_minus_cos: float
     low: float
     high: float
-    """95% interval of degrees over prompts, bootstrap; a resampled subspace is a noisier one, so it lies high"""
+    """95% interval of degrees over prompts, see `angle_interval`"""
 
 
 @dataclass(frozen=True)
@@ -138,28 +138,7 @@ def sahara(
     return Sahara(scores, tuple(added), tuple(groups))
 
 
-def angle(before: Tensor, after: Tensor, components: int = 1) -> float:
-    """Sum in degrees of the principal angles between the spans of the first left singular vectors of two [p m]."""
-    from scipy.linalg import subspace_angles
-
-    spaces = [_left(x, components) for x in (before, after)]
-    return float(np.rad2deg(subspace_angles(*spaces)).sum())
-
-
-def _left(x: Tensor, components: int) -> np.ndarray:
-    # of the small side: prompts are few
-    values, vectors = torch.linalg.eigh(x @ x.T)
-    return vectors[:, values.argsort(descending=True)[:components]].numpy()
-
-
-def _group(
-    name: str, heads: HeadSet, before: Tensor, after: Tensor, components: int, seed: int, draws: int = 200
-) -> Group:
+def _group(name: str, heads: HeadSet, before: Tensor, after: Tensor, components: int, seed: int) -> Group:
     degrees = angle(before, after, components)
-    random = torch.Generator().manual_seed(seed)
-    spread = []
-    for _ in range(draws):
-        rows = torch.randint(len(before), (len(before),), generator=random)
-        spread.append(angle(before[rows], after[rows], components))
-    low, high = np.quantile(spread, [0.025, 0.975])
-    return Group(name, heads, degrees, 2 * math.sin(math.radians(degrees) / 2) ** 2, float(low), float(high))
+    interval = angle_interval(before, after, components, seed)
+    return Group(name, heads, degrees, 2 * math.sin(math.radians(degrees) / 2) ** 2, *interval)

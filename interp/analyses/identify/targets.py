@@ -24,6 +24,11 @@ def shift(prompt: Prompt) -> int | None:
     return None
 
 
+def later_copies(prompt: Prompt) -> list[range]:
+    """The positions of each copy after the first; tasks.repeated calls further ones copy3, copy4, ..."""
+    return [range(*prompt.spans[name][0]) for name in prompt.spans if name == "second" or name.startswith("copy")]
+
+
 def earlier(prompt: Prompt) -> Targets:
     """The earlier positions that hold the same id, for each position.
 
@@ -32,9 +37,8 @@ def earlier(prompt: Prompt) -> Targets:
     """
     back = shift(prompt)
     if back is not None:
-        # tasks.repeated calls further copies copy3, copy4, ...
-        copies = [range(*prompt.spans[name][0]) for name in prompt.spans if name == "second" or name.startswith("copy")]
-        return [[i - back] if any(i in copy for copy in copies) else [] for i in range(len(prompt))]
+        later = later_copies(prompt)
+        return [[i - back] if any(i in copy for copy in later) else [] for i in range(len(prompt))]
     seen: dict[int, list[int]] = {}
     found: Targets = []
     for i, token in enumerate(prompt.ids):

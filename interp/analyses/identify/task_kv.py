@@ -1,22 +1,22 @@
 """Task-KV: heads whose summary of the prompt's values lies far from that of the other heads of their layer."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from math import floor
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
+from interp.analyses.calls import CallReader, read_calls
 from interp.analyses.scores import HeadScores
-from interp.hooks.capture import run
 from interp.hooks.heads import Head, HeadLayout, HeadSet
-from interp.hooks.modules import attention_layers, projection_name
+from interp.hooks.modules import projection_name
 from interp.hooks.prompts import Prompts
 from interp.hooks.provenance import Provenance
-from interp.hooks.seam import Site, Want, tapping
-from interp.kernels.contract import Call, Columns
+from interp.hooks.seam import Site, Want
+from interp.kernels.contract import Columns
 from interp.kernels.errors import UsageError
 
 
@@ -44,17 +44,12 @@ def task_kv(
     """
     if min(rows, top) < 1:
         raise UsageError(f"rows={rows}, top={top}: give at least one row and one key.")
-    total = -(-len(prompts) // batch_size)
-    bar = tqdm(prompts.batches(batch_size), desc="task_kv", total=total, disable=not progress, delay=2, leave=False)
-    parts = []
-    for batch in bar:
-        reader = _Reader(rows, top, weighted)
-        with tapping(model, reader):
-            run(model, batch, logits_to_keep=1)
-        parts.append(torch.stack([reader.found[layer] for layer in attention_layers(model)], 1))
+    title = "task_kv" if progress else None
+    reader = partial(_Reader, rows, top, weighted)
+    found = read_calls(model, prompts, reader, batch_size=batch_size, progress=title)["distance"]
     return HeadScores(
         name="task_kv",
-        per_prompt=torch.cat(parts),
+        per_prompt=found,
         unit="distance of values" if not weighted else "distance in the residual stream",
         kv_heads=HeadLayout.of(model).kv_heads,
         settings={"rows": rows, "top": top, "weighted": weighted},
@@ -90,20 +85,12 @@ def heterogeneous(scores: HeadScores, b: float = 0.25, m: int = 4) -> HeadSet:
 
 
 @dataclass(eq=False)
-class _Reader:
-    """A tap that reads what the last rows give to each key, and leaves attention as it is."""
+class _Reader(CallReader):
+    """Reads what the last rows give to each key."""
 
     rows: int
     top: int
     weighted: bool
-    found: dict[int, Tensor] = field(default_factory=dict)
-    """distance [b h] of each layer"""
-
-    def at(self, layer: int) -> bool:
-        return True
-
-    def edit(self, site: Site) -> Call:
-        return site.call
 
     def want(self, site: Site) -> Want | None:
         n = site.call.q.shape[2]
@@ -112,21 +99,33 @@ class _Reader:
     def take(self, site: Site, want: Want, values: tuple[Any, ...]) -> None:
         call = site.call
         received = values[0][0]
-        b, h, g, n, m = call.sizes
+        b, h, _, n, _ = call.sizes
         live = (
             received.new_full((b,), min(n, self.rows))
             if call.row_live is None
             else call.row_live[:, -self.rows :].sum(1)
         )
         mean = received / live.clamp(min=1)[:, None, None]
-        weight, key = mean.topk(min(self.top, m), -1)
-        group = torch.arange(h, device=key.device) // (h // g)
-        row = torch.arange(b, device=key.device)[:, None, None]
-        value = call.v.detach()[row, group[None, :, None], key].to(weight.dtype)
-        gathered = torch.einsum("bhk,bhkd->bhd", weight, value)
-        if self.weighted:
-            gathered = torch.einsum("bhd,hdm->bhm", gathered, output_weights(site.module, h).to(weight.dtype))
-        self.found[site.layer] = (gathered - gathered.mean(1, keepdim=True)).norm(dim=-1).float().cpu()
+        weights = output_weights(site.module, h) if self.weighted else None
+        far = distances(mean, call.v.detach(), self.top, weights)
+        self.found[site.layer] = {"distance": far.float().cpu()}
+
+
+def distances(
+    mean: Float[Tensor, "b h k"],
+    v: Float[Tensor, "b g k d"],
+    top: int,
+    weights: Float[Tensor, "h d m"] | None = None,
+) -> Float[Tensor, "b h"]:
+    """How far what a head gathers from its `top` keys lies from the mean of its layer, as in `task_kv`."""
+    weight, key = mean.topk(min(top, mean.shape[-1]), -1)
+    group = torch.arange(mean.shape[1], device=key.device) // (mean.shape[1] // v.shape[1])
+    row = torch.arange(len(mean), device=key.device)[:, None, None]
+    value = v[row, group[None, :, None], key].to(weight.dtype)
+    gathered = torch.einsum("bhk,bhkd->bhd", weight, value)
+    if weights is not None:
+        gathered = torch.einsum("bhd,hdm->bhm", gathered, weights.to(weight.dtype))
+    return (gathered - gathered.mean(1, keepdim=True)).norm(dim=-1)
 
 
 def output_weights(module: nn.Module, heads: int) -> Float[Tensor, "h d m"]:

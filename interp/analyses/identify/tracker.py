@@ -1,14 +1,15 @@
 """Attention Tracker: heads that leave the instruction where the data hold an order of their own."""
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
+from interp.analyses.detection import Detection
 from interp.analyses.identify.last import at_last
 from interp.analyses.scores import HeadScores
+from interp.analyses.spread import spread
 from interp.hooks.heads import HeadLayout, HeadSet
 from interp.hooks.keep import mass
 from interp.hooks.prompts import Prompts
@@ -56,11 +57,11 @@ def attention_tracker(
     difference = found["normal"] - found["attacked"]
     counts = ~difference.isnan()
     counts &= 2 * counts.sum(0) >= len(counts)
-    spread = _std(found["normal"], counts) + _std(found["attacked"], counts)
+    apart = sum(spread(side.masked_fill(~counts, torch.nan), 0) for side in found.values())
     about = {"spread_of": [normal.fingerprint(), attacked.fingerprint()]} if k else {}
     return HeadScores(
         name="attention_tracker",
-        per_prompt=(difference - k * spread).masked_fill(~counts, torch.nan),
+        per_prompt=(difference - k * apart).masked_fill(~counts, torch.nan),
         unit="share of the spans",
         kv_heads=HeadLayout.of(model).kv_heads,
         threshold=0.0,
@@ -102,32 +103,8 @@ def focus(model: nn.Module, prompts: Prompts, heads: Any, *, batch_size: int = 8
     return focus_by_head(model, prompts, batch_size=batch_size)[:, chosen.mask(layout)].nanmean(-1)
 
 
-@dataclass(frozen=True, eq=False)
-class Detection:
-    """How well focus scores tell injected prompts from normal ones."""
-
-    normal: Float[Tensor, "n"]
-    """focus scores"""
-    attacked: Float[Tensor, "n"]
-    auroc: float
-    """share of pairs of a normal and an attacked prompt in which the attacked one has the lower score; 0.5 is chance"""
-    curve: tuple[tuple[float, float, float], ...]
-    """(share of normal prompts flagged, share of attacked ones flagged, at scores up to this), from none to all"""
-    threshold: float
-    caught: float
-    """share of attacked prompts at or below the threshold"""
-    false_alarms: float
-    """share of normal prompts at or below it"""
-
-
 def detect(
-    model: nn.Module,
-    heads: Any,
-    normal: Prompts,
-    attacked: Prompts,
-    *,
-    threshold: float = 0.5,
-    batch_size: int = 8,
+    model: nn.Module, heads: Any, normal: Prompts, attacked: Prompts, *, threshold: float = 0.5, batch_size: int = 8
 ) -> Detection:
     """How well the focus scores of `heads` tell attacked from normal prompts: AUROC, the curve, and one threshold.
 
@@ -137,8 +114,6 @@ def detect(
     Source: Hung et al. 2411.00348; roc_auc_score and roc_curve of scikit-learn. Differs: the control of equal length.
     Cannot show: that other heads would not do as well; give scores.random_like(heads) too.
     """
-    from sklearn.metrics import roc_auc_score, roc_curve
-
     sides = [focus(model, side, heads, batch_size=batch_size) for side in (normal, attacked)]
     for name, side in zip(("normal", "attacked"), sides, strict=True):
         if side.isnan().any():
@@ -146,20 +121,4 @@ def detect(
             raise PromptError(
                 f"none of the heads looks at a span of {name} prompt {number}, so it has no score: give other heads."
             )
-    truth, low = [0] * len(normal) + [1] * len(attacked), -torch.cat(sides).double().numpy()
-    flagged, caught, at = roc_curve(truth, low, drop_intermediate=False)
-    shares = [float((side <= threshold).float().mean()) for side in sides]
-    return Detection(
-        *sides,
-        auroc=float(roc_auc_score(truth, low)),
-        curve=tuple(zip(flagged.tolist(), caught.tolist(), (-at).tolist(), strict=True)),
-        threshold=threshold,
-        caught=shares[1],
-        false_alarms=shares[0],
-    )
-
-
-def _std(value: Float[Tensor, "n l h"], counts: Bool[Tensor, "n l h"]) -> Float[Tensor, "l h"]:
-    """Population std over the prompts that count; NaN where none does."""
-    known = value.masked_fill(~counts, torch.nan)
-    return (known - known.nanmean(0)).square().nanmean(0).sqrt()
+    return Detection.of(sides[0], sides[1], threshold)

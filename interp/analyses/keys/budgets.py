@@ -6,9 +6,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from interp.analyses.keys.base import full_heads, relative
-from interp.analyses.keys.window import SnapKV
+from interp.analyses.identify.task_kv import distances
+from interp.analyses.keys.shares import falling, full_heads, relative
+from interp.analyses.keys.window import SnapKV, last_rows
 from interp.analyses.scores import HeadScores
+from interp.hooks.edit import Here
 from interp.hooks.heads import HeadLayout
 from interp.kernels.errors import UsageError
 
@@ -30,7 +32,7 @@ class HeadKV(SnapKV):
     @classmethod
     def of(cls, scores: HeadScores, share: float, **settings: object) -> "HeadKV":
         """Importance from a score table; heads without a score, or below 0, count as 0."""
-        best = scores.values.nan_to_num(0.0).clamp(min=0).unflatten(1, (scores.layout.kv_heads, -1)).amax(-1)
+        best = scores.by_group().clamp(min=0)
         rows = tuple(tuple(round(value, 6) for value in row) for row in best.tolist())
         return cls(share=share, importance=rows, **settings)  # pyright: ignore[reportArgumentType]
 
@@ -48,17 +50,40 @@ class HeadKV(SnapKV):
 @dataclass(frozen=True)
 class TaskKV(SnapKV):
     """Heads whose summary of the prompt is far from their layer's centre keep everything; the others the first, the
-    last, and some keys between that the last tokens attend to.
+    last, and some keys between that the last tokens attend to, by SnapKV's rank.
 
-    `TaskKV.of(identify.task_kv(...), share)` gives the farthest kv heads `part` of the budget, whole, and the rest to
-    the others, by SnapKV's rank. Source: 2501.15113. Differs: heads are chosen once for a task, from prompts of it, and
-    over all layers, where the paper chooses for each prompt with a number that falls from layer to layer.
+    A kv head is as far as the farthest of its query heads, by `identify.task_kv`'s distance on this prompt. The full
+    ones are `part` of the budget: int(part share L G) in all, more in the first layers than in the last, falling
+    linearly as in the paper; of two or more in a layer the last is the nearest to the centre instead.
+    Source: 2501.15113. Differs: the budget is the model's, not each layer's, and kv heads are chosen, of which the
+    paper does not speak; `TaskKV.of(identify.task_kv(...), share)` chooses them once for a task, over all layers.
     Cannot show: what W_O makes of the distance.
     """
 
     window: int = 32
+    part: float = 0.4
+    top: int = 256
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.part < 1 or self.top < 1:
+            raise UsageError(f"part={self.part}, top={self.top}: give a part of the budget in [0, 1), and a key.")
 
     @classmethod
     def of(cls, scores: HeadScores, share: float, part: float = 0.4, **settings: object) -> "TaskKV":
-        """Full heads: the farthest by `scores`."""
-        return cls(share=share, full=str(full_heads(scores, share, part)), **settings)  # pyright: ignore
+        """Full heads: the farthest by `scores`, whatever the prompt."""
+        return cls(share=share, part=part, full=str(full_heads(scores, share, part)), **settings)  # pyright: ignore
+
+    def spread(self, here: Here) -> Float[Tensor, "b g"]:
+        if self.full:
+            return super().spread(here)
+        layout = here.steering.layout  # pyright: ignore[reportAttributeAccessIssue]
+        counts = falling(int(self.part * self.share * layout.layers * layout.kv_heads), layout.layers, layout.kv_heads)
+        fixed = sum(counts) / (layout.layers * layout.kv_heads)
+        received = here.columns(last_rows(here, self.window), every=True)
+        far = distances(received, here.call.v, self.top).unflatten(1, (layout.kv_heads, -1)).amax(-1)
+        order = far.argsort(dim=1, descending=True, stable=True)
+        count = counts[here.site.layer]
+        chosen = order[:, :count] if count < 2 else torch.cat([order[:, : count - 1], order[:, -1:]], 1)
+        shares = torch.full_like(far, (self.share - fixed) / (1 - fixed))
+        return shares.scatter(1, chosen, 1.0)

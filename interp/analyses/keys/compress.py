@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from interp.analyses.keys.base import relative
+from interp.analyses.keys.shares import relative
 from interp.analyses.keys.window import SnapKV, last_rows, pooled
 from interp.analyses.scores import HeadScores
 from interp.hooks.edit import Here
@@ -20,7 +20,7 @@ class CompressKV(SnapKV):
 
     rank[b g k] = mean over k' within pool of k, over the layer's `voters` h, and the last `window` rows q of
     pattern[b h q k']. voters: query heads, `CompressKV.of` takes the first four of each layer of a score table. layers:
-    a weight for each layer's budget; the model's share stays what was asked.
+    a weight for each layer's budget, as `layer_errors` measures them; the model's share stays what was asked.
     Source: 2508.02401. Differs: layers without a voter take all of their heads. Cannot show: that voters are semantic;
     give scores of identify.semantic for that.
     """

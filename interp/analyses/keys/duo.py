@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from interp.analyses.keys.base import full_heads
+from interp.analyses.keys.shares import full_heads
 from interp.analyses.keys.simple import Streaming
 from interp.analyses.scores import HeadScores
 from interp.hooks.edit import Here
@@ -38,11 +38,16 @@ class RazorAttention(DuoAttention):
     out = softmax over kept keys and k^, whose logit is q . k^ scale + log N, k^ and v^ the means of the N dropped keys
     and values, after RoPE. It stands in the place of the first key that was dropped. Give `of` scores of induction and
     echo heads. Source: 2407.15891. Differs: the budget is the share asked for, not max(4000, N / 5).
-    Raises UsageError in a forward that reads prompt and continuation at once: the mean is known after the prompt.
+    Keys of the reply all stay. Raises UsageError in a forward that reads prompt and continuation at once: the mean is
+    known after the prompt.
     Cannot show: anything of a head whose dropped keys point everywhere; their mean is then near nothing.
     """
 
     compensate: bool = True
+
+    @property
+    def rolls(self) -> bool:
+        return False
 
     def remember(self, here: Here, kept: Bool[Tensor, "b g n"]) -> Any:
         """Where the mean of each kv head goes [b g], mean key and value [b g d], and how many keys it stands for."""

@@ -1,128 +1,25 @@
 """What dropping keys costs: loss and accuracy of known answers against the kept share, beside random keys."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from interp.analyses.causal import bootstrap, paired
-from interp.analyses.keys.base import KeySelector, selecting
-from interp.analyses.tasks import get, needle, repeated
-from interp.analyses.tasks.task import following
+from interp.analyses.keys.applied import selecting
+from interp.analyses.keys.base import KeySelector
+from interp.analyses.keys.curve import CONTROL, WHOLE, KeyCurve, KeyPoint
+from interp.analyses.keys.questions import Asked
 from interp.hooks.capture import check_context
 from interp.hooks.edit import Edits, steering
 from interp.hooks.modules import plain
 from interp.hooks.prompts import Prompts
-from interp.kernels.errors import PromptError, UsageError
+from interp.kernels.errors import UsageError
 
 Make = Callable[[float], KeySelector]
 """a selector for a share"""
-
-
-@dataclass(frozen=True)
-class Asked:
-    """A context whose keys are dropped, and what is read after it: a question and the tokens of its right answer."""
-
-    name: str
-    contexts: Prompts
-    rest: tuple[tuple[int, ...], ...]
-    """of each context, the tokens after it"""
-    answers: tuple[int, ...]
-    """of each, how many tokens at the end of `rest` are the answer"""
-
-    @classmethod
-    def cut(cls, name: str, prompts: Prompts, ends: Sequence[int], answers: Sequence[Sequence[int]]) -> "Asked":
-        """Prompts cut after `ends` tokens, with the tokens of an answer put behind. Raises PromptError."""
-        rows, rest = [], []
-        for prompt, end, answer in zip(prompts, ends, answers, strict=True):
-            if not 0 < end < len(prompt) or not answer:
-                raise PromptError(f"a prompt of {len(prompt)} tokens was cut at {end} for an answer of {len(answer)}.")
-            rows.append(prompt.ids[:end])
-            rest.append((*prompt.ids[end:], *answer))
-        contexts = Prompts.from_ids(rows, pad_id=prompts.pad_id, tokenizer=prompts.tokenizer)
-        return cls(name, contexts, tuple(rest), tuple(map(len, answers)))
-
-
-def asked(tokenizer: Any, n: int = 16, length: int = 400, seed: int = 0) -> tuple[Asked, ...]:
-    """Three tasks: a needle asked for after the text, random tokens that come again, new facts asked about.
-
-    The keys of the text, of the first copy, of the facts are dropped before the question, the second copy, comes: what
-    is kept has to be chosen without knowing what will be asked.
-    """
-
-    def ids(text: str) -> list[int]:
-        return tokenizer(text, add_special_tokens=False)["input_ids"]
-
-    needles = needle(tokenizer, lengths=(length,), n=n, seed=seed)
-    answers = [ids(following(prompt.text, prompt.meta["answer"])) for prompt in needles]
-    first = Asked.cut("needle", needles, [prompt.spans["question"][0][0] for prompt in needles], answers)
-    copies = repeated(tokenizer, n=length // 4, batch=n, seed=seed)
-    half = [prompt.spans["second"][0][0] + 4 for prompt in copies]
-    parts = [prompt.ids[:end] for prompt, end in zip(copies, half, strict=True)]
-    given = Prompts.from_ids(parts, pad_id=copies.pad_id, tokenizer=tokenizer)
-    later = [prompt.ids[end : end + length // 8] for prompt, end in zip(copies, half, strict=True)]
-    second = Asked.cut("repeated tokens", given, [end - 4 for end in half], later)
-    facts = get("counterfact").prompts(tokenizer, "test", min(n, 40))
-    right = [ids(prompt.meta["right"][0]) for prompt in facts]
-    third = Asked.cut("new facts", facts, [prompt.spans["mark"][-1][1] for prompt in facts], right)
-    return first, second, third
-
-
-@dataclass(frozen=True)
-class KeyPoint:
-    """One selector at one share on one task."""
-
-    selector: str
-    share: float
-    task: str
-    kept: float
-    """of the context's keys, over layers and kv heads"""
-    loss: tuple[float, ...] = field(repr=False)
-    """of each prompt, nats per token of the answer"""
-    right: tuple[float, ...] = field(repr=False)
-    """share of the answer's tokens that are the most likely ones"""
-
-
-@dataclass(frozen=True)
-class KeyCurve:
-    """All points; "whole" is the model with every key."""
-
-    points: tuple[KeyPoint, ...]
-    seed: int = 0
-
-    def at(self, selector: str, share: float, task: str, measure: str = "right") -> tuple[float, float, float]:
-        """Mean and 95% interval over prompts."""
-        values = self._values(selector, share, task, measure)
-        return sum(values) / len(values), *bootstrap([values], seed=self.seed)
-
-    def gain(self, selector: str, share: float, task: str, measure: str = "right") -> tuple[float, float, float]:
-        """The measure less that of random keys of the same share, prompt by prompt, and its 95% interval."""
-        return paired(
-            [self._values(selector, share, task, measure)], [self._values("random", share, task, measure)],
-            seed=self.seed,
-        )  # fmt: skip
-
-    def _values(self, selector: str, share: float, task: str, measure: str) -> tuple[float, ...]:
-        for point in self.points:
-            if (point.selector, point.share, point.task) == (selector, share, task):
-                return point.loss if measure == "loss" else point.right
-        raise UsageError(f"no point of {selector!r} at {share} on {task!r}.")
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-able."""
-        return {"seed": self.seed, "points": [vars(point) for point in self.points]}
-
-    @classmethod
-    def from_dict(cls, content: Mapping[str, Any]) -> "KeyCurve":
-        """The inverse of to_dict."""
-        points = [
-            KeyPoint(**{**point, "loss": tuple(point["loss"]), "right": tuple(point["right"])})
-            for point in content["points"]
-        ]
-        return cls(tuple(points), content["seed"])
+SHARES = (0.1, 0.2, 0.4, 0.7)
 
 
 def key_curve(
@@ -130,7 +27,7 @@ def key_curve(
     tasks: Sequence[Asked],
     selectors: Mapping[str, Make],
     *,
-    shares: Sequence[float] = (0.1, 0.2, 0.4, 0.7),
+    shares: Sequence[float] = SHARES,
     batch_size: int = 8,
     seed: int = 0,
     progress: bool = False,
@@ -145,7 +42,7 @@ def key_curve(
     Source: the protocol of kvpress, which compresses a context before it knows the question; the retrieval tests of the
     papers. Cannot show: quality of long replies, nor speed.
     """
-    if "random" not in selectors or "whole" in selectors:
+    if CONTROL not in selectors or WHOLE in selectors:
         raise UsageError(f'selectors {list(selectors)}: "random" is the control and has to be there, "whole" is taken.')
     from tqdm.auto import tqdm
 
@@ -154,7 +51,7 @@ def key_curve(
     bar = tqdm(total=sum(len(task.contexts) for task in tasks), desc="key selectors", disable=not progress, delay=2)
     with bar:
         for task in tasks:
-            check_context(model, task.contexts, max(map(len, task.rest)))
+            check_context(model, task.whole)
             found: dict[tuple[str, float], list[tuple[float, float, float]]] = {}
             for start in range(0, len(task.contexts), batch_size):
                 part = slice(start, start + batch_size)
@@ -183,7 +80,7 @@ def _batch(
             use_cache=True, logits_to_keep=1,
         ).past_key_values  # fmt: skip
     rest, answers = task.rest[part], task.answers[part]
-    found = {("whole", 1.0): [(1.0, *row) for row in _answered(network, first, mask, contexts, rest, answers)]}
+    found = {(WHOLE, 1.0): [(1.0, *row) for row in _answered(network, first, mask, contexts, rest, answers)]}
     lengths = torch.tensor(contexts.lengths)
     for number, (name, share, selector) in enumerate(made):
         notes = {(0, layer): noted for (which, layer), noted in read.memory.items() if which == number}
@@ -205,13 +102,15 @@ def _answered(
         tokens[row, : len(ids)] = torch.tensor(ids, device=device)
         live[row, : len(ids)] = 1
     position = torch.tensor(contexts.lengths, device=device)[:, None] + torch.arange(width, device=device)
+    # before the first answer begins no logits are needed
+    first = min(len(ids) - count for ids, count in zip(rest, answers, strict=True)) - 1
     logits = network(
         input_ids=tokens, attention_mask=torch.cat([mask, live], 1), position_ids=position,
-        past_key_values=_copied(cache), use_cache=True,
+        past_key_values=_copied(cache), use_cache=True, logits_to_keep=width - first,
     ).logits.float()  # fmt: skip
     found = []
     for row, (ids, count) in enumerate(zip(rest, answers, strict=True)):
-        before: Float[Tensor, "a v"] = logits[row, len(ids) - count - 1 : len(ids) - 1]
+        before: Float[Tensor, "a v"] = logits[row, len(ids) - count - 1 - first : len(ids) - 1 - first]
         wanted = tokens[row, len(ids) - count : len(ids)]
         loss = torch.nn.functional.cross_entropy(before, wanted)
         found.append((float(loss), float((before.argmax(-1) == wanted).float().mean())))

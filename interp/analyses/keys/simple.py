@@ -14,10 +14,15 @@ from interp.hooks.edit import Here
 class Streaming(KeySelector):
     """The first keys and the last: StreamingLLM's cache, of which `full` heads are left out.
 
-    kept[b g k] = k < sink or k >= n - (round(share n) - sink).
-    Source: Xiao et al. 2309.17453. Differs: the last keys of the *prompt*, and all that is generated; keys keep their
-    positions, where the released code numbers them anew. Cannot show: what a model trained on such windows does.
+    kept[b g k] = k < sink or k >= q - (round(share n) - sink), n tokens of the prompt, q the row after it: as a reply
+    grows, its first tokens leave too, so that the cache stays of one size; a window has at least `recent` keys.
+    Source: Xiao et al. 2309.17453. Differs: the prompt is read whole; keys keep their positions, where the released
+    code numbers them anew. Cannot show: what a model trained on such windows does.
     """
+
+    @property
+    def rolls(self) -> bool:
+        return True
 
     def rank(self, here: Here) -> Float[Tensor, "b g k"]:
         return _last(here)

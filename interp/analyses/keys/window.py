@@ -6,7 +6,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from interp.analyses.keys.base import KeySelector, grouped
+from interp.analyses.keys.base import KeySelector
+from interp.analyses.keys.shares import grouped
 from interp.hooks.edit import Here
 from interp.kernels.errors import UsageError
 

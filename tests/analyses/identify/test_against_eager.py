@@ -4,29 +4,12 @@ from typing import Any
 
 import pytest
 import torch
+from reading import greedy
 
 from interp.analyses import identify, tasks
 from interp.analyses.identify.replies import answer
-from interp.hooks.capture import placed
 from interp.hooks.prompts import Prompts
 from interp.kernels.errors import PromptError, SpanError, UsageError
-
-
-@pytest.fixture(scope="module")
-def eager():
-    """Patterns [l h q k] of one unpadded prompt from the model's own eager attention."""
-
-    def patterns(model, prompt):
-        before = model.config._attn_implementation
-        model.set_attn_implementation("eager")
-        try:
-            with torch.no_grad():
-                out = model(**placed(model, Prompts((prompt,))), output_attentions=True, use_cache=False)
-        finally:
-            model.set_attn_implementation(before)
-        return torch.cat(out.attentions)
-
-    return patterns
 
 
 def test_position_scores_equal_eager_on_the_demo_model(demo, eager):
@@ -66,7 +49,7 @@ def test_retrieval_counts_equal_eager_exactly_on_the_demo_model(demo, eager):
     decoded = identify.retrieval(model, prompts, recall=-1.0)
     for i, prompt in enumerate(prompts):
         forced = answer(prompt)
-        replies = {"forced": forced, "decode": _greedy(model, tokenizer, prompt)}
+        replies = {"forced": forced, "decode": greedy(model, prompt, tokenizer=tokenizer)}
         start, stop = prompt.spans["answer"][0]
         for form, ids in replies.items():
             longer = Prompts.from_ids([[*prompt.ids, *ids]])[0]
@@ -78,18 +61,6 @@ def test_retrieval_counts_equal_eager_exactly_on_the_demo_model(demo, eager):
                 count += (best >= start) & (best < stop) & pasted
             scores = found if form == "forced" else decoded
             assert torch.equal(scores.per_prompt[i] * (stop - start), count), form
-
-
-def _greedy(model, tokenizer, prompt):
-    """What the model writes, by plain repeated forward passes without a cache."""
-    ids = list(prompt.ids)
-    for _ in range(32):
-        with torch.no_grad():
-            token = int(model(torch.tensor([ids]), use_cache=False, logits_to_keep=1).logits[0, -1].argmax())
-        if token == model.generation_config.eos_token_id or "\n" in tokenizer.decode([*ids[len(prompt.ids) :], token]):
-            break
-        ids.append(token)
-    return tuple(ids[len(prompt.ids) :])
 
 
 @pytest.mark.parametrize("name", ["induction", "previous_token", "duplicate_token"])

@@ -4,13 +4,11 @@ from dataclasses import replace
 
 import planted
 import pytest
-import reading
 import torch
 from detectors import prompts as planted_prompts
+from eager_calls import calls
 
 from interp.analyses import identify, tasks
-from interp.hooks import keep
-from interp.hooks.capture import capture, run
 from interp.hooks.prompts import Prompts
 from interp.kernels.errors import PromptError, SpanError, UsageError
 
@@ -24,22 +22,32 @@ def repeated(lengths=(15, 22, 18), entity=(9, 13), seed=0):
     return Prompts.from_ids(rows, spans=[{"entity": entity}] * len(rows))
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2"])
-@pytest.mark.parametrize(("target", "key"), [("last", 12), ("next", 9)])
-def test_equals_eager_attention_weighed_by_values(tiny_model, name, target, key):
-    model = tiny_model(name)
-    prompts = repeated()
+def check_against_eager(model, prompts, target):
+    """Both kinds of scores of every head against the formula on eager patterns and values."""
     weighed = identify.concept_induction(model, prompts, target=target, batch_size=2)
     plain = identify.concept_induction(model, prompts, target=target, by_value=False)
-    for i in range(3):
-        one = prompts[i : i + 1]
-        with capture(model, keep.v(), one) as cap:
-            run(model, one)
-        v = cap[keep.v()][0].norm(dim=-1)
-        p = reading.eager_patterns(model, one)[0, :, :, -1]
-        w = p * v.repeat_interleave(p.shape[1] // v.shape[1], 1)
+    for i, prompt in enumerate(prompts):
+        ((start, stop),) = prompt.spans["entity"]
+        key = stop - 1 if target == "last" else start
+        eager = calls(model, prompt)
+        p = eager.pattern[:, :, -1]
+        w = p * eager.v.norm(dim=-1)
         torch.testing.assert_close(weighed.per_prompt[i], w[..., key] / w.sum(-1), atol=1e-4, rtol=0)
         torch.testing.assert_close(plain.per_prompt[i], p[..., key], atol=1e-4, rtol=0)
+        assert w[..., key].max() > 1e-2
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2"])
+@pytest.mark.parametrize("target", ["last", "next"])
+def test_equals_eager_attention_weighed_by_values(tiny_model, name, target):
+    check_against_eager(tiny_model(name), repeated(), target)
+
+
+@pytest.mark.parametrize("target", ["last", "next"])
+def test_equals_eager_attention_on_the_demo_model(demo, target):
+    model, tokenizer = demo
+    for random in (False, True):
+        check_against_eager(model, tasks.entities(tokenizer, n=2, random=random, seed=1), target)
 
 
 def test_a_control_stands_beside_it(tiny_model):

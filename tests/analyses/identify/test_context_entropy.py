@@ -10,7 +10,6 @@ from detectors import prompts as planted_prompts
 
 from interp.analyses import identify, tasks
 from interp.analyses.scores import HeadScores
-from interp.hooks.prompts import Prompts
 from interp.kernels.errors import UsageError
 
 
@@ -20,31 +19,46 @@ def grouped(lengths, groups, gold):
     return replace(prompts, items=tuple(replace(p, meta=m) for p, m in zip(prompts, meta, strict=True)))
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2", "mistral"])
-def test_mean_spread_and_choice_equal_eager_attention(tiny_model, name):
-    model = tiny_model(name)
-    gold = [False, True, False, False, True, False]
-    prompts = grouped((30, 26, 41, 33, 28, 39), ["a", "a", "b", "a", "b", "c"], gold)
-    scores = identify.context_entropy(model, prompts, batch_size=4)
+def assert_mean_spread_and_choice_equal_eager_attention(model, eager, prompts, groups, gold, scores):
+    """groups: the prompts of each row; gold: which of them answers, None where no choice is scored."""
     values = []
     for prompt in prompts:
-        p = reading.eager_patterns(model, Prompts.from_ids([prompt.ids]))[0, :, :, -1]
+        p = eager(model, prompt)[:, :, -1]
         values.append(-torch.special.xlogy(p, p).sum(-1))
     values = torch.stack(values)
-    for row, own in enumerate(([0, 1, 3], [2, 4], [5])):
+    for row, (own, right) in enumerate(zip(groups, gold, strict=True)):
         h = values[own]
         torch.testing.assert_close(scores.per_prompt[row], h.mean(0), atol=1e-4, rtol=0)
         torch.testing.assert_close(scores.extras["spread"][row], h.std(0, correction=0), atol=1e-4, rtol=0)
         torch.testing.assert_close(scores.extras["contexts"][row, ..., : len(own)], h.movedim(0, -1), atol=1e-4, rtol=0)
         assert scores.extras["contexts"][row, ..., len(own) :].isnan().all()
-    for row, own, right in ((0, [0, 1, 3], 1), (1, [2, 4], 1)):
-        assert torch.equal(scores.extras["chosen"][row], (values[own].argmin(0) == right).float())
-    assert scores.extras["chosen"][2].isnan().all()
+        if right is None:
+            assert scores.extras["chosen"][row].isnan().all()
+        else:
+            assert torch.equal(scores.extras["chosen"][row], (h.argmin(0) == right).float())
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "mistral"])
+def test_mean_spread_and_choice_equal_eager_attention(tiny_model, eager, name):
+    model = tiny_model(name)
+    gold = [False, True, False, False, True, False]
+    prompts = grouped((30, 26, 41, 33, 28, 39), ["a", "a", "b", "a", "b", "c"], gold)
+    scores = identify.context_entropy(model, prompts, batch_size=4)
+    groups = [[0, 1, 3], [2, 4], [5]]
+    assert_mean_spread_and_choice_equal_eager_attention(model, eager, prompts, groups, [1, 1, None], scores)
     assert scores.labels == ("a, 3 contexts", "b, 2 contexts", "c, 1 contexts")
     # questions are apart: those of two calls join
     one, two = (replace(prompts, items=tuple(prompts[i] for i in own)) for own in ((0, 1, 3), (2, 4, 5)))
     joined = HeadScores.concat([identify.context_entropy(model, part) for part in (one, two)])
     torch.testing.assert_close(joined.per_prompt, scores.per_prompt, atol=1e-4, rtol=0)
+
+
+def test_mean_spread_and_choice_equal_eager_attention_on_the_demo_model(demo, eager):
+    model, tokenizer = demo
+    prompts = tasks.contexts(tokenizer, questions=2, each=2, length=130)
+    gold = [[prompt.meta["gold"] for prompt in prompts[start : start + 2]].index(True) for start in (0, 2)]
+    scores = identify.context_entropy(model, prompts)
+    assert_mean_spread_and_choice_equal_eager_attention(model, eager, prompts, [[0, 1], [2, 3]], gold, scores)
 
 
 def test_without_groups_each_prompt_is_a_question_of_its_own(tiny_model):

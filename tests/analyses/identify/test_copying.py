@@ -7,18 +7,13 @@ import planted
 import pytest
 import torch
 from families import VOCAB
-from reading import eager_patterns
+from reading import content, greedy
 
 from interp.analyses import identify, tasks
 from interp.analyses.identify.qrhead import ndcg
 from interp.analyses.scores import HeadScores
-from interp.analyses.tasks.generate import generate
-from interp.hooks.capture import capture, run
 from interp.hooks.heads import HeadLayout
-from interp.hooks.keep import k as keys
-from interp.hooks.keep import q as queries
 from interp.hooks.prompts import Prompts
-from interp.hooks.unrotated import unrotated
 from interp.kernels.errors import PromptError, ScoreError, SpanError, UsageError
 
 FAMILIES = ("llama", "qwen3", "gpt2", "mistral", "gpt_oss")
@@ -28,23 +23,35 @@ def tokens(n, seed=0):
     return torch.randint(3, VOCAB, (n,), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
-def eager(model, ids):
-    """[l h q k] of one prompt."""
-    return eager_patterns(model, Prompts.from_ids([ids]))[0]
+def by_content(model, prompt):
+    """softmax of q . k before rotation [l h q k], over earlier keys; tiny and demo heads scale by 1 / sqrt(d)."""
+    q, k = content(model, prompt)
+    scores = q @ k.mT / math.sqrt(q.shape[-1])
+    return scores.masked_fill(torch.ones_like(scores).triu(1).bool(), -torch.inf).softmax(-1)
+
+
+def assert_razor_is_the_mean_over_rows_and_copies(model, patterns, prompts, n, copies, **settings):
+    for score, after in ((identify.razor_induction, 1), (identify.razor_echo, 0)):
+        found = score(model, prompts, **settings).per_prompt
+        for i, prompt in enumerate(prompts):
+            p = patterns(model, prompt)
+            pairs = [(1 + c * n + j, d) for c in range(1, copies) for j in range(n) for d in range(1, c + 1)]
+            assert len(pairs) == n * copies * (copies - 1) // 2
+            expected = torch.stack([p[:, :, q, q - d * n + after] for q, d in pairs]).mean(0)
+            torch.testing.assert_close(found[i], expected, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_razor_is_the_mean_over_rows_and_copies(tiny_model, name):
-    model, n = tiny_model(name), 9
-    prompts = tasks.repeated(VOCAB, n=n, copies=4, batch=2, bos=1)
-    for score, after in ((identify.razor_induction, 1), (identify.razor_echo, 0)):
-        found = score(model, prompts).per_prompt
-        for i, prompt in enumerate(prompts):
-            p = eager(model, prompt.ids)
-            pairs = [(1 + c * n + j, d) for c in range(1, 4) for j in range(n) for d in range(1, c + 1)]
-            assert len(pairs) == 6 * n
-            expected = torch.stack([p[:, :, q, q - d * n + after] for q, d in pairs]).mean(0)
-            torch.testing.assert_close(found[i], expected, atol=1e-4, rtol=0)
+def test_razor_is_the_mean_over_rows_and_copies(tiny_model, eager, name):
+    prompts = tasks.repeated(VOCAB, n=9, copies=4, batch=2, bos=1)
+    assert_razor_is_the_mean_over_rows_and_copies(tiny_model(name), eager, prompts, 9, 4)
+
+
+def test_razor_on_the_demo_model(demo, eager):
+    model, tokenizer = demo
+    prompts = tasks.repeated(tokenizer, n=20, copies=4, batch=2, seed=2)
+    assert_razor_is_the_mean_over_rows_and_copies(model, eager, prompts, 20, 4)
+    assert_razor_is_the_mean_over_rows_and_copies(model, by_content, prompts, 20, 4, rope=False)
 
 
 @pytest.mark.parametrize("family", planted.FAMILIES)
@@ -61,17 +68,12 @@ def test_four_copies_bound_razor_by_a_half(family):
             assert control[made.head] < 0.1
 
 
-def test_razor_without_rope_is_softmax_of_content(tiny_model):
-    model, n = tiny_model("llama"), 7
-    prompts = tasks.repeated(VOCAB, n=n, copies=3, batch=1, bos=1)
-    with unrotated(model), capture(model, [queries(), keys()], prompts) as cap:
-        run(model, prompts)
-    scores = cap[queries()][0] @ cap[keys()][0].repeat_interleave(2, 1).mT / 4
-    p = scores.masked_fill(torch.ones_like(scores).triu(1).bool(), -torch.inf).softmax(-1)
-    pairs = [(1 + c * n + j, d) for c in range(1, 3) for j in range(n) for d in range(1, c + 1)]
-    expected = torch.stack([p[:, :, q, q - d * n] for q, d in pairs]).mean(0)
+@pytest.mark.parametrize("name", ["llama", "qwen3"])
+def test_razor_without_rope_is_softmax_of_content(tiny_model, name):
+    model = tiny_model(name)
+    prompts = tasks.repeated(VOCAB, n=7, copies=3, batch=1, bos=1)
+    assert_razor_is_the_mean_over_rows_and_copies(model, by_content, prompts, 7, 3, rope=False)
     found = identify.razor_echo(model, prompts, rope=False)
-    torch.testing.assert_close(found.per_prompt[0], expected, atol=1e-4, rtol=0)
     assert found.settings == {"rope": False}
     assert (found.per_prompt - identify.razor_echo(model, prompts).per_prompt).abs().max() > 1e-3
 
@@ -113,43 +115,54 @@ def answered(length=40, n=2):
     return Prompts.from_ids([tokens(length - 3 * i, 7 + i) for i in range(n)], spans=spans[:n])
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-def test_scores_of_decode_steps_equal_eager(tiny_model, name):
-    model, prompts = tiny_model(name), answered()
-    settings = {"recall": -1.0, "max_new_tokens": 24}
-    replies = generate(model, prompts, max_new_tokens=24, stop="\n")
+def assert_semantic_and_reasoning_equal_the_steps(model, eager, prompts, settings, tokenizer=None):
+    """Where token t of the reply is made: attention on a span, and on its keys among the K of the largest."""
     semantic = {span: identify.semantic(model, prompts, span=span, **settings) for span in ("answer", "needle")}
     reasoning = identify.reasoning(model, prompts, **settings)
-    for i, (prompt, reply) in enumerate(zip(prompts, replies, strict=True)):
-        assert reply.ids
-        p = eager(model, [*prompt.ids, *reply.ids])
+    for i, prompt in enumerate(prompts):
+        ids = greedy(model, prompt, settings["max_new_tokens"], tokenizer)
+        assert ids
+        p = eager(model, Prompts.from_ids([[*prompt.ids, *ids]])[0])[:, :, len(prompt) - 1 :]
         for span, found in semantic.items():
             (start, stop), total = prompt.spans[span][0], torch.zeros(p.shape[:2])
-            for t, token in enumerate(reply.ids):
-                total += prompt.ids[start:stop].count(token) * p[:, :, len(prompt) - 1 + t, start:stop].sum(-1)
-            torch.testing.assert_close(found.per_prompt[i], total, atol=1e-4, rtol=1e-4)
+            for t, token in enumerate(ids):
+                total += prompt.ids[start:stop].count(token) * p[:, :, t, start:stop].sum(-1)
+            torch.testing.assert_close(found.per_prompt[i], total, atol=1e-4, rtol=0)
         (start, stop), total, other = prompt.spans["answer"][0], torch.zeros(p.shape[:2]), torch.zeros(p.shape[:2])
-        for t in range(min(len(reply.ids), stop - start)):
-            row = p[:, :, len(prompt) - 1 + t]
-            best = row >= row.topk(stop - start, -1).values[..., -1:]
+        distractors = prompt.spans.get("distractor", ())
+        for t in range(min(len(ids), stop - start)):
+            row = p[:, :, t]
+            best = row >= row.topk(min(stop - start, 64), -1).values[..., -1:]
             total += (row * best)[..., start:stop].sum(-1) / (stop - start)
-            other += sum((row * best)[..., a:b].sum(-1) for a, b in prompt.spans.get("distractor", ())) / 6
+            size = sum(b - a for a, b in distractors)
+            other += sum((row * best)[..., a:b].sum(-1) / size for a, b in distractors)
         torch.testing.assert_close(reasoning.per_prompt[i], total, atol=1e-4, rtol=0)
-        if "distractor" in prompt.spans:
+        if distractors:
             torch.testing.assert_close(reasoning.extras["distractor"][i], other, atol=1e-4, rtol=0)
         else:
             assert reasoning.extras["distractor"][i].isnan().all()
 
 
-def test_a_long_span_takes_64_keys(tiny_model):
-    model = tiny_model("llama")
-    prompts = Prompts.from_ids([tokens(120)], spans=[{"answer": (2, 110)}])
-    (reply,) = generate(model, prompts, max_new_tokens=3)
-    p = eager(model, [*prompts[0].ids, *reply.ids])[:, :, 119 : 119 + len(reply.ids)]
-    best = p >= p.topk(64, -1).values[..., -1:]
-    expected = (p * best)[..., 2:110].sum((-1, -2)) / 108
-    found = identify.reasoning(model, prompts, recall=-1.0, max_new_tokens=3)
-    torch.testing.assert_close(found.per_prompt[0], expected, atol=1e-4, rtol=0)
+@pytest.mark.parametrize("name", FAMILIES)
+def test_scores_of_decode_steps_equal_eager(tiny_model, eager, name):
+    settings = {"recall": -1.0, "max_new_tokens": 24}
+    assert_semantic_and_reasoning_equal_the_steps(tiny_model(name), eager, answered(), settings)
+
+
+def test_a_long_span_takes_64_keys(tiny_model, eager):
+    spans = [{"answer": (2, 110), "needle": (2, 110)}]
+    prompts, settings = Prompts.from_ids([tokens(120)], spans=spans), {"recall": -1.0, "max_new_tokens": 3}
+    assert_semantic_and_reasoning_equal_the_steps(tiny_model("llama"), eager, prompts, settings)
+
+
+@pytest.mark.parametrize(
+    ("kind", "n", "written"), [("inferred", 1, 6), pytest.param("literal", 2, 16, marks=pytest.mark.slow)]
+)
+def test_scores_of_decode_steps_equal_eager_on_the_demo_model(demo, eager, kind, n, written):
+    model, tokenizer = demo
+    prompts = tasks.needle(tokenizer, lengths=(140,), n=n, needles=3, kind=kind, seed=5)
+    settings = {"recall": -1.0, "max_new_tokens": written}
+    assert_semantic_and_reasoning_equal_the_steps(model, eager, prompts, settings, tokenizer)
 
 
 def test_replies_that_are_wrong_do_not_count(tiny_model):
@@ -180,28 +193,54 @@ def paired(n=2):
     return Prompts.from_ids(ids, spans=more), Prompts.from_ids(null, spans=[spans | {"query": (31, 33)}] * n)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-def test_qrhead_equals_eager(tiny_model, name):
-    model, (prompts, null) = tiny_model(name), paired()
-    scores = identify.qrhead(model, prompts, null)
-    for i, (prompt, other) in enumerate(zip(prompts, null, strict=True)):
-        sides = [eager(model, one.ids)[:, :, slice(*one.spans["query"][0])].mean(2) for one in (prompt, other)]
-        c = sides[0][..., :30] - sides[1][..., :30]
-        for place, (start, stop) in enumerate(prompt.spans["documents"]):
-            part = c[..., start:stop]
-            if stop - start > 1:
-                part = part * (part > part.mean(-1, keepdim=True) - 2 * part.std(-1, keepdim=True))
-            else:
-                part = torch.zeros_like(part)
-            expected = part.sum(-1)
-            # a token on the very threshold may fall on either side of it
-            off = (scores.extras["documents"][i, :, :, place] - expected).abs() > 1e-4
-            assert off.float().mean() <= 0.125
-        gold = scores.extras["documents"][i][..., [0, 2] if i else [0]].sum(-1)
-        torch.testing.assert_close(scores.per_prompt[i], gold, atol=1e-6, rtol=0)
-    ranked = identify.qrhead(model, prompts, null, metric="ndcg")
+def literal_documents(patterns, prompt, other):
+    """What each document receives by the formula, least and most [l h s]: a token on the threshold may count or not."""
+    rows = [p[:, :, slice(*one.spans["query"][0])] for p, one in zip(patterns, (prompt, other), strict=True)]
+    end = prompt.spans["documents"][-1][1]
+    c = rows[0].mean(2)[..., :end] - rows[1].mean(2)[..., :end]
+    least, most = [], []
+    for start, stop in prompt.spans["documents"]:
+        part = c[..., start:stop]
+        over = torch.zeros_like(part) - 1
+        if stop - start > 1:
+            over = part - part.mean(-1, keepdim=True) + 2 * part.std(-1, keepdim=True)
+        edge = over.abs() < 1e-6
+        sure = torch.where((over > 0) & ~edge, part, 0).sum(-1)
+        least.append(sure + torch.where(edge, part.clamp(max=0), 0).sum(-1))
+        most.append(sure + torch.where(edge, part.clamp(min=0), 0).sum(-1))
+    return torch.stack(least, -1), torch.stack(most, -1)
+
+
+def check_qrhead_against_eager(eager, model, prompts, null):
+    """Documents, scores and ranks of every head against the formulas on eager patterns."""
+    scores, ranked = (identify.qrhead(model, prompts, null, metric=metric) for metric in ("score", "ndcg"))
     assert ranked.name == "qrhead_ndcg"
-    assert ((ranked.per_prompt >= 0) & (ranked.per_prompt <= 1)).all()
+    for i, (prompt, other) in enumerate(zip(prompts, null, strict=True)):
+        least, most = literal_documents([eager(model, one) for one in (prompt, other)], prompt, other)
+        assert (most - least < 1e-4).float().mean() > 0.9
+        found = scores.extras["documents"][i][..., : least.shape[-1]]
+        torch.testing.assert_close(found, found.clamp(least, most), atol=1e-4, rtol=0)
+        gold = [prompt.spans["documents"].index(place) for place in prompt.spans["gold"]]
+        total = scores.per_prompt[i]
+        bounds = (bound[..., gold].sum(-1) for bound in (least, most))
+        torch.testing.assert_close(total, total.clamp(*bounds), atol=1e-4, rtol=0)
+        # of heads whose documents are clearly apart, as of fewer than ten
+        order = found.argsort(-1, descending=True)
+        apart = (found.gather(-1, order).diff(dim=-1) < -1e-4).all(-1)
+        gain = torch.tensor([1 / math.log2(rank + 2) for rank in range(found.shape[-1])])
+        expected = sum((order == place).float() @ gain for place in gold) / gain[: len(gold)].sum()
+        torch.testing.assert_close(ranked.per_prompt[i][apart], expected[apart], atol=1e-4, rtol=0)
+        assert apart.any()
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_qrhead_equals_eager(tiny_model, eager, name):
+    check_qrhead_against_eager(eager, tiny_model(name), *paired())
+
+
+def test_qrhead_equals_eager_on_the_demo_model(demo, eager):
+    model, tokenizer = demo
+    check_qrhead_against_eager(eager, model, *tasks.documents(tokenizer, n=1, count=2, seed=1))
 
 
 def test_ndcg_counts_ranks():
@@ -237,22 +276,26 @@ def quiz(n=3):
     return Prompts.from_ids([tokens(24 + i, i) for i in range(n)], spans=spans, meta=[{"option": i} for i in range(n)])
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-def test_qk_score_equals_queries_and_keys(tiny_model, name):
-    model, prompts = tiny_model(name), quiz()
+def assert_qk_score_equals_queries_and_keys(model, eager, prompts):
     by_fit, by_pattern = identify.qk_score(model, prompts), identify.qk_score(model, prompts, attention=True)
     assert (by_fit.name, by_pattern.name) == ("qk_score", "qk_score_attention")
     for i, prompt in enumerate(prompts):
-        one, ends = prompts[i : i + 1], [stop - 1 for _, stop in prompt.spans["options"]]
-        with unrotated(model), capture(model, [queries(), keys()], one) as cap:
-            run(model, one)
-        q, k = cap[queries()][0], cap[keys()][0]
-        fit = (
-            torch.einsum("lhd,lhkd->lhk", q[:, :, -1], k.repeat_interleave(q.shape[1] // k.shape[1], 1))[..., ends] / 4
-        )
-        for scores, wanted in ((by_fit, fit), (by_pattern, eager(model, prompt.ids)[:, :, -1, ends])):
-            torch.testing.assert_close(scores.extras["options"][i, ..., : len(ends)], wanted, atol=1e-4, rtol=1e-5)
-            assert torch.equal(scores.per_prompt[i], (wanted.argmax(-1) == i).float())
+        q, k = content(model, prompt)
+        ends = [stop - 1 for _, stop in prompt.spans["options"]]
+        fit = torch.einsum("lhd,lhkd->lhk", q[:, :, -1], k[:, :, ends]) / math.sqrt(q.shape[-1])
+        for scores, wanted in ((by_fit, fit), (by_pattern, eager(model, prompt)[:, :, -1, ends])):
+            torch.testing.assert_close(scores.extras["options"][i, ..., : len(ends)], wanted, atol=1e-4, rtol=0)
+            assert torch.equal(scores.per_prompt[i], (wanted.argmax(-1) == prompt.meta["option"]).float())
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_qk_score_equals_queries_and_keys(tiny_model, eager, name):
+    assert_qk_score_equals_queries_and_keys(tiny_model(name), eager, quiz())
+
+
+def test_qk_score_equals_queries_and_keys_on_the_demo_model(demo, eager):
+    model, tokenizer = demo
+    assert_qk_score_equals_queries_and_keys(model, eager, tasks.get("choice").prompts(tokenizer, n=2))
 
 
 def test_a_head_that_sees_no_option_points_at_none(tiny_model):

@@ -8,8 +8,10 @@ import planted
 import pytest
 import torch
 from detectors import prompts as planted_prompts
-from reading import eager_patterns, prompts
+from eager_calls import attending
+from reading import prompts
 
+from interp.analyses import tasks
 from interp.analyses.distillation import Settings, State, distillation
 from interp.analyses.formats import read_duo_attention, write_duo_attention
 from interp.analyses.identify.duo import duo_gates, duo_heads, gate_shares
@@ -58,21 +60,92 @@ def test_the_head_that_copies_from_afar_stays_open(family):
         assert len(chosen) == 4 // plain.kv_heads
 
 
-def test_first_steps_follow_the_definition(tiny_model):
-    """Two steps by hand: the loss from eager patterns of one layer's worth of change, AdamW written out."""
-    model, batch = tiny_model("llama"), marked((30,))
-    scores = duo_gates(model, batch, **SMALL, steps=2, lr=0.01, l1=0.2)
-    # all gates 1: the student is the teacher, so that only the penalty moves them; of a first Adam step only the sign
-    first = torch.ones(2, 2) - 0.01 * 1.0 * 1.0
-    settings = _settings(**SMALL, steps=2, lr=0.01, l1=0.2)
-    gates = first.clone().requires_grad_()
-    lost = distillation(model, batch, gates, settings)
-    (slope,) = torch.autograd.grad(lost + 0.2 * gates.abs().mean(), gates)
-    one = torch.full((2, 2), 0.2 / 4)
-    mean, square = 0.9 * 0.1 * one + 0.1 * slope, 0.999 * 0.001 * one**2 + 0.001 * slope**2
-    step = mean / (1 - 0.9**2) / ((square / (1 - 0.999**2)).sqrt() + 1e-8)
-    expected = (first - 0.01 * step).clamp(0, 1)
-    torch.testing.assert_close(groups_of(scores), expected, atol=1e-6, rtol=0)
+def literal_loss(model, prompt, gates, settings):
+    """Squared distance to the model as it is, out = a full + (1 - a) stream written into its own eager attention."""
+    n = len(prompt)
+    i, j = torch.arange(n)[:, None], torch.arange(n)
+    near = (j < settings.sink) | (i - j < settings.recent)
+    teacher = {}
+
+    def as_it_is(own, module, *args, **given):
+        out, pattern = own(module, *args, **given)
+        teacher[module.layer_idx] = out
+        return out, pattern
+
+    def gated(own, module, q, k, v, mask, **given):
+        out, pattern = own(module, q, k, v, mask, **given)
+        full = teacher[module.layer_idx] if settings.full == "teacher" else out
+        kept = pattern * near
+        each = q.shape[1] // v.shape[1]
+        stream = kept / kept.sum(-1, keepdim=True) @ v.repeat_interleave(each, 1)
+        a = gates[module.layer_idx].repeat_interleave(each)[:, None]
+        return a * full + (1 - a) * stream.transpose(1, 2), pattern
+
+    def hidden(attention):
+        with attending(model, attention):
+            return model.base_model(torch.tensor([prompt.ids]), use_cache=False).last_hidden_state[0]
+
+    ((start, stop),) = prompt.spans[settings.span]
+    with torch.no_grad():
+        wanted = hidden(as_it_is)
+    return (wanted - hidden(gated))[start:stop].pow(2).mean()
+
+
+def literal_gates(model, prompt, settings):
+    """Gates [l g] after the steps on one prompt, AdamW written out."""
+    layers, groups = model.config.num_hidden_layers, getattr(model.config, "num_key_value_heads", 4)
+    gates, mean, square = torch.ones(layers, groups), 0.0, 0.0
+    for t in range(settings.steps):
+        at = gates.clamp(0, 1).requires_grad_()
+        loss = literal_loss(model, prompt, at, settings) + settings.l1 * at.abs().mean()
+        (slope,) = torch.autograd.grad(loss, at)
+        mean, square = 0.9 * mean + 0.1 * slope, 0.999 * square + 0.001 * slope**2
+        step = mean / (1 - 0.9 ** (t + 1)) / ((square / (1 - 0.999 ** (t + 1))).sqrt() + 1e-8)
+        gates = at.detach() - settings.rate(t) * step
+    return gates.clamp(0, 1)
+
+
+def check_loss_against_eager(model, batch, settings, seed=0):
+    """Loss and slope of every gate, at gates drawn at random, on the first prompt."""
+    layers, groups = model.config.num_hidden_layers, getattr(model.config, "num_key_value_heads", 4)
+    gates = torch.rand(layers, groups, generator=torch.Generator().manual_seed(seed)).requires_grad_()
+    found, expected = distillation(model, batch[:1], gates, settings), literal_loss(model, batch[0], gates, settings)
+    assert expected > 1e-3
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-5)
+    slopes = [torch.autograd.grad(loss, gates)[0] for loss in (found, expected)]
+    assert slopes[1].abs().max() > 1e-3
+    torch.testing.assert_close(*slopes, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("full", ["teacher", "student"])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma3"])
+def test_loss_and_slopes_equal_eager(tiny_model, name, full):
+    check_loss_against_eager(tiny_model(name), marked((40,)), _settings(**SMALL, full=full))
+
+
+@pytest.mark.parametrize("full", ["teacher", "student"])
+def test_loss_and_slopes_equal_eager_on_the_demo_model(demo, full):
+    model, tokenizer = demo
+    batch = tasks.passkeys(tokenizer, n=1, lengths=(60,), keys=1, words=2, seed=1)
+    check_loss_against_eager(model, batch, _settings(sink=4, recent=8, span="tail", full=full))
+
+
+@pytest.mark.parametrize("full", ["teacher", "student"])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma3"])
+def test_first_steps_follow_the_definition(tiny_model, name, full):
+    model, batch = tiny_model(name), marked((30,))
+    given: dict[str, Any] = {**SMALL, "steps": 3, "lr": 0.01, "l1": 0.2, "full": full}
+    expected = literal_gates(model, batch[0], _settings(**given))
+    assert expected.min() < 0.985
+    torch.testing.assert_close(groups_of(duo_gates(model, batch, **given)), expected, atol=1e-4, rtol=0)
+
+
+def test_first_steps_follow_the_definition_on_the_demo_model(demo):
+    model, tokenizer = demo
+    batch = tasks.passkeys(tokenizer, n=1, lengths=(60,), keys=1, words=2, seed=1)
+    given: dict[str, Any] = {"sink": 4, "recent": 8, "steps": 2, "span": "tail"}
+    expected = literal_gates(model, batch[0], _settings(**given, lr=0.02, l1=0.05))
+    torch.testing.assert_close(groups_of(duo_gates(model, batch, **given)), expected, atol=1e-4, rtol=0)
 
 
 def _settings(**given):
@@ -93,45 +166,6 @@ def test_rate_rises_and_falls():
     rates = [_settings(steps=20, lr=1.0).rate(t) for t in range(20)]
     assert rates == pytest.approx([0.25, 0.5, 0.75, *[1.0] * 14, 0.75, 0.5, 0.25])
     assert min(_settings(steps=200, lr=1.0).rate(t) for t in (0, 199)) == pytest.approx(0.1)
-
-
-@pytest.mark.parametrize("full", ["teacher", "student"])
-def test_distillation_equals_eager_masks(tiny_model, full):
-    """With one layer's gates at 0, the student's z is made from the model's own eager pattern."""
-    model, batch = tiny_model("llama"), marked((30,))
-    gates = torch.ones(2, 2)
-    gates[0] = 0
-    settings = _settings(**SMALL, full=full)
-    with torch.no_grad():
-        lost = distillation(model, batch, gates, settings)
-        pattern = eager_patterns(model, batch)[0, 0]
-        i, j = torch.arange(30)[:, None], torch.arange(30)
-        kept = pattern * ((j < 2) | (i - j < 5))
-        values = {}
-        block = model.model.layers[0].self_attn
-        outs = []
-        handles = [
-            block.v_proj.register_forward_hook(lambda _, __, out: values.update(v=out)),
-            model.model.norm.register_forward_hook(lambda _, __, out: outs.append(out)),
-        ]
-        model(torch.tensor([batch[0].ids]))
-        v = values["v"].view(30, 2, 16).transpose(0, 1).repeat_interleave(2, 0)
-        z = (kept / kept.sum(-1, keepdim=True) @ v).transpose(0, 1).flatten(1)[None]
-        own = {}
-        if full == "teacher":
-            # later layers keep what they wrote in the teacher's run
-            last = model.model.layers[1].self_attn.o_proj
-            grab = last.register_forward_pre_hook(lambda _, args: own.update(z=args[0]))
-            model(torch.tensor([batch[0].ids]))
-            grab.remove()
-            handles.append(last.register_forward_pre_hook(lambda _, args: (own["z"],)))
-        handles.append(block.o_proj.register_forward_pre_hook(lambda _, args: (z,)))
-        model(torch.tensor([batch[0].ids]))
-        for handle in handles:
-            handle.remove()
-    expected = (outs[0] - outs[-1])[0, 22:].pow(2).mean()
-    assert expected > 1e-3
-    torch.testing.assert_close(lost, expected, atol=1e-5, rtol=1e-4)
 
 
 def test_batches_are_padded_without_a_trace(tiny_model):

@@ -5,6 +5,7 @@ from dataclasses import replace
 import planted
 import pytest
 import torch
+from eager_calls import attending, calls
 
 from interp.analyses import identify, tasks
 from interp.analyses.tasks.task import data
@@ -20,74 +21,104 @@ def few_shot(seed, lengths, relation="r", vocab=128):
     return Prompts.from_ids(rows, meta=meta)
 
 
-def projection(model, layer):
-    module = attention_layers(model)[layer]
-    return getattr(module, str(projection_name(module)))
+def answers_with(model, prompt, answer, layer, z):
+    """The probability of an answer [h], in row h with z[h] [d] in place of what head h gathers at the last token."""
+
+    def put(own, module, *args, **settings):
+        out, pattern = own(module, *args, **settings)
+        if module.layer_idx == layer:
+            out = out.clone()
+            for head, value in enumerate(z):
+                out[head, -1, head] = value
+        return out, pattern
+
+    with torch.no_grad(), attending(model, put):
+        logits = model(torch.tensor([prompt.ids] * len(z)), logits_to_keep=1).logits[:, -1]
+    return logits.softmax(-1)[:, answer]
 
 
-def z_at_last(model, prompt):
-    """[l h d] by plain hooks."""
-    seen = {}
-    handles = [
-        projection(model, layer).register_forward_pre_hook(lambda _, args, layer=layer: seen.update({layer: args[0]}))
-        for layer in range(2)
-    ]
-    with torch.no_grad():
-        model(torch.tensor([prompt.ids]))
-    for handle in handles:
-        handle.remove()
-    return torch.stack([seen[layer][0, -1].view(4, -1) for layer in range(2)])
+def mean_at_last(model, clean, relation):
+    """zbar [l h d]."""
+    return torch.stack(
+        [calls(model, prompt).z[:, :, -1] for prompt in clean if prompt.meta["relation"] == relation]
+    ).mean(0)
 
 
-def answer_with(model, prompt, layer=None, head=None, z=None):
-    """The probability of the answer, one head's last z replaced."""
+def literal_effects(model, clean, prompt, answer):
+    """The probability of the answer's token [l h] with each head patched, by the formula; and as it is."""
+    mean = mean_at_last(model, clean, prompt.meta["relation"])
+    with torch.no_grad(), attending(model, lambda own, *args, **settings: own(*args, **settings)):
+        base = model(torch.tensor([prompt.ids])).logits[0, -1].softmax(-1)[answer]
+    return torch.stack([answers_with(model, prompt, answer, layer, z) for layer, z in enumerate(mean)]), base
 
-    def put(_, args):
-        x = args[0].clone()
-        x[0, -1].view(4, -1)[head] = z
-        return (x,)
 
-    handle = None if layer is None else projection(model, layer).register_forward_pre_hook(put)
-    with torch.no_grad():
-        logits = model(torch.tensor([prompt.ids])).logits[0, -1]
-    if handle is not None:
-        handle.remove()
-    return float(logits.softmax(-1)[prompt.meta["right"][0][0]])
+def check_against_eager(model, clean, shuffled, answers, atol):
+    """Effects of every head on every prompt; answers: the token that each is about."""
+    scores = identify.function_vectors(model, clean, shuffled, batch_size=2)
+    for i, (prompt, answer) in enumerate(zip(shuffled, answers, strict=True)):
+        patched, base = literal_effects(model, clean, prompt, answer)
+        torch.testing.assert_close(scores.per_prompt[i], patched - base, atol=atol, rtol=0)
+        torch.testing.assert_close(scores.extras["patched"][i], patched, atol=atol, rtol=0)
+    assert scores.per_prompt.abs().max() > 1e-3
+    return scores
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2"])
-def test_effects_equal_plain_hooks(tiny_model, name):
+def test_effects_equal_one_head_at_a_time(tiny_model, name):
     model = tiny_model(name)
     clean = few_shot(0, (12, 17), "one") + few_shot(1, (14,), "two")
     shuffled = few_shot(2, (15, 11), "one") + few_shot(3, (18,), "two")
-    scores = identify.function_vectors(model, clean, shuffled, batch_size=2)
-    z = torch.stack([z_at_last(model, prompt) for prompt in clean])
-    means = [z[:2].mean(0), z[:2].mean(0), z[2]]
-    for i, (prompt, mean) in enumerate(zip(shuffled, means, strict=True)):
-        base = answer_with(model, prompt)
-        for layer in range(2):
-            for head in range(4):
-                put = answer_with(model, prompt, layer, head, mean[layer, head])
-                assert float(scores.per_prompt[i, layer, head]) == pytest.approx(put - base, abs=1e-5)
-                assert float(scores.extras["patched"][i, layer, head]) == pytest.approx(put, abs=1e-5)
-    assert scores.per_prompt.abs().max() > 1e-3
+    scores = check_against_eager(model, clean, shuffled, (5, 6, 5), 1e-5)
     parts = [identify.function_vectors(model, clean, shuffled[i : i + 1], rows=3) for i in range(3)]
     torch.testing.assert_close(type(scores).concat(parts).per_prompt, scores.per_prompt, atol=1e-5, rtol=0)
+
+
+@pytest.mark.slow
+def test_effects_equal_one_head_at_a_time_on_the_demo_model(demo):
+    model, tokenizer = demo
+    clean = tasks.relations(tokenizer, "capital", n=2, shots=2, seed=1)
+    shuffled = tasks.relations(tokenizer, "capital", n=1, shots=2, shuffled=True, seed=1)
+    answers = []
+    for prompt in shuffled:
+        whole = tokenizer(prompt.text + prompt.meta["right"][0])["input_ids"]
+        assert tuple(whole[: len(prompt)]) == prompt.ids
+        answers.append(whole[len(prompt)])
+    check_against_eager(model, clean, shuffled, answers, 1e-4)
+
+
+def literal_vector(model, clean, relation, heads):
+    """By the formula, with the model's own output projections."""
+    mean = mean_at_last(model, clean, relation)
+    total = 0
+    for layer, z in enumerate(mean):
+        module = attention_layers(model)[layer]
+        project = getattr(module, str(projection_name(module)))
+        kept = torch.zeros_like(z)
+        for head in (head for where, head in heads if where == layer):
+            kept[head] = z[head]
+        with torch.no_grad():
+            total = total + project(kept.view(1, -1))[0] - project(torch.zeros(1, z.numel()))[0]
+    return total
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 def test_the_vector_of_all_heads_is_what_attention_writes(tiny_model, name):
     model = tiny_model(name)
     clean = few_shot(0, (12, 17, 14))
-    z = torch.stack([z_at_last(model, prompt) for prompt in clean]).mean(0)
-    with torch.no_grad():
-        wrote = [projection(model, layer)(z[layer].flatten()[None])[0] for layer in range(2)]
-        bias = [projection(model, layer)(torch.zeros(1, 64))[0] for layer in range(2)]
     every = identify.function_vector(model, clean, "all")
-    torch.testing.assert_close(every, sum(wrote) - sum(bias), atol=1e-5, rtol=0)
     parts = [identify.function_vector(model, clean, heads) for heads in ("L0H0, L1H2", "L0H1-L0H3, L1H0, L1H1, L1H3")]
+    torch.testing.assert_close(every, literal_vector(model, clean, "r", [(i, j) for i in range(2) for j in range(4)]))
+    torch.testing.assert_close(parts[0], literal_vector(model, clean, "r", [(0, 0), (1, 2)]), atol=1e-5, rtol=0)
     torch.testing.assert_close(parts[0] + parts[1], every, atol=1e-5, rtol=0)
     assert parts[0].shape == (64,)
+
+
+def test_the_vector_equals_eager_on_the_demo_model(demo):
+    model, tokenizer = demo
+    clean = tasks.relations(tokenizer, "antonym", n=2, seed=1)
+    heads = [(3, 1), (11, 0), (11, 7), (20, 4), (29, 8)]
+    found = identify.function_vector(model, clean, ", ".join(f"L{layer}H{head}" for layer, head in heads))
+    torch.testing.assert_close(found, literal_vector(model, clean, "antonym", heads), atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("family", planted.FAMILIES)

@@ -6,35 +6,52 @@ import reading
 import torch
 from detectors import prompts as planted_prompts
 
-from interp.analyses import identify
+from interp.analyses import identify, tasks
 from interp.analyses.identify.lookback import lookback_features
 from interp.analyses.tasks.generate import Reply, generate
 from interp.hooks.prompts import Prompts
 from interp.kernels.errors import PromptError, SpanError
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2", "mistral", "gpt_oss"])
-@pytest.mark.parametrize("context", [None, "mark"])
-def test_features_equal_eager_attention_token_by_token(tiny_model, name, context):
-    model = tiny_model(name)
-    prompts = reading.prompts((20, 27, 24))
-    replies = [Reply(tuple(range(10, 10 + n)), "") for n in (7, 1, 12)]
-    found = lookback_features(model, prompts, replies, context=context, batch_size=2)
-    assert found.shape == (3, 2, 4, 12)
+def assert_features_equal_eager_attention(model, eager, prompts, replies, context, found):
+    """found [n l h t] token by token: the mean over the context, beside the mean over what is written."""
     for row, prompt, reply in zip(found, prompts, replies, strict=True):
-        n, ids = len(prompt), [*prompt.ids, *reply.ids]
-        p = reading.eager_patterns(model, Prompts.from_ids([ids]))[0]
-        keys = slice(0, n) if context is None else slice(5, 9)
+        n = len(prompt)
+        p = eager(model, Prompts.from_ids([[*prompt.ids, *reply.ids]])[0])
+        keys = slice(0, n) if context is None else slice(*prompt.spans[context][0])
         assert row[..., 0].isnan().all()
         assert row[..., len(reply.ids) :].isnan().all()
         for t in range(1, len(reply.ids)):
             c = p[:, :, n + t - 1, keys].mean(-1)
             g = p[:, :, n + t - 1, n : n + t].mean(-1)
             torch.testing.assert_close(row[..., t], c / (c + g), atol=1e-4, rtol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "mistral", "gpt_oss"])
+@pytest.mark.parametrize("context", [None, "mark"])
+def test_features_equal_eager_attention_token_by_token(tiny_model, eager, name, context):
+    model = tiny_model(name)
+    prompts = reading.prompts((20, 27, 24))
+    replies = [Reply(tuple(range(10, 10 + n)), "") for n in (7, 1, 12)]
+    found = lookback_features(model, prompts, replies, context=context, batch_size=2)
+    assert found.shape == (3, 2, 4, 12)
+    assert_features_equal_eager_attention(model, eager, prompts, replies, context, found)
     scores = identify.lookback(model, prompts, replies=replies, context=context)
     torch.testing.assert_close(scores.per_prompt, found.nanmean(-1), equal_nan=True)
     assert scores.per_prompt[1].isnan().all()
     assert scores.counted == 2
+
+
+@pytest.mark.parametrize("context", [None, "needle"])
+def test_features_equal_eager_attention_on_the_demo_model(demo, eager, context):
+    model, tokenizer = demo
+    prompts = tasks.needle(tokenizer, lengths=(110,), n=2, seed=5)
+    replies = generate(model, prompts, max_new_tokens=12)
+    assert min(len(reply.ids) for reply in replies) > 4
+    found = lookback_features(model, prompts, replies, context=context)
+    assert_features_equal_eager_attention(model, eager, prompts, replies, context, found)
+    scores = identify.lookback(model, prompts, replies=replies, context=context)
+    torch.testing.assert_close(scores.per_prompt, found.nanmean(-1), atol=1e-4, rtol=0)
 
 
 def test_without_replies_the_model_writes_them(tiny_model):

@@ -10,31 +10,36 @@ import torch
 import transformers as tf
 from detectors import prompts as planted_prompts
 
-from interp.analyses import identify
+from interp.analyses import identify, tasks
 from interp.analyses.identify.positional import pairs_of_dimensions
-from interp.hooks import keep
-from interp.hooks.capture import capture, run
-from interp.hooks.prompts import Prompts
 from interp.kernels.errors import UsageError
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2", "gpt_neox"])
-def test_offsets_equal_eager_attention(tiny_model, name):
-    model = tiny_model(name)
-    prompts = reading.prompts((30, 41, 26))
-    scores = identify.positional(model, prompts, batch_size=2)
+def assert_offsets_equal_eager_attention(model, eager, prompts, scores):
     for i, prompt in enumerate(prompts):
-        p = reading.eager_patterns(model, Prompts.from_ids([prompt.ids]))[0]
+        p = eager(model, prompt)
         lines = [p.diagonal(-delta, -2, -1) for delta in range(9)]
         mean = torch.stack([line.mean(-1) for line in lines], -1)
         torch.testing.assert_close(scores.extras["offsets"][i], mean, atol=1e-4, rtol=0)
         torch.testing.assert_close(scores.per_prompt[i], mean.amax(-1), atol=1e-4, rtol=0)
-        for layer in range(2):
-            for head in range(4):
-                delta = int(mean[layer, head].argmax())
-                assert int(scores.extras["delta"][i, layer, head]) == delta
-                spread = lines[delta][layer, head].std(correction=0)
-                assert float(scores.extras["std"][i, layer, head]) == pytest.approx(float(spread), abs=1e-4)
+        assert torch.equal(scores.extras["delta"][i], mean.argmax(-1))
+        spread = torch.stack([line.std(-1, correction=0) for line in lines], -1)
+        best = spread.gather(-1, mean.argmax(-1, keepdim=True))[..., 0]
+        torch.testing.assert_close(scores.extras["std"][i], best, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2", "gpt_neox"])
+def test_offsets_equal_eager_attention(tiny_model, eager, name):
+    model, prompts = tiny_model(name), reading.prompts((30, 41, 26))
+    assert_offsets_equal_eager_attention(model, eager, prompts, identify.positional(model, prompts, batch_size=2))
+
+
+def test_offsets_and_bands_on_the_demo_model(demo, eager):
+    model, tokenizer = demo
+    prompts = tasks.repeated(tokenizer, n=80, copies=1, batch=2, seed=4)
+    scores = identify.positional(model, prompts)
+    assert_offsets_equal_eager_attention(model, eager, prompts, scores)
+    assert_bands_are_norms_of_halves(model, prompts, scores, 8)
 
 
 ROTARY = [name for name in families.CONFIGS if name != "gpt2"]
@@ -60,23 +65,21 @@ def test_pairs_are_neighbours_where_a_model_turns_neighbours(kind):
     assert torch.equal(pairs, torch.tensor([(2 * i, 2 * i + 1) for i in range(4 if kind is tf.GlmConfig else 8)]))
 
 
-def test_bands_are_norms_of_the_parts_that_turn_together(tiny_model):
-    model = tiny_model("qwen3")
-    prompts = reading.prompts((40,))
-    scores = identify.positional(model, prompts)
-    with capture(model, [keep.q(), keep.k()], prompts) as cap:
-        run(model, prompts)
-    q, k = cap[keep.q()][0], cap[keep.k()][0].repeat_interleave(2, 1)
+def assert_bands_are_norms_of_halves(model, prompts, scores, bands):
+    """Dimensions i and i + d/2 turn together, the first pair fastest; turning leaves the norm of a pair as it is."""
+    for i, prompt in enumerate(prompts):
+        q, k = (torch.stack(x.chunk(2, -1)).norm(dim=0) for x in reading.content(model, prompt))
+        u = (q * k).mean(2)
+        expected = u[..., :bands].sum(-1) / u.sum(-1)
+        torch.testing.assert_close(scores.extras["band"][i], expected, atol=1e-4, rtol=0)
 
-    def sizes(x):
-        # [l h q m] of the halves
-        return (x[..., :8] ** 2 + x[..., 8:] ** 2).sqrt()
 
+@pytest.mark.parametrize("name", ["llama", "qwen3"])
+def test_bands_are_norms_of_the_parts_that_turn_together(tiny_model, name):
+    model, prompts = tiny_model(name), reading.prompts((40, 30))
     # eight pairs of 16 dimensions: all of them are the band
-    assert torch.allclose(scores.extras["band"], torch.ones(1, 2, 4))
-    u = (sizes(q) * sizes(k)).mean(2)
-    found = identify.positional(model, prompts, bands=3).extras["band"][0]
-    torch.testing.assert_close(found, u[..., :3].sum(-1) / u.sum(-1), atol=1e-4, rtol=0)
+    assert torch.allclose(identify.positional(model, prompts).extras["band"], torch.ones(2, 2, 4))
+    assert_bands_are_norms_of_halves(model, prompts, identify.positional(model, prompts, bands=3), 3)
 
 
 def test_no_band_without_a_rotation(tiny_model):

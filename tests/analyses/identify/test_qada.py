@@ -7,12 +7,13 @@ import planted
 import pytest
 import torch
 from detectors import prompts as planted_prompts
-from reading import eager_patterns, prompts
+from eager_calls import calls
+from reading import prompts
 
-from interp.analyses.identify.qada import _Reader, _Settings, qada
+from interp.analyses import tasks
+from interp.analyses.identify.qada import _Reader, qada
+from interp.analyses.locality import Settings as _Settings
 from interp.analyses.scores import HeadScores
-from interp.hooks import keep
-from interp.hooks.capture import capture, run
 from interp.hooks.prompts import Prompts
 from interp.hooks.seam import tapping
 from interp.kernels.errors import ModelError, PromptError, UsageError
@@ -20,89 +21,122 @@ from interp.kernels.errors import ModelError, PromptError, UsageError
 SMALL: dict[str, Any] = {"sink": 2, "window": 6, "refresh": 8, "least": 8}
 
 
+def counted(n, sizes, native):
+    """Of each query that counts (i, the first and one past the last key of its block's moments)."""
+    for i in range(n):
+        # blocks are counted from the end of a prompt
+        start = max(0, n - -(-(n - i) // sizes["refresh"]) * sizes["refresh"])
+        low, high = max(sizes["sink"], start - native + 1), start - sizes["window"] + 1
+        if high - low >= sizes["least"]:
+            yield i, low, high
+
+
+def parts_of(i, sizes, native):
+    """Bool [k] of query i: the first and last keys, and the others that it sees."""
+    j = torch.arange(i + 1)
+    seen = j > i - native
+    near = ((j < sizes["sink"]) | (i - j < sizes["window"])) & seen
+    return near, seen & ~near
+
+
+def between(found, true, unsure, least=0.95):
+    """found [h] is the share of `true` [h i]; a query that is unsure may fall on either side."""
+    assert (~unsure).float().mean() >= least
+    low, high = (true & ~unsure).float().mean(1), (true | unsure).float().mean(1)
+    torch.testing.assert_close(found, found.clamp(low, high), atol=1e-4, rtol=0)
+
+
+def odds(pattern, sizes, native):
+    """near - bulk [h i] of the queries that count, by an eager pattern; a learned sink takes the same from both."""
+    found = []
+    for i, _, _ in counted(pattern.shape[-1], sizes, native):
+        near, far = parts_of(i, sizes, native)
+        row = pattern[:, i, : i + 1].double()
+        found.append((row[:, near].sum(1) / row[:, far].sum(1)).log())
+    return torch.stack(found, 1)
+
+
+def windows_of(model, name):
+    """Of each layer of a tiny model."""
+    windowed = name in ("mistral", "gemma2", "gemma3", "gpt_oss")
+    return [32 if windowed and (name == "mistral" or layer == 0) else 10**6 for layer in range(2)]
+
+
 @pytest.mark.parametrize("name", families.FAMILIES)
-def test_oracle_equals_eager(tiny_model, name):
-    model, batch = tiny_model(name), prompts((70, 90))
-    scores = qada(model, batch, **SMALL, tau=0.8, taus=(0.3, 0.8))
-    patterns = eager_patterns(model, batch)
-    for row, n in enumerate(batch.lengths):
-        p = patterns[row, :, :, -n:, -n:]
-        i, j = torch.arange(n)[:, None], torch.arange(n)
-        near = (j < 2) | (i - j < 6)
-        # over keys alone, whatever a learned sink takes
-        mass = (p * near).sum(-1) / p.sum(-1)
-        starts = n - 8 * torch.arange(20)
-        block = torch.tensor([max(int(s) for s in starts if s <= q) for q in range(n)])
-        windowed = name in ("mistral", "gemma2", "gemma3", "gpt_oss")
-        for layer in range(2):
-            window = 32 if windowed and (name == "mistral" or layer == 0) else 10**6
-            known = block - 6 + 1 - torch.maximum(torch.tensor(2), block - window + 1)
-            counts = known >= 8
-            assert counts.sum() > 30
-            for t, tau in enumerate((0.3, 0.8)):
-                local = (mass[layer] >= tau)[:, counts].float().mean(1)
-                torch.testing.assert_close(
-                    scores.extras["oracle_sparsity"][row, layer, :, t], local, atol=1e-4 + 1 / 60, rtol=0
-                )
+def test_oracle_equals_eager(tiny_model, eager, name):
+    model, batch, taus = tiny_model(name), prompts((70, 90)), (0.3, 0.8)
+    scores = qada(model, batch, **SMALL, tau=0.8, taus=taus)
+    for row, prompt in enumerate(batch):
+        for layer, (p, native) in enumerate(zip(eager(model, prompt), windows_of(model, name), strict=True)):
+            gap = odds(p, SMALL, native)
+            assert gap.shape[1] > 30
+            for t, tau in enumerate(taus):
+                edge = torch.tensor(tau).double().logit()
+                unsure = (gap - edge).abs() < 1e-4
+                between(scores.extras["oracle_sparsity"][row, layer, :, t], gap >= edge, unsure)
+                if tau == 0.8:
+                    between(scores.extras["oracle"][row, layer], gap < edge, unsure)
+
+
+def estimated(q, k, scale, sizes, native):
+    """near - estimate, |estimate - bulk|, v and log T, [h i] each, of one layer by the formula, query by query."""
+    found = []
+    q, k = q.double(), k.double()
+    for i, low, high in counted(q.shape[1], sizes, native):
+        near, far = parts_of(i, sizes, native)
+        mean = k[:, low:high].mean(1)
+        covariance = torch.stack([torch.cov(x.T, correction=0) for x in k[:, low:high]])
+        logit = scale * torch.einsum("hd,hkd->hk", q[:, i], k[:, : i + 1])
+        m = scale * (q[:, i] * mean).sum(-1)
+        v = scale**2 * torch.einsum("hd,hde,he->h", q[:, i], covariance, q[:, i])
+        size = far.sum().double().log().expand(len(v))
+        estimate = torch.where(v > 2 * size, m + (2 * size * v).sqrt(), size + m + v / 2)
+        error = (estimate - torch.logsumexp(logit[:, far], 1)).abs()
+        found.append((torch.logsumexp(logit[:, near], 1) - estimate, error, v, size))
+    return tuple(torch.stack(part, 1) for part in zip(*found, strict=True))
+
+
+def check_against_eager(model, batch, windows, sizes, *, tau, broken):
+    """The scores and all extras of every head against the formula on the q, k and pattern of eager attention."""
+    scores = qada(model, batch, **sizes, tau=tau, taus=(tau,), broken=broken)
+    edge = torch.tensor(tau).double().logit()
+    for row, prompt in enumerate(batch):
+        eager = calls(model, prompt)
+        extras = {name: value[row] for name, value in scores.extras.items()}
+        for layer, native in enumerate(windows):
+            gap, error, v, size = estimated(eager.q[layer], eager.k[layer], eager.scale, sizes, native)
+            truth = odds(eager.pattern[layer], sizes, native)
+            gone, unsure_gone = v > size, (v - size).abs() < 1e-4
+            told, far = gap < edge, truth < edge
+            unsure_told, unsure_far = (gap - edge).abs() < 1e-4, (truth - edge).abs() < 1e-4
+            if broken == "long":
+                told, unsure_told = told | gone, unsure_told | unsure_gone
+            between(extras["sparsity"][layer, :, 0], ~told, unsure_told)
+            between(extras["oracle_sparsity"][layer, :, 0], ~far, unsure_far)
+            between(scores.per_prompt[row, layer], told, unsure_told)
+            between(extras["oracle"][layer], far, unsure_far)
+            between(extras["agreement"][layer], told == far, unsure_told | unsure_far)
+            between(extras["missed"][layer], far & ~told, unsure_told | unsure_far)
+            between(extras["broken"][layer], gone, unsure_gone)
+            known = ~unsure_gone.any(1)
+            expected = error.masked_fill(gone, torch.nan).nanmean(1).float()
             torch.testing.assert_close(
-                scores.extras["oracle"][row, layer], 1 - scores.extras["oracle_sparsity"][row, layer, :, 1]
+                extras["log_error"][layer][known], expected[known], atol=1e-4, rtol=1e-5, equal_nan=True
             )
 
 
 @pytest.mark.parametrize("broken", ["clamp", "long"])
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gemma3"])
-def test_labels_equal_the_formula_on_captured_keys(tiny_model, name, broken):
-    """One prompt, from q and k as they were captured, moments by numpy's definition."""
-    model, batch = tiny_model(name), prompts((60,))
-    scores = qada(model, batch, **SMALL, tau=0.7, broken=broken)
-    with capture(model, [keep.q(), keep.k()], batch) as cap:
-        run(model, batch)
-    scale = model.config.query_pre_attn_scalar**-0.5 if name == "gemma3" else 0.25
-    n, starts = 60, [0, *range(4, 60, 8)]
-    for layer in range(2):
-        window = 32 if name == "gemma3" and layer == 0 else 10**6
-        q = cap[keep.q()][0, layer].double()
-        k = cap[keep.k()][0, layer].double()
-        k = k.repeat_interleave(len(q) // len(k), 0)
-        long, errors, breaks = [], [], []
-        for start, stop in zip(starts, [*starts[1:], n], strict=True):
-            low, high = max(2, start - window + 1), start - 6 + 1
-            if high - low < 8:
-                continue
-            part = k[:, low:high]
-            mean = part.mean(1)
-            covariance = torch.stack([torch.cov(x.T, correction=0) for x in part])
-            for i in range(start, stop):
-                logit = scale * torch.einsum("hd,hkd->hk", q[:, i], k[:, : i + 1])
-                j = torch.arange(i + 1)
-                seen = j > i - window
-                near = ((j < 2) | (i - j < 6)) & seen
-                far = ~near & seen
-                m = scale * (q[:, i] * mean).sum(-1)
-                v = scale**2 * torch.einsum("hd,hde,he->h", q[:, i], covariance, q[:, i])
-                count = far.sum().double()
-                gone = v > count.log()
-                estimate = count.log() + m + v / 2
-                frozen = v > 2 * count.log()
-                estimate[frozen] = (m + (2 * count.log() * v).sqrt())[frozen]
-                bulk = torch.logsumexp(logit[:, far], 1)
-                told = torch.logsumexp(logit[:, near], 1) - estimate < torch.tensor(0.7).double().logit()
-                long.append(told | gone if broken == "long" else told)
-                errors.append((estimate - bulk).abs().masked_fill(gone, torch.nan))
-                breaks.append(gone)
-        torch.testing.assert_close(
-            scores.per_prompt[0, layer], torch.stack(long).double().mean(0).float(), atol=1e-4, rtol=0
-        )
-        torch.testing.assert_close(
-            scores.extras["log_error"][0, layer],
-            torch.stack(errors).nanmean(0).float(),
-            atol=1e-3,
-            rtol=1e-3,
-            equal_nan=True,
-        )
-        torch.testing.assert_close(
-            scores.extras["broken"][0, layer], torch.stack(breaks).double().mean(0).float(), atol=1e-4, rtol=0
-        )
+def test_labels_equal_the_formula(tiny_model, name, broken):
+    model = tiny_model(name)
+    check_against_eager(model, prompts((60,)), windows_of(model, name), SMALL, tau=0.7, broken=broken)
+
+
+def test_labels_equal_the_formula_on_the_demo_model(demo):
+    model, tokenizer = demo
+    batch = tasks.passages(tokenizer, n=1, length=100, seed=1)
+    sizes: dict[str, Any] = {"sink": 4, "window": 16, "refresh": 16, "least": 32}
+    check_against_eager(model, batch, [10**6] * 30, sizes, tau=0.9, broken="clamp")
 
 
 def test_sparsity_falls_with_tau_and_extras_agree(tiny_model):

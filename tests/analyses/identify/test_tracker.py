@@ -2,7 +2,6 @@
 
 import planted
 import pytest
-import reading
 import torch
 
 from interp.analyses import identify, tasks
@@ -59,35 +58,67 @@ def _blind(truth):
     return truth
 
 
+def literal_focus(patterns, prompts):
+    """f [n l h] by the formula, NaN where both spans have next to nothing; and where that is on the edge."""
+    found = []
+    for p, prompt in zip(patterns, prompts, strict=True):
+        on = {}
+        for name in ("instruction", "data"):
+            ((start, stop),) = prompt.spans[name]
+            on[name] = p[:, :, len(prompt) - 1, start:stop].sum(-1)
+        total = on["instruction"] + on["data"]
+        share = torch.where(total < 1e-3, torch.nan, on["instruction"] / total)
+        found.append((share, (total - 1e-3).abs() < 1e-6))
+    return tuple(torch.stack(part) for part in zip(*found, strict=True))
+
+
+def literal_candidates(normal, attacked, k):
+    """score [n l h] by the formula from f [n l h] of both sides, one head at a time."""
+    scores = torch.full_like(normal, torch.nan)
+    for layer in range(normal.shape[1]):
+        for head in range(normal.shape[2]):
+            one, other = normal[:, layer, head], attacked[:, layer, head]
+            both = ~one.isnan() & ~other.isnan()
+            if both.sum() < len(both) / 2:
+                continue
+            spread = one[both].std(correction=0) + other[both].std(correction=0)
+            scores[:, layer, head] = one - other - k * spread
+    return scores
+
+
+def check_against_eager(eager, model, normal, attacked, k):
+    """Focus and scores of every head against the formulas on eager patterns."""
+    scores = identify.attention_tracker(model, normal, attacked, k=k, batch_size=3)
+    sides, clear = {}, torch.tensor(True)
+    for name, prompts in (("normal", normal), ("attacked", attacked)):
+        expected, edge = literal_focus([eager(model, prompt) for prompt in prompts], prompts)
+        found = scores.extras[name]
+        torch.testing.assert_close(found[~edge], expected[~edge], atol=1e-4, rtol=0, equal_nan=True)
+        sides[name] = expected
+        clear = clear & ~edge.any(0)
+    assert clear.float().mean() > 0.98
+    expected = literal_candidates(sides["normal"], sides["attacked"], k)
+    torch.testing.assert_close(scores.per_prompt[:, clear], expected[:, clear], atol=1e-4, rtol=0, equal_nan=True)
+    assert (~expected.isnan()).float().mean() > 0.8
+
+
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2", "gpt_oss"])
-def test_equals_eager_attention(tiny_model, name):
+def test_equals_eager_attention(tiny_model, eager, name):
     model = tiny_model(name)
     rng = torch.Generator().manual_seed(0)
     rows = [torch.randint(3, 128, (n,), generator=rng).tolist() for n in (21, 30, 26, 24)]
     prompts = Prompts.from_ids(rows, spans=[{"instruction": (1, 6), "data": (8, 15)}] * 4)
-    expected = []
-    for row in rows:
-        p = reading.eager_patterns(model, Prompts.from_ids([row]))[0, :, :, -1]
-        expected.append(p[..., 1:6].sum(-1) / (p[..., 1:6].sum(-1) + p[..., 8:15].sum(-1)))
-    expected = torch.stack(expected)
-    found = focus_by_head(model, prompts, batch_size=3)
-    known = ~found.isnan()
-    assert known.float().mean() > 0.8
-    torch.testing.assert_close(found[known], expected[known], atol=1e-4, rtol=0)
-
-    scores = identify.attention_tracker(model, prompts[:2], prompts[2:], k=2.0)
-    both = known.reshape(2, 2, *known.shape[1:]).all(0)
-    for layer in range(2):
-        for head in range(4):
-            if both[:, layer, head].all():
-                one, other = expected[:2, layer, head], expected[2:, layer, head]
-                score = one.mean() - other.mean() - 2 * (one.std(correction=0) + other.std(correction=0))
-                assert scores[layer, head] == pytest.approx(float(score), abs=1e-4)
-    plain = identify.attention_tracker(model, prompts[:2], prompts[2:], k=0)
-    torch.testing.assert_close(plain.per_prompt[both], (expected[:2] - expected[2:])[both], atol=1e-4, rtol=0)
-
+    for k in (2.0, 0):
+        check_against_eager(eager, model, prompts[:2], prompts[2:], k)
+    found = focus_by_head(model, prompts)
     mean = focus(model, prompts, "L0H0, L1H2")
     torch.testing.assert_close(mean, torch.stack([found[:, 0, 0], found[:, 1, 2]]).nanmean(0))
+
+
+def test_equals_eager_attention_on_the_demo_model(demo, eager):
+    model, tokenizer = demo
+    normal, attacked = (tasks.injection(tokenizer, kind, n=3, seed=1) for kind in ("normal", "attacked"))
+    check_against_eager(eager, model, normal, attacked, 4.0)
 
 
 def test_next_to_no_attention_on_the_spans_is_no_score(tiny_model):

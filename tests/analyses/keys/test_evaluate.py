@@ -1,6 +1,7 @@
 """The evaluation of selectors: what is asked, against literal forwards, and its control."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import families
@@ -9,7 +10,9 @@ import speaking
 import torch
 
 import interp.plots
-from interp.analyses.keys.evaluate import Asked, KeyCurve, asked, key_curve
+from interp.analyses.causal import paired
+from interp.analyses.keys import Asked, KeyCurve, asked, key_curve
+from interp.analyses.keys.curve import KeyPoint
 from interp.analyses.keys.simple import RandomKeys, Streaming
 from interp.analyses.keys.window import SnapKV
 from interp.hooks.prompts import Prompts
@@ -80,11 +83,76 @@ def test_a_curve_comes_back_from_json_and_compares_with_chance(curve):
     assert low <= mean <= high
 
 
+def hand_made(**right: dict[str, tuple[float, ...]]) -> KeyCurve:
+    """A curve of known numbers: share of right tokens by task, of each selector."""
+    points = [
+        KeyPoint(name, 1.0 if name == "whole" else 0.2, task, 0.2, (0.0,) * len(values), values)
+        for task in ("long", "short")
+        for name, tasks in right.items()
+        for values in (tasks[task],)
+    ]
+    return KeyCurve(tuple(points))
+
+
+def test_over_all_tasks_each_weighs_the_same_and_prompts_are_drawn_within_theirs():
+    curve = hand_made(
+        whole={"long": (1.0,) * 6, "short": (1.0, 0.0)},
+        random={"long": (0.5, 0.25) * 3, "short": (0.0, 0.0)},
+        snapkv={"long": (0.75, 0.5) * 3, "short": (0.5, 0.5)},
+    )
+    assert curve.tasks == ("long", "short")
+    assert (curve.selectors, curve.shares) == (("random", "snapkv"), (0.2,))
+    # of 6 prompts 1, of 2 one half
+    assert curve.at("whole", 1.0)[0] == pytest.approx(0.75)
+    # no draw within a task changes what is equal in all of its prompts; drawn together it would
+    assert curve.gain("snapkv", 0.2) == pytest.approx((0.375, 0.375, 0.375))
+    _, low, high = curve.at("whole", 1.0)
+    assert (low, high) == (0.5, 1.0)
+    told = str(curve).splitlines()
+    assert told[0].split() == ["whole", "100%", "kept", "75%", "right", "[50%,", "100%]"]
+    assert told[-1].endswith("+38 points over random keys  [+38, +38]")
+    assert [row.get("gain") for row in curve.rows()] == [None, None, pytest.approx(0.375)]
+    with pytest.raises(UsageError, match=r"no point of 'snapkv' at 0\.3"):
+        curve.at("snapkv", 0.3)
+    with pytest.raises(UsageError, match='give "right" or "loss"'):
+        curve.at("snapkv", 0.2, measure="kept")
+
+
+def test_one_task_compares_as_pairs_do(curve):
+    one, other = ([p.right for p in curve.points if (p.selector, p.share) == (n, 0.6)] for n in ("streaming", "random"))
+    assert curve.gain("streaming", 0.6, "made") == pytest.approx(paired(one, other))
+
+
+def test_curves_of_tasks_are_joined(curve):
+    parts = [replace(curve, points=tuple(replace(p, task=name) for p in curve.points)) for name in ("a", "b")]
+    both = KeyCurve.join(parts)
+    assert both.tasks == ("a", "b")
+    assert both.at("snapkv", 0.3)[0] == pytest.approx(curve.at("snapkv", 0.3, "made")[0])
+    with pytest.raises(UsageError, match="no curves"):
+        KeyCurve.join([])
+
+
+def test_what_is_asked_as_one_prompt():
+    given = task()
+    for row, (whole, context) in enumerate(zip(given.whole, given.contexts, strict=True)):
+        assert whole.ids == (*context.ids, *given.rest[row])
+        assert whole.spans["context"] == ((0, len(context)),)
+        assert whole.ids[slice(*whole.spans["answer"][0])] == given.rest[row][-given.answers[row] :]
+    # another cut of the same tokens is another set of prompts
+    later = replace(given, answers=(1, 1, 1))
+    assert later.whole.fingerprint() != given.whole.fingerprint()
+
+
 def test_the_figure_has_a_line_for_each_selector_and_one_for_every_key(curve):
     figure = plots.key_curve(curve, "made", "loss")
     assert [trace.name for trace in figure.data] == [*SELECTORS, "every key"]
     assert figure.data[1].y[0] == pytest.approx(curve.at("streaming", 0.3, "made", "loss")[0])
     assert "kept" in figure.layout.xaxis.title.text
+    every = plots.key_curve(KeyCurve.join([curve, replace(curve, points=tuple(
+        replace(p, task="other", right=tuple(1.0 for _ in p.right)) for p in curve.points))]))  # fmt: skip
+    assert every.data[2].y[1] == pytest.approx((1 + curve.at("snapkv", 0.6, "made")[0]) / 2)
+    assert every.layout.title.text.startswith("Mean over 2 tasks")
+    assert "6 prompts" in every.layout.title.subtitle.text
 
 
 def test_three_tasks_are_cut_before_what_is_asked():

@@ -8,10 +8,12 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from interp.analyses.keys.base import KeySelector, full_heads, relative, selecting
+from interp.analyses.keys.applied import selecting
+from interp.analyses.keys.base import KeySelector
 from interp.analyses.keys.budgets import HeadKV, TaskKV
 from interp.analyses.keys.compress import CompressKV
 from interp.analyses.keys.duo import DuoAttention, RazorAttention
+from interp.analyses.keys.shares import full_heads, relative
 from interp.analyses.keys.simple import RandomKeys, Streaming
 from interp.analyses.keys.window import SnapKV
 from interp.analyses.scores import HeadScores
@@ -37,7 +39,8 @@ SELECTORS: dict[str, Any] = {
     "snapkv": lambda table: SnapKV(0.4, sink=2, recent=3, window=4, pool=3),
     "compresskv": lambda table: CompressKV.of(table, 0.4, 2, sink=2, recent=3, window=4),
     "headkv": lambda table: HeadKV.of(table, 0.4, sink=2, recent=3, window=4),
-    "taskkv": lambda table: TaskKV.of(table, 0.6, 0.5, sink=2, recent=3, window=4),
+    "taskkv": lambda table: TaskKV(0.6, part=0.5, top=9, sink=2, recent=3, window=4),
+    "taskkv of a table": lambda table: TaskKV.of(table, 0.6, 0.5, sink=2, recent=3, window=4),
     "duo": lambda table: DuoAttention.of(table, 0.6, 0.5, sink=2, recent=3),
     "razor": lambda table: RazorAttention.of(table, 0.6, 0.5, sink=2, recent=3),
 }
@@ -73,7 +76,9 @@ def continued(model: Any, selector: KeySelector, asked: Prompts, later: torch.Te
 
 
 @torch.no_grad()
-def literal(model: Any, asked: Prompts, row: int, later: torch.Tensor, noted: Any) -> torch.Tensor:
+def literal(
+    model: Any, selector: KeySelector, asked: Prompts, row: int, later: torch.Tensor, noted: Any
+) -> torch.Tensor:
     """The same for one row by an eager model, token after token, with each layer's own mask of four axes."""
     ids = torch.tensor([[*asked[row].ids, *later[row].tolist()]])
     n, total = len(asked[row]), ids.shape[1]
@@ -84,6 +89,10 @@ def literal(model: Any, asked: Prompts, row: int, later: torch.Tensor, noted: An
         seen = torch.ones(total, total).tril().bool().expand(1, layout.heads, -1, -1).clone()
         kept = chosen.kept[row, :, :n].repeat_interleave(each, 0)
         seen[0, :, n:, :n] &= kept[:, None]
+        if chosen.window is not None:
+            for head, window in enumerate(chosen.window[row].repeat_interleave(each).tolist()):
+                for p in range(n, total):
+                    seen[0, head, p, selector.sink : max(selector.sink, p - window)] = False
         masks[layer] = torch.where(seen, 0.0, torch.finfo(torch.float32).min)
     handles = []
     for layer, module in enumerate(block.self_attn for block in model.model.layers):
@@ -106,9 +115,11 @@ def literal(model: Any, asked: Prompts, row: int, later: torch.Tensor, noted: An
 def test_later_tokens_see_the_kept_keys_and_no_others(name):
     model: Any = families.make("llama")
     asked, later = prompts(), continuation()
-    logits, noted = continued(model, SELECTORS[name](scores(model)), asked, later, DynamicCache(config=model.config))
+    selector = SELECTORS[name](scores(model))
+    logits, noted = continued(model, selector, asked, later, DynamicCache(config=model.config))
     for row in range(2):
-        torch.testing.assert_close(logits[row : row + 1], literal(model, asked, row, later, noted), atol=1e-4, rtol=0)
+        expected = literal(model, selector, asked, row, later, noted)
+        torch.testing.assert_close(logits[row : row + 1], expected, atol=1e-4, rtol=0)
     plain, _ = continued(model, Streaming(1.0), asked, later, DynamicCache(config=model.config))
     assert (plain - logits).abs().max() > 1e-3
 
@@ -228,10 +239,11 @@ def test_the_dropped_keys_of_razor_stand_as_their_mean_counted_as_often():
     assert (without - logits).abs().max() > 1e-3
 
 
-def test_generation_is_what_a_recompute_of_every_step_gives():
+@pytest.mark.parametrize("name", ["streaming", "snapkv", "taskkv", "duo"])
+def test_generation_is_what_a_recompute_of_every_step_gives(name):
     model: Any = families.make("llama")
     asked = prompts(1)
-    selector = SnapKV(0.4, sink=2, recent=3, window=4, pool=3)
+    selector = SELECTORS[name](scores(model))
     with selecting(model, selector, asked):
         tokens = model.generate(**asked.tensors(), max_new_tokens=MORE, do_sample=False)
         # prompt and reply in one forward: rows of the prompt see all, rows after it what was kept
@@ -267,6 +279,105 @@ def test_the_memory_of_a_cache_falls_by_the_share():
         assert sizes[share] / sizes[1.0] == pytest.approx(share, abs=0.02)
 
 
+@torch.no_grad()
+def test_the_cache_of_streaming_heads_does_not_grow(monkeypatch):
+    from interp.analyses.keys import applied
+
+    monkeypatch.setattr(applied, "EVERY", 4)
+    model: Any = families.make("llama")
+    asked, new = prompts(), 40
+    table = scores(model)
+    for selector in (Streaming(0.3, sink=2, recent=3), DuoAttention.of(table, 0.6, 0.5, sink=2, recent=3)):
+        inputs = {**asked.tensors(), "max_new_tokens": new, "min_new_tokens": new, "do_sample": False}
+        with selecting(model, selector, asked):
+            hidden = model.generate(**inputs, return_dict_in_generate=True, output_logits=True)
+        cache: Any = CompactCache(model)
+        with selecting(model, selector, asked, cache) as state:
+            compact = model.generate(**inputs, return_dict_in_generate=True, output_logits=True, past_key_values=cache)
+        assert torch.equal(hidden.sequences, compact.sequences)
+        assert torch.equal(torch.stack(hidden.logits), torch.stack(compact.logits))
+        for layer, held in enumerate(cache.layers):
+            window = state.memory[0, layer].window
+            most = (selector.sink + window).clamp(max=1000)
+            in_rows = held.kept.sum(-1)
+            # full heads have every key; the others their window, and what came since the last time
+            whole = most == 1000
+            lengths = torch.tensor(asked.lengths)[:, None].expand_as(most)
+            dense = cache.get_seq_length() - held.kept.shape[-1]
+            assert dense < 4
+            assert torch.equal(in_rows[whole], (lengths + new - 1 - dense)[whole])
+            assert bool((in_rows <= most)[~whole].all())
+            assert bool((~whole).any())
+
+
+def test_falling_counts_are_what_was_asked_and_fall():
+    from interp.analyses.keys.shares import falling
+
+    for total, layers, most in ((0, 4, 2), (7, 30, 3), (5, 4, 2), (8, 4, 2), (40, 30, 3)):
+        counts = falling(total, layers, most)
+        assert sum(counts) == total
+        assert max(counts) <= most
+        assert counts == sorted(counts, reverse=True)
+
+
+@torch.no_grad()
+def test_task_kv_keeps_the_heads_that_are_far_on_this_prompt():
+    from interp.analyses import identify
+
+    model: Any = families.make("llama")
+    asked = prompts()
+    selector = TaskKV(0.6, part=0.5, top=9, sink=2, recent=3, window=4)
+    _, noted = continued(model, selector, asked, continuation(), DynamicCache(config=model.config))
+    far = identify.task_kv(model, asked, rows=4, top=9).per_prompt.unflatten(2, (2, -1)).amax(-1)
+    whole = torch.stack([noted[layer].kept.sum(-1) for layer in sorted(noted)], 1)
+    whole = whole == torch.tensor(asked.lengths)[:, None, None]
+    total = int(0.5 * 0.6 * whole[0].numel())
+    assert whole.sum((1, 2)).tolist() == [total, total]
+    for row in range(2):
+        for layer in range(whole.shape[1]):
+            if whole[row, layer].sum() == 1:
+                assert whole[row, layer].int().argmax() == far[row, layer].argmax()
+
+
+@torch.no_grad()
+def test_layer_errors_are_what_each_layer_loses_by_itself():
+    from interp.analyses.keys import layer_errors
+
+    model: Any = families.make("llama")
+    asked = prompts(1)
+    selector = SnapKV(0.3, sink=2, recent=3, window=4)
+    found = layer_errors(model, asked, selector, max_new_tokens=1)
+    _, noted = continued(model, selector, asked, continuation()[:1], DynamicCache(config=model.config))
+    layout = HeadLayout.of(model)
+    each = layout.heads // layout.kv_heads
+    tokens = model.generate(**asked.tensors(), max_new_tokens=2, do_sample=False)
+    n = len(asked[0])
+    values = {}
+    handles = [
+        block.self_attn.v_proj.register_forward_hook(lambda m, a, out, layer=layer: values.update({layer: out[0]}))
+        for layer, block in enumerate(model.model.layers)
+    ]
+    model.set_attn_implementation("eager")
+    patterns = model(tokens[:, : n + 1], output_attentions=True).attentions
+    model.set_attn_implementation("sdpa")
+    for handle in handles:
+        handle.remove()
+    expected = []
+    for layer, block in enumerate(model.model.layers):
+        p = patterns[layer][0, :, n]
+        v = values[layer].unflatten(-1, (layout.kv_heads, -1)).repeat_interleave(each, 1)
+        kept = torch.cat([noted[layer].kept[0], torch.ones(layout.kv_heads, 1).bool()], 1).repeat_interleave(each, 0)
+        less = p * kept
+        less = less / less.sum(-1, keepdim=True)
+        o, other = (block.self_attn.o_proj.weight @ torch.einsum("hk,khd->hd", x, v).flatten() for x in (p, less))
+        expected.append((o - other).norm() / o.norm())
+    expected = torch.stack(expected)
+    torch.testing.assert_close(torch.tensor(found), expected / expected.sum(), atol=1e-5, rtol=0, check_dtype=False)
+    assert float(torch.tensor(found).std()) > 1e-3
+    with pytest.raises(UsageError, match="drop some keys, write some tokens"):
+        layer_errors(model, asked, SnapKV(1.0))
+
+
 def test_relative_budgets_have_the_mean_that_was_asked_and_none_above_one():
     weights = torch.tensor([[1.0, 2.0], [3.0, 40.0]])
     for share in (0.1, 0.5, 0.9):
@@ -295,6 +406,7 @@ def test_full_heads_are_whole_kv_heads_within_their_part():
         (lambda: Streaming(0.0), r"share=0.0 is not in \(0, 1\]"),
         (lambda: Streaming(0.5, sink=0, recent=0), "give numbers of 0 or more, one of them above 0"),
         (lambda: SnapKV(0.5, pool=4), "an odd pool"),
+        (lambda: TaskKV(0.5, part=1.0), "give a part of the budget in"),
         (lambda: Streaming(0.5, heads="L0H1"), "name those that keep all as full="),
         (lambda: full_heads(HeadScores("x", torch.rand(1, 2, 4)), 0.5, 1.0), "part=1.0 is not in"),
     ],
@@ -340,5 +452,5 @@ def test_a_compact_cache_is_used_once_and_not_cropped():
         model(**asked.tensors(), past_key_values=cache)
     with pytest.raises(UsageError, match="cannot be cropped"):
         cache.layers[0].crop(-1)
-    with pytest.raises(UsageError, match="compact it once"):
-        cache.layers[0].compact(cache.layers[0].kept)
+    with pytest.raises(UsageError, match="name at least the compact ones, and no more"):
+        cache.layers[0].compact(cache.layers[0].kept[..., :-1])

@@ -1,0 +1,65 @@
+"""How a share of the keys is split over heads."""
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from interp.analyses.scores import HeadScores
+from interp.hooks.heads import HeadSet
+from interp.kernels.errors import UsageError
+
+
+def rest(share: float, whole: Bool[Tensor, "l g"]) -> float:
+    """The share of the kv heads that do not keep everything, so that all together keep `share`."""
+    fixed = float(whole.float().mean())
+    if fixed >= share and fixed < 1:
+        raise UsageError(
+            f"share={share} of the keys is kept, but {int(whole.sum())} of {whole.numel()} kv heads keep everything, "
+            f"which is {fixed:.2f}: give a larger share, or fewer full heads."
+        )
+    return 1.0 if fixed == 1 else (share - fixed) / (1 - fixed)
+
+
+def full_heads(scores: HeadScores, share: float, part: float) -> HeadSet:
+    """The kv heads with the best query heads, as many as `part` of the budget lets keep everything; all of their heads.
+
+    Raises UsageError for a part that is not in [0, 1). Source: ours, after DuoAttention's quantile.
+    Cannot show: whether a head needs all of its keys; scores only rank.
+    """
+    if not 0 <= part < 1:
+        raise UsageError(f"part={part} is not in [0, 1): it is the part of the budget that goes to whole heads.")
+    layout = scores.layout
+    best = scores.by_group()
+    count = int(part * share * best.numel())
+    order = best.flatten().argsort(descending=True, stable=True)[:count].tolist()
+    each = layout.heads // layout.kv_heads
+    named = [(i // layout.kv_heads, each * (i % layout.kv_heads) + j) for i in order for j in range(each)]
+    return HeadSet.parse(named) if named else HeadSet()
+
+
+def relative(weights: Float[Tensor, "l g"], share: float) -> Float[Tensor, "l g"]:
+    """Shares in proportion to weights, none above 1, whose mean is `share`."""
+    weights = weights.double().clamp(min=1e-9)
+    low, high = 0.0, float(1 / weights.min())
+    # the mean grows with the factor: halving finds it
+    for _ in range(100):
+        middle = (low + high) / 2
+        low, high = (middle, high) if float((weights * middle).clamp(max=1).mean()) < share else (low, middle)
+    return (weights * high).clamp(max=1).float()
+
+
+def falling(total: int, layers: int, most: int) -> list[int]:
+    """`total` in whole numbers over layers, none above `most`, falling linearly towards 0 as far as that lets it."""
+    weights = torch.arange(layers, 0, -1, dtype=torch.float64)
+    exact = relative(weights[:, None], total / (layers * most))[:, 0].double() * most
+    counts = exact.floor().long()
+    # the largest remainders get what rounding left, earlier layers first
+    left = total - int(counts.sum())
+    order = (exact - counts).argsort(descending=True, stable=True)[: max(0, left)]
+    counts[order] += 1
+    return counts.clamp(max=most).tolist()
+
+
+def grouped(values: Float[Tensor, "b h k"], groups: int) -> Float[Tensor, "b g k"]:
+    """The mean over the query heads of each kv head."""
+    return values.unflatten(1, (groups, -1)).mean(2)
