@@ -30,6 +30,24 @@ def seeded():
     torch.manual_seed(0)
 
 
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """call("score", ...) -> (exit code, stdout, stderr), of the command line."""
+    from interp.cli import main
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["interp", *map(str, arguments)])
+        # what a test printed while it made its files is not the command's
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            main()
+        out, err = capsys.readouterr()
+        code = stop.value.code
+        return 0 if code is None else code, out, err
+
+    return run
+
+
 @pytest.fixture(scope="session")
 def demo():
     """The demo model and its tokenizer, loaded once; leave it as you found it."""

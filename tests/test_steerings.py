@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import pytest
 import speaking
-from test_cli import call as call
 
 from interp import steer, steerings
 from interp.analyses import tasks

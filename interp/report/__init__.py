@@ -51,12 +51,12 @@ def make_report(findings: Findings, path: str | Path) -> Path:
 
 def render(findings: Findings) -> str:
     """The page as text."""
-    from jinja2 import Environment, StrictUndefined
+    from jinja2 import Environment, FunctionLoader, StrictUndefined
     from markupsafe import Markup
     from plotly.offline import get_plotlyjs
 
     environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+        loader=FunctionLoader(_own), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
         # a plain str is text from somewhere; Markup is ours
         finalize=lambda value: plots.visible(value) if type(value) is str else value,
     )  # fmt: skip
@@ -105,7 +105,7 @@ def render(findings: Findings) -> str:
         "weights": Markup(embed(json.dumps([view.weights for view in shown]))),
         "top": TOP,
     }
-    return environment.from_string(_own("report.html.j2")).render(context)
+    return environment.get_template("report.html.j2").render(context)
 
 
 def _steering(told: Steered, drawn: "_Figures") -> dict[str, Any]:
