@@ -24,7 +24,7 @@ from interp.kernels.errors import HeadError, PromptError, RunError, UsageError
 from interp.report import make_report, render
 from interp.results import findings, read_manifest
 from interp.runs import Run
-from interp.studies import Plan, Study, check_prompts, key_tasks, parse_analyses
+from interp.studies import Plan, Study, check_prompts, key_tasks, parse_analyses, studies
 from interp.told import data, told
 from interp.views import view
 
@@ -243,10 +243,12 @@ def test_key_selectors_are_made_of_the_scores_that_the_run_has(keyed, model, tok
     assert {task.whole.fingerprint() for task in asked} == {
         value for name, value in stored.items() if name.startswith("key_selectors, ")
     }
-    # not the prompts that heads were scored on, nor those of another seed
-    assert not {task.whole.fingerprint() for task in key_tasks(replace(KEYED, seed=1), tokenizer)[:2]} & {
-        *stored.values()
-    }
+    # needles other than those that retrieval scores heads on
+    scored = studies(replace(KEYED, analyses=("retrieval",), needles=8, length=PLAN.length), tokenizer)[0].prompts
+    stated = {prompt.meta["answer"] for prompt in scored}
+    assert stated
+    for context, rest in zip(asked[0].contexts, asked[0].rest, strict=True):
+        assert not any(answer in tokenizer.decode([*context.ids, *rest]) for answer in stated)
 
 
 def test_key_selectors_go_on_task_by_task(keyed, model, tokenizer, tmp_path, monkeypatch):

@@ -31,9 +31,8 @@ def read_calls(
 ) -> dict[str, Tensor]:
     """What a reader of its own noted of each batch of prompts, [n l h ...] each. progress: title of a bar."""
     parts: dict[str, list[Tensor]] = {}
-    total = -(-len(prompts) // batch_size)
-    batches = prompts.batches(batch_size)
-    for batch in tqdm(batches, desc=progress, total=total, disable=progress is None, delay=2, leave=False):
+    batches = list(prompts.batches(batch_size))
+    for batch in tqdm(batches, desc=progress, disable=progress is None, delay=2, leave=False):
         tap = reader()
         with tapping(model, tap):
             run(model, batch, logits_to_keep=1)

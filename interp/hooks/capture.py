@@ -349,9 +349,8 @@ def read(
         raise PromptError(
             f"prompts are {type(prompts).__name__}: give interp.Prompts, made by Prompts.encode(tokenizer, texts)."
         )
-    total = -(-len(prompts) // batch_size)
-    batches = prompts.batches(batch_size)
-    for batch in tqdm(batches, desc=progress, total=total, disable=progress is None, delay=2, leave=False):
+    batches = list(prompts.batches(batch_size))
+    for batch in tqdm(batches, desc=progress, disable=progress is None, delay=2, leave=False):
         wanted: Any = keep(batch) if callable(keep) else keep
         with capture(model, wanted, batch, **choice) as cap:
             run(model, batch, logits_to_keep=1)

@@ -71,7 +71,7 @@ class CompactLayer(DynamicLayer):
         self.kept = self._packed = None
 
     def crop(self, *args: Any, **kwargs: Any) -> None:
-        raise UsageError("a compact cache cannot be cropped: begin a new one.")
+        raise UsageError("a compact cache cannot be cropped, or its rows reordered as beams are: use another cache.")
 
     batch_repeat_interleave = batch_select_indices = reorder_cache = crop
 

@@ -85,13 +85,18 @@ class Here:
         return self._once("row", lambda: self.call.rows[None] - self.site.first[:, None])
 
     @property
+    def length(self) -> Tensor:
+        """Int [b] tokens of each row's prompt."""
+        return torch.tensor(self.steering.bound.lengths(self.call.q.shape[0]), device=self.call.q.device)
+
+    @property
     def first(self) -> Tensor:
         """Bool [b k] the first real token."""
         return self._once("first", lambda: self.key_position == 0)
 
     def tokens(self, spans: tuple[Where, ...]) -> Tensor:
         """Bool [b n] positions of each row's prompt that any of the spans has, whatever a cache still holds."""
-        lengths = torch.tensor(self.steering.bound.lengths(self.call.q.shape[0]), device=self.call.q.device)
+        lengths = self.length
         place = torch.arange(int(lengths.max()), device=lengths.device).expand(len(lengths), -1)
         inside = torch.stack([self.steering.bound.at(where, place) for where in spans]).any(0)
         return inside & (place < lengths[:, None])
@@ -111,8 +116,7 @@ class Here:
         real = position >= 0
         if scope == "all":
             return real
-        lengths = torch.tensor(self.steering.bound.lengths(position.shape[0]), device=position.device)
-        inside = position < lengths[:, None]
+        inside = position < self.length[:, None]
         if scope not in ("prompt", "generated"):
             raise UsageError(f"scope={scope!r} is none: take 'prompt', 'all' or 'generated'.")
         return real & (inside if scope == "prompt" else ~inside)

@@ -7,8 +7,8 @@ from interp.analyses.keys.choice import selectors_of
 from interp.analyses.keys.compress import CompressKV
 from interp.analyses.keys.curve import KeyCurve
 from interp.analyses.keys.duo import DuoAttention, RazorAttention
-from interp.analyses.keys.errors import layer_errors
 from interp.analyses.keys.evaluate import key_curve
+from interp.analyses.keys.layers import layer_errors
 from interp.analyses.keys.questions import Asked, asked
 from interp.analyses.keys.shares import full_heads
 from interp.analyses.keys.simple import RandomKeys, Streaming

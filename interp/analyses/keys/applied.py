@@ -12,6 +12,7 @@ from interp.analyses.keys.base import Kept, KeySelector
 from interp.hooks.edit import Steering, steering
 from interp.hooks.modules import attention_layers
 from interp.hooks.prompts import Prompts
+from interp.kernels.errors import UsageError
 
 EVERY = 64
 """new keys after which those that left a window are let go of: a compact cache holds at most so many more"""
@@ -21,7 +22,7 @@ EVERY = 64
 def selecting(
     model: nn.Module,
     selector: KeySelector,
-    prompts: Prompts,
+    prompts: Prompts | None,
     cache: Any = None,
     *,
     noted: dict[tuple[int, int], Kept] | None = None,
@@ -35,14 +36,15 @@ def selecting(
     cache: a CompactCache, which then holds no other keys, layer by layer as the prompt is read; without one the keys
     are hidden and the memory stays. Both give the same tokens. Source: ours.
     noted: what the selector chose before, of a prompt that is in the model's cache already.
-    Raises as `steering`, and UsageError for a selector without prompts. Cannot show: speed; hidden keys are still
-    multiplied, and a compact layer is laid out whole for the time of its call.
+    Raises as `steering`, and UsageError for a selector without prompts, or for beams with a compact cache.
+    Cannot show: speed; hidden keys are still multiplied, and a compact layer is laid out whole while it is called.
     """
+    if prompts is None and not selector.idle:
+        raise UsageError("a selector needs the prompts that run, to know where they end: pass them as prompts=.")
     with contextlib.ExitStack() as stack:
         state = stack.enter_context(steering(model, selector, prompts))
         state.memory |= noted or {}
         if cache is not None and not selector.idle:
-            lengths = torch.tensor(prompts.lengths)
 
             def compact(layer: int) -> Any:
                 def after(*_: Any) -> None:
@@ -51,7 +53,7 @@ def selecting(
                     # a sliding layer drops its keys by itself
                     if chosen is None or not hasattr(held, "compact"):
                         return
-                    length = lengths.to(chosen.kept.device)
+                    length = torch.tensor(state.bound.lengths(len(chosen.kept)), device=chosen.kept.device)
                     if held.kept is None:
                         held.compact(_columns(chosen.kept, length))
                     elif chosen.window is not None and held.get_seq_length() - held.kept.shape[-1] >= EVERY:

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from interp.analyses.keys.shares import rest
+from interp.analyses.keys.shares import rest, unwindowed
 from interp.hooks.edit import Edit, Here
 from interp.hooks.heads import HeadLayout, HeadSet
 from interp.kernels.contract import Call
@@ -32,12 +32,14 @@ class KeySelector(Edit):
     """Base of the selectors. Tokens of the prompt see all keys, as the model does; tokens after it see the kept keys of
     the prompt, and every key after it; of a selector that `rolls`, the last keys alone, as many as were kept.
 
-    kept[b g k] for each kv head, whose query heads share a cache: the first `sink` and the last `recent` keys of the
-    prompt, and of the rest those that `rank` puts highest, round(share * n) of n keys in all. `full` names heads whose
-    kv heads keep everything; the others get less, so that the layer's share, or the model's, is what was asked.
+    kept[b g k] for each kv head, whose query heads share a cache: round(share * n) of n keys, the first `sink` of the
+    prompt before all others, then the last `recent`, then those that `rank` puts highest. Where the share is smaller
+    than these two, nothing is left to rank. `full` names heads whose kv heads keep everything; the others get less, so
+    that the model's share is what was asked. Layers with a window of their own are left as they are, and out of the
+    share: they drop keys by themselves.
     A selector is a dataclass with its settings and one method: rank(here) -> Float [b g k].
     Source: ours; what the methods of this folder have in common. Cannot show: what dropping keys while the prompt is
-    read would do.
+    read would do; windows that roll over a reply read at once take memory by the square of its length.
     """
 
     share: float = 0.25
@@ -81,13 +83,19 @@ class KeySelector(Edit):
 
     def spread(self, here: Here) -> Float[Tensor, "b g"]:
         """Share of the prompt's keys that each kv head keeps; the same for all prompts unless a method reads them."""
-        layout = here.steering.layout  # pyright: ignore[reportAttributeAccessIssue]
-        shares = self.budget(here.site.layer, self.whole(layout)[here.site.layer], layout)
-        return shares[None].expand(here.call.sizes[0], -1)
+        layout = self.layout(here)
+        shares = self.budgets(layout, unwindowed(here.site.module, layout.layers))
+        return shares[here.site.layer][None].expand(here.call.sizes[0], -1)
 
-    def budget(self, layer: int, group: Tensor, layout: HeadLayout) -> Float[Tensor, "g"]:
-        """Share of the prompt's keys that each kv head of a layer keeps."""
-        return torch.where(group, 1.0, rest(self.share, self.whole(layout)))
+    def budgets(self, layout: HeadLayout, choose: Bool[Tensor, "l"]) -> Float[Tensor, "l g"]:
+        """Share of the prompt's keys that each kv head keeps; over the layers that `choose` names their mean is
+        `share`."""
+        whole = self.whole(layout)
+        return torch.where(whole, 1.0, rest(self.share, whole[choose]))
+
+    def layout(self, here: Here) -> HeadLayout:
+        """Of the model that runs."""
+        return here.steering.layout  # pyright: ignore[reportAttributeAccessIssue]
 
     def whole(self, layout: HeadLayout) -> Bool[Tensor, "l g"]:
         """The kv heads that keep everything: those of which any query head is named in `full`."""
@@ -95,10 +103,12 @@ class KeySelector(Edit):
         return named.bool().view(layout.layers, layout.kv_heads, -1).any(-1)
 
     def change(self, here: Here) -> Call:
-        length = torch.tensor(here.steering.bound.lengths(here.call.q.shape[0]), device=here.call.q.device)
+        if here.call.window is not None:
+            return here.call
+        length = here.length
         if bool((here.row_position == length[:, None] - 1).any()):
             chosen, count = self.kept(here, length)
-            window = self.window(here, count) if self.rolls else None
+            window = self.reach(here, count) if self.rolls else None
             here.note(Kept(chosen, window, self.remember(here, chosen)))
         noted = here.recall()
         after = here.row_position >= length[:, None]
@@ -125,9 +135,9 @@ class KeySelector(Edit):
         coefficient = torch.where(reached, -math.inf, 0.0)[:, None].expand(-1, here.call.sizes[1], -1, -1)
         return here.weighed(coefficient, hidden.repeat_interleave(each, 1))
 
-    def window(self, here: Here, count: Int[Tensor, "b g"]) -> Int[Tensor, "b g"]:
+    def reach(self, here: Here, count: Int[Tensor, "b g"]) -> Int[Tensor, "b g"]:
         """As many last keys as were kept beside the first; all for the heads that keep everything."""
-        whole = self.whole(here.steering.layout)[here.site.layer].to(count.device)  # pyright: ignore[reportAttributeAccessIssue]
+        whole = self.whole(self.layout(here))[here.site.layer].to(count.device)
         return torch.where(whole, 1 << 40, (count - self.sink).clamp(min=max(self.recent, 1)))
 
     def kept(self, here: Here, length: Tensor) -> tuple[Bool[Tensor, "b g n"], Int[Tensor, "b g"]]:

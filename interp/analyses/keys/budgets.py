@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from interp.analyses.identify.task_kv import distances
-from interp.analyses.keys.shares import falling, full_heads, relative
-from interp.analyses.keys.window import SnapKV, last_rows
+from interp.analyses.keys.shares import falling, full_heads, spread_over, unwindowed
+from interp.analyses.keys.window import SnapKV, observed
 from interp.analyses.scores import HeadScores
 from interp.hooks.edit import Here
 from interp.hooks.heads import HeadLayout
@@ -33,10 +33,11 @@ class HeadKV(SnapKV):
     def of(cls, scores: HeadScores, share: float, **settings: object) -> "HeadKV":
         """Importance from a score table; heads without a score, or below 0, count as 0."""
         best = scores.by_group().clamp(min=0)
-        rows = tuple(tuple(round(value, 6) for value in row) for row in best.tolist())
+        part = best.double() / best.double().sum().clamp(min=1e-300)
+        rows = tuple(tuple(round(value, 9) for value in row) for row in part.tolist())
         return cls(share=share, importance=rows, **settings)  # pyright: ignore[reportArgumentType]
 
-    def budget(self, layer: int, group: Tensor, layout: HeadLayout) -> Float[Tensor, "g"]:
+    def budgets(self, layout: HeadLayout, choose: Bool[Tensor, "l"]) -> Float[Tensor, "l g"]:
         scores = torch.tensor(self.importance)
         if scores.shape != (layout.layers, layout.kv_heads) or self.full or self.beta < 1:
             raise UsageError(
@@ -44,7 +45,7 @@ class HeadKV(SnapKV):
                 f"({layout.layers} x {layout.kv_heads}), a beta of at least 1, and no full."
             )
         part = scores / scores.sum().clamp(min=1e-12) * scores.numel()
-        return relative((1 - 1 / self.beta) + part / self.beta, self.share)[layer]
+        return spread_over((1 - 1 / self.beta) + part / self.beta, choose, self.share)
 
 
 @dataclass(frozen=True)
@@ -77,13 +78,15 @@ class TaskKV(SnapKV):
     def spread(self, here: Here) -> Float[Tensor, "b g"]:
         if self.full:
             return super().spread(here)
-        layout = here.steering.layout  # pyright: ignore[reportAttributeAccessIssue]
-        counts = falling(int(self.part * self.share * layout.layers * layout.kv_heads), layout.layers, layout.kv_heads)
-        fixed = sum(counts) / (layout.layers * layout.kv_heads)
-        received = here.columns(last_rows(here, self.window), every=True)
-        far = distances(received, here.call.v, self.top).unflatten(1, (layout.kv_heads, -1)).amax(-1)
+        layout, layer = self.layout(here), here.site.layer
+        choose = unwindowed(here.site.module, layout.layers)
+        layers, groups = int(choose.sum()), layout.kv_heads
+        counts = falling(int(self.part * self.share * layers * groups), layers, groups)
+        fixed = sum(counts) / (layers * groups)
+        received = here.columns(observed(here, self.window), every=True)
+        far = distances(received, here.call.v, self.top).unflatten(1, (groups, -1)).amax(-1)
         order = far.argsort(dim=1, descending=True, stable=True)
-        count = counts[here.site.layer]
+        count = counts[int(choose[:layer].sum())]
         chosen = order[:, :count] if count < 2 else torch.cat([order[:, : count - 1], order[:, -1:]], 1)
         shares = torch.full_like(far, (self.share - fixed) / (1 - fixed))
         return shares.scatter(1, chosen, 1.0)

@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from interp.analyses.keys.shares import relative
-from interp.analyses.keys.window import SnapKV, last_rows, pooled
+from interp.analyses.keys.shares import spread_over
+from interp.analyses.keys.window import SnapKV, observed, smoothed
 from interp.analyses.scores import HeadScores
 from interp.hooks.edit import Here
 from interp.hooks.heads import HeadLayout, HeadSet
@@ -33,23 +33,25 @@ class CompressKV(SnapKV):
 
     @classmethod
     def of(cls, scores: HeadScores, share: float, each: int = 4, **settings: object) -> "CompressKV":
-        """Voters: the `each` highest heads of every layer."""
-        order = scores.values.nan_to_num(nan=-torch.inf).argsort(dim=1, descending=True, stable=True)[:, :each]
-        voters = HeadSet.parse([(layer, head) for layer, row in enumerate(order.tolist()) for head in row])
+        """Voters: the `each` highest heads of every layer, of those with a score above 0."""
+        values = scores.values.nan_to_num(0.0)
+        order = values.argsort(dim=1, descending=True, stable=True)[:, :each].tolist()
+        named = [(layer, head) for layer, row in enumerate(order) for head in row if values[layer, head] > 0]
+        voters = HeadSet.parse(named) if named else HeadSet()
         return cls(share=share, voters=str(voters), **settings)  # pyright: ignore[reportArgumentType]
 
     def rank(self, here: Here) -> Float[Tensor, "b g k"]:
         _, heads, groups, _, _ = here.call.sizes
         named = HeadSet.parse(self.voters).by_layer().get(here.site.layer, ()) if self.voters else ()
-        received = here.columns(last_rows(here, self.window)).float()
+        received = here.columns(observed(here, self.window)).float()
         received = received[:, list(named) or list(range(heads))].mean(1, keepdim=True)
-        return pooled(received, self.pool, here).expand(-1, groups, -1)
+        return smoothed(received, self.pool, here).expand(-1, groups, -1)
 
-    def budget(self, layer: int, group: Tensor, layout: HeadLayout) -> Float[Tensor, "g"]:
+    def budgets(self, layout: HeadLayout, choose: Bool[Tensor, "l"]) -> Float[Tensor, "l g"]:
         if not self.layers:
-            return super().budget(layer, group, layout)
+            return super().budgets(layout, choose)
         if len(self.layers) != layout.layers or self.full:
             given = f"{len(self.layers)} layer weights for {layout.layers} layers, full={self.full!r}"
             raise UsageError(f"{given}: give one weight each, and no full heads.")
         weights = torch.tensor(self.layers)[:, None].expand(-1, layout.kv_heads)
-        return relative(weights, self.share)[layer]
+        return spread_over(weights, choose, self.share)

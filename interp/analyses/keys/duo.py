@@ -55,7 +55,7 @@ class RazorAttention(DuoAttention):
             return None
         call, site = here.call, here.site
         column = torch.arange(kept.shape[-1], device=kept.device) + site.first[:, None] - call.k_start
-        length = torch.tensor(here.steering.bound.lengths(call.q.shape[0]), device=kept.device)
+        length = here.length
         there = (torch.arange(kept.shape[-1], device=kept.device) < length[:, None]) & (column >= 0)
         dropped = (~kept & there[:, None]).float()
         count = dropped.sum(-1)
@@ -73,8 +73,7 @@ class RazorAttention(DuoAttention):
         if not self.compensate or noted is None or call is here.call or noted.more is None:
             return call
         place, key, value, count = noted.more
-        length = torch.tensor(here.steering.bound.lengths(call.q.shape[0]), device=key.device)
-        if bool((here.row_position < length[:, None]).any()):
+        if bool((here.row_position < here.length[:, None]).any()):
             raise UsageError(
                 "RazorAttention needs the prompt to be read before what follows it, with a cache: use generate(), or a "
                 "forward for each."

@@ -38,12 +38,18 @@ def key_curve(
     read with the kept keys. loss = mean over the answer's tokens of -log p, right = share of them that are the most
     likely token, so that 1 means greedy decoding writes the answer. selectors: by name, a function of the share;
     "random" (RandomKeys) is the control and has to be among them. Intervals are over prompts.
-    Raises UsageError without a control, PromptError where a prompt does not fit.
+    Layers with a window of their own keep their keys and are not counted.
+    Raises UsageError without a control, tasks or shares, or where every layer has a window; PromptError where a prompt
+    does not fit.
     Source: the protocol of kvpress, which compresses a context before it knows the question; the retrieval tests of the
     papers. Cannot show: quality of long replies, nor speed.
     """
     if CONTROL not in selectors or WHOLE in selectors:
         raise UsageError(f'selectors {list(selectors)}: "random" is the control and has to be there, "whole" is taken.')
+    if not tasks or not shares or batch_size < 1:
+        raise UsageError(
+            f"{len(tasks)} tasks, {len(shares)} shares, batch_size={batch_size}: give at least one of each."
+        )
     from tqdm.auto import tqdm
 
     made = [(name, share, make(share)) for name, make in selectors.items() for share in shares]
@@ -83,7 +89,12 @@ def _batch(
     found = {(WHOLE, 1.0): [(1.0, *row) for row in _answered(network, first, mask, contexts, rest, answers)]}
     lengths = torch.tensor(contexts.lengths)
     for number, (name, share, selector) in enumerate(made):
+        if selector.idle:
+            found[name, share] = found[WHOLE, 1.0]
+            continue
         notes = {(0, layer): noted for (which, layer), noted in read.memory.items() if which == number}
+        if not notes:
+            raise UsageError("every layer of this model has a window of its own: a selector has no keys to drop there.")
         with selecting(network, selector, contexts, noted=notes):
             rows = _answered(network, first, mask, contexts, rest, answers)
         shares = torch.stack([noted.kept.float().sum(-1).mean(1).cpu() for noted in notes.values()]).mean(0) / lengths

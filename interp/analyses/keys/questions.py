@@ -1,11 +1,12 @@
 """What is asked of a context whose keys are dropped, and the tokens of its right answer."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from random import Random
 from typing import Any
 
 from interp.analyses.tasks import get, needle, repeated
-from interp.analyses.tasks.task import following
+from interp.analyses.tasks.task import Item, Task, following
 from interp.hooks.prompts import Prompts
 from interp.kernels.errors import PromptError
 
@@ -45,7 +46,7 @@ class Asked:
 
 
 def asked(tokenizer: Any, n: int = 16, length: int = 400, seed: int = 0) -> tuple[Asked, ...]:
-    """Three tasks: a needle asked for after the text, random tokens that come again, new facts asked about.
+    """Three tasks: a needle asked for after the text, random tokens that come again, one of five new facts.
 
     The keys of the text, of the first copy, of the facts are dropped before the question, the second copy, comes: what
     is kept has to be chosen without knowing what will be asked.
@@ -63,7 +64,29 @@ def asked(tokenizer: Any, n: int = 16, length: int = 400, seed: int = 0) -> tupl
     given = Prompts.from_ids(parts, pad_id=copies.pad_id, tokenizer=tokenizer)
     later = [prompt.ids[end : end + length // 8] for prompt, end in zip(copies, half, strict=True)]
     second = Asked.cut("repeated tokens", given, [end - 4 for end in half], later)
-    facts = get("counterfact").prompts(tokenizer, "test", min(n, 40))
+    facts = new_facts(seed).prompts(tokenizer, "test", min(n, 40))
     right = [ids(prompt.meta["right"][0]) for prompt in facts]
-    third = Asked.cut("new facts", facts, [prompt.spans["mark"][-1][1] for prompt in facts], right)
+    third = Asked.cut("new facts", facts, [prompt.spans["question"][0][0] for prompt in facts], right)
     return first, second, third
+
+
+def new_facts(seed: int = 0, others: int = 4) -> Task:
+    """The task "counterfact" with other changed facts beside the one that is asked about, in any order.
+
+    One fact is as short as a window of last keys: of one alone no selector would have anything to choose.
+    """
+    task = get("counterfact")
+    items = task.items()
+    number = {item["id"]: i for i, item in enumerate(items)}
+
+    def render(item: Item, tokenizer: Any) -> dict[str, Any]:
+        draw = Random(f"{seed}/{item['id']}")
+        rest = [each for i, each in enumerate(items) if i != number[item["id"]]]
+        chosen = [item, *draw.sample(rest, others)]
+        draw.shuffle(chosen)
+        told = [each["messages"][0]["content"].removesuffix(each["question"]).strip() for each in chosen]
+        message = {"role": "user", "content": f"{' '.join(told)} {item['question']}"}
+        spans = {**item["spans"], "question": item["question"]}
+        return task.render({**item, "messages": [message], "spans": spans}, tokenizer)
+
+    return replace(task, render=render)

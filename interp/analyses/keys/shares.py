@@ -1,23 +1,34 @@
 """How a share of the keys is split over heads."""
 
+from typing import Any
+
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from interp.analyses.scores import HeadScores
 from interp.hooks.heads import HeadSet
 from interp.kernels.errors import UsageError
 
 
+def unwindowed(module: nn.Module, layers: int) -> Bool[Tensor, "l"]:
+    """The layers of an attention module's model that see every key: those whose cache does not drop any by itself."""
+    from transformers import DynamicCache
+
+    config: Any = module.config
+    slides = [bool(getattr(layer, "is_sliding", False)) for layer in DynamicCache(config=config).layers]
+    return ~torch.tensor(slides or [False] * layers)
+
+
 def rest(share: float, whole: Bool[Tensor, "l g"]) -> float:
     """The share of the kv heads that do not keep everything, so that all together keep `share`."""
     fixed = float(whole.float().mean())
-    if fixed >= share and fixed < 1:
+    if fixed >= share:
         raise UsageError(
             f"share={share} of the keys is kept, but {int(whole.sum())} of {whole.numel()} kv heads keep everything, "
             f"which is {fixed:.2f}: give a larger share, or fewer full heads."
         )
-    return 1.0 if fixed == 1 else (share - fixed) / (1 - fixed)
+    return (share - fixed) / (1 - fixed)
 
 
 def full_heads(scores: HeadScores, share: float, part: float) -> HeadSet:
@@ -32,6 +43,8 @@ def full_heads(scores: HeadScores, share: float, part: float) -> HeadSet:
     best = scores.by_group()
     count = int(part * share * best.numel())
     order = best.flatten().argsort(descending=True, stable=True)[:count].tolist()
+    # a head without a score is not chosen
+    order = [i for i in order if best.flatten()[i] > -torch.inf]
     each = layout.heads // layout.kv_heads
     named = [(i // layout.kv_heads, each * (i % layout.kv_heads) + j) for i in order for j in range(each)]
     return HeadSet.parse(named) if named else HeadSet()
@@ -46,6 +59,13 @@ def relative(weights: Float[Tensor, "l g"], share: float) -> Float[Tensor, "l g"
         middle = (low + high) / 2
         low, high = (middle, high) if float((weights * middle).clamp(max=1).mean()) < share else (low, middle)
     return (weights * high).clamp(max=1).float()
+
+
+def spread_over(weights: Float[Tensor, "l g"], choose: Bool[Tensor, "l"], share: float) -> Float[Tensor, "l g"]:
+    """`relative` in the layers that `choose` names; the others keep everything."""
+    shares = torch.ones_like(weights)
+    shares[choose] = relative(weights[choose], share)
+    return shares
 
 
 def falling(total: int, layers: int, most: int) -> list[int]:

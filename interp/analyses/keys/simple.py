@@ -1,6 +1,8 @@
 """Selectors that look at places alone, and the control that every other stands beside."""
 
 from dataclasses import dataclass
+from typing import Any
+from zlib import crc32
 
 import torch
 from jaxtyping import Float
@@ -32,16 +34,25 @@ class Streaming(KeySelector):
 class RandomKeys(KeySelector):
     """Keys drawn at random, beside the first and the last: the control of every selector.
 
-    Drawn anew for each prompt, layer and kv head, by `seed`. Source: ours. Cannot show: the spread over draws; use
-    several seeds.
+    Drawn anew for each prompt, by its tokens, and each layer and kv head, by `seed`. Source: ours.
+    Cannot show: the spread over draws; use several seeds.
     """
 
     seed: int = 0
 
     def rank(self, here: Here) -> Float[Tensor, "b g k"]:
-        b, _, g, _, k = here.call.sizes
-        draw = torch.Generator().manual_seed(1_000_003 * self.seed + here.site.layer)
-        return torch.rand(b, g, k, generator=draw).to(here.call.q.device)
+        groups, position = here.call.sizes[2], here.key_position
+        prompts: Any = here.steering.bound.prompts
+        each = here.steering.bound.repeat(len(position))
+        rows = []
+        for row in range(len(position)):
+            ids = prompts[row // each].ids
+            draw = torch.Generator().manual_seed(crc32(repr((self.seed, here.site.layer, ids)).encode()))
+            rows.append(torch.rand(groups, max(len(ids), 1), generator=draw))
+        longest = max(row.shape[1] for row in rows)
+        drawn = torch.stack([torch.nn.functional.pad(row, (0, longest - row.shape[1])) for row in rows])
+        place = position.clamp(0, longest - 1).cpu()[:, None].expand(-1, groups, -1)
+        return drawn.gather(2, place).to(position.device)
 
 
 def _last(here: Here) -> Float[Tensor, "b g k"]:

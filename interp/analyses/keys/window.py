@@ -31,19 +31,22 @@ class SnapKV(KeySelector):
             raise UsageError(f"window={self.window}, pool={self.pool}: give rows of at least 1, and an odd pool.")
 
     def rank(self, here: Here) -> Float[Tensor, "b g k"]:
-        received = here.columns(last_rows(here, self.window)).float()
-        return pooled(grouped(received, here.call.sizes[2]), self.pool, here)
+        received = here.columns(observed(here, self.window)).float()
+        return smoothed(grouped(received, here.call.sizes[2]), self.pool, here)
 
 
-def last_rows(here: Here, window: int) -> Bool[Tensor, "b q"]:
-    """The last `window` rows of each prompt."""
-    length = torch.tensor(here.steering.bound.lengths(here.call.q.shape[0]), device=here.call.q.device)[:, None]
-    return (here.row_position < length) & (here.row_position >= length - window)
+def observed(here: Here, window: int) -> Bool[Tensor, "b q"]:
+    """The last `window` rows of each prompt. Raises UsageError where some of them are not in the call."""
+    length = here.length[:, None]
+    rows = (here.row_position >= 0) & (here.row_position < length) & (here.row_position >= length - window)
+    if bool((rows.sum(1) < here.length.clamp(max=window)).any()):
+        raise UsageError(f"the last {window} tokens of a prompt choose its keys: let it be read in one prefill.")
+    return rows
 
 
-def pooled(values: Float[Tensor, "b g k"], pool: int, here: Here) -> Float[Tensor, "b g k"]:
+def smoothed(values: Float[Tensor, "b g k"], pool: int, here: Here) -> Float[Tensor, "b g k"]:
     """The mean over a window of `pool` neighbours, of those that are tokens of the prompt."""
-    length = torch.tensor(here.steering.bound.lengths(values.shape[0]), device=values.device)[:, None]
+    length = here.length[:, None]
     real = ((here.key_position >= 0) & (here.key_position < length)).float()[:, None]
     total, count = (torch.nn.functional.avg_pool1d(x, pool, stride=1, padding=pool // 2) for x in (values * real, real))
     return total / count.clamp(min=1e-6)

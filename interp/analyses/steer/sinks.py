@@ -19,7 +19,7 @@ def sinks(here: Here, threshold: Threshold) -> Tensor:
     keys = here.call.sizes[4]
     found = here.recall()
     if found is None or here.call.q_start <= here.call.k_start:
-        lengths = torch.tensor(here.steering.bound.lengths(here.call.sizes[0]), device=here.call.q.device)
+        lengths = here.length
         position = here.row_position
         if here.call.q.shape[2] < int(lengths.max()):
             raise UsageError("sinks are found on the whole prompt: let it be read in one prefill.")

@@ -66,9 +66,25 @@ def test_every_selector_keeps_its_share_and_loses_something(curve):
 def test_batches_and_their_padding_change_nothing(curve):
     alone = key_curve(families.make("llama"), [task()], SELECTORS, shares=(0.3, 0.6), batch_size=1)
     for one, other in zip(curve.points, alone.points, strict=True):
-        # draws of random keys are of a batch
-        if one.selector != "random":
-            assert one.loss == pytest.approx(other.loss, abs=1e-4)
+        assert one.loss == pytest.approx(other.loss, abs=1e-4)
+
+
+def test_a_share_of_everything_is_the_whole_model():
+    curve = key_curve(families.make("llama"), [task()], SELECTORS, shares=(0.5, 1.0))
+    for name in SELECTORS:
+        assert curve.at(name, 1.0, "made", "loss") == curve.at("whole", 1.0, "made", "loss")
+
+
+@pytest.mark.parametrize("wrong", [{"tasks": []}, {"shares": ()}, {"batch_size": 0}], ids=str)
+def test_nothing_to_evaluate_is_refused(wrong):
+    given = {"tasks": [task()], "selectors": SELECTORS} | wrong
+    with pytest.raises(UsageError, match="give at least one of each"):
+        key_curve(families.make("llama"), **given)
+
+
+def test_a_model_of_windows_alone_has_no_keys_to_drop():
+    with pytest.raises(UsageError, match="every layer of this model has a window"):
+        key_curve(families.make("mistral"), [task()], SELECTORS)
 
 
 def test_a_curve_comes_back_from_json_and_compares_with_chance(curve):
@@ -167,6 +183,13 @@ def test_three_tasks_are_cut_before_what_is_asked():
     at = next(i for i in range(len(copy)) if copy[i : i + 4] == tuple(seen[:4]))
     assert tuple(seen) == copy[at : at + len(seen)]
     assert len(third.contexts) == 2
+    for context, rest, answer in zip(third.contexts, third.rest, third.answers, strict=True):
+        told, question = tokenizer.decode(context.ids), tokenizer.decode(rest)
+        assert told.count("Currently,") == 5
+        assert question.count("?") == 1
+        assert "Currently," not in question
+        assert tokenizer.decode(rest[-answer:]).strip() in told
+    assert asked(tokenizer, n=2, length=900, seed=1)[2].contexts[0].ids != third.contexts[0].ids
 
 
 def test_a_curve_without_its_control_is_refused():

@@ -154,8 +154,7 @@ def test_a_batch_is_its_rows(name):
         alone, chosen = continued(
             model, selector, asked[row : row + 1], later[row : row + 1], DynamicCache(config=model.config)
         )
-        if name != "random":
-            torch.testing.assert_close(alone, together[row : row + 1], atol=1e-5, rtol=0)
+        torch.testing.assert_close(alone, together[row : row + 1], atol=1e-5, rtol=0)
         for layer, one in chosen.items():
             n = len(asked[row])
             assert one.kept.sum() == noted[layer].kept[row, :, :n].sum()
@@ -378,6 +377,99 @@ def test_layer_errors_are_what_each_layer_loses_by_itself():
         layer_errors(model, asked, SnapKV(1.0))
 
 
+def test_a_layer_that_drops_nothing_loses_nothing_and_keeps_its_place():
+    from interp.analyses.keys import layer_errors
+
+    model: Any = families.make("llama")
+    whole = DuoAttention(0.7, full="L0H0, L0H1, L0H2, L0H3", sink=2, recent=3)
+    assert layer_errors(model, prompts(1), whole, max_new_tokens=1) == (0.0, 1.0)
+    # a prompt too short to drop anything of, read before the others
+    short = Prompts.from_ids([[5, 6, 7], prompts()[0].ids])
+    found = layer_errors(model, short, SnapKV(0.9, sink=2, recent=3), max_new_tokens=1, batch_size=1)
+    assert len(found) == 2
+    assert min(found) > 0
+    with pytest.raises(UsageError, match="no layer dropped a key"):
+        layer_errors(model, short[:1], SnapKV(0.9, sink=2, recent=3), max_new_tokens=1)
+
+
+@pytest.mark.parametrize("name", SELECTORS)
+def test_layers_with_a_window_are_left_alone_and_out_of_the_share(name):
+    model: Any = families.make("gemma2")
+    slides = [kind == "sliding_attention" for kind in model.config.layer_types]
+    assert any(slides)
+    assert not all(slides)
+    asked = prompts(1)
+    selector = SELECTORS[name](scores(model))
+    _, noted = continued(model, selector, asked, continuation()[:1], DynamicCache(config=model.config))
+    assert sorted(noted) == [layer for layer, slid in enumerate(slides) if not slid]
+    kept = torch.stack([chosen.kept.float().mean(-1) for chosen in noted.values()])
+    assert abs(float(kept.mean()) - selector.share) < 1 / len(asked[0])
+
+
+@torch.no_grad()
+def test_several_rows_of_a_prompt_choose_alike_and_beams_are_refused():
+    model: Any = families.make("llama")
+    asked = prompts()
+    inputs = {**asked.tensors(), "max_new_tokens": 4, "num_return_sequences": 2}
+    made = {}
+    for name in ("hidden", "compact"):
+        cache: Any = CompactCache(model) if name == "compact" else None
+        torch.manual_seed(3)
+        with selecting(model, SnapKV(0.4, sink=2, recent=3, window=4), asked, cache):
+            made[name] = model.generate(**inputs, do_sample=True, past_key_values=cache)
+    assert torch.equal(made["hidden"], made["compact"])
+    with (
+        selecting(model, Streaming(0.4), asked, cache := CompactCache(model)),
+        pytest.raises(UsageError, match="beams"),
+    ):
+        model.generate(**inputs, num_beams=2, do_sample=False, past_key_values=cache)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["snapkv", "compresskv", "headkv", "taskkv"])
+def test_the_rows_that_choose_must_be_read_at_once(name):
+    model: Any = families.make("llama")
+    asked = prompts(1)
+    ids = torch.tensor([asked[0].ids])
+    with selecting(model, SELECTORS[name](scores(model)), asked):
+        cache = model(ids[:, :-2], use_cache=True).past_key_values
+        with pytest.raises(UsageError, match="let it be read in one prefill"):
+            model(ids[:, -2:], past_key_values=cache)
+    with selecting(model, Streaming(0.4, sink=2, recent=3), asked) as state:
+        cache = model(ids[:, :-2], use_cache=True).past_key_values
+        model(ids[:, -2:], past_key_values=cache)
+    assert len(state.memory) == 2
+
+
+def test_random_keys_differ_from_prompt_to_prompt():
+    model: Any = families.make("llama")
+    draw = torch.Generator().manual_seed(8)
+    chosen = []
+    for _ in range(2):
+        asked = Prompts.from_ids([torch.randint(5, 60, (41,), generator=draw).tolist()])
+        _, noted = continued(
+            model, SELECTORS["random"](None), asked, continuation()[:1], DynamicCache(config=model.config)
+        )
+        chosen.append(torch.stack([noted[layer].kept for layer in sorted(noted)]))
+    assert not torch.equal(*chosen)
+
+
+def test_scores_count_by_their_order_and_parts_and_not_by_their_scale():
+    table = scores(families.make("llama"))
+    small = replace(table, per_prompt=table.per_prompt * 1e-7)
+    for one, other in zip(HeadKV.of(table, 0.4).importance, HeadKV.of(small, 0.4).importance, strict=True):
+        assert one == pytest.approx(other, abs=1e-6)
+        assert min(one) > 0
+
+
+def test_heads_without_a_score_neither_vote_nor_keep_everything():
+    values = torch.full((1, 2, 4), torch.nan)
+    values[0, 0, 1] = 0.5
+    table = HeadScores("made", values, kv_heads=2)
+    assert CompressKV.of(table, 0.4).voters == "L0H1"
+    assert str(full_heads(table, 0.9, 0.9)) == "L0H0, L0H1"
+
+
 def test_relative_budgets_have_the_mean_that_was_asked_and_none_above_one():
     weights = torch.tensor([[1.0, 2.0], [3.0, 40.0]])
     for share in (0.1, 0.5, 0.9):
@@ -407,6 +499,10 @@ def test_full_heads_are_whole_kv_heads_within_their_part():
         (lambda: Streaming(0.5, sink=0, recent=0), "give numbers of 0 or more, one of them above 0"),
         (lambda: SnapKV(0.5, pool=4), "an odd pool"),
         (lambda: TaskKV(0.5, part=1.0), "give a part of the budget in"),
+        (
+            lambda: selecting(torch.nn.Linear(1, 1), Streaming(0.5), None).__enter__(),
+            "a selector needs the prompts that run",
+        ),
         (lambda: Streaming(0.5, heads="L0H1"), "name those that keep all as full="),
         (lambda: full_heads(HeadScores("x", torch.rand(1, 2, 4)), 0.5, 1.0), "part=1.0 is not in"),
     ],
@@ -425,6 +521,8 @@ def test_selectors_that_do_not_fit_the_model_are_refused():
 
     with pytest.raises(UsageError, match="kv heads keep everything"):
         run(Streaming(0.2, full="L0"))
+    with pytest.raises(UsageError, match="kv heads keep everything"):
+        run(Streaming(0.3, full="all"))
     with pytest.raises(UsageError, match="give \\[layers\\]\\[kv heads\\]"):
         run(HeadKV(0.5, importance=((1.0,),)))
     with pytest.raises(UsageError, match="give one weight each"):

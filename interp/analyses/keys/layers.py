@@ -36,7 +36,7 @@ def layer_errors(
     error[l] = |o - o'| / |o|, o[b q m] what the attention block writes at the rows of a reply with every key, o' with
     the kept ones and the same input (Frobenius norm), a mean over prompts' batches; divided by its sum over layers.
     The model writes `max_new_tokens` greedily, with every key. selector: such as a CompressKV with equal layers.
-    Raises UsageError for a selector that keeps all, or fewer than 1 token.
+    Raises UsageError for a selector that keeps all, fewer than 1 token, or where no layer dropped a key.
     Source: CompressKV, 2508.02401 (offline eviction error by layer). Differs: relative to the layer's own output, since
     their norms grow with depth; the bias of the output projection is left out. Cannot show: errors that layers add up.
     """
@@ -53,8 +53,12 @@ def layer_errors(
             network.generate(
                 **inputs, max_new_tokens=max_new_tokens + 1, min_new_tokens=max_new_tokens + 1, do_sample=False
             )
-        found.append([(lost / whole) ** 0.5 for lost, whole in (read.sums[layer] for layer in sorted(read.sums))])
+        # a layer that dropped nothing lost nothing
+        sums = [read.sums.get(layer, (0.0, 1.0)) for layer in range(layout.layers)]
+        found.append([(lost / whole) ** 0.5 for lost, whole in sums])
     mean = torch.tensor(found, dtype=torch.float64).mean(0)
+    if not float(mean.sum()):
+        raise UsageError("no layer dropped a key: give longer prompts, or a smaller share.")
     return tuple((mean / mean.sum()).tolist())
 
 
