@@ -6,7 +6,10 @@ import pytest
 import torch
 from detectors import BY_NAME, METHODS, prompts, random_prompts
 
+from interp.analyses import identify
 from interp.analyses.scores import HeadScores
+from interp.hooks.prompts import Prompts
+from interp.kernels.errors import PromptError
 
 NAMES = list(BY_NAME)
 
@@ -87,3 +90,9 @@ def test_scores_carry_their_birth_certificate(tiny_model, method):
     assert len(scores.labels) == 2
     assert scores.unit
     assert model.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize("name", ["previous_token", "task_kv", "qada"])
+def test_a_batch_of_no_prompts_is_refused(tiny_model, name):
+    with pytest.raises(PromptError, match="give a batch size of at least 1"):
+        getattr(identify, name)(tiny_model("llama"), Prompts.from_ids([[5] * 300]), batch_size=0)
