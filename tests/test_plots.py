@@ -180,3 +180,9 @@ def test_a_map_of_many_heads_stays_small():
 )
 def test_numbers(value, text):
     assert plots.number(value) == text
+
+
+def test_a_long_unit_is_broken_into_lines():
+    scores = HeadScores("made", torch.rand(3, 2, 4), unit="attention on the <answer>, summed over copied tokens")
+    title = plots.top_heads(scores).layout.xaxis.title.text
+    assert title == "attention on the &lt;answer&gt;,<br>summed over copied tokens"

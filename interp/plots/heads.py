@@ -15,9 +15,9 @@ from interp.plots.style import (
     ORANGE,
     SCALE,
     layout,
+    lines,
     listed_rows,
     number,
-    safe,
     title_of,
     whole,
 )
@@ -113,7 +113,7 @@ def top_heads(scores: HeadScores, k: int = 10) -> "Figure":
     if scores.threshold is not None:
         said.append(f"dotted: threshold {scores.threshold:g}")
     figure.update_layout(**layout(f"{title_of(scores.name)}: top {len(heads)} heads", said, 26 * len(heads) + 120))
-    figure.update_xaxes(title=safe(scores.unit), rangemode="tozero")
+    figure.update_xaxes(title=lines(scores.unit), rangemode="tozero")
     figure.update_yaxes(
         tickvals=list(range(len(heads))),
         ticktext=[f"{head}  {number(value)}" for head, value in zip(heads, chosen.tolist(), strict=True)],
@@ -161,8 +161,8 @@ def scatter(one: HeadScores, other: HeadScores, k: int = 10) -> "Figure":
     ]
     figure.update_layout(**layout(f"{title_of(one.name)} against {title_of(other.name).lower()}", said, 460))
     figure.update_layout(**ABOVE)
-    figure.update_xaxes(title=safe(f"{title_of(one.name)}: {one.unit}"))
-    figure.update_yaxes(title=safe(f"{title_of(other.name)}: {other.unit}"))
+    figure.update_xaxes(title=lines(f"{title_of(one.name)}: {one.unit}"))
+    figure.update_yaxes(title=lines(f"{title_of(other.name)}: {other.unit}"))
     return figure
 
 

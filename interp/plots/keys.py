@@ -11,7 +11,7 @@ from interp.plots.style import ABOVE, GREY, LINES, SCALE, layout, safe, title_of
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
-MEASURES = {"right": "share of the answer's tokens that are right", "loss": "loss of the answer, nats per token"}
+MEASURES = {"right": "right tokens of the answer", "loss": "loss of the answer, nats per token"}
 DASHES = ("solid", "dash", "dot")
 
 

@@ -3,6 +3,7 @@
 import re
 from html import escape
 from importlib.resources import files
+from textwrap import wrap
 from typing import Any
 
 BLUE, ORANGE, GREY = "#3b82c4", "#d55e00", "#8a8f98"
@@ -64,6 +65,11 @@ def number(value: float) -> str:
 def safe(text: str) -> str:
     """For plotly, whose texts are a subset of HTML."""
     return escape(visible(text), quote=False)
+
+
+def lines(text: str, width: int = 32) -> str:
+    """`safe`, in lines no longer than a short axis."""
+    return "<br>".join(map(safe, wrap(text, width)))
 
 
 def listed_rows(names: list[str], *columns: list[float]) -> list[list[Any]]:
