@@ -6,11 +6,13 @@ from functools import partial
 from typing import Any
 
 from interp.analyses import tasks
+from interp.analyses.identify.induction import after
 from interp.analyses.identify.lookback import REPLY as LOOKED
 from interp.analyses.identify.pairs import answer_tokens
 from interp.analyses.identify.qada import check_lengths
 from interp.analyses.identify.razor import check_copies
 from interp.analyses.identify.replies import REPLY, one_place
+from interp.analyses.identify.targets import check_targets, earlier
 from interp.hooks.prompts import Prompts
 
 Make = Callable[[Any, Any], Any]
@@ -87,9 +89,9 @@ def _relations(plan: Any, tokenizer: Any) -> tuple[Prompts, Prompts]:
 
 MENU: dict[str, Dish] = {
     "retrieval": Dish(needles, check=one_place),
-    "induction": Dish(repeated()),
+    "induction": Dish(repeated(), check=partial(check_targets, name="induction", targets=after)),
     "previous_token": Dish(passages),
-    "duplicate_token": Dish(repeated()),
+    "duplicate_token": Dish(repeated(), check=partial(check_targets, name="duplicate_token", targets=earlier)),
     "sinks": Dish(passages),
     "razor_induction": Dish(repeated(copies=4), check=partial(check_copies, name="razor_induction")),
     "razor_echo": Dish(repeated(copies=4), check=partial(check_copies, name="razor_echo")),

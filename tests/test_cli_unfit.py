@@ -59,6 +59,8 @@ IDENTIFIERS = {
     "razor_induction": (HELLO, COPIES.format("induction")), "razor_echo": (HELLO, COPIES.format("echo")),
     "semantic": (HELLO, ANSWER), "reasoning": (HELLO, ANSWER), "lookback": (LONG, "its reply may take 32"),
     "qada": (HELLO, "prompt 1 has 1 tokens; 271 are needed"),
+    "induction": (HELLO, "prompt 1 for 'induction' has no query with a target"),
+    "duplicate_token": (HELLO, "prompt 1 for 'duplicate_token' has no query with a target"),
     # these take any text
     "positional": (EMPTY, "prompt 1 is empty"), "task_kv": (EMPTY, "prompt 1 is empty"),
     "qrhead": (HELLO, OURS), "qk_score": (HELLO, OURS), "attention_tracker": (HELLO, OURS),

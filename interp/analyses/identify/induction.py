@@ -25,10 +25,10 @@ def induction(
     occurrence only. Cannot show: that the head copies (see its OV circuit), nor that it matters.
     """
     return score_targets(
-        model, prompts, "induction", _after, by_value=by_value, batch_size=batch_size, seed=seed, progress=progress
+        model, prompts, "induction", after, by_value=by_value, batch_size=batch_size, seed=seed, progress=progress
     )
 
 
-def _after(prompt: Prompt) -> Targets:
+def after(prompt: Prompt) -> Targets:
     # the token right before would be its own target when a token comes twice in a row
     return [[keys[-1] + 1] if keys and keys[-1] + 1 < q else [] for q, keys in enumerate(earlier(prompt))]

@@ -47,6 +47,16 @@ def earlier(prompt: Prompt) -> Targets:
     return found
 
 
+def check_targets(prompts: Prompts, name: str, targets: Callable[[Prompt], Targets]) -> None:
+    """Raise PromptError for a prompt in which no query has a target."""
+    for number, prompt in enumerate(prompts):
+        if not any(targets(prompt)):
+            raise PromptError(
+                f"prompt {number} for '{name}' has no query with a target (no token comes twice): "
+                "use tasks.repeated or longer text."
+            )
+
+
 def score_targets(
     model: nn.Module,
     prompts: Prompts,
@@ -68,12 +78,8 @@ def score_targets(
     made: list[tuple[at, Tensor]] = []
 
     def keep(batch: Prompts) -> at:
+        check_targets(batch, name, targets)
         keys, rows = table([targets(prompt) for prompt in batch])
-        if not bool(rows.any(1).all()):
-            raise PromptError(
-                f"a prompt for '{name}' has no query with a target (no token comes twice): "
-                "use tasks.repeated or longer text."
-            )
         made.append((at(keys=keys, by_value=by_value, total=True), rows))
         return made[-1][0]
 
