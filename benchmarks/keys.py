@@ -92,7 +92,7 @@ def curve(
     """Loss and accuracy against the kept share, nine selectors on three tasks."""
     loaded, tokenizer = interp.load(model, dtype="float32")
     scores = tables(loaded, tokenizer, folder, steps)
-    made = selectors_of(scores)
+    made = selectors_of(scores, model=loaded)
     others = tasks.needle(tokenizer, lengths=(length,), n=8, seed=1_000_003)
     errors = layer_errors(loaded, others, CompressKV.of(scores["semantic"], 0.2))
     made["CompressKV, by layer"] = partial(CompressKV.of, scores["semantic"], layers=errors)

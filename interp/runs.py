@@ -230,7 +230,7 @@ class Run:
         ).to_dict()
 
     def _keys(self, task: Asked) -> dict[str, Any]:
-        selectors = selectors_of(self._scores, self.plan.seed)
+        selectors = selectors_of(self._scores, self.plan.seed, self.model)
         size = self.plan.batch_size
         return key_curve(self.model, [task], selectors, batch_size=size, seed=self.plan.seed).to_dict()
 

@@ -44,7 +44,7 @@ class HeadKV(SnapKV):
                 f"importance is {tuple(scores.shape)}, beta={self.beta}: give [layers][kv heads] "
                 f"({layout.layers} x {layout.kv_heads}), a beta of at least 1, and no full."
             )
-        part = scores / scores.sum().clamp(min=1e-12) * scores.numel()
+        part = scores / scores[choose].mean().clamp(min=1e-12)
         return spread_over((1 - 1 / self.beta) + part / self.beta, choose, self.share)
 
 

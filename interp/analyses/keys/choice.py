@@ -1,10 +1,12 @@
 """Which selector is made of which scores."""
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from interp.analyses.keys.base import KeySelector
 from interp.analyses.keys.budgets import HeadKV, TaskKV
@@ -12,9 +14,11 @@ from interp.analyses.keys.compress import CompressKV
 from interp.analyses.keys.curve import CONTROL
 from interp.analyses.keys.duo import DuoAttention, RazorAttention
 from interp.analyses.keys.evaluate import Make
+from interp.analyses.keys.shares import unwindowed
 from interp.analyses.keys.simple import RandomKeys, Streaming
 from interp.analyses.keys.window import SnapKV
 from interp.analyses.scores import HeadScores
+from interp.hooks.modules import plain
 from interp.kernels.errors import ScoreError
 
 PLAIN: dict[str, Make] = {"StreamingLLM": Streaming, "SnapKV": SnapKV, "Task-KV": TaskKV}
@@ -31,20 +35,22 @@ INDUCTION = 14
 """kv heads by induction to each one by echo: RazorAttention's 14 % and 1 %"""
 
 
-def selectors_of(scores: Mapping[str, HeadScores], seed: int = 0) -> dict[str, Make]:
+def selectors_of(scores: Mapping[str, HeadScores], seed: int = 0, model: nn.Module | None = None) -> dict[str, Make]:
     """Every selector that these scores make, as a function of the share, by the name that its paper gives it.
 
     "random" (drawn by `seed`), StreamingLLM, SnapKV and Task-KV always; CompressKV by semantic, HeadKV-R2 by reasoning,
     else HeadKV-R by retrieval, DuoAttention by duo_gates, RazorAttention by razor_induction and razor_echo in one
-    ranking (`razor_ranking`). Tables of which no prompt counts are passed over.
+    ranking (`razor_ranking`). Tables of which no prompt counts are passed over. With `model`, scores of its layers with
+    a window are left out (`selectable`): heads chosen there would use up a budget that is of the other layers.
     Source: ours. Cannot show: other scores or settings under which a selector would do better.
     """
-    counted = {name: table for name, table in scores.items() if table.counted}
+    tables = scores if model is None else {name: selectable(table, model) for name, table in scores.items()}
+    counted = {name: table for name, table in tables.items() if table.counted}
     made: dict[str, Make] = {CONTROL: partial(RandomKeys, seed=seed), **PLAIN}
     for name in makeable(counted):
         make, names = OF_SCORES[name]
-        tables = [counted[each] for each in names]
-        made[name] = partial(make, tables[0] if len(tables) == 1 else razor_ranking(*tables))
+        of = [counted[each] for each in names]
+        made[name] = partial(make, of[0] if len(of) == 1 else razor_ranking(*of))
     return made
 
 
@@ -67,7 +73,15 @@ def razor_ranking(induction: HeadScores, echo: HeadScores) -> HeadScores:
         raise ScoreError(f"induction is of {induction.layout}, echo of {echo.layout}: give scores of one model.")
     place = torch.minimum(_places(induction) / INDUCTION, _places(echo))
     each = induction.n_heads // place.shape[1]
+    place = place.masked_fill((induction.by_group() == -torch.inf) & (echo.by_group() == -torch.inf), torch.nan)
     return HeadScores("razor", -place.repeat_interleave(each, 1)[None], kv_heads=place.shape[1])
+
+
+def selectable(scores: HeadScores, model: nn.Module) -> HeadScores:
+    """The scores of layers without a window of their own, in which alone a selector chooses; the others have none."""
+    network: Any = plain(model)
+    kept = unwindowed(network, scores.layers)
+    return replace(scores, per_prompt=scores.per_prompt.masked_fill(~kept[None, :, None], torch.nan))
 
 
 def _places(scores: HeadScores) -> Tensor:

@@ -41,7 +41,8 @@ def full_heads(scores: HeadScores, share: float, part: float) -> HeadSet:
         raise UsageError(f"part={part} is not in [0, 1): it is the part of the budget that goes to whole heads.")
     layout = scores.layout
     best = scores.by_group()
-    count = int(part * share * best.numel())
+    # a layer without a score is none that keys are chosen in
+    count = int(part * share * int((best > -torch.inf).any(1).sum()) * layout.kv_heads)
     order = best.flatten().argsort(descending=True, stable=True)[:count].tolist()
     # a head without a score is not chosen
     order = [i for i in order if best.flatten()[i] > -torch.inf]

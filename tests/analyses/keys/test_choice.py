@@ -1,7 +1,10 @@
 """Which selector is made of which scores, and the one ranking of RazorAttention's two kinds of heads."""
 
+import families
 import pytest
+import selected
 import torch
+from transformers import DynamicCache
 
 from interp.analyses.keys.budgets import HeadKV, TaskKV
 from interp.analyses.keys.choice import OF_SCORES, makeable, razor_ranking, selectors_of
@@ -11,6 +14,7 @@ from interp.analyses.keys.shares import full_heads
 from interp.analyses.keys.simple import RandomKeys, Streaming
 from interp.analyses.keys.window import SnapKV
 from interp.analyses.scores import HeadScores
+from interp.hooks.heads import HeadLayout
 from interp.kernels.errors import ScoreError
 from interp.menu import MENU
 
@@ -81,6 +85,25 @@ def test_a_prefix_of_the_ranking_has_fourteen_heads_by_induction_for_one_by_echo
     assert first == {*order[:14].tolist(), int(order[-1])}
     # 15 of 30 kv heads, each with its two query heads
     assert len(full_heads(ranking, 0.625, 0.8)) == 30
+
+
+@pytest.mark.parametrize("name", ["DuoAttention", "RazorAttention", "HeadKV-R2", "CompressKV"])
+def test_heads_of_layers_with_a_window_use_up_no_budget(name):
+    model = families.make("gemma2")
+    layout = HeadLayout.of(model)
+    slides = torch.tensor([kind == "sliding_attention" for kind in model.config.layer_types])
+    # the best heads stand where keys are dropped
+    values = torch.rand(1, layout.layers, layout.heads, generator=torch.Generator().manual_seed(0))
+    values = values + torch.where(slides, 0.0, 1.0)[None, :, None]
+    tables = {
+        each: HeadScores(each, values, kv_heads=layout.kv_heads) for _, needed in OF_SCORES.values() for each in needed
+    }
+    asked = selected.prompts(1)
+    selector = selectors_of(tables, model=model)[name](0.8)
+    later = selected.continuation()[:1]
+    _, noted = selected.continued(model, selector, asked, later, DynamicCache(config=model.config))
+    kept = torch.stack([chosen.kept.float().mean(-1) for chosen in noted.values()])
+    assert float(kept.mean()) == pytest.approx(0.8, abs=1 / len(asked[0]))
 
 
 def test_tables_of_two_models_are_refused():
