@@ -16,6 +16,8 @@ from interp.analyses.explore import explore
 from interp.analyses.identify import attention_influence
 from interp.analyses.joint import joint
 from interp.analyses.keys import Asked, key_curve, selectors_of
+from interp.analyses.keys.choice import selective
+from interp.analyses.keys.evaluate import WINDOWS
 from interp.analyses.scores import HeadScores
 from interp.analyses.tasks import judge
 from interp.analyses.vocabulary import ov_tokens, vocabulary
@@ -107,6 +109,8 @@ class Run:
                 f"{out} heads out of {len(layout.all())} leave too few for a random control: take out at most half, "
                 f"--top {len(layout.all()) // 2} on the command line."
             )
+        if "key_selectors" in plan.analyses and not selective(model):
+            raise UsageError(WINDOWS)
         found = studies(plan, tokenizer, own)
         needles = check_prompts(plan, tokenizer) if plan.checked else None
         keyed = key_tasks(plan, tokenizer)

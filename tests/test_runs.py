@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import families
 import planted
 import pytest
 import speaking
@@ -249,6 +250,12 @@ def test_key_selectors_are_made_of_the_scores_that_the_run_has(keyed, model, tok
     assert stated
     for context, rest in zip(asked[0].contexts, asked[0].rest, strict=True):
         assert not any(answer in tokenizer.decode([*context.ids, *rest]) for answer in stated)
+
+
+def test_a_model_of_windows_alone_is_refused_before_a_run_with_key_selectors_begins(tokenizer, tmp_path):
+    with pytest.raises(UsageError, match="every layer of this model has a window"):
+        Run.open(tmp_path / "run", KEYED, families.make("mistral"), tokenizer)
+    assert not (tmp_path / "run").exists()
 
 
 def test_key_selectors_go_on_task_by_task(keyed, model, tokenizer, tmp_path, monkeypatch):

@@ -77,6 +77,12 @@ def razor_ranking(induction: HeadScores, echo: HeadScores) -> HeadScores:
     return HeadScores("razor", -place.repeat_interleave(each, 1)[None], kv_heads=place.shape[1])
 
 
+def selective(model: nn.Module) -> bool:
+    """Whether any layer has no window of its own, so that a selector has keys to choose from."""
+    network: Any = plain(model)
+    return bool(unwindowed(network, 1).any())
+
+
 def selectable(scores: HeadScores, model: nn.Module) -> HeadScores:
     """The scores of layers without a window of their own, in which alone a selector chooses; the others have none."""
     network: Any = plain(model)

@@ -17,6 +17,9 @@ from interp.hooks.modules import plain
 from interp.hooks.prompts import Prompts
 from interp.kernels.errors import UsageError
 
+WINDOWS = (
+    "every layer of this model has a window of its own: leave key selectors out, which have no keys to drop there."
+)
 Make = Callable[[float], KeySelector]
 """a selector for a share"""
 SHARES = (0.1, 0.2, 0.4, 0.7)
@@ -94,7 +97,7 @@ def _batch(
             continue
         notes = {(0, layer): noted for (which, layer), noted in read.memory.items() if which == number}
         if not notes:
-            raise UsageError("every layer of this model has a window of its own: a selector has no keys to drop there.")
+            raise UsageError(WINDOWS)
         with selecting(network, selector, contexts, noted=notes):
             rows = _answered(network, first, mask, contexts, rest, answers)
         shares = torch.stack([noted.kept.float().sum(-1).mean(1).cpu() for noted in notes.values()]).mean(0) / lengths
