@@ -18,8 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from interp.kernels import fused, rows
 from interp.kernels.contract import Blocks, Call, Columns, Entropy, Mass, Request, Result, TopKeys
+from interp.kernels.gpu import engine as fused
+from interp.kernels.gpu import few_rows as rows
 
 SHAPES = ((32, 8, 128), (9, 3, 64))
 """query heads, kv heads, head width"""

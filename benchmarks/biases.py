@@ -16,8 +16,8 @@ from dataclasses import replace
 import torch
 
 from benchmarks.attention import SHAPES, machine
-from interp.kernels import fused
 from interp.kernels.contract import Call
+from interp.kernels.gpu import engine as fused
 
 
 def main() -> None:

@@ -16,18 +16,9 @@ import typer
 import interp
 from interp import plots
 from interp.analyses import identify, tasks
-from interp.analyses.keys import (
-    CompressKV,
-    KeyCurve,
-    Streaming,
-    asked,
-    key_curve,
-    layer_errors,
-    selecting,
-    selectors_of,
-)
-from interp.analyses.scores import HeadScores
-from interp.hooks.compact import CompactCache, nbytes
+from interp.analyses.kv import CompressKV, KeyCurve, Streaming, asked, key_curve, layer_errors, selecting, selectors_of
+from interp.analyses.results.head_scores import HeadScores
+from interp.hooks.edit.evicting_cache import CompactCache, nbytes
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 app = typer.Typer(add_completion=False)
@@ -45,8 +36,8 @@ def tables(model: Any, tokenizer: Any, folder: Path, steps: int = 100) -> dict[s
         "retrieval": lambda: identify.retrieval(model, needles),
         "induction": lambda: identify.induction(model, tasks.repeated(tokenizer, n=50, batch=12)),
         "qrhead": lambda: identify.qrhead(model, *tasks.documents(tokenizer, n=8)),
-        "semantic": lambda: identify.semantic(model, needles[:8]),
-        "reasoning": lambda: identify.reasoning(model, needles[:8]),
+        "semantic_retrieval": lambda: identify.semantic_retrieval(model, needles[:8]),
+        "retrieval_reasoning": lambda: identify.retrieval_reasoning(model, needles[:8]),
         "razor_induction": lambda: identify.razor_induction(model, copies),
         "razor_echo": lambda: identify.razor_echo(model, copies),
         "duo_gates": lambda: identify.duo_gates(
@@ -94,8 +85,8 @@ def curve(
     scores = tables(loaded, tokenizer, folder, steps)
     made = selectors_of(scores, model=loaded)
     others = tasks.needle(tokenizer, lengths=(length,), n=8, seed=1_000_003)
-    errors = layer_errors(loaded, others, CompressKV.of(scores["semantic"], 0.2))
-    made["CompressKV, by layer"] = partial(CompressKV.of, scores["semantic"], layers=errors)
+    errors = layer_errors(loaded, others, CompressKV.of(scores["semantic_retrieval"], 0.2))
+    made["CompressKV, by layer"] = partial(CompressKV.of, scores["semantic_retrieval"], layers=errors)
     # of another seed than those that heads were scored on
     asked_of = asked(tokenizer, n=n, length=length, seed=3_000_017)
     found = key_curve(loaded, asked_of, made, progress=True)
@@ -148,10 +139,10 @@ def memory(
         prompts = tasks.passages(found.tokenizer, n=1, length=length - tokens)
         whole = None
         for name, selector in {"every key": Streaming(1.0), **kept}.items():
-            cache = DynamicCache(config=loaded.config) if selector.idle else CompactCache(loaded)
+            cache = DynamicCache(config=loaded.config) if selector.is_noop else CompactCache(loaded)
             before = _held(loaded)
             started = time.perf_counter()
-            with selecting(loaded, selector, prompts, None if selector.idle else cache):
+            with selecting(loaded, selector, prompts, None if selector.is_noop else cache):
                 inputs = prompts.tensors(device=loaded.device)
                 loaded.generate(
                     **inputs, max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False, past_key_values=cache

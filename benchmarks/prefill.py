@@ -19,9 +19,9 @@ from typing import Any
 import torch
 
 from benchmarks.attention import machine
-from interp.hooks import keep
-from interp.hooks.capture import capture, run
-from interp.hooks.prompts import Prompts
+from interp.hooks.prompts.prompts import Prompts
+from interp.hooks.read import keep
+from interp.hooks.read.capture import capture, run
 
 SHAPE: dict[str, Any] = {
     "hidden_size": 4096,

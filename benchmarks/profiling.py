@@ -15,11 +15,11 @@ import torch
 
 import interp
 from interp import steer, tasks
-from interp.analyses.scores import HeadScores
-from interp.analyses.tasks.generate import generate
-from interp.hooks.heads import HeadLayout, HeadSet
-from interp.hooks.prompts import Prompts
-from interp.hooks.rowwise import steering_rows
+from interp.analyses.results.head_scores import HeadScores
+from interp.hooks.edit.per_row_steering import steering_rows
+from interp.hooks.generate import generate
+from interp.hooks.model.heads import HeadLayout, HeadSet
+from interp.hooks.prompts.prompts import Prompts
 
 PAPER = 1000
 """prompts of a task in the paper"""

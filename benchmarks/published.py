@@ -15,11 +15,11 @@ from typing import Annotated
 
 import typer
 
-from interp.analyses import formats
-from interp.analyses.identify.duo import gate_shares
-from interp.analyses.scores import HeadScores
-from interp.hooks.heads import Head
-from interp.kernels.errors import ScoreError
+from interp.analyses.identify.duo_gates import gate_shares
+from interp.analyses.results import head_list_formats as formats
+from interp.analyses.results.head_scores import HeadScores
+from interp.errors import ScoreError
+from interp.hooks.model.heads import Head
 
 Figure = int | float | str | tuple[str, ...]
 """counts, sizes and orders are exact, of an order only the beginning is known; shares are known to three decimals"""

@@ -22,9 +22,9 @@ import psutil
 import torch
 
 import interp
-from interp.hooks import keep
-from interp.hooks.capture import capture, run
-from interp.hooks.prompts import Prompts
+from interp.hooks.prompts.prompts import Prompts
+from interp.hooks.read import keep
+from interp.hooks.read.capture import capture, run
 
 WAYS = {
     "sdpa, plain": "transformers as loaded, nothing read",

@@ -17,9 +17,9 @@ import torch
 import interp
 from interp import tasks
 from interp.analyses.identify import ships
-from interp.hooks.heads import Head, HeadLayout, HeadSet
-from interp.hooks.outputs import ablate
-from interp.hooks.prompts import Prompts
+from interp.hooks.edit.ablation import ablate
+from interp.hooks.model.heads import Head, HeadLayout, HeadSet
+from interp.hooks.prompts.prompts import Prompts
 
 
 def main() -> None:

@@ -12,8 +12,8 @@ from typing import Any
 
 import interp
 from interp import steer
-from interp.hooks.capture import placed
-from interp.hooks.edit import Edits, steering
+from interp.hooks.edit.edit import Edits, steering
+from interp.hooks.read.capture import placed
 
 SOME = "L8-L12"
 WAYS: dict[str, Any] = {

@@ -20,14 +20,14 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 import interp
-from interp import cli, steerings, studies
-from interp.analyses import identify, keys, steer, tasks
-from interp.analyses.pruning import pruning_curve
-from interp.analyses.sweep import sweep_sets
+from interp import cli, errors, steerings, studies
+from interp.analyses import identify, steer, tasks
+from interp.analyses import kv as keys
+from interp.analyses.causal.pruning import pruning_curve
+from interp.analyses.causal.sweep import sweep_sets
 from interp.cards import Card, card
-from interp.hooks import keep
-from interp.hooks.edit import Edit
-from interp.kernels import errors
+from interp.hooks.edit.edit import Edit
+from interp.hooks.read import keep
 
 ROOT = Path(__file__).resolve().parents[1]
 LINE = 80
@@ -37,7 +37,7 @@ FULL = 98
 LAST_WORDS = "<!-- every method's last word -->"
 CONTAINERS = {"Edits", "Profile"}
 """what steer exports beside methods"""
-RESULTS = {"Asked", "KeyCurve", "asked"}
+RESULTS = {"KVTask", "KeyCurve", "asked"}
 """what keys exports beside methods"""
 VIEWS = ("joint.joint", "vocabulary.vocabulary", "vocabulary.ov_tokens", "lens.train_lens", "functions.functions")
 """views in interp.analyses, beside interp.explore"""
@@ -52,7 +52,7 @@ COMMANDS = {
     "profile": "interp steer MODEL --method METHOD --task TASK --out DIR",
     "choose": "interp steer MODEL --method METHOD --task TASK --out DIR",
     "steer_check": "interp steer MODEL --method METHOD --task TASK --out DIR",
-    "causal_check": "interp score retrieval MODEL --out DIR",
+    "ablation_test": "interp score retrieval MODEL --out DIR",
     "key_curve": "interp score retrieval,semantic,key-selectors MODEL --out DIR",
     "causal_curve": "interp safety MODEL --out DIR",
     "make_report": "interp report MODEL -o report.html",
@@ -97,7 +97,7 @@ def methods() -> dict[str, list[Method]]:
     steering = [Method(f"steer.{name}", getattr(steer, name)) for name in steer.__all__ if name not in CONTAINERS]
     edits = [method for method in steering if inspect.isclass(method.thing) and issubclass(method.thing, Edit)]
     functions = [method for method in steering if method not in edits and method.name != "steer_check"]
-    checks = [Method(f"interp.{name}", getattr(interp, name)) for name in ("causal_check", "causal_curve", "sweep")]
+    checks = [Method(f"interp.{name}", getattr(interp, name)) for name in ("ablation_test", "causal_curve", "sweep")]
     checks += [
         Method("steer.steer_check", steer.steer_check),
         Method("analyses.pruning.pruning_curve", pruning_curve),

@@ -11,52 +11,52 @@ if TYPE_CHECKING:
     from interp.analyses import identify as identify
     from interp.analyses import steer as steer
     from interp.analyses import tasks as tasks
-    from interp.analyses.causal import causal_check as causal_check
-    from interp.analyses.curve import causal_curve as causal_curve
-    from interp.analyses.explore import explore as explore
-    from interp.analyses.scores import HeadScores as HeadScores
-    from interp.analyses.sweep import sweep as sweep
-    from interp.hooks import keep as keep
-    from interp.hooks.bridge import bridge as bridge
-    from interp.hooks.capture import capture as capture
-    from interp.hooks.doctor import doctor as doctor
-    from interp.hooks.edit import steering as steering
-    from interp.hooks.heads import Head as Head
-    from interp.hooks.heads import HeadLayout as HeadLayout
-    from interp.hooks.heads import HeadSet as HeadSet
-    from interp.hooks.outputs import Intervention as Intervention
-    from interp.hooks.outputs import ablate as ablate
-    from interp.hooks.prompts import Prompts as Prompts
-    from interp.kernels.errors import InterpError as InterpError
-    from interp.models import load as load
+    from interp.analyses.causal.ablation_test import ablation_test as ablation_test
+    from interp.analyses.causal.curve import causal_curve as causal_curve
+    from interp.analyses.causal.sweep import sweep as sweep
+    from interp.analyses.results.head_scores import HeadScores as HeadScores
+    from interp.analyses.views.explore import explore as explore
+    from interp.errors import InterpError as InterpError
+    from interp.hooks.doctor.doctor import doctor as doctor
+    from interp.hooks.edit.ablation import Intervention as Intervention
+    from interp.hooks.edit.ablation import ablate as ablate
+    from interp.hooks.edit.edit import steering as steering
+    from interp.hooks.model.heads import Head as Head
+    from interp.hooks.model.heads import HeadLayout as HeadLayout
+    from interp.hooks.model.heads import HeadSet as HeadSet
+    from interp.hooks.prompts.prompts import Prompts as Prompts
+    from interp.hooks.read import keep
+    from interp.hooks.read.capture import capture as capture
+    from interp.hooks.transformerlens.bridge import bridge as bridge
+    from interp.models.load import load as load
     from interp.report import make_report as make_report
 
 __version__ = "0.1.0"
 
 # name -> the module that holds it
 _HOMES = {
-    "Head": "interp.hooks.heads",
-    "HeadLayout": "interp.hooks.heads",
-    "HeadScores": "interp.analyses.scores",
-    "HeadSet": "interp.hooks.heads",
-    "InterpError": "interp.kernels.errors",
-    "Intervention": "interp.hooks.outputs",
-    "Prompts": "interp.hooks.prompts",
-    "ablate": "interp.hooks.outputs",
-    "bridge": "interp.hooks.bridge",
-    "capture": "interp.hooks.capture",
-    "causal_check": "interp.analyses.causal",
-    "causal_curve": "interp.analyses.curve",
-    "doctor": "interp.hooks.doctor",
-    "explore": "interp.analyses.explore",
-    "steering": "interp.hooks.edit",
-    "sweep": "interp.analyses.sweep",
-    "load": "interp.models",
+    "Head": "interp.hooks.model.heads",
+    "HeadLayout": "interp.hooks.model.heads",
+    "HeadScores": "interp.analyses.results.head_scores",
+    "HeadSet": "interp.hooks.model.heads",
+    "InterpError": "interp.errors",
+    "Intervention": "interp.hooks.edit.ablation",
+    "Prompts": "interp.hooks.prompts.prompts",
+    "ablate": "interp.hooks.edit.ablation",
+    "bridge": "interp.hooks.transformerlens.bridge",
+    "capture": "interp.hooks.read.capture",
+    "ablation_test": "interp.analyses.causal.ablation_test",
+    "causal_curve": "interp.analyses.causal.curve",
+    "doctor": "interp.hooks.doctor.doctor",
+    "explore": "interp.analyses.views.explore",
+    "steering": "interp.hooks.edit.edit",
+    "sweep": "interp.analyses.causal.sweep",
+    "load": "interp.models.load",
     "make_report": "interp.report",
 }
 _MODULES = {
     "identify": "interp.analyses.identify",
-    "keep": "interp.hooks.keep",
+    "keep": "interp.hooks.read.keep",
     "plots": "interp.plots",
     "steer": "interp.analyses.steer",
     "tasks": "interp.analyses.tasks",
@@ -79,7 +79,7 @@ __all__ = [  # noqa: RUF022
     "identify",
     "sweep",
     "Intervention",
-    "causal_check",
+    "ablation_test",
     "causal_curve",
     "explore",
     "plots",

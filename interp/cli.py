@@ -10,7 +10,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 import interp
-from interp.kernels.errors import InterpError, RunError, UsageError
+from interp.errors import InterpError, RunError, UsageError
 
 app = typer.Typer(
     name="interp",
@@ -282,7 +282,7 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Print the top heads of a run folder or a score file, and its causal check."""
-    from interp.analyses.scores import HeadScores
+    from interp.analyses.results.head_scores import HeadScores
     from interp.told import table_data, tables
 
     if not path.exists() and not path.with_name(f"{path.name}.json").exists():

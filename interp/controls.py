@@ -6,19 +6,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from interp.analyses.curve import Curve, causal_curve
-from interp.analyses.identify.pairs import logit_difference, measured
-from interp.analyses.losses import token_losses
-from interp.analyses.scores import HeadScores
-from interp.hooks.capture import placed
-from interp.hooks.heads import HeadLayout
-from interp.hooks.prompts import Prompts
+from interp.analyses.causal.curve import Curve, causal_curve
+from interp.analyses.identify._prompt_pairs import logit_difference, measured
+from interp.analyses.measures.losses import token_losses
+from interp.analyses.results.head_scores import HeadScores
+from interp.hooks.model.heads import HeadLayout
+from interp.hooks.prompts.prompts import Prompts
+from interp.hooks.read.capture import placed
 
 OF_ANSWERS = ("activation_patching", "path_patching", "attribution_patching", "logit_attribution")
 """scores of heads that speak for the right answer: controlled by the logit difference"""
 OF_LOOKING = ("induction", "previous_token", "duplicate_token", "sinks")
 """scores of where a head looks: controlled by the loss of some of their prompts, of a second copy if there is one"""
-CONTROLLED = ("importance", *OF_ANSWERS, *OF_LOOKING)
+CONTROLLED = ("gradient_importance", *OF_ANSWERS, *OF_LOOKING)
 TOKENS = 800
 """of the prompts of a control of OF_LOOKING, about"""
 

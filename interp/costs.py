@@ -5,16 +5,16 @@ from typing import Any
 
 from torch import nn
 
-from interp.analyses.causal import REPLY
-from interp.analyses.keys import Asked
-from interp.analyses.keys.choice import PLAIN, makeable
-from interp.analyses.keys.evaluate import SHARES
+from interp.analyses.causal.ablation_test import REPLY
+from interp.analyses.kv import KVTask
+from interp.analyses.kv.evaluate import SHARES
+from interp.analyses.kv.from_scores import PLAIN, makeable
 from interp.controls import CONTROLLED, taken
-from interp.hooks.capture import Capture
-from interp.hooks.heads import HeadLayout
-from interp.hooks.keep import Keep, at, blocks, columns, top_keys
-from interp.hooks.modules import context_length
-from interp.hooks.prompts import Prompts
+from interp.hooks.model.heads import HeadLayout
+from interp.hooks.model.layers import context_length
+from interp.hooks.prompts.prompts import Prompts
+from interp.hooks.read.capture import Capture
+from interp.hooks.read.keep import Keep, at, blocks, columns, top_keys
 from interp.studies import Plan, check_prompts, explored_prompt, key_tasks, studies
 
 
@@ -87,7 +87,7 @@ def estimate(plan: Plan, model: nn.Module, tokenizer: Any, own: Prompts | None =
     return Estimate(tuple(lines))
 
 
-def _keyed(plan: Plan, model: nn.Module, task: Asked) -> Line:
+def _keyed(plan: Plan, model: nn.Module, task: KVTask) -> Line:
     """A context is read once, what comes after it with every key and at each share by each selector."""
     times = 1 + len(SHARES) * (1 + len(PLAIN) + len(makeable(plan.analyses)))
     once, whole = (_line("", plan, model, prompts, None, None, 0, 1) for prompts in (task.contexts, task.whole))

@@ -3,14 +3,14 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from interp.analyses.causal import CausalCheck
-from interp.analyses.curve import Curve
-from interp.analyses.explore import Explored
-from interp.analyses.joint import Joint
-from interp.analyses.keys import KeyCurve
-from interp.analyses.scores import HeadScores
-from interp.analyses.vocabulary import OvTokens, Vocabulary
-from interp.hooks.provenance import Provenance
+from interp.analyses.causal.ablation_test import CausalCheck
+from interp.analyses.causal.curve import Curve
+from interp.analyses.kv import KeyCurve
+from interp.analyses.results.head_scores import HeadScores
+from interp.analyses.views.explore import Explored
+from interp.analyses.views.logit_lens import LogitLens, OvTokens
+from interp.analyses.views.qk_projection import QKProjection
+from interp.hooks.model.provenance import Provenance
 
 
 @dataclass(frozen=True)
@@ -81,8 +81,8 @@ class Findings:
     """attention on one text, block by block, for the explorer"""
     written: OvTokens | None = None
     """what the heads of the explorer would write for what that text's end looks at"""
-    joint: Joint | None = None
-    vocabulary: Vocabulary | None = None
+    joint: QKProjection | None = None
+    vocabulary: LogitLens | None = None
     keys: KeyCurve | None = None
     """what dropping keys cost, by selector"""
     missing: dict[str, str] = field(default_factory=dict)

@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from interp.analyses.storage import write_atomic
-from interp.hooks.provenance import Provenance
-from interp.kernels.errors import RunError, ScoreError
+from interp.analyses.results.codec import write_atomic
+from interp.errors import RunError, ScoreError
+from interp.hooks.model.provenance import Provenance
 
 
 def begin(path: Path, manifest: dict[str, Any], what: str, same: tuple[str, ...]) -> None:

@@ -6,14 +6,14 @@ from functools import partial
 from typing import Any
 
 from interp.analyses import tasks
+from interp.analyses.identify._prompt_pairs import answer_tokens
+from interp.analyses.identify._replies import REPLY, one_place
+from interp.analyses.identify._targets import check_targets, earlier
 from interp.analyses.identify.induction import after
 from interp.analyses.identify.lookback import REPLY as LOOKED
-from interp.analyses.identify.pairs import answer_tokens
 from interp.analyses.identify.qada import check_lengths
-from interp.analyses.identify.razor import check_copies
-from interp.analyses.identify.replies import REPLY, one_place
-from interp.analyses.identify.targets import check_targets, earlier
-from interp.hooks.prompts import Prompts
+from interp.analyses.identify.razor_attention import check_copies
+from interp.hooks.prompts.prompts import Prompts
 
 Make = Callable[[Any, Any], Any]
 """of a Plan and a tokenizer: prompts, or two sets of prompts of one order"""
@@ -96,8 +96,8 @@ MENU: dict[str, Dish] = {
     "razor_induction": Dish(repeated(copies=4), check=partial(check_copies, name="razor_induction")),
     "razor_echo": Dish(repeated(copies=4), check=partial(check_copies, name="razor_echo")),
     "positional": Dish(repeated(copies=1, times=2)),
-    "semantic": Dish(needles, check=one_place, reply=REPLY),
-    "reasoning": Dish(needles, check=one_place, reply=REPLY),
+    "semantic_retrieval": Dish(needles, check=one_place, reply=REPLY),
+    "retrieval_reasoning": Dish(needles, check=one_place, reply=REPLY),
     "lookback": Dish(needles, reply=LOOKED),
     "task_kv": Dish(needles),
     "qada": Dish(needles, check=check_lengths),
@@ -113,7 +113,7 @@ MENU: dict[str, Dish] = {
         settings={"batch_size": 1},
     ),
     # shares of a layer could not be joined batch by batch
-    "importance": Dish(passages, settings={"normalize": None}),
+    "gradient_importance": Dish(passages, settings={"normalize": None}),
     "activation_patching": Dish(_ioi, paired=True, own=False),
     "path_patching": Dish(_ioi, paired=True, own=False),
     "attribution_patching": Dish(_ioi, paired=True, own=False),

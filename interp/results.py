@@ -5,22 +5,27 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from interp.analyses.causal import CausalCheck, Condition, Outcome, conditions
-from interp.analyses.curve import Curve
-from interp.analyses.explore import Explored
-from interp.analyses.joint import Joint
-from interp.analyses.keys import KeyCurve
-from interp.analyses.scores import HeadScores
-from interp.analyses.vocabulary import OvTokens, Vocabulary
+from interp.analyses.causal.ablation_test import CausalCheck, Condition, Outcome, conditions
+from interp.analyses.causal.curve import Curve
+from interp.analyses.kv import KeyCurve
+from interp.analyses.results.head_scores import HeadScores
+from interp.analyses.views.explore import Explored
+from interp.analyses.views.logit_lens import LogitLens, OvTokens
+from interp.analyses.views.qk_projection import QKProjection
+from interp.errors import InterpError, RunError
 from interp.findings import Findings, Steered, TokenView
 from interp.folders import read, stored_manifest
-from interp.hooks.heads import Head, HeadLayout, HeadSet
-from interp.hooks.provenance import Provenance
-from interp.kernels.errors import InterpError, RunError
+from interp.hooks.model.heads import Head, HeadLayout, HeadSet
+from interp.hooks.model.provenance import Provenance
 from interp.steerings import finished, steering_findings
 
 FORMAT = "interp.run/1"
-VIEWS: dict[str, Any] = {"explored": Explored, "written": OvTokens, "joint": Joint, "vocabulary": Vocabulary}
+VIEWS: dict[str, Any] = {
+    "explored": Explored,
+    "written": OvTokens,
+    "qk_projection": QKProjection,
+    "logit_lens": LogitLens,
+}
 """cells that are one view each, by the name that Findings has for it"""
 OUTCOME = ("verdicts", "replies", "answers", "questions")
 

@@ -11,25 +11,26 @@ from typing import Any
 from torch import nn
 
 import interp
-from interp.analyses.causal import REPLY, Condition, ask
-from interp.analyses.explore import explore
+from interp.analyses.causal.ablation_test import REPLY, Condition, ask
 from interp.analyses.identify import attention_influence
-from interp.analyses.joint import joint
-from interp.analyses.keys import Asked, key_curve, selectors_of
-from interp.analyses.keys.choice import selective
-from interp.analyses.keys.evaluate import WINDOWS
-from interp.analyses.scores import HeadScores
+from interp.analyses.kv import KVTask, key_curve, selectors_of
+from interp.analyses.kv.evaluate import WINDOWS
+from interp.analyses.kv.from_scores import selective
+from interp.analyses.results.head_scores import HeadScores
 from interp.analyses.tasks import judge
-from interp.analyses.vocabulary import ov_tokens, vocabulary
+from interp.analyses.views.explore import explore
+from interp.analyses.views.logit_lens import logit_lens, ov_tokens
+from interp.analyses.views.qk_projection import qk_projection
+from interp.analyses.views.token_attention import view
 from interp.controls import CONTROLLED, control
+from interp.errors import ModelError, RunError, UsageError
 from interp.findings import Findings
 from interp.folders import claim, write
-from interp.hooks.capture import check_context
-from interp.hooks.heads import Head, HeadLayout, HeadSet
-from interp.hooks.modules import context_length
-from interp.hooks.prompts import Prompts
-from interp.hooks.provenance import Provenance
-from interp.kernels.errors import ModelError, RunError, UsageError
+from interp.hooks.model.heads import Head, HeadLayout, HeadSet
+from interp.hooks.model.layers import context_length
+from interp.hooks.model.provenance import Provenance
+from interp.hooks.prompts.prompts import Prompts
+from interp.hooks.read.capture import check_context
 from interp.results import (
     FORMAT,
     check_name,
@@ -53,7 +54,6 @@ from interp.studies import (
     key_tasks,
     studies,
 )
-from interp.views import view
 
 LAST = 8
 """tokens at the end of a text without an answer, whose values are read"""
@@ -87,7 +87,7 @@ class Run:
     own: Prompts | None = None
     explored: Prompts | None = None
     """the one text of the explorer"""
-    keyed: tuple[Asked, ...] = ()
+    keyed: tuple[KVTask, ...] = ()
     """what key selectors are asked"""
 
     @classmethod
@@ -187,7 +187,7 @@ class Run:
             yield Cell("explorer", self.folder / "cells" / "explored.json", lambda: self._explore(text))
             if self._shown:
                 yield Cell("what heads write", self.folder / "cells" / "written.json", lambda: self._written(text))
-        for name, work in (("joint", self._joint), ("vocabulary", self._vocabulary)):
+        for name, work in (("qk_projection", self._joint), ("logit_lens", self._vocabulary)):
             if name in self.plan.analyses and self._shown:
                 yield Cell(name, self.folder / "cells" / f"{name}.json", work)
 
@@ -233,7 +233,7 @@ class Run:
             self.model, self._asked["influence"], heads, draws=self.plan.draws, batch_size=size, seed=self.plan.seed
         ).to_dict()
 
-    def _keys(self, task: Asked) -> dict[str, Any]:
+    def _keys(self, task: KVTask) -> dict[str, Any]:
         selectors = selectors_of(self._scores, self.plan.seed, self.model)
         size = self.plan.batch_size
         return key_curve(self.model, [task], selectors, batch_size=size, seed=self.plan.seed).to_dict()
@@ -279,10 +279,12 @@ class Run:
 
     def _joint(self) -> dict[str, Any]:
         heads = HeadSet(tuple(self._ranked[:DRAWN]))
-        return joint(self.model, self._asked["joint"], heads, points=POINTS, seed=self.plan.seed).to_dict()
+        return qk_projection(
+            self.model, self._asked["qk_projection"], heads, points=POINTS, seed=self.plan.seed
+        ).to_dict()
 
     def _vocabulary(self) -> dict[str, Any]:
-        return vocabulary(self.model, self._asked["vocabulary"], self._shown).to_dict()
+        return logit_lens(self.model, self._asked["logit_lens"], self._shown).to_dict()
 
     def conditions(self) -> tuple[Condition, ...]:
         """What the causal check takes out."""

@@ -8,18 +8,19 @@ from typing import Any
 
 from torch import nn
 
-from interp.analyses.curve import Curve, causal_curve
-from interp.analyses.identify import importance, sahara, ships
-from interp.analyses.refusals import Replies, ask, check_contrast, first_token_loss, losses, refusals, right
-from interp.analyses.scores import HeadScores
+from interp.analyses.causal.curve import Curve, causal_curve
+from interp.analyses.identify import gradient_importance as gradient_importance
+from interp.analyses.identify import sahara, ships
+from interp.analyses.measures.refusals import Replies, ask, check_contrast, first_token_loss, losses, refusals, right
+from interp.analyses.results.head_scores import HeadScores
 from interp.analyses.tasks import refusal
+from interp.errors import RunError, UsageError
 from interp.findings import Findings, Safety
 from interp.folders import begin, read, stored_manifest, write
-from interp.hooks.capture import check_context
-from interp.hooks.heads import Head, HeadLayout
-from interp.hooks.prompts import Prompt, Prompts
-from interp.hooks.provenance import Provenance
-from interp.kernels.errors import RunError, UsageError
+from interp.hooks.model.heads import Head, HeadLayout
+from interp.hooks.model.provenance import Provenance
+from interp.hooks.prompts.prompts import Prompt, Prompts
+from interp.hooks.read.capture import check_context
 
 FORMAT = "interp.safety/1"
 KINDS = ("uniform", "zero")
@@ -149,7 +150,7 @@ class SafetyRun:
         if not path.exists():
             loss = first_token_loss(scored)
             settings: dict[str, Any] = {"loss": loss, "normalize": None, "batch_size": self.plan.batch_size}
-            importance(self.model, scored.prompts, seed=self.plan.seed, **settings).save(path)
+            gradient_importance(self.model, scored.prompts, seed=self.plan.seed, **settings).save(path)
         return {"gradient": HeadScores.load(path, self.model)}
 
     def _tables(self, kind: Any, prompts: Prompts, progress: bool) -> dict[str, HeadScores]:
@@ -234,7 +235,7 @@ def safety_findings(folder: str | Path) -> Findings:
         heads=layout["heads"],
         kv_heads=layout["kv_heads"],
         scores={
-            "importance": HeadScores.load(folder / "importance.json"),
+            "gradient_importance": HeadScores.load(folder / "importance.json"),
             **{
                 f"{what}_{kind}": HeadScores.load(folder / f"{what}-{kind}.json")
                 for kind in kinds

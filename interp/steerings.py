@@ -10,18 +10,18 @@ from typing import Any
 from torch import nn
 
 from interp.analyses import steer, tasks
-from interp.analyses.causal import CausalCheck, Condition, Outcome
+from interp.analyses.causal.ablation_test import CausalCheck, Condition, Outcome
 from interp.analyses.steer.check import arms, ask_steered, kind_of, outcome
 from interp.analyses.steer.profile import Choice, Profile, choose, profile
-from interp.analyses.tasks.generate import Reply
+from interp.errors import RunError, UsageError
 from interp.findings import Findings, Steered
 from interp.folders import begin, read, stored_manifest, write
-from interp.hooks.capture import check_context
-from interp.hooks.edit import Edit, Edits
-from interp.hooks.heads import HeadLayout, HeadSet
-from interp.hooks.prompts import Prompts
-from interp.hooks.provenance import Provenance
-from interp.kernels.errors import RunError, UsageError
+from interp.hooks.edit.edit import Edit, Edits
+from interp.hooks.generate import Reply
+from interp.hooks.model.heads import HeadLayout, HeadSet
+from interp.hooks.model.provenance import Provenance
+from interp.hooks.prompts.prompts import Prompts
+from interp.hooks.read.capture import check_context
 
 METHODS = {
     "pasta": steer.Pasta,
@@ -79,7 +79,7 @@ class SteerPlan:
             made = kind(**marked, **self.settings, **more)
         except TypeError as error:
             raise UsageError(f"{self.method}: a setting has the wrong type ({error}).") from error
-        if made.idle and not self.open:
+        if made.is_noop and not self.open:
             raise UsageError(f"{kind_of(made)} changes nothing: give it another setting, as in --set name=value.")
         return made
 

@@ -6,23 +6,24 @@ from difflib import get_close_matches
 from typing import Any
 
 from interp.analyses import identify
-from interp.analyses.keys import Asked, asked
-from interp.analyses.scores import HeadScores
-from interp.hooks.prompts import Prompt, Prompts
-from interp.kernels.errors import UsageError
+from interp.analyses.kv import KVTask, asked
+from interp.analyses.results.head_scores import HeadScores
+from interp.errors import UsageError
+from interp.hooks.prompts.prompts import Prompt, Prompts
 from interp.menu import MENU, needles, passages
 
 ORDER = ("retrieval", "induction", "previous_token", "duplicate_token", "sinks")
 """what "all" stands for"""
 KEYS = "key_selectors"
-OF_HEADS = ("influence", "joint", "vocabulary", KEYS)
+OF_HEADS = ("influence", "qk_projection", "logit_lens", KEYS)
 """what is made of heads that other analyses found, or that are named; no scores of their own"""
 MORE = (*(name for name in MENU if name not in ORDER), *OF_HEADS)
 """what is measured when it is named"""
 GROUPS = {
     "all": ORDER,
     "long": (
-        "retrieval", "razor_induction", "razor_echo", "semantic", "reasoning", "qrhead", "task_kv", "qada", "duo_gates",
+        "retrieval", "razor_induction", "razor_echo",
+        "semantic_retrieval", "retrieval_reasoning", "qrhead", "task_kv", "qada", "duo_gates",
     ),
     "every": (*ORDER, *(name for name in MENU if name not in ORDER), KEYS),
 }  # fmt: skip
@@ -200,12 +201,12 @@ def check_prompts(plan: Plan, tokenizer: Any) -> Prompts:
 
 def asked_of_heads(plan: Plan, tokenizer: Any, own: Prompts | None = None) -> dict[str, Prompts]:
     """The prompts of each of OF_HEADS that the plan names, but for those of the key selectors."""
-    made = {"influence": passages, "joint": passages, "vocabulary": lambda *given: needles(*given)[:VOCABULARY]}
+    made = {"influence": passages, "qk_projection": passages, "logit_lens": lambda *given: needles(*given)[:VOCABULARY]}
     named = [name for name in made if name in plan.analyses]
     return {name: own if own is not None else made[name](plan, tokenizer) for name in named}
 
 
-def key_tasks(plan: Plan, tokenizer: Any) -> tuple[Asked, ...]:
+def key_tasks(plan: Plan, tokenizer: Any) -> tuple[KVTask, ...]:
     """What key selectors are asked, where the plan names them; another seed than that of the prompts of the scores."""
     if KEYS not in plan.analyses:
         return ()

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from interp.analyses.scores import HeadScores
+from interp.analyses.results.head_scores import HeadScores
 from interp.findings import Findings
 
 

@@ -76,7 +76,7 @@ plots.scatter(scores, again)
 
 # %%
 others = interp.tasks.needle(tokenizer, lengths=(220,), n=8, seed=1)
-check = interp.causal_check(model, others, scores, k=10, draws=2)
+check = interp.ablation_test(model, others, scores, k=10, draws=2)
 print(check)
 
 # %%

@@ -26,7 +26,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import interp
 from interp import plots
-from interp.analyses.refusals import ask, check_contrast, first_token_loss, losses, refusals
+from interp.analyses.measures.refusals import ask, check_contrast, first_token_loss, losses, refusals
 
 # %%
 MODEL = "demo"
@@ -142,7 +142,7 @@ for name, measure in measures.items():
 
 # %%
 ships = {kind: interp.identify.ships(subject, found_on, ablation=kind) for kind in ("uniform", "zero")}
-slope = interp.identify.importance(subject, found_on, loss=loss, normalize=None)
+slope = interp.identify.gradient_importance(subject, found_on, loss=loss, normalize=None)
 sahara = interp.identify.sahara(subject, found_on, size=2, ablation="zero", draws=4)
 for name, table in {**ships, "slope": slope}.items():
     print(f"{name:8s}", ", ".join(f"{head} {table[head]:.3f}" for head in table.top(4)))

@@ -29,7 +29,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 import interp
 from interp import keep, plots
-from interp.analyses.losses import token_losses
+from interp.analyses.measures.losses import token_losses
 
 # %%
 MODEL = "demo"

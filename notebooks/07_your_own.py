@@ -24,10 +24,10 @@ import torch
 
 import interp
 from interp import plots, steer
-from interp.hooks.capture import read
-from interp.hooks.edit import Marked
-from interp.hooks.keep import mass
-from interp.hooks.provenance import Provenance
+from interp.hooks.edit.edit import Marked
+from interp.hooks.model.provenance import Provenance
+from interp.hooks.read.capture import read
+from interp.hooks.read.keep import mass
 
 # %%
 MODEL = "demo"
@@ -104,11 +104,11 @@ class Exactly(Marked):
 
     target: float = 0.5
 
-    def change(self, here):
+    def apply(self, here):
         span = here.keys(self.spans)
         inside, outside = here.mass(span)
         bias = torch.log(self.target / (1 - self.target) * outside / inside)
-        return here.weighed(torch.where((inside > 0) & (outside > 0), bias, 0.0), span)
+        return here.add_row_bias(torch.where((inside > 0) & (outside > 0), bias, 0.0), span)
 
 
 # %%

@@ -30,8 +30,8 @@ from transformer_lens.model_bridge import TransformerBridge
 
 import interp
 from interp import plots
-from interp.analyses.identify.pairs import logit_difference
-from interp.analyses.sweep import sweep_sets
+from interp.analyses.causal.sweep import sweep_sets
+from interp.analyses.identify._prompt_pairs import logit_difference
 
 # %%
 MODEL = "demo"

@@ -11,7 +11,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WANDB_MODE"] = "disabled"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 # importlib mode leaves sys.path alone, and helpers such as families.py stand beside the tests
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path[:0] = [str(Path(__file__).parent / "helpers"), str(Path(__file__).parent)]
 
 import browser as browsers
 import families
@@ -21,7 +21,7 @@ from jaxtyping import install_import_hook
 
 import interp
 
-install_import_hook(["interp.hooks", "interp.analyses"], "shapes.checked")
+install_import_hook(["interp.hooks", "interp.analyses"], "shape_checks.checked")
 
 
 @pytest.fixture(autouse=True)
@@ -74,9 +74,9 @@ def tiny_model():
 def eager():
     """eager(model, prompt): patterns [l h q k] of one unpadded prompt from the model's own eager attention."""
     # not at the top: reading imports what the hook above is to check
-    from reading import eager_patterns
+    from capture_oracle import eager_patterns
 
-    from interp.hooks.prompts import Prompts
+    from interp.hooks.prompts.prompts import Prompts
 
     return lambda model, prompt: eager_patterns(model, Prompts((prompt,)))[0]
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-import speaking
+import tiny_chat_model
 
 import interp
 from interp.runs import Run
@@ -20,7 +20,7 @@ SMALL = [
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return str(speaking.folder(tmp_path_factory.mktemp("model") / "tiny"))
+    return str(tiny_chat_model.folder(tmp_path_factory.mktemp("model") / "tiny"))
 
 
 @pytest.fixture(scope="module")
@@ -60,13 +60,13 @@ def test_score_show_and_report(call, finished, tmp_path):
 def test_importance_stands_beside_random_heads(call, folder, tmp_path):
     run = tmp_path / "run"
     small = ["--texts", 3, "--text-length", 40, "--top", 3, "--draws", 1]
-    code, out, err = call("score", "importance", folder, "--out", run, *small)
+    code, out, err = call("score", "gradient_importance", folder, "--out", run, *small)
     assert code == 0, err
     assert "importance, heads zeroed" in out
     assert "random by layer" in out
     code, out, _ = call("show", run, "--json")
-    points = json.loads(out)["controls"]["importance"]["points"]
-    assert [point["size"] for point in points if point["ranking"] == "importance"] == [1, 3]
+    points = json.loads(out)["controls"]["gradient_importance"]["points"]
+    assert [point["size"] for point in points if point["ranking"] == "gradient_importance"] == [1, 3]
     assert call("report", run, "-o", tmp_path / "r.html")[0] == 0
     assert "which flatters the heads" in (tmp_path / "r.html").read_text(encoding="utf-8")
 
@@ -141,7 +141,10 @@ BAD = {
         "takes prompts made for it",
     ),
     "gates without a step": (lambda t, f, r: ["score", "duo", f, "--out", t / "x", "--steps", "0"], "steps=0: give at"),
-    "views of no heads": (lambda t, f, r: ["score", "joint", f, "--out", t / "x"], "add an analysis, or name heads"),
+    "views of no heads": (
+        lambda t, f, r: ["score", "qk_projection", f, "--out", t / "x"],
+        "add an analysis, or name heads",
+    ),
     "names in pieces": (
         lambda t, f, r: ["score", "path_patching", f, "--out", t / "x"],
         "are single tokens",
@@ -206,7 +209,7 @@ BAD = {
     "unwritable output": (lambda t, f, r: ["report", r, "-o", t / "none" / "r.html"], "not a folder you may write to"),
     "output is a folder": (lambda t, f, r: ["report", r, "-o", t], "is a folder"),
     "run of another model": (
-        lambda t, f, r: ["score", "retrieval,sinks", speaking.folder(t / "m", seed=1), "--out", r, *SMALL],
+        lambda t, f, r: ["score", "retrieval,sinks", tiny_chat_model.folder(t / "m", seed=1), "--out", r, *SMALL],
         "holds a run of",
     ),
     "run of other settings": (
@@ -214,7 +217,12 @@ BAD = {
         "seed was 0, now 3",
     ),
     "scores of another model": (
-        lambda t, f, r: ["show", r / "cells" / "sinks-0000.scores.json", "--model", speaking.folder(t / "m", seed=1)],
+        lambda t, f, r: [
+            "show",
+            r / "cells" / "sinks-0000.scores.json",
+            "--model",
+            tiny_chat_model.folder(t / "m", seed=1),
+        ],
         "weights",
     ),
     "no score file": (lambda t, f, r: ["show", write(t / "s.json", "{}")], "s.json"),

@@ -57,7 +57,8 @@ HELLO, LONG, EMPTY = {"text": "hello"}, {"text": " cat" * 2030}, {"text": ""}
 # what each identifier lacks in prompts of one's own, and what it says
 IDENTIFIERS = {
     "razor_induction": (HELLO, COPIES.format("induction")), "razor_echo": (HELLO, COPIES.format("echo")),
-    "semantic": (HELLO, ANSWER), "reasoning": (HELLO, ANSWER), "lookback": (LONG, "its reply may take 32"),
+    "semantic_retrieval": (HELLO, ANSWER), "retrieval_reasoning": (HELLO, ANSWER),
+    "lookback": (LONG, "its reply may take 32"),
     "qada": (HELLO, "prompt 1 has 1 tokens; 271 are needed"),
     "induction": (HELLO, "prompt 1 for 'induction' has no query with a target"),
     "duplicate_token": (HELLO, "prompt 1 for 'duplicate_token' has no query with a target"),

@@ -1,14 +1,14 @@
 """Controls of scores: what is measured with their heads out, and on which prompts."""
 
 import pytest
-import speaking
+import tiny_chat_model
 import torch
 
 import interp
 from interp.analyses import identify, tasks
 from interp.controls import control, taken
-from interp.hooks.heads import HeadLayout
-from interp.hooks.outputs import ablate
+from interp.hooks.edit.ablation import ablate
+from interp.hooks.model.heads import HeadLayout
 from interp.report import words
 
 SETTINGS = {"k": 4, "draws": 2, "seed": 0, "batch_size": 4}
@@ -23,7 +23,7 @@ def literal(model, prompt, places) -> float:
 
 
 def test_the_loss_of_the_second_copy_is_taken_with_the_top_heads_out():
-    model, tokenizer = speaking.model(), speaking.tokenizer()
+    model, tokenizer = tiny_chat_model.model(), tiny_chat_model.tokenizer()
     prompts = tasks.repeated(tokenizer, n=12, batch=3)
     scores = identify.induction(model, prompts)
     curve = control("induction", model, prompts, scores, **SETTINGS)
@@ -43,7 +43,7 @@ def test_the_loss_of_the_second_copy_is_taken_with_the_top_heads_out():
 
 
 def test_other_texts_have_the_loss_of_all_their_tokens():
-    model, tokenizer = speaking.model(), speaking.tokenizer()
+    model, tokenizer = tiny_chat_model.model(), tiny_chat_model.tokenizer()
     prompts = tasks.passages(tokenizer, n=3, length=40)
     curve = control("sinks", model, prompts, identify.sinks(model, prompts), **SETTINGS)
     assert curve.measures == ("loss, nats per token",)
@@ -52,7 +52,7 @@ def test_other_texts_have_the_loss_of_all_their_tokens():
 
 
 def test_a_control_reads_some_of_the_prompts_and_no_more_than_a_quarter_of_the_heads():
-    tokenizer = speaking.tokenizer()
+    tokenizer = tiny_chat_model.tokenizer()
     prompts = tasks.passages(tokenizer, n=30, length=200)
     sizes, few = taken("sinks", prompts, 10, HeadLayout(2, 4, 2))
     assert sizes == [2]
@@ -60,7 +60,7 @@ def test_a_control_reads_some_of_the_prompts_and_no_more_than_a_quarter_of_the_h
     assert few.fingerprint() == prompts[: len(few)].fingerprint()
     assert taken("sinks", prompts, 10, HeadLayout(30, 9, 3))[0] == [10]
     assert len(taken("sinks", prompts[:1], 10, HeadLayout(30, 9, 3))[1]) == 1
-    assert taken("importance", prompts, 10, HeadLayout(30, 9, 3)) == ([3, 10], prompts)
+    assert taken("gradient_importance", prompts, 10, HeadLayout(30, 9, 3)) == ([3, 10], prompts)
 
 
 @pytest.mark.slow

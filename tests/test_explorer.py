@@ -17,10 +17,10 @@ import torch
 from playwright.sync_api import expect
 
 from interp import plots, report
-from interp.analyses.explore import SUMMARIES, Explored, explore
-from interp.hooks.prompts import Prompts
-from interp.hooks.provenance import Provenance
-from interp.kernels.errors import UsageError
+from interp.analyses.views.explore import SUMMARIES, Explored, explore
+from interp.errors import UsageError
+from interp.hooks.model.provenance import Provenance
+from interp.hooks.prompts.prompts import Prompts
 from interp.plots.style import embed
 
 HOSTILE = (

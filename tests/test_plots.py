@@ -9,10 +9,10 @@ import pytest
 import torch
 
 import interp.plots
-from interp.analyses.causal import CausalCheck, Condition, Outcome
-from interp.analyses.scores import HeadScores
-from interp.hooks.heads import Head, HeadSet
-from interp.kernels.errors import UsageError
+from interp.analyses.causal.ablation_test import CausalCheck, Condition, Outcome
+from interp.analyses.results.head_scores import HeadScores
+from interp.errors import UsageError
+from interp.hooks.model.heads import Head, HeadSet
 
 # plotly makes the attributes of its figures at run time
 plots: Any = interp.plots

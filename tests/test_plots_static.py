@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 
 import interp.plots
-from interp.analyses.functions import functions
-from interp.analyses.scores import HeadScores
-from interp.hooks.heads import Head
-from interp.kernels.errors import RunError, UsageError
+from interp.analyses.results.head_scores import HeadScores
+from interp.analyses.views.head_roles import head_roles
+from interp.errors import RunError, UsageError
+from interp.hooks.model.heads import Head
 
 plots: Any = interp.plots
 HOSTILE = "</script><script>alert(1)</script> $x_1$ & <b>"
@@ -29,7 +29,7 @@ TABLES = {"retrieval": scores("retrieval", 0), "induction": scores("induction", 
 
 
 def test_the_atlas_has_every_head_once_sorted_by_function_in_each_layer():
-    figure, found = plots.atlas(TABLES), functions(TABLES)
+    figure, found = plots.atlas(TABLES), head_roles(TABLES)
     cells = figure.data[0]
     for layer in range(4):
         heads = [Head.parse(cells.customdata[row][layer].split(":")[0].split("<")[0]).head for row in range(3)]
@@ -44,7 +44,7 @@ def test_the_atlas_has_every_head_once_sorted_by_function_in_each_layer():
 
 
 def test_the_legend_of_the_atlas_counts_the_heads():
-    figure, found = plots.atlas(TABLES), functions(TABLES)
+    figure, found = plots.atlas(TABLES), head_roles(TABLES)
     shown = [int(trace.name.split(": ")[1].split(" ")[0]) for trace in figure.data[1:]]
     assert sum(shown) == 12
     assert shown == [int((found.main == kind).sum()) for kind in (0, 1, 2, -1)]
@@ -71,7 +71,7 @@ def test_depth_profiles_hold_the_highest_head_and_the_mean_of_each_layer():
 def figures() -> dict[str, Any]:
     from test_report import check
 
-    from interp.hooks.heads import HeadSet
+    from interp.hooks.model.heads import HeadSet
 
     received = torch.rand(8, 4, 3, 12, generator=torch.Generator().manual_seed(5))
     sinks = HeadScores("sinks", received[..., 0], threshold=0.3, extras={"positions": received})

@@ -13,15 +13,16 @@ import pytest
 import torch
 
 from interp import plots
-from interp.analyses.causal import CausalCheck, Condition, Outcome
-from interp.analyses.keys import KeyCurve
-from interp.analyses.keys.curve import KeyPoint
-from interp.analyses.scores import HeadScores
+from interp.analyses.causal.ablation_test import CausalCheck, Condition, Outcome
+from interp.analyses.kv import KeyCurve
+from interp.analyses.kv.curve import KeyPoint
+from interp.analyses.results.head_scores import HeadScores
+from interp.errors import RunError, ScoreError
 from interp.findings import Findings, TokenView
-from interp.hooks.heads import Head, HeadSet
-from interp.hooks.provenance import Provenance
-from interp.kernels.errors import RunError, ScoreError
-from interp.report import embed, keys, make_report, render, views, words
+from interp.hooks.model.heads import Head, HeadSet
+from interp.hooks.model.provenance import Provenance
+from interp.report import embed, make_report, render, views, words
+from interp.report import kv as keys
 
 HOSTILE = (
     "</script><script>alert(1)</script><img src=x onerror=alert(1)><a href='javascript:alert(2)'>x</a>"

@@ -9,16 +9,16 @@ from pathlib import Path
 
 import browser as browsers
 import pytest
-import speaking
+import tiny_chat_model
 import torch
 from test_report import HEADS, HOSTILE, LAYERS, ORIGIN, check, table
 
 from interp import plots
-from interp.analyses.explore import explore
-from interp.analyses.scores import HeadScores
+from interp.analyses.results.head_scores import HeadScores
+from interp.analyses.views.explore import explore
 from interp.findings import Findings, TokenView
-from interp.hooks.heads import Head, HeadLayout
-from interp.hooks.prompts import Prompts
+from interp.hooks.model.heads import Head, HeadLayout
+from interp.hooks.prompts.prompts import Prompts
 from interp.report import make_report
 
 pytestmark = pytest.mark.slow
@@ -32,7 +32,7 @@ def findings(text: str) -> Findings:
     sinks = HeadScores("sinks", received[..., 0], text, 2, 0.3, {"of": text}, ORIGIN, {"positions": received})
     tokens = (text, *(f" word{i}" for i in range(60)), " saff", "ron", text)
     weights = {"L1H2": tuple(float(i == 61) for i in range(64)), "L0H0": (1 / 64,) * 64}
-    model, tokenizer = speaking.model(), speaking.tokenizer()
+    model, tokenizer = tiny_chat_model.model(), tiny_chat_model.tokenizer()
     ids = torch.randint(3, 60, (150,), generator=torch.Generator().manual_seed(2)).tolist()
     told = explore(model, Prompts.from_ids([ids], tokenizer=tokenizer), heads="L1H2, L0H0", title=text)
     layout = HeadLayout(LAYERS, HEADS, 2)

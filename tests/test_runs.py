@@ -10,24 +10,24 @@ from dataclasses import replace
 import families
 import planted
 import pytest
-import speaking
+import tiny_chat_model
 import torch
 from detectors import prompts
 
 from interp import folders, runs
 from interp.analyses import identify
-from interp.analyses.keys import key_curve, selectors_of
+from interp.analyses.kv import key_curve, selectors_of
+from interp.analyses.views.token_attention import view
 from interp.costs import estimate
-from interp.hooks.capture import capture, run
-from interp.hooks.heads import Head
-from interp.hooks.keep import pattern
-from interp.kernels.errors import HeadError, PromptError, RunError, UsageError
+from interp.errors import HeadError, PromptError, RunError, UsageError
+from interp.hooks.model.heads import Head
+from interp.hooks.read.capture import capture, run
+from interp.hooks.read.keep import pattern
 from interp.report import make_report, render
 from interp.results import findings, read_manifest
 from interp.runs import Run
 from interp.studies import Plan, Study, check_prompts, key_tasks, parse_analyses, studies
 from interp.told import data, told
-from interp.views import view
 
 PLAN = Plan(
     needles=3, length=700, depths=(0.5,), texts=3, text_length=40, repeat=12, check_needles=3, check_length=700,
@@ -37,12 +37,12 @@ PLAN = Plan(
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return speaking.tokenizer()
+    return tiny_chat_model.tokenizer()
 
 
 @pytest.fixture(scope="module")
 def model():
-    return speaking.model()
+    return tiny_chat_model.model()
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +105,7 @@ def test_killed_at_every_write_it_ends_with_the_same_numbers(whole, model, token
 @pytest.mark.slow
 def test_killed_by_the_system_it_ends_with_the_same_numbers(tmp_path):
     """SIGKILL at some moment of a real process, then the same command again; against one that was left alone."""
-    place = speaking.folder(tmp_path / "model")
+    place = tiny_chat_model.folder(tmp_path / "model")
     settings = ["--texts", "24", "--text-length", "60", "--batch-size", "1"]
     command = [sys.executable, "-c", "from interp.cli import main; main()", "score", "sinks,induction", str(place)]
     for delay in (9.0, 12.0):
@@ -142,7 +142,7 @@ def test_a_finished_run_is_read_without_the_model(whole):
 
 def test_other_model_plan_or_folder_is_refused(whole, tokenizer, tmp_path, model):
     folder, _ = whole
-    other = speaking.model(seed=1)
+    other = tiny_chat_model.model(seed=1)
     with pytest.raises(RunError, match=r"holds a run of .* \(weights [0-9a-f]+\), not of .* \(weights [0-9a-f]+\)"):
         Run.open(folder, PLAN, other, tokenizer)
     with pytest.raises(RunError, match=r"another plan \(seed was 0, now 1\)"):
@@ -321,8 +321,12 @@ def test_plans_say_what_is_wrong():
     assert "key_selectors" in parse_analyses("every")
     assert "key_selectors" not in parse_analyses("all,long")
     with pytest.raises(UsageError, match=r"^joint shows heads that others find"):
-        Plan(analyses=("joint", "key_selectors"))
-    assert parse_analyses("patching,importance,retrieval") == ("retrieval", "importance", "activation_patching")
+        Plan(analyses=("qk_projection", "key_selectors"))
+    assert parse_analyses("patching,importance,retrieval") == (
+        "retrieval",
+        "gradient_importance",
+        "activation_patching",
+    )
     with pytest.raises(UsageError, match="safety stands alone"):
         parse_analyses("safety,sinks")
     with pytest.raises(UsageError, match="ships do not exist"):
@@ -347,7 +351,7 @@ def test_the_cost_counts_what_will_run(model, tokenizer):
 
 
 def test_a_model_without_a_bridge_says_why_what_heads_write_is_missing(tokenizer, tmp_path):
-    model = speaking.model()
+    model = tiny_chat_model.model()
     model.__class__ = type("Unheard", (type(model),), {})
     found = Run.open(tmp_path / "run", replace(PLAN, analyses=("sinks",)), model, tokenizer).finish(progress=False)
     assert found.written is None

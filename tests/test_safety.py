@@ -5,16 +5,16 @@ import json
 
 import planted
 import pytest
-from speaking import model as speaking
-from speaking import tokenizer as speaking_tokenizer
+from tiny_chat_model import model as speaking
+from tiny_chat_model import tokenizer as speaking_tokenizer
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 import interp
 from interp import safety
-from interp.analyses import curve
-from interp.hooks.heads import Head
-from interp.kernels.errors import PromptError, RunError, UsageError
+from interp.analyses.causal import curve
+from interp.errors import PromptError, RunError, UsageError
+from interp.hooks.model.heads import Head
 from interp.safety import SafetyPlan, SafetyRun, safety_findings
 
 NO = "I'm sorry, but I can't help with that."
@@ -56,7 +56,7 @@ def test_the_planted_head_is_found_and_taking_it_out_ends_refusals(tmp_path, req
     (told,) = found.safety
     assert sum(told.asked["harmful"]["refused"]) == 24
     assert not any(told.asked["harmless"]["refused"])
-    assert set(found.scores) == {"importance", "ships_uniform", "sahara_uniform", "ships_zero", "sahara_zero"}
+    assert set(found.scores) == {"gradient_importance", "ships_uniform", "sahara_uniform", "ships_zero", "sahara_zero"}
     for name, scores in found.scores.items():
         assert scores.top(1) == [place], name
     for kind, points in told.curves.items():

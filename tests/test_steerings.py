@@ -5,16 +5,16 @@ import shutil
 from dataclasses import replace
 
 import pytest
-import speaking
+import tiny_chat_model
 
 from interp import steer, steerings
 from interp.analyses import tasks
-from interp.analyses.causal import CausalCheck, Condition, Outcome
-from interp.analyses.scores import HeadScores
+from interp.analyses.causal.ablation_test import CausalCheck, Condition, Outcome
+from interp.analyses.results.head_scores import HeadScores
 from interp.analyses.steer.check import arms, kind_of, steer_check
+from interp.errors import HeadError, RunError, ScoreError, UsageError
 from interp.findings import Steered
-from interp.hooks.heads import HeadLayout, HeadSet
-from interp.kernels.errors import HeadError, RunError, ScoreError, UsageError
+from interp.hooks.model.heads import HeadLayout, HeadSet
 from interp.report import make_report, render, words
 from interp.steerings import SteerPlan, SteerRun, steering_findings
 
@@ -41,7 +41,7 @@ def items(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def model():
-    return speaking.model()
+    return tiny_chat_model.model()
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def plan(items):
 @pytest.fixture(scope="module")
 def whole(model, plan, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run") / "whole"
-    return folder, SteerRun.open(folder, plan, model, speaking.tokenizer()).finish(progress=False)
+    return folder, SteerRun.open(folder, plan, model, tiny_chat_model.tokenizer()).finish(progress=False)
 
 
 def test_a_run_profiles_chooses_and_judges(whole, model, plan, items):
@@ -69,13 +69,13 @@ def test_a_run_profiles_chooses_and_judges(whole, model, plan, items):
     edit = steer.Edits.load(folder / "edit.json")
     # the very replies that the Python call gives
     task = tasks.get(str(items))
-    prompts = task.prompts(speaking.tokenizer(), "test", 4)
+    prompts = task.prompts(tiny_chat_model.tokenizer(), "test", 4)
     again = steer_check(
         model, prompts, edit, judge=task.judge, max_new_tokens=task.max_new_tokens, stop=task.stop, draws=2
     )
     assert told.check == again
     assert isinstance(told.profile, HeadScores)
-    splits = [{p.meta["id"] for p in task.prompts(speaking.tokenizer(), s, n)} for s, n in
+    splits = [{p.meta["id"] for p in task.prompts(tiny_chat_model.tokenizer(), s, n)} for s, n in
               (("profile", 4), ("dev", 3), ("test", 4))]  # fmt: skip
     assert not splits[0] & splits[1] | splits[1] & splits[2] | splits[0] & splits[2]
 
@@ -94,7 +94,7 @@ def test_a_run_that_was_cut_goes_on(whole, model, plan, tmp_path, monkeypatch):
             return _real(*args, **kw)
 
         monkeypatch.setattr(steerings, name, watched)
-    run = SteerRun.open(tmp_path / "cut", plan, model, speaking.tokenizer())
+    run = SteerRun.open(tmp_path / "cut", plan, model, tiny_chat_model.tokenizer())
     with pytest.raises(KeyboardInterrupt):
         run.finish(progress=False)
     # sets on the dev split come before the conditions on the test split
@@ -102,7 +102,7 @@ def test_a_run_that_was_cut_goes_on(whole, model, plan, tmp_path, monkeypatch):
     assert len(list((tmp_path / "cut").glob("replies-*.json"))) == 1
     with pytest.raises(RunError, match="not finished"):
         steering_findings(tmp_path / "cut")
-    again = SteerRun.open(tmp_path / "cut", plan, model, speaking.tokenizer()).finish(progress=False)
+    again = SteerRun.open(tmp_path / "cut", plan, model, tiny_chat_model.tokenizer()).finish(progress=False)
     assert calls.count("profile") == calls.count("choose") == 1
     assert again.steering[0].check == found.steering[0].check
     assert again.steering[0].tried == found.steering[0].tried
@@ -110,11 +110,11 @@ def test_a_run_that_was_cut_goes_on(whole, model, plan, tmp_path, monkeypatch):
 
 def test_a_folder_is_one_runs(whole, model, plan, tmp_path):
     folder, _ = whole
-    tokenizer = speaking.tokenizer()
+    tokenizer = tiny_chat_model.tokenizer()
     with pytest.raises(RunError, match="another plan"):
         SteerRun.open(folder, replace(plan, seed=1), model, tokenizer)
     with pytest.raises(RunError, match="holds a steering run of"):
-        SteerRun.open(folder, plan, speaking.model(seed=1), tokenizer)
+        SteerRun.open(folder, plan, tiny_chat_model.model(seed=1), tokenizer)
     (tmp_path / "note.txt").write_text("mine")
     with pytest.raises(RunError, match="no steering run"):
         SteerRun.open(tmp_path, plan, model, tokenizer)
@@ -124,7 +124,7 @@ def test_a_folder_is_one_runs(whole, model, plan, tmp_path):
 
 def test_heads_may_be_named_or_come_from_a_profile(whole, model, plan, tmp_path):
     folder, _ = whole
-    tokenizer = speaking.tokenizer()
+    tokenizer = tiny_chat_model.tokenizer()
     named = SteerRun.open(tmp_path / "a", replace(plan, heads="L0H1 L1H2"), model, tokenizer).finish(progress=False)
     (told,) = named.steering
     assert told.profile is None
@@ -133,7 +133,7 @@ def test_heads_may_be_named_or_come_from_a_profile(whole, model, plan, tmp_path)
     (other,) = SteerRun.open(tmp_path / "b", given, model, tokenizer).finish(progress=False).steering
     assert other.tried == whole[1].steering[0].tried
     with pytest.raises(ScoreError):
-        SteerRun.open(tmp_path / "c", given, speaking.model(seed=1), tokenizer)
+        SteerRun.open(tmp_path / "c", given, tiny_chat_model.model(seed=1), tokenizer)
     with pytest.raises(HeadError, match="L9H0"):
         SteerRun.open(tmp_path / "d", replace(plan, heads="L9H0"), model, tokenizer)
     assert not (tmp_path / "c").exists()
@@ -141,7 +141,9 @@ def test_heads_may_be_named_or_come_from_a_profile(whole, model, plan, tmp_path)
 
 
 def test_zerotuning_finds_its_gamma(model, plan, tmp_path):
-    run = SteerRun.open(tmp_path / "run", replace(plan, method="zerotuning", settings={}), model, speaking.tokenizer())
+    run = SteerRun.open(
+        tmp_path / "run", replace(plan, method="zerotuning", settings={}), model, tiny_chat_model.tokenizer()
+    )
     (told,) = run.finish(progress=False).steering
     gamma = json.loads((tmp_path / "run" / "gamma.json").read_text())
     best = max((row for row in gamma["tried"] if row["name"] != "as loaded"), key=lambda row: row["score"])
@@ -154,11 +156,11 @@ def test_what_changed_is_no_part_of_an_old_run(model, plan, items, tmp_path):
     rows = [json.loads(line) for line in items.read_text().splitlines()]
     mine = tmp_path / "mine.jsonl"
     mine.write_text("\n".join(json.dumps(row | {"right": [" yes"], "wrong": [" no"]}) for row in rows))
-    run = SteerRun.open(tmp_path / "run", replace(plan, task=str(mine)), model, speaking.tokenizer())
+    run = SteerRun.open(tmp_path / "run", replace(plan, task=str(mine)), model, tiny_chat_model.tokenizer())
     assert run.folder.exists()
     mine.write_text("\n".join(json.dumps(row | {"right": row["wrong"], "wrong": row["right"]}) for row in rows))
     with pytest.raises(RunError, match="another prompts"):
-        SteerRun.open(tmp_path / "run", replace(plan, task=str(mine)), model, speaking.tokenizer())
+        SteerRun.open(tmp_path / "run", replace(plan, task=str(mine)), model, tiny_chat_model.tokenizer())
 
 
 def test_nothing_is_begun_that_cannot_end(model, plan, tmp_path):
@@ -169,7 +171,7 @@ def test_nothing_is_begun_that_cannot_end(model, plan, tmp_path):
         (replace(plan, settings={"alpha": 1}), "changes nothing"),
     ):
         with pytest.raises(UsageError, match=words_):
-            SteerRun.open(tmp_path / "run", wrong, model, speaking.tokenizer())
+            SteerRun.open(tmp_path / "run", wrong, model, tiny_chat_model.tokenizer())
         assert not (tmp_path / "run").exists()
 
 
@@ -240,7 +242,7 @@ def test_conditions():
 
 
 def test_command_and_report(call, items, tmp_path):
-    folder = str(speaking.folder(tmp_path / "tiny"))
+    folder = str(tiny_chat_model.folder(tmp_path / "tiny"))
     small = ["--profile-items", 4, "--dev-items", 3, "--test-items", 4, "--draws", 1, "--tops", "2,4"]
     arguments = ["steer", folder, "--method", "pasta", "--task", items, "--set", "alpha=0.1", *small]
     code, out, err = call(*arguments, "-o", tmp_path / "run")
@@ -273,7 +275,7 @@ BAD = {
 @pytest.mark.parametrize("name", BAD)
 def test_bad_input(call, tmp_path, name):
     arguments, words = BAD[name]
-    folder = str(speaking.folder(tmp_path / "tiny"))
+    folder = str(tiny_chat_model.folder(tmp_path / "tiny"))
     code, out, err = call("steer", folder, *arguments, "-o", tmp_path / "run")
     assert code == 2
     assert words in err
@@ -288,7 +290,7 @@ def test_a_steering_run_inside_of_a_run_comes_into_its_report(whole, tmp_path):
     from interp.studies import Plan
 
     plan = Plan(analyses=("sinks",), texts=2, text_length=40, check=False)
-    Run.open(tmp_path / "run", plan, speaking.model(), speaking.tokenizer()).finish(progress=False)
+    Run.open(tmp_path / "run", plan, tiny_chat_model.model(), tiny_chat_model.tokenizer()).finish(progress=False)
     shutil.copytree(whole[0], tmp_path / "run" / "steer-pasta")
     found = results.findings(tmp_path / "run")
     assert found.steering[0].check == whole[1].steering[0].check

@@ -13,15 +13,15 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from interp.hooks.mask import Facts, Mask
-from interp.hooks.modules import attention_layers, plain, recomputed, uses_interface
+from interp.errors import ModelError, UsageError
+from interp.hooks.model.layers import attention_layers, plain, recomputed, uses_interface
+from interp.hooks.model.mask import Facts, Mask
 from interp.kernels.contract import Call, Request
-from interp.kernels.errors import ModelError, UsageError
 from interp.kernels.select import select
 
 
 @dataclass(frozen=True, eq=False)
-class Want:
+class ReadRequest:
     """What a tap asks of one attention call."""
 
     requests: tuple[Request, ...]
@@ -58,12 +58,12 @@ class Points(Protocol):
         """(out [b h q d], pattern [b h q k]) after the hooks."""
         ...
 
-    def values(self, call: Call, pattern: Tensor, want: Want) -> tuple[Any, ...]:
+    def values(self, call: Call, pattern: Tensor, want: ReadRequest) -> tuple[Any, ...]:
         """What a tap asked for, from the pattern after the hooks."""
         ...
 
 
-class Tap(Protocol):
+class AttentionTap(Protocol):
     """Something that reads or edits attention. A tap that wants nothing of a call costs nothing.
 
     A class that derives from it says only what it does: by itself it reads nothing and leaves attention as it is.
@@ -77,16 +77,16 @@ class Tap(Protocol):
         """The call with its biases, or the call as it is."""
         return site.call
 
-    def want(self, site: Site) -> Want | None:
+    def want(self, site: Site) -> ReadRequest | None:
         """What it asks for of the call, or nothing."""
         return None
 
-    def take(self, site: Site, want: Want, values: tuple[Any, ...]) -> None:
+    def take(self, site: Site, want: ReadRequest, values: tuple[Any, ...]) -> None:
         """What it asked for."""
 
 
 @dataclass(eq=False)
-class Borrowed:
+class PatchedConfig:
     """A config whose attention implementation is ours for now; models may share one."""
 
     config: Any
@@ -98,7 +98,7 @@ class Borrowed:
 NAME = "interp"
 _seams: dict[nn.Module, "Seam"] = {}
 _owners: dict[nn.Module, "Seam"] = {}
-_borrowed: dict[int, Borrowed] = {}
+_borrowed: dict[int, PatchedConfig] = {}
 
 
 def _borrow(config: Any) -> None:
@@ -107,7 +107,7 @@ def _borrow(config: Any) -> None:
     if not _borrowed:
         AttentionInterface.register(NAME, torch.compiler.disable(_attend))
         AttentionMaskInterface.register(NAME, _mask)
-    held = _borrowed.setdefault(id(config), Borrowed(config, config._attn_implementation))
+    held = _borrowed.setdefault(id(config), PatchedConfig(config, config._attn_implementation))
     held.users += 1
     config._attn_implementation = NAME
 
@@ -172,7 +172,7 @@ def _own(
 
 
 @contextlib.contextmanager
-def tapping(model: nn.Module, tap: Tap) -> Iterator["Seam"]:
+def tapping(model: nn.Module, tap: AttentionTap) -> Iterator["Seam"]:
     """Let `tap` see the attention calls of `model` while the context is open.
 
     The first tap registers our pair of functions, the last one to leave takes it away and restores what was there.
@@ -203,7 +203,7 @@ class Seam:
     """The pair of functions of one model, while it is registered."""
 
     model: nn.Module
-    taps: list[Tap] = field(default_factory=list)
+    taps: list[AttentionTap] = field(default_factory=list)
     force: str | None = None
     """engine that serves every call; None to choose"""
     points: dict[nn.Module, Points] = field(default_factory=dict)

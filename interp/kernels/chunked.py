@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from interp.kernels import naive
+from interp.kernels.accumulators import BITS, TILE, Block, Workspace, accumulator, join
 from interp.kernels.contract import Call, Mass, Request, Result, Rows
-from interp.kernels.reductions import BITS, TILE, Block, Workspace, accumulator, join
 
 BLOCK_ELEMENTS = 1 << 21
 """scores held at once: 8 MiB in float32"""
@@ -62,7 +62,7 @@ def _by_sdpa(call: Call, size: int) -> Tensor:
     outs = []
     for rows in torch.arange(n).split(max(1, size // max(1, b * h * n_keys))):
         part = slice(int(rows[0]), int(rows[-1]) + 1)
-        mask = call.bias(part).to(call.dtype) if call.biased else call.q.new_zeros(1, 1, 1, 1)
+        mask = call.bias(part).to(call.dtype) if call.add_key_bias else call.q.new_zeros(1, 1, 1, 1)
         if not call.open:
             mask = torch.where(call.sight(part), mask, -torch.inf)
         dead = (mask == -torch.inf).all(-1, keepdim=True)
@@ -305,7 +305,7 @@ def _open_rows(call: Call) -> Tensor:
     if call.logit_scale is not None:
         q = q * call.logit_scale.to(call.dtype).expand(b, h)[:, :, None, None]
     score = (q.reshape(b, g, h // g * n, -1) @ call.k.to(call.dtype).mT).view(b, h, n, n_keys)
-    if not call.biased:
+    if not call.add_key_bias:
         return score.softmax(-1)
     # a row that loses every key is zero
     return (score + call.bias()).softmax(-1).nan_to_num(0.0)

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from interp.kernels.errors import UsageError
+from interp.errors import UsageError
 
 LARGEST = 1e30
 """a bias of +inf becomes this: inf - inf would be nan"""
@@ -85,7 +85,7 @@ class Call:
         return any(x is not None for x in (self.key_bias, self.row_coef, self.logit_scale))
 
     @property
-    def biased(self) -> bool:
+    def add_key_bias(self) -> bool:
         """Whether anything is added to the logits."""
         added = self.mask is not None and self.mask.dtype != torch.bool
         return added or self.key_bias is not None or self.row_coef is not None

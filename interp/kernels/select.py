@@ -9,9 +9,9 @@ from typing import Literal
 
 import torch
 
+from interp.errors import UsageError
 from interp.kernels import chunked, naive
 from interp.kernels.contract import Call, Engine, Request
-from interp.kernels.errors import UsageError
 
 Name = Literal["naive", "chunked", "triton"]
 
@@ -33,7 +33,7 @@ class Choice:
     def engine(self) -> Engine:
         if self.name == "triton":
             # imports triton, which not every machine has
-            from interp.kernels import fused
+            from interp.kernels.gpu import engine as fused
 
             return fused.attend
         return {"naive": naive.attend, "chunked": chunked.attend}[self.name]

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from interp.errors import UsageError
 from interp.kernels.contract import Call
-from interp.kernels.errors import UsageError
 
 LEAST = 32
 """queries of a block, so that few recent keys do not make many small products"""

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from interp.analyses.functions import Functions, functions
-from interp.analyses.scores import HeadScores
-from interp.hooks.heads import Head
+from interp.analyses.results.head_scores import HeadScores
+from interp.analyses.views.head_roles import HeadRoles, head_roles
+from interp.hooks.model.heads import Head
 from interp.plots.style import ABOVE, GREY, colour_of, layout, listed_rows, number, safe, title_of, whole
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ SIZE = 22
 """pixels a head is high, while there is room for its number"""
 
 
-def atlas(scores: Mapping[str, HeadScores] | Functions) -> "Figure":
+def atlas(scores: Mapping[str, HeadScores] | HeadRoles) -> "Figure":
     """Every head under the function that it was found to have, stacked layer by layer: what the model's heads do.
 
     Within a layer heads stand in the order of the functions, so that a column is that layer's profile; the number in a
@@ -29,7 +29,7 @@ def atlas(scores: Mapping[str, HeadScores] | Functions) -> "Figure":
     """
     import plotly.graph_objects as go
 
-    found = scores if isinstance(scores, Functions) else functions(scores)
+    found = scores if isinstance(scores, HeadRoles) else head_roles(scores)
     main = found.main
     layers, heads = main.shape
     sure = found.sure & found.has
@@ -110,7 +110,7 @@ def depth(scores: Mapping[str, HeadScores]) -> "Figure":
     return figure
 
 
-def _table(found: Functions) -> dict[str, Any]:
+def _table(found: HeadRoles) -> dict[str, Any]:
     """Each head with its function and all scores, for whoever saves the picture."""
     layers, heads = found.main.shape
     names = [f"L{layer}H{head}" for layer in range(layers) for head in range(heads)]
@@ -125,7 +125,7 @@ def _is_share(table: HeadScores) -> bool:
     return bool(len(known)) and float(known.min()) >= 0 and float(known.max()) <= 1
 
 
-def _about(found: Functions, head: Head) -> str:
+def _about(found: HeadRoles, head: Head) -> str:
     main = int(found.main[head.layer, head.head])
     lines = [str(head) if main < 0 else f"{head}: {safe(title_of(found.names[main]).lower())}"]
     for place, (name, cut) in enumerate(zip(found.names, found.cuts, strict=True)):

@@ -2,9 +2,9 @@
 
 from typing import TYPE_CHECKING, Any
 
-from interp.analyses.causal import CausalCheck
-from interp.analyses.curve import Curve
-from interp.hooks.heads import HeadSet
+from interp.analyses.causal.ablation_test import CausalCheck
+from interp.analyses.causal.curve import Curve
+from interp.hooks.model.heads import HeadSet
 from interp.plots.style import ABOVE, BLUE, GREY, LINES, ORANGE, layout, safe, title_of
 
 if TYPE_CHECKING:

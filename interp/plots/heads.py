@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from interp.analyses.scores import HeadScores
-from interp.kernels.errors import UsageError
+from interp.analyses.results.head_scores import HeadScores
+from interp.errors import UsageError
 from interp.plots.style import (
     ABOVE,
     BLUE,

@@ -7,8 +7,8 @@ from html import unescape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from interp.analyses.storage import write_atomic
-from interp.kernels.errors import RunError, UsageError
+from interp.analyses.results.codec import write_atomic
+from interp.errors import RunError, UsageError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Picture

@@ -11,17 +11,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from interp import plots
-from interp.analyses.curve import Curve
-from interp.analyses.functions import Functions, cut_of, functions
-from interp.analyses.keys import KeyCurve, key_curve
-from interp.analyses.scores import HeadScores
-from interp.analyses.storage import write_atomic
+from interp.analyses.causal.curve import Curve
+from interp.analyses.kv import KeyCurve, key_curve
+from interp.analyses.results.codec import write_atomic
+from interp.analyses.results.head_scores import HeadScores
+from interp.analyses.views.head_roles import HeadRoles, cut_of, head_roles
 from interp.controls import OF_LOOKING
+from interp.errors import RunError, ScoreError
 from interp.findings import Findings, Safety, Steered
-from interp.kernels.errors import RunError, ScoreError
 from interp.plots.style import embed as embed
 from interp.plots.style import saving
-from interp.report import heads, keys, refusals, views, words
+from interp.report import heads, refusals, views, words
+from interp.report import kv as keys
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -79,8 +80,8 @@ def render(findings: Findings) -> str:
         "cards": heads.cards(findings, sorted_heads),
         "explorer": explorer,
         "panel": Markup(explorer.panel()) if explorer is not None else "",
-        "joint": _joint(findings, drawn),
-        "vocabulary": _vocabulary(findings, drawn),
+        "qk_projection": _joint(findings, drawn),
+        "logit_lens": _vocabulary(findings, drawn),
         "explorer_data": Markup(explorer.data()) if explorer is not None else "",
         "summaries": [words.summary(scores, cut_of(name, scores)) for name, scores in findings.scores.items()],
         "causal_words": words.causal_words(findings),
@@ -144,7 +145,7 @@ def _safety(told: Safety, drawn: "_Figures") -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Drawn:
+class RenderedFigure:
     """A figure of the page: its place in the embedded list, and its heading as text."""
 
     number: int
@@ -159,11 +160,13 @@ class _Figures:
     def __init__(self) -> None:
         self.json: list[str] = []
 
-    def add(self, figure: "Figure") -> Drawn:
+    def add(self, figure: "Figure") -> RenderedFigure:
         layout: Any = figure.layout
         above = 44 if layout.legend.orientation == "h" else 12
         height = int(layout.height) - layout.margin.t + above
-        drawn = Drawn(len(self.json), unescape(layout.title.text), unescape(layout.title.subtitle.text), height)
+        drawn = RenderedFigure(
+            len(self.json), unescape(layout.title.text), unescape(layout.title.subtitle.text), height
+        )
         figure.update_layout(title=None, height=height, margin_t=above)
         self.json.append(str(figure.to_json()))
         return drawn
@@ -188,9 +191,9 @@ def _own(name: str) -> str:
     return files("interp.report").joinpath(name).read_text(encoding="utf-8")
 
 
-def _functions(scores: dict[str, HeadScores]) -> Functions | None:
+def _functions(scores: dict[str, HeadScores]) -> HeadRoles | None:
     """Heads sorted into functions, where any table says when a head has one."""
-    return functions(scores) if any(cut_of(name, table) is not None for name, table in scores.items()) else None
+    return head_roles(scores) if any(cut_of(name, table) is not None for name, table in scores.items()) else None
 
 
 def _section(name: str, scores: HeadScores, control: Curve | None, checked: str, drawn: _Figures) -> dict[str, Any]:
@@ -214,17 +217,17 @@ def _section(name: str, scores: HeadScores, control: Curve | None, checked: str,
     }
 
 
-def _joint(findings: Findings, drawn: _Figures) -> list[Drawn]:
+def _joint(findings: Findings, drawn: _Figures) -> list[RenderedFigure]:
     told = findings.joint
-    return [] if told is None else [drawn.add(plots.joint(told, head, color="position")) for head in told.heads]
+    return [] if told is None else [drawn.add(plots.qk_projection(told, head, color="position")) for head in told.heads]
 
 
-def _vocabulary(findings: Findings, drawn: _Figures) -> list[Drawn]:
+def _vocabulary(findings: Findings, drawn: _Figures) -> list[RenderedFigure]:
     told = findings.vocabulary
-    return [] if told is None else [drawn.add(plots.vocabulary(told, i)) for i in range(len(told.labels))]
+    return [] if told is None else [drawn.add(plots.logit_lens(told, i)) for i in range(len(told.labels))]
 
 
-def _scatter(scores: dict[str, HeadScores], drawn: _Figures) -> Drawn | None:
+def _scatter(scores: dict[str, HeadScores], drawn: _Figures) -> RenderedFigure | None:
     """Retrieval against induction, or else the first two analyses that score the same heads."""
     pairs = list(combinations(scores, 2))
     wanted = [pair for pair in pairs if set(pair) == {"retrieval", "induction"}]

@@ -3,17 +3,17 @@
 from typing import Any
 
 from interp import plots
-from interp.analyses.functions import Functions, cut_of
-from interp.analyses.scores import HeadScores
+from interp.analyses.results.head_scores import HeadScores
+from interp.analyses.views.head_roles import HeadRoles, cut_of
 from interp.findings import Findings
-from interp.hooks.heads import Head
+from interp.hooks.model.heads import Head
 from interp.report.words import cut
 from interp.results import shown_heads
 
 PROMPTS, LONG, READ = 2, 110, 3
 
 
-def table(found: Functions) -> list[dict[str, Any]]:
+def table(found: HeadRoles) -> list[dict[str, Any]]:
     """The heads of each function, strongest first."""
     rows = []
     for place, name in enumerate(found.names):
@@ -34,7 +34,7 @@ def table(found: Functions) -> list[dict[str, Any]]:
     return rows
 
 
-def cards(findings: Findings, found: Functions | None) -> list[dict[str, Any]]:
+def cards(findings: Findings, found: HeadRoles | None) -> list[dict[str, Any]]:
     """One card for each of the heads that stand first in some analysis."""
     explored = {str(head) for head in findings.explored.heads} if findings.explored is not None else set()
     return [

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from interp.analyses.curve import Curve
+from interp.analyses.causal.curve import Curve
 from interp.findings import Safety
 
 SHOWN = ("refused", "neutral loss")

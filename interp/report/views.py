@@ -4,8 +4,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from interp.errors import RunError
 from interp.findings import TokenView
-from interp.kernels.errors import RunError
 
 # tokens shown of a long text: its begin, its end, around each mark, around the most attended tokens of each head
 MOST, BEGIN, END, AROUND, NEAR, STRONGEST = 2400, 150, 300, 300, 6, 8
@@ -23,7 +23,7 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Shown:
+class TokenRow:
     """A TokenView as the template takes it."""
 
     title: str
@@ -39,7 +39,7 @@ class Shown:
     left_out: int
 
 
-def show(view: TokenView) -> Shown:
+def show(view: TokenView) -> TokenRow:
     """Raises RunError where the weights do not fit the tokens."""
     n = len(view.tokens)
     for head, weights in view.weights.items():
@@ -65,7 +65,7 @@ def show(view: TokenView) -> Shown:
             runs.append(Run(marks, (token,)))
     if before + 1 < n:
         runs.append(Run((), (), gap=n - before - 1))
-    return Shown(
+    return TokenRow(
         title=view.title,
         written=view.written,
         heads=tuple(rows),

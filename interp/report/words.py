@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from interp.analyses.causal import CausalCheck, Outcome
-from interp.analyses.curve import Curve
-from interp.analyses.scores import HeadScores
+from interp.analyses.causal.ablation_test import CausalCheck, Outcome
+from interp.analyses.causal.curve import Curve
+from interp.analyses.results.head_scores import HeadScores
 from interp.cards import card
 from interp.findings import Findings, Steered
 from interp.plots import number, title_of

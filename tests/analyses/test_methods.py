@@ -7,9 +7,9 @@ import torch
 from detectors import BY_NAME, METHODS, prompts, random_prompts
 
 from interp.analyses import identify
-from interp.analyses.scores import HeadScores
-from interp.hooks.prompts import Prompts
-from interp.kernels.errors import PromptError
+from interp.analyses.results.head_scores import HeadScores
+from interp.errors import PromptError
+from interp.hooks.prompts.prompts import Prompts
 
 NAMES = list(BY_NAME)
 
@@ -27,7 +27,7 @@ def test_the_planted_head_is_first_in_every_seed(name, family):
 
 
 # those that write replies take their time
-DECODING = ("retrieval", "semantic", "reasoning")
+DECODING = ("retrieval", "semantic_retrieval", "retrieval_reasoning")
 
 
 @pytest.mark.parametrize("family", planted.FAMILIES)

@@ -10,9 +10,9 @@ from tokenizers_tiny import byte_fallback, byte_level
 
 from interp.analyses import tasks
 from interp.analyses.tasks import judges, needles
-from interp.analyses.tasks.generate import generate
 from interp.analyses.tasks.task import following, split_of
-from interp.kernels.errors import PromptError, UsageError
+from interp.errors import PromptError, UsageError
+from interp.hooks.generate import generate
 
 NAMES = ("json", "pronoun", "counterfact", "sentiment", "topic", "choice", "needle")
 TOKENIZERS = {"chat": byte_level(), "plain": byte_level(chat=False), "bos": byte_level(chat=False, bos=True, trim=True)}

@@ -10,7 +10,7 @@ from transformer_lens.head_detector import detect_head
 from transformer_lens.tools.analysis import attribution_patching
 from transformer_lens.tools.analysis.direct_logit_attribution import direct_logit_attribution
 
-from interp.hooks.bridge import bridge
+from interp.hooks.transformerlens.bridge import bridge
 
 
 def metric(logits):

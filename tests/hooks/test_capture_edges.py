@@ -4,12 +4,12 @@ import families
 import psutil
 import pytest
 import torch
-from reading import KEYS, ROWS, prompts
+from capture_oracle import KEYS, ROWS, prompts
 
-from interp.hooks import keep
-from interp.hooks.capture import capture, placed, run
-from interp.hooks.prompts import Prompts
-from interp.kernels.errors import CostError, HeadError, ModelError, SpanError, UsageError
+from interp.errors import CostError, HeadError, ModelError, SpanError, UsageError
+from interp.hooks.prompts.prompts import Prompts
+from interp.hooks.read import keep
+from interp.hooks.read.capture import capture, placed, run
 
 
 def test_queries_by_span_and_by_position(tiny_model):

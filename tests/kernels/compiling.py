@@ -25,21 +25,15 @@ from triton.experimental.gluon._runtime import GluonASTSource
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor as HopperDescriptor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from interp.kernels import (
-    blocks,
-    columns,
-    contract,
-    forward,
-    fused,
-    gather,
-    hopper,
-    hopper_scores,
-    rows,
-    sets,
-    settings,
-    tops,
-)
+from interp.kernels import contract
 from interp.kernels.contract import At, Blocks, Call, Columns, Entropy, Mass, TopKeys
+from interp.kernels.gpu import block_sums as blocks
+from interp.kernels.gpu import columns, forward, gather, hopper, hopper_scores
+from interp.kernels.gpu import engine as fused
+from interp.kernels.gpu import few_rows as rows
+from interp.kernels.gpu import key_sets as sets
+from interp.kernels.gpu import tile_sizes as settings
+from interp.kernels.gpu import top_keys as tops
 
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 TYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}

@@ -12,7 +12,7 @@ from pathlib import Path
 os.environ.setdefault("TRITON_INTERPRET", "1")
 # as torch asks of whoever wants the same result twice
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path.insert(0, str(Path(__file__).parent.parent / "helpers"))
 sys.path.insert(0, str(Path(__file__).parent))
 
 from importlib.util import find_spec
@@ -20,7 +20,7 @@ from importlib.util import find_spec
 import pytest
 import torch
 
-from interp.kernels import settings
+from interp.kernels.gpu import tile_sizes as settings
 
 INTERPRETED = os.environ["TRITON_INTERPRET"] == "1"
 TINY = {"16x16": (16, 16, 4, 1), "16x32": (16, 32, 4, 1)}

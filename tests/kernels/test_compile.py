@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from interp.kernels.settings import SHARED
+from interp.kernels.gpu.tile_sizes import SHARED
 
 HALVES = [(arch, "bfloat16", width) for arch in SHARED for width in (64, 128, 256)]
 SINGLES = [(arch, "float32", width) for arch in SHARED for width in (64, 128)] + [(89, "float32", 256)]

@@ -11,14 +11,15 @@ import torch
 from attention_calls import in_dtype, plain
 from engines import NAMED
 
-from interp.kernels import hopper, naive
-from interp.kernels.columns import columns
+from interp.kernels import naive
 from interp.kernels.contract import At, Blocks, Call, Columns, Entropy, Lse, Mass, Request, Rows, TopKeys
-from interp.kernels.forward import forward
-from interp.kernels.gather import winners
-from interp.kernels.rows import rows
+from interp.kernels.gpu import hopper
+from interp.kernels.gpu.columns import columns
+from interp.kernels.gpu.few_rows import rows
+from interp.kernels.gpu.forward import forward
+from interp.kernels.gpu.gather import winners
+from interp.kernels.gpu.tile_sizes import tiling
 from interp.kernels.select import select
-from interp.kernels.settings import tiling
 
 GPU = torch.cuda.is_available() and "triton" in NAMED
 pytestmark = pytest.mark.skipif(not GPU, reason="needs a GPU")
@@ -303,9 +304,9 @@ def test_a_model_is_read_by_the_kernels(device):
     from families import make
     from transformers import GenerationConfig
 
-    from interp.hooks import keep
-    from interp.hooks.capture import capture
-    from interp.hooks.prompts import Prompts
+    from interp.hooks.prompts.prompts import Prompts
+    from interp.hooks.read import keep
+    from interp.hooks.read.capture import capture
 
     made: Any = make("llama")
     model = made.to(device, torch.bfloat16)

@@ -13,9 +13,9 @@ import torch
 from attention_calls import plain
 from engines import NAMED
 
+from interp.errors import UsageError
 from interp.kernels import chunked, naive
 from interp.kernels.contract import Call, Columns, Entropy, Lse, Mass, TopKeys
-from interp.kernels.errors import UsageError
 from interp.kernels.select import LONG, _warn, decide, obstacle, select
 
 

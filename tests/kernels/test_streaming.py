@@ -6,9 +6,9 @@ import attention_calls
 import pytest
 import torch
 
+from interp.errors import UsageError
 from interp.kernels import chunked, naive, streaming
 from interp.kernels.contract import Lse
-from interp.kernels.errors import UsageError
 from interp.kernels.select import select
 
 SIZES = [(0, 1), (1, 3), (4, 8), (3, 40), (16, 64), (200, 500)]

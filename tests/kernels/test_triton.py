@@ -9,19 +9,7 @@ from attention_calls import plain
 from engines import NAMED
 
 from interp.kernels import naive
-from interp.kernels.contract import (
-    At,
-    Blocks,
-    Call,
-    Columns,
-    Entropy,
-    Lse,
-    Mass,
-    Request,
-    Result,
-    Rows,
-    TopKeys,
-)
+from interp.kernels.contract import At, Blocks, Call, Columns, Entropy, Lse, Mass, Request, Result, Rows, TopKeys
 
 pytestmark = pytest.mark.interpreter
 TRITON = NAMED["triton"]

@@ -8,13 +8,13 @@ import torch
 from attention_calls import plain
 from engines import NAMED
 
+from interp.errors import UsageError
 from interp.kernels import naive
-from interp.kernels.columns import columns
 from interp.kernels.contract import Blocks, Call, Columns, Lse, Mass, Request, Rows, TopKeys
-from interp.kernels.errors import UsageError
-from interp.kernels.forward import WIDEST, forward
-from interp.kernels.gather import at, winners
-from interp.kernels.rows import rows
+from interp.kernels.gpu.columns import columns
+from interp.kernels.gpu.few_rows import rows
+from interp.kernels.gpu.forward import WIDEST, forward
+from interp.kernels.gpu.gather import at, winners
 
 pytestmark = pytest.mark.interpreter
 TRITON = NAMED["triton"]

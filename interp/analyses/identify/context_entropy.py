@@ -3,13 +3,13 @@
 import torch
 from torch import nn
 
-from interp.analyses.identify.last import at_last
-from interp.analyses.scores import HeadScores
-from interp.analyses.spread import spread
-from interp.hooks.heads import HeadLayout
-from interp.hooks.keep import entropy
-from interp.hooks.prompts import Prompts
-from interp.hooks.provenance import Provenance
+from interp.analyses.identify._last_token import at_last
+from interp.analyses.identify._spread import spread
+from interp.analyses.results.head_scores import HeadScores
+from interp.hooks.model.heads import HeadLayout
+from interp.hooks.model.provenance import Provenance
+from interp.hooks.prompts.prompts import Prompts
+from interp.hooks.read.keep import entropy
 
 
 def context_entropy(

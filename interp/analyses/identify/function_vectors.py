@@ -8,17 +8,17 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from interp.analyses.forced import Options
-from interp.analyses.identify.last import at_last
-from interp.analyses.scores import HeadScores
-from interp.analyses.sweep import Batch, Cell
-from interp.hooks import keep as keeps
-from interp.hooks.heads import HeadLayout, HeadSet
-from interp.hooks.modules import attention_layers, plain, projection_name
-from interp.hooks.outputs import Bank, Intervention
-from interp.hooks.prompts import Prompts
-from interp.hooks.provenance import Provenance
-from interp.kernels.errors import PromptError, UsageError
+from interp.analyses.causal.sweep import Batch, Cell
+from interp.analyses.identify._last_token import at_last
+from interp.analyses.measures.continuations import Options
+from interp.analyses.results.head_scores import HeadScores
+from interp.errors import PromptError, UsageError
+from interp.hooks.edit.ablation import Bank, Intervention
+from interp.hooks.model.heads import HeadLayout, HeadSet
+from interp.hooks.model.layers import attention_layers, plain, projection_name
+from interp.hooks.model.provenance import Provenance
+from interp.hooks.prompts.prompts import Prompts
+from interp.hooks.read import keep as keeps
 
 ANSWER = "id of the answer"
 """of the first token, in the meta"""

@@ -2,9 +2,9 @@
 
 from torch import nn
 
-from interp.analyses.identify.targets import Targets, earlier, score_targets
-from interp.analyses.scores import HeadScores
-from interp.hooks.prompts import Prompt, Prompts
+from interp.analyses.identify._targets import Targets, earlier, score_targets
+from interp.analyses.results.head_scores import HeadScores
+from interp.hooks.prompts.prompts import Prompt, Prompts
 
 
 def induction(

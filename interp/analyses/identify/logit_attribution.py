@@ -8,13 +8,13 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from interp.analyses.identify.pairs import answer_tokens, table
-from interp.analyses.scores import HeadScores
-from interp.analyses.written import Written, bridged, by_length
-from interp.hooks.capture import check_context
-from interp.hooks.heads import HeadLayout
-from interp.hooks.prompts import Prompts
-from interp.kernels.errors import UsageError
+from interp.analyses.identify._prompt_pairs import answer_tokens, table
+from interp.analyses.measures.head_outputs import HeadOutputs, bridged, by_length
+from interp.analyses.results.head_scores import HeadScores
+from interp.errors import UsageError
+from interp.hooks.model.heads import HeadLayout
+from interp.hooks.prompts.prompts import Prompts
+from interp.hooks.read.capture import check_context
 
 
 def logit_attribution(
@@ -66,7 +66,7 @@ def _given(answers: Sequence[tuple[int, int]], prompts: Prompts) -> Int[Tensor, 
 
 
 def _direct(tl: Any, prompts: Prompts, answers: Int[Tensor, "b 2"], layout: HeadLayout) -> Float[Tensor, "b l h"]:
-    run = Written.of(tl, prompts, layout)
+    run = HeadOutputs.of(tl, prompts, layout)
     run.check_readout(answers)
     right, wrong = tl.W_U[:, answers].float().unbind(2)
     toward = torch.einsum("cbm,mb->bc", run.read(run.heads.flatten(0, 1)), right - wrong)

@@ -7,14 +7,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from interp.analyses.scores import HeadScores
-from interp.analyses.tasks.generate import Reply, generate
-from interp.hooks.capture import read
-from interp.hooks.heads import HeadLayout
-from interp.hooks.keep import mass
-from interp.hooks.prompts import Prompt, Prompts
-from interp.hooks.provenance import Provenance
-from interp.kernels.errors import PromptError
+from interp.analyses.results.head_scores import HeadScores
+from interp.errors import PromptError
+from interp.hooks.generate import Reply, generate
+from interp.hooks.model.heads import HeadLayout
+from interp.hooks.model.provenance import Provenance
+from interp.hooks.prompts.prompts import Prompt, Prompts
+from interp.hooks.read.capture import read
+from interp.hooks.read.keep import mass
 
 CONTEXT, WRITTEN = "looked back at", "written"
 REPLY = 32

@@ -8,15 +8,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from interp.analyses.scores import HeadScores
-from interp.analyses.spread import spread
-from interp.hooks import keep as keeps
-from interp.hooks.capture import read
-from interp.hooks.heads import HeadLayout
-from interp.hooks.modules import attention_layers, plain
-from interp.hooks.prompts import Prompts
-from interp.hooks.provenance import Provenance
-from interp.kernels.errors import UsageError
+from interp.analyses.identify._spread import spread
+from interp.analyses.results.head_scores import HeadScores
+from interp.errors import UsageError
+from interp.hooks.model.heads import HeadLayout
+from interp.hooks.model.layers import attention_layers, plain
+from interp.hooks.model.provenance import Provenance
+from interp.hooks.prompts.prompts import Prompts
+from interp.hooks.read import keep as keeps
+from interp.hooks.read.capture import read
 
 FURTHEST = 8
 """tokens back"""

@@ -6,14 +6,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from interp.analyses.calls import CallReader, read_calls
-from interp.analyses.locality import Broken, Settings, shares
-from interp.analyses.scores import HeadScores
-from interp.hooks.heads import HeadLayout
-from interp.hooks.prompts import Prompts
-from interp.hooks.provenance import Provenance
-from interp.hooks.seam import Site, Want
-from interp.kernels.errors import ModelError, PromptError
+from interp.analyses.identify._locality import Broken, Settings, shares
+from interp.analyses.results.head_scores import HeadScores
+from interp.errors import ModelError, PromptError
+from interp.hooks.model.heads import HeadLayout
+from interp.hooks.model.provenance import Provenance
+from interp.hooks.prompts.prompts import Prompts
+from interp.hooks.read.attention_calls import AttentionCallTap, read_attention_calls
+from interp.hooks.seam import ReadRequest, Site
 
 SINK, WINDOW, REFRESH, LEAST = 16, 128, 64, 64
 """keys at the start, last keys, queries of a block, keys in the moments"""
@@ -58,7 +58,7 @@ def qada(
     settings = Settings(tau, sink, window, refresh, least, tuple(taus), broken)
     check_lengths(prompts, sink, window, refresh, least)
     title = "qada" if progress else None
-    extras = read_calls(model, prompts, lambda: _Reader(settings), batch_size=batch_size, progress=title)
+    extras = read_attention_calls(model, prompts, lambda: _Reader(settings), batch_size=batch_size, progress=title)
     return HeadScores(
         name="qada",
         per_prompt=extras.pop("long"),
@@ -87,12 +87,12 @@ def check_lengths(
 
 
 @dataclass(eq=False)
-class _Reader(CallReader):
+class _Reader(AttentionCallTap):
     """Notes what the shares of a layer come to."""
 
     settings: Settings
 
-    def want(self, site: Site) -> Want | None:
+    def want(self, site: Site) -> ReadRequest | None:
         if site.call.mask is not None:
             raise ModelError(
                 f"layer {site.layer} has a mask of its own, of which T keys beyond a window cannot be told: qada reads "

@@ -6,14 +6,14 @@ from contextlib import nullcontext
 import torch
 from torch import nn
 
-from interp.analyses.identify.last import last_rows
-from interp.analyses.scores import HeadScores
-from interp.hooks.heads import HeadLayout
-from interp.hooks.keep import rows
-from interp.hooks.prompts import Prompts
-from interp.hooks.provenance import Provenance
-from interp.hooks.unrotated import unrotated
-from interp.kernels.errors import PromptError, SpanError
+from interp.analyses.identify._last_token import last_rows
+from interp.analyses.results.head_scores import HeadScores
+from interp.errors import PromptError, SpanError
+from interp.hooks.model.heads import HeadLayout
+from interp.hooks.model.provenance import Provenance
+from interp.hooks.prompts.prompts import Prompts
+from interp.hooks.read.keep import rows
+from interp.hooks.transformerlens.without_rope import unrotated
 
 
 def qk_score(

@@ -6,15 +6,15 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from interp.analyses.identify.replies import REPLY, answer, counted, decoded, one_place
-from interp.analyses.scores import HeadScores
-from interp.analyses.tasks.generate import Reply
-from interp.hooks.capture import Capture, read
-from interp.hooks.heads import HeadLayout
-from interp.hooks.keep import top_keys
-from interp.hooks.prompts import Prompt, Prompts
-from interp.hooks.provenance import Provenance
-from interp.kernels.errors import UsageError
+from interp.analyses.identify._replies import REPLY, answer, counted, decoded, one_place
+from interp.analyses.results.head_scores import HeadScores
+from interp.errors import UsageError
+from interp.hooks.generate import Reply
+from interp.hooks.model.heads import HeadLayout
+from interp.hooks.model.provenance import Provenance
+from interp.hooks.prompts.prompts import Prompt, Prompts
+from interp.hooks.read.capture import Capture, read
+from interp.hooks.read.keep import top_keys
 
 TOP = top_keys(1)
 

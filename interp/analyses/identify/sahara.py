@@ -8,16 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from interp.analyses.causal import randoms
+from interp.analyses.causal.ablation_test import randoms
+from interp.analyses.causal.sweep import last_hidden, sweep_sets
+from interp.analyses.identify._subspace import angle, angle_interval
 from interp.analyses.identify.ships import Ablation
-from interp.analyses.scores import HeadScores
-from interp.analyses.storage import digest
-from interp.analyses.subspace import angle, angle_interval
-from interp.analyses.sweep import last_hidden, sweep_sets
-from interp.hooks.heads import Head, HeadLayout, HeadSet
-from interp.hooks.prompts import Prompts
-from interp.hooks.provenance import Provenance
-from interp.kernels.errors import UsageError
+from interp.analyses.results.codec import digest
+from interp.analyses.results.head_scores import HeadScores
+from interp.errors import UsageError
+from interp.hooks.model.heads import Head, HeadLayout, HeadSet
+from interp.hooks.model.provenance import Provenance
+from interp.hooks.prompts.prompts import Prompts
 
 
 @dataclass(frozen=True)

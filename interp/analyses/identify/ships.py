@@ -4,9 +4,9 @@ from typing import Any, Literal
 
 from torch import nn
 
-from interp.analyses.scores import HeadScores
-from interp.analyses.sweep import kl, sweep
-from interp.hooks.prompts import Prompts
+from interp.analyses.causal.sweep import kl, sweep
+from interp.analyses.results.head_scores import HeadScores
+from interp.hooks.prompts.prompts import Prompts
 
 Ablation = Literal["uniform", "zero"]
 

@@ -3,13 +3,13 @@
 import torch
 from torch import nn
 
-from interp.analyses.scores import HeadScores
-from interp.hooks.capture import read
-from interp.hooks.heads import HeadLayout
-from interp.hooks.keep import columns, mass
-from interp.hooks.modules import attention_layers
-from interp.hooks.prompts import Prompts
-from interp.hooks.provenance import Provenance
+from interp.analyses.results.head_scores import HeadScores
+from interp.hooks.model.heads import HeadLayout
+from interp.hooks.model.layers import attention_layers
+from interp.hooks.model.provenance import Provenance
+from interp.hooks.prompts.prompts import Prompts
+from interp.hooks.read.capture import read
+from interp.hooks.read.keep import columns, mass
 
 SHOWN = 32
 """positions of the map that is kept"""

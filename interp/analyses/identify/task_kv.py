@@ -9,15 +9,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from interp.analyses.calls import CallReader, read_calls
-from interp.analyses.scores import HeadScores
-from interp.hooks.heads import Head, HeadLayout, HeadSet
-from interp.hooks.modules import projection_name
-from interp.hooks.prompts import Prompts
-from interp.hooks.provenance import Provenance
-from interp.hooks.seam import Site, Want
+from interp.analyses.results.head_scores import HeadScores
+from interp.errors import UsageError
+from interp.hooks.model.heads import Head, HeadLayout, HeadSet
+from interp.hooks.model.layers import projection_name
+from interp.hooks.model.provenance import Provenance
+from interp.hooks.prompts.prompts import Prompts
+from interp.hooks.read.attention_calls import AttentionCallTap, read_attention_calls
+from interp.hooks.seam import ReadRequest, Site
 from interp.kernels.contract import Columns
-from interp.kernels.errors import UsageError
 
 
 def task_kv(
@@ -46,7 +46,7 @@ def task_kv(
         raise UsageError(f"rows={rows}, top={top}: give at least one row and one key.")
     title = "task_kv" if progress else None
     reader = partial(_Reader, rows, top, weighted)
-    found = read_calls(model, prompts, reader, batch_size=batch_size, progress=title)["distance"]
+    found = read_attention_calls(model, prompts, reader, batch_size=batch_size, progress=title)["distance"]
     return HeadScores(
         name="task_kv",
         per_prompt=found,
@@ -85,18 +85,18 @@ def heterogeneous(scores: HeadScores, b: float = 0.25, m: int = 4) -> HeadSet:
 
 
 @dataclass(eq=False)
-class _Reader(CallReader):
+class _Reader(AttentionCallTap):
     """Reads what the last rows give to each key."""
 
     rows: int
     top: int
     weighted: bool
 
-    def want(self, site: Site) -> Want | None:
+    def want(self, site: Site) -> ReadRequest | None:
         n = site.call.q.shape[2]
-        return Want((Columns("sum"),), torch.arange(max(0, n - self.rows), n, device=site.call.q.device))
+        return ReadRequest((Columns("sum"),), torch.arange(max(0, n - self.rows), n, device=site.call.q.device))
 
-    def take(self, site: Site, want: Want, values: tuple[Any, ...]) -> None:
+    def take(self, site: Site, want: ReadRequest, values: tuple[Any, ...]) -> None:
         call = site.call
         received = values[0][0]
         b, h, _, n, _ = call.sizes

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 import torch
 
-from interp.analyses.steer.sinks import Threshold, limit, sinks
-from interp.hooks.edit import Edit, Here
+from interp.analyses.steer._sinks import Threshold, limit, sinks
+from interp.errors import UsageError
+from interp.hooks.edit.edit import Edit, EditContext
 from interp.kernels.contract import Call
-from interp.kernels.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -35,10 +35,10 @@ class Act(Edit):
         limit(self.threshold, torch.ones(1))
 
     @property
-    def idle(self) -> bool:
+    def is_noop(self) -> bool:
         return self.beta == 1
 
-    def change(self, here: Here) -> Call:
+    def apply(self, here: EditContext) -> Call:
         on = sinks(here, self.threshold)
         if not bool(on.any()):
             return here.call
@@ -46,4 +46,4 @@ class Act(Edit):
         # where a row sees sinks alone nothing could take what they lose
         alone = rest < 1e-6
         coefficient = torch.log(self.beta * rest.clamp(min=1e-6) / (1 - self.beta * s))
-        return here.weighed(coefficient.masked_fill(alone, 0.0), on)
+        return here.add_row_bias(coefficient.masked_fill(alone, 0.0), on)

@@ -7,12 +7,12 @@ from typing import Literal
 
 from torch import nn
 
-from interp.analyses.causal import CausalCheck, Condition, Judge, Outcome
-from interp.analyses.tasks.generate import Reply, generate
-from interp.hooks.edit import Edit, Edits, steering
-from interp.hooks.heads import HeadLayout, HeadSet
-from interp.hooks.prompts import Prompts
-from interp.kernels.errors import HeadError, UsageError
+from interp.analyses.causal.ablation_test import CausalCheck, Condition, Judge, Outcome
+from interp.errors import HeadError, UsageError
+from interp.hooks.edit.edit import Edit, Edits, steering
+from interp.hooks.generate import Reply, generate
+from interp.hooks.model.heads import HeadLayout, HeadSet
+from interp.hooks.prompts.prompts import Prompts
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ def arms(edit: Edit | Edits, layout: HeadLayout, draws: int = 3, seed: int = 0) 
         Arm(Condition("as loaded", "as loaded", HeadSet(())), Edits(())),
         Arm(Condition(f"steered {len(united)}", "steered", united), Edits(tuple(parts))),
     ]
-    if not all(part.movable for part in parts) or not len(united):
+    if not all(part.transferable for part in parts) or not len(united):
         return tuple(made)
     ways: tuple[tuple[str, Literal["free", "layer"]], ...] = (("random", "free"), ("random by layer", "layer"))
     for group, match in ways:

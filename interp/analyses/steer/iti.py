@@ -8,14 +8,14 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from interp.analyses.scores import HeadScores
+from interp.analyses.results.head_scores import HeadScores
 from interp.analyses.steer.offset import Offset
-from interp.hooks.capture import read
-from interp.hooks.heads import HeadLayout
-from interp.hooks.keep import z
-from interp.hooks.prompts import Prompts
-from interp.hooks.provenance import Provenance
-from interp.kernels.errors import UsageError
+from interp.errors import UsageError
+from interp.hooks.model.heads import HeadLayout
+from interp.hooks.model.provenance import Provenance
+from interp.hooks.prompts.prompts import Prompts
+from interp.hooks.read.capture import read
+from interp.hooks.read.keep import z
 
 
 class Iti(NamedTuple):

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from interp.hooks.edit import Edit, Output
-from interp.hooks.heads import Head, HeadLayout, HeadSet
-from interp.kernels.errors import HeadError, UsageError
+from interp.errors import HeadError, UsageError
+from interp.hooks.edit.edit import Edit, Output
+from interp.hooks.model.heads import Head, HeadLayout, HeadSet
 
 Vectors = tuple[tuple[str, tuple[float, ...]], ...]
 
@@ -48,11 +48,11 @@ class Offset(Edit):
         return f"Offset(heads={self.heads!r}, vectors=<{shown}>, at={self.at!r}, scale={self.scale})"
 
     @property
-    def idle(self) -> bool:
+    def is_noop(self) -> bool:
         return self.scale == 0
 
     @property
-    def movable(self) -> bool:
+    def transferable(self) -> bool:
         return False
 
     @property

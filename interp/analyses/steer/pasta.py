@@ -3,9 +3,9 @@
 import math
 from dataclasses import dataclass
 
-from interp.hooks.edit import Here, Marked, positive
+from interp.errors import UsageError
+from interp.hooks.edit.edit import EditContext, Marked, positive
 from interp.kernels.contract import Call
-from interp.kernels.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -38,18 +38,18 @@ class Pasta(Marked):
             raise UsageError(f"mode={self.mode!r} is none: take 'exclude' or 'include'.")
 
     @property
-    def idle(self) -> bool:
+    def is_noop(self) -> bool:
         return self.alpha == 1
 
     @property
-    def local(self) -> bool:
+    def leaves_prefix_unchanged(self) -> bool:
         # a row that sees no key of the span has one bias on all it sees
         return self.mode == "include" or (not self.protect_first and self.scope != "generated")
 
-    def change(self, here: Here) -> Call:
+    def apply(self, here: EditContext) -> Call:
         marked = here.keys(self.spans)
         if self.mode == "include":
-            return here.biased(-math.log(self.alpha), marked)
+            return here.add_key_bias(-math.log(self.alpha), marked)
         # asked of the prompt: a cache may have dropped the span, and an earlier chunk not come to it yet
         off = here.prompt(self.scope) & ~marked & here.has(self.spans)[:, None]
-        return here.biased(math.log(self.alpha), off & ~here.first if self.protect_first else off)
+        return here.add_key_bias(math.log(self.alpha), off & ~here.first if self.protect_first else off)

@@ -10,14 +10,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from interp.analyses.forced import Cost, Forced, entropies, margins
-from interp.analyses.scores import HeadScores
-from interp.analyses.storage import Parts
-from interp.hooks.edit import Edit, Edits
-from interp.hooks.heads import Head, HeadLayout, HeadSet
-from interp.hooks.prompts import Prompts
-from interp.hooks.provenance import Provenance
-from interp.kernels.errors import ScoreError, UsageError
+from interp.analyses.measures.continuations import ContinuationScorer, Cost, entropies, margins
+from interp.analyses.results.codec import Parts
+from interp.analyses.results.head_scores import HeadScores
+from interp.errors import ScoreError, UsageError
+from interp.hooks.edit.edit import Edit, Edits
+from interp.hooks.model.heads import Head, HeadLayout, HeadSet
+from interp.hooks.model.provenance import Provenance
+from interp.hooks.prompts.prompts import Prompts
 
 Score = Literal["margin", "accuracy", "entropy"]
 
@@ -157,13 +157,13 @@ def _gains(
     model: nn.Module, prompts: Prompts, edit: Edit | Edits, heads: list[Head], score: Score, rows: int
 ) -> dict[str, Tensor]:
     """ "gains" [p i] of some prompts, and what they cost."""
-    made = Forced(model, prompts, edit)
+    made = ContinuationScorer(model, prompts, edit)
     scores = made.under([HeadSet((head,)) for head in heads], rows)
     gains = scored(scores, made, score) - scored(made.base[:, None], made, score)
     return {"gains": gains, "cost": torch.tensor(list(vars(made.cost).values()), dtype=torch.float64)}
 
 
-def scored(scores: Tensor, made: Forced, score: Score) -> Tensor:
+def scored(scores: Tensor, made: ContinuationScorer, score: Score) -> Tensor:
     """[p i] from log-probabilities [p i o]: higher is better."""
     if score == "entropy":
         return -entropies(scores)
@@ -226,7 +226,7 @@ def choose(
     rows: dict[str, list[Tensor]] = {}
     best: dict[str, list[tuple[int, ...]]] = {}
     for batch in prompts.batches(batch_size):
-        made = Forced(model, batch, Edits(()))
+        made = ContinuationScorer(model, batch, Edits(()))
         for name, edit in {"as loaded": Edits(()), **settings}.items():
             scores = made.base[:, None] if name == "as loaded" else made.together(edit)
             rows.setdefault(name, []).append(scored(scores, made, score)[:, 0])

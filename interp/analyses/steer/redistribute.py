@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 
-from interp.analyses.steer.sinks import Threshold, limit, sinks
-from interp.hooks.edit import Here, Marked, spans_of
+from interp.analyses.steer._sinks import Threshold, limit, sinks
+from interp.errors import UsageError
+from interp.hooks.edit.edit import EditContext, Marked, spans_of
 from interp.kernels.contract import Call
-from interp.kernels.errors import UsageError
 
 TINY = 1e-6
 """a share of attention that proportions cannot be read from"""
@@ -49,10 +49,10 @@ class Redistribute(Marked):
             object.__setattr__(self, "sinks", spans_of(self.sinks))
 
     @property
-    def idle(self) -> bool:
+    def is_noop(self) -> bool:
         return self.keep == 1
 
-    def change(self, here: Here) -> Call:
+    def apply(self, here: EditContext) -> Call:
         span = here.keys(self.spans) & here.prompt()
         if self.sinks is None:
             drained = sinks(here, self.threshold) | (here.first[:, None] & here.own[:, None])
@@ -70,4 +70,4 @@ class Redistribute(Marked):
         given = torch.log1p((1 - self.keep) * s / v.clamp(min=TINY))
         coefficient = torch.stack([torch.full_like(s, math.log(self.keep)), given], -1)
         group = drained.int() + 2 * (marked & ~drained).int()
-        return here.weighed(torch.where(chosen[..., None], coefficient, 0.0), group)
+        return here.add_row_bias(torch.where(chosen[..., None], coefficient, 0.0), group)

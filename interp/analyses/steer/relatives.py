@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from interp.hooks.edit import Edit, Here, Marked, Output, positive
+from interp.errors import UsageError
+from interp.hooks.edit.edit import Edit, EditContext, Marked, Output, positive
 from interp.kernels.contract import Call
-from interp.kernels.errors import UsageError
 
 TINY = 1e-30
 """a share of attention that is as good as none"""
@@ -33,16 +33,16 @@ class Boost(Marked):
         positive("factor", self.factor)
 
     @property
-    def idle(self) -> bool:
+    def is_noop(self) -> bool:
         return self.factor == 1
 
     @property
-    def local(self) -> bool:
+    def leaves_prefix_unchanged(self) -> bool:
         return True
 
-    def change(self, here: Here) -> Call:
+    def apply(self, here: EditContext) -> Call:
         marked = here.keys(self.spans)
-        return here.biased(math.log(self.factor), marked & ~here.first if self.protect_first else marked)
+        return here.add_key_bias(math.log(self.factor), marked & ~here.first if self.protect_first else marked)
 
 
 @dataclass(frozen=True)
@@ -65,20 +65,20 @@ class SpotLight(Marked):
             raise UsageError(f"target={self.target} is not in [0, 1): it is a share of attention, 0 changes nothing.")
 
     @property
-    def idle(self) -> bool:
+    def is_noop(self) -> bool:
         return self.target == 0
 
     @property
-    def local(self) -> bool:
+    def leaves_prefix_unchanged(self) -> bool:
         return True
 
-    def change(self, here: Here) -> Call:
+    def apply(self, here: EditContext) -> Call:
         marked = here.keys(self.spans)
         psi, rest = here.mass(marked)
         raised = (psi > TINY) & (psi < self.target)
         odds = rest / (1 - self.target) if self.exact else torch.ones_like(rest)
         coefficient = torch.log(self.target / psi.clamp(min=TINY) * odds.clamp(min=TINY))
-        return here.weighed(torch.where(raised, coefficient, 0.0), marked)
+        return here.add_row_bias(torch.where(raised, coefficient, 0.0), marked)
 
 
 @dataclass(frozen=True)
@@ -94,11 +94,11 @@ class Knockout(Marked):
         super().__post_init__()
 
     @property
-    def local(self) -> bool:
+    def leaves_prefix_unchanged(self) -> bool:
         return True
 
-    def change(self, here: Here) -> Call:
-        return here.biased(-math.inf, here.keys(self.spans))
+    def apply(self, here: EditContext) -> Call:
+        return here.add_key_bias(-math.inf, here.keys(self.spans))
 
 
 @dataclass(frozen=True)
@@ -116,11 +116,11 @@ class Temperature(Edit):
         positive("temperature", self.temperature)
 
     @property
-    def idle(self) -> bool:
+    def is_noop(self) -> bool:
         return self.temperature == 1
 
-    def change(self, here: Here) -> Call:
-        return here.scaled(1 / self.temperature)
+    def apply(self, here: EditContext) -> Call:
+        return here.scale_logits(1 / self.temperature)
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ class Gate(Edit):
     factor: float = 1.0
 
     @property
-    def idle(self) -> bool:
+    def is_noop(self) -> bool:
         return self.factor == 1
 
     @property

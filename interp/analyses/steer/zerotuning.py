@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from interp.hooks.edit import Edit, Here, positive
+from interp.hooks.edit.edit import Edit, EditContext, positive
 from interp.kernels.contract import Call
 
 
@@ -27,8 +27,8 @@ class ZeroTuning(Edit):
         positive("gamma", self.gamma)
 
     @property
-    def idle(self) -> bool:
+    def is_noop(self) -> bool:
         return self.gamma == 1
 
-    def change(self, here: Here) -> Call:
-        return here.biased(math.log(self.gamma), here.first)
+    def apply(self, here: EditContext) -> Call:
+        return here.add_key_bias(math.log(self.gamma), here.first)

@@ -20,7 +20,7 @@ from interp.analyses.tasks.refused import refused
 from interp.analyses.tasks.relations import relations
 from interp.analyses.tasks.repeated import repeated
 from interp.analyses.tasks.task import Task
-from interp.kernels.errors import UsageError
+from interp.errors import UsageError
 
 __all__ = [
     "Task",

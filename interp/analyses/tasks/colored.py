@@ -5,8 +5,8 @@ from typing import Any
 
 from interp.analyses.tasks.minimal import encoded, render, single
 from interp.analyses.tasks.task import following
-from interp.hooks.prompts import Prompts
-from interp.kernels.errors import UsageError
+from interp.errors import UsageError
+from interp.hooks.prompts.prompts import Prompts
 
 LIST = "a {colour0} {object0}, a {colour1} {object1} and a {colour2} {object2}"
 TEMPLATES = (

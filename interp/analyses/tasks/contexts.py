@@ -4,8 +4,8 @@ from random import Random
 from typing import Any
 
 from interp.analyses.tasks.needle import draw, hide
-from interp.hooks.prompts import Prompts
-from interp.kernels.errors import UsageError
+from interp.errors import UsageError
+from interp.hooks.prompts.prompts import Prompts
 
 
 def contexts(

@@ -5,8 +5,8 @@ from typing import Any, Literal
 
 from interp.analyses.tasks.haystack import paragraphs
 from interp.analyses.tasks.needle import Fact, draw, grammar
-from interp.hooks.prompts import Prompts
-from interp.kernels.errors import PromptError, UsageError
+from interp.errors import PromptError, UsageError
+from interp.hooks.prompts.prompts import Prompts
 
 OPENING = "Below are several paragraphs."
 REQUEST = "Which of the paragraphs above help to answer the following query?\n\nQuery: "

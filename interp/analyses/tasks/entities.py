@@ -7,8 +7,8 @@ from typing import Any
 from interp.analyses.tasks import haystack, needle
 from interp.analyses.tasks.repeated import sample
 from interp.analyses.tasks.task import data
-from interp.hooks.prompts import Prompt, Prompts
-from interp.kernels.errors import PromptError, UsageError
+from interp.errors import PromptError, UsageError
+from interp.hooks.prompts.prompts import Prompt, Prompts
 
 FRAMES = (
     "The last word in the notebook was {entity}, and nobody knew why.",

@@ -4,8 +4,8 @@ from random import Random
 from typing import Any, Literal, get_args
 
 from interp.analyses.tasks.task import data, split_of
-from interp.hooks.prompts import Prompts
-from interp.kernels.errors import UsageError
+from interp.errors import UsageError
+from interp.hooks.prompts.prompts import Prompts
 
 Kind = Literal["normal", "attacked", "longer"]
 Split = Literal["train", "test"]

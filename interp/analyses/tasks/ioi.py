@@ -5,8 +5,8 @@ from typing import Any, Literal
 
 from interp.analyses.tasks.minimal import encoded, render, single
 from interp.analyses.tasks.task import following
-from interp.hooks.prompts import Prompts
-from interp.kernels.errors import UsageError
+from interp.errors import UsageError
+from interp.hooks.prompts.prompts import Prompts
 
 TEMPLATES = (
     "After the rain, {first} and {second} walked to the {place}, where {again} handed the {thing} to",

@@ -7,7 +7,7 @@ from typing import Any
 
 from interp.analyses.tasks.judges import objects, place, split
 from interp.analyses.tasks.task import Task, data
-from interp.hooks.prompts import Prompt
+from interp.hooks.prompts.prompts import Prompt
 
 COPIES = 3
 

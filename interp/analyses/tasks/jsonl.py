@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from interp.analyses.tasks.judges import JUDGES
-from interp.hooks.spans import locate
-from interp.kernels.errors import PromptError, SpanError
+from interp.errors import PromptError, SpanError
+from interp.hooks.prompts.spans import locate
 
 OURS = ("task", "split")
 

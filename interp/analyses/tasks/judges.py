@@ -6,7 +6,7 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from interp.hooks.prompts import Prompt
+from interp.hooks.prompts.prompts import Prompt
 
 LETTER = re.compile(r"(?<![\w'’])[A-Z](?![\w'’])")
 

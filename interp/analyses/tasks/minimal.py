@@ -4,8 +4,8 @@ from collections.abc import Iterable, Sequence
 from string import Formatter
 from typing import Any
 
-from interp.hooks.prompts import Prompts
-from interp.kernels.errors import PromptError
+from interp.errors import PromptError
+from interp.hooks.prompts.prompts import Prompts
 
 Places = dict[str, tuple[int, int]]
 """slot to the characters that fill it"""

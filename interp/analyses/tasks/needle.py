@@ -14,8 +14,8 @@ from random import Random
 from typing import Any, Literal
 
 from interp.analyses.tasks.haystack import paragraphs
-from interp.hooks.prompts import Prompt, Prompts
-from interp.kernels.errors import PromptError, UsageError
+from interp.errors import PromptError, UsageError
+from interp.hooks.prompts.prompts import Prompt, Prompts
 
 INSTRUCTION = "Read the text and answer the question by quoting a sentence of the text."
 FILLERS = frozenset({"a", "an", "the", "of", "in", "on", "at", "to", "and", "or", "from", "for", "with", "near"})

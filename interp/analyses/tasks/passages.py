@@ -3,8 +3,8 @@
 from typing import Any
 
 from interp.analyses.tasks.haystack import paragraphs
-from interp.hooks.prompts import Prompt, Prompts
-from interp.kernels.errors import UsageError
+from interp.errors import UsageError
+from interp.hooks.prompts.prompts import Prompt, Prompts
 
 
 def passages(tokenizer: Any, *, n: int = 8, length: int = 256, seed: int = 0) -> Prompts:

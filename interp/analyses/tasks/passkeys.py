@@ -6,8 +6,8 @@ from random import Random
 from typing import Any
 
 from interp.analyses.tasks.needle import compose, supply
-from interp.hooks.prompts import Prompt, Prompts
-from interp.kernels.errors import UsageError
+from interp.errors import UsageError
+from interp.hooks.prompts.prompts import Prompt, Prompts
 
 ALPHABET = (
     "anchor basket candle dragon ember feather garden hammer island jacket kettle lantern marble needle orchard pepper "

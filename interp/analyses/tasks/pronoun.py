@@ -6,7 +6,7 @@ from typing import Any
 
 from interp.analyses.tasks.judges import split
 from interp.analyses.tasks.task import Task, data
-from interp.hooks.prompts import Prompt
+from interp.hooks.prompts.prompts import Prompt
 
 FORMS = {
     "she": {"s": "she", "S": "She", "o": "her", "p": "her", "r": "herself", "h": "hers"},

@@ -17,8 +17,8 @@ from interp.analyses.tasks.refused import Rate as Rate
 from interp.analyses.tasks.refused import judge_error as judge_error
 from interp.analyses.tasks.refused import refused as refused
 from interp.analyses.tasks.task import data
-from interp.hooks.prompts import Prompts
-from interp.kernels.errors import PromptError, UsageError
+from interp.errors import PromptError, UsageError
+from interp.hooks.prompts.prompts import Prompts
 
 Kind = Literal["harmful", "harmless", "borderline"]
 COLUMNS = ("goal", "prompt", "input", "instruction", "text")

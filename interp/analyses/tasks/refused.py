@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from interp.analyses.tasks.task import data, split_of
-from interp.hooks.prompts import Prompt
+from interp.hooks.prompts.prompts import Prompt
 
 HEAD = 200
 """characters of a reply that are looked at"""

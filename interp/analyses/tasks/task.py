@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from interp.analyses.tasks.judges import JUDGES
-from interp.hooks.prompts import Prompt, Prompts
-from interp.kernels.errors import UsageError
+from interp.errors import UsageError
+from interp.hooks.prompts.prompts import Prompt, Prompts
 
 Item = Mapping[str, Any]
 """{"id", "messages" | "text", "spans", "prefix", "right", "wrong"}; other entries go to the prompt's meta."""

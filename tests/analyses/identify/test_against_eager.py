@@ -4,12 +4,12 @@ from typing import Any
 
 import pytest
 import torch
-from reading import greedy
+from capture_oracle import greedy
 
 from interp.analyses import identify, tasks
-from interp.analyses.identify.replies import answer
-from interp.hooks.prompts import Prompts
-from interp.kernels.errors import PromptError, SpanError, UsageError
+from interp.analyses.identify._replies import answer
+from interp.errors import PromptError, SpanError, UsageError
+from interp.hooks.prompts.prompts import Prompts
 
 
 def test_position_scores_equal_eager_on_the_demo_model(demo, eager):
@@ -102,8 +102,8 @@ def test_value_weighted_sinks(tiny_model, eager):
     model = tiny_model("qwen3")
     prompts = Prompts.from_ids([list(range(5, 40))])
     weighted = identify.sinks(model, prompts, by_value=True)
-    from interp.hooks import keep
-    from interp.hooks.capture import capture, run
+    from interp.hooks.read import keep
+    from interp.hooks.read.capture import capture, run
 
     with capture(model, keep.v(), prompts) as cap:
         run(model, prompts)

@@ -2,19 +2,19 @@
 
 from dataclasses import replace
 
+import capture_oracle
 import planted
 import pytest
-import reading
 import torch
 from detectors import prompts as planted_prompts
 
 from interp.analyses import identify, tasks
-from interp.analyses.scores import HeadScores
-from interp.kernels.errors import UsageError
+from interp.analyses.results.head_scores import HeadScores
+from interp.errors import UsageError
 
 
 def grouped(lengths, groups, gold):
-    prompts = reading.prompts(lengths)
+    prompts = capture_oracle.prompts(lengths)
     meta = [{"group": group, "gold": right} for group, right in zip(groups, gold, strict=True)]
     return replace(prompts, items=tuple(replace(p, meta=m) for p, m in zip(prompts, meta, strict=True)))
 
@@ -62,7 +62,7 @@ def test_mean_spread_and_choice_equal_eager_attention_on_the_demo_model(demo, ea
 
 
 def test_without_groups_each_prompt_is_a_question_of_its_own(tiny_model):
-    scores = identify.context_entropy(tiny_model("llama"), reading.prompts((30, 26)))
+    scores = identify.context_entropy(tiny_model("llama"), capture_oracle.prompts((30, 26)))
     assert len(scores.per_prompt) == 2
     assert (scores.extras["spread"] == 0).all()
     assert scores.extras["chosen"].isnan().all()

@@ -6,15 +6,15 @@ from dataclasses import replace
 import planted
 import pytest
 import torch
+from capture_oracle import content, greedy
 from families import VOCAB
-from reading import content, greedy
 
 from interp.analyses import identify, tasks
 from interp.analyses.identify.qrhead import ndcg
-from interp.analyses.scores import HeadScores
-from interp.hooks.heads import HeadLayout
-from interp.hooks.prompts import Prompts
-from interp.kernels.errors import PromptError, ScoreError, SpanError, UsageError
+from interp.analyses.results.head_scores import HeadScores
+from interp.errors import PromptError, ScoreError, SpanError, UsageError
+from interp.hooks.model.heads import HeadLayout
+from interp.hooks.prompts.prompts import Prompts
 
 FAMILIES = ("llama", "qwen3", "gpt2", "mistral", "gpt_oss")
 
@@ -117,13 +117,15 @@ def answered(length=40, n=2):
 
 def assert_semantic_and_reasoning_equal_the_steps(model, eager, prompts, settings, tokenizer=None):
     """Where token t of the reply is made: attention on a span, and on its keys among the K of the largest."""
-    semantic = {span: identify.semantic(model, prompts, span=span, **settings) for span in ("answer", "needle")}
-    reasoning = identify.reasoning(model, prompts, **settings)
+    semantic_retrieval = {
+        span: identify.semantic_retrieval(model, prompts, span=span, **settings) for span in ("answer", "needle")
+    }
+    retrieval_reasoning = identify.retrieval_reasoning(model, prompts, **settings)
     for i, prompt in enumerate(prompts):
         ids = greedy(model, prompt, settings["max_new_tokens"], tokenizer)
         assert ids
         p = eager(model, Prompts.from_ids([[*prompt.ids, *ids]])[0])[:, :, len(prompt) - 1 :]
-        for span, found in semantic.items():
+        for span, found in semantic_retrieval.items():
             (start, stop), total = prompt.spans[span][0], torch.zeros(p.shape[:2])
             for t, token in enumerate(ids):
                 total += prompt.ids[start:stop].count(token) * p[:, :, t, start:stop].sum(-1)
@@ -136,11 +138,11 @@ def assert_semantic_and_reasoning_equal_the_steps(model, eager, prompts, setting
             total += (row * best)[..., start:stop].sum(-1) / (stop - start)
             size = sum(b - a for a, b in distractors)
             other += sum((row * best)[..., a:b].sum(-1) / size for a, b in distractors)
-        torch.testing.assert_close(reasoning.per_prompt[i], total, atol=1e-4, rtol=0)
+        torch.testing.assert_close(retrieval_reasoning.per_prompt[i], total, atol=1e-4, rtol=0)
         if distractors:
-            torch.testing.assert_close(reasoning.extras["distractor"][i], other, atol=1e-4, rtol=0)
+            torch.testing.assert_close(retrieval_reasoning.extras["distractor"][i], other, atol=1e-4, rtol=0)
         else:
-            assert reasoning.extras["distractor"][i].isnan().all()
+            assert retrieval_reasoning.extras["distractor"][i].isnan().all()
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -167,13 +169,13 @@ def test_scores_of_decode_steps_equal_eager_on_the_demo_model(demo, eager, kind,
 
 def test_replies_that_are_wrong_do_not_count(tiny_model):
     model, prompts = tiny_model("llama"), answered()
-    for method in (identify.semantic, identify.reasoning):
+    for method in (identify.semantic_retrieval, identify.retrieval_reasoning):
         scores = method(model, prompts, recall=1.0, max_new_tokens=4)
         assert scores.counted == 0
         assert all(extra.isnan().all() for extra in scores.extras.values())
 
 
-@pytest.mark.parametrize("method", [identify.semantic, identify.reasoning])
+@pytest.mark.parametrize("method", [identify.semantic_retrieval, identify.retrieval_reasoning])
 def test_errors_of_decode_scores(tiny_model, method):
     model, ids = tiny_model("llama"), [tokens(20)]
     with pytest.raises(SpanError, match='prompt 0 has no span "answer"'):

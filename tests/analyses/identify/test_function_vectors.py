@@ -9,9 +9,9 @@ from eager_calls import attending, calls
 
 from interp.analyses import identify, tasks
 from interp.analyses.tasks.task import data
-from interp.hooks.modules import attention_layers, projection_name
-from interp.hooks.prompts import Prompts
-from interp.kernels.errors import HeadError, PromptError, UsageError
+from interp.errors import HeadError, PromptError, UsageError
+from interp.hooks.model.layers import attention_layers, projection_name
+from interp.hooks.prompts.prompts import Prompts
 
 
 def few_shot(seed, lengths, relation="r", vocab=128):

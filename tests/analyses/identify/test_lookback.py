@@ -1,16 +1,16 @@
 """Lookback ratios: against eager attention at each token, on text of a user's own, with their errors."""
 
+import capture_oracle
 import planted
 import pytest
-import reading
 import torch
 from detectors import prompts as planted_prompts
 
 from interp.analyses import identify, tasks
 from interp.analyses.identify.lookback import lookback_features
-from interp.analyses.tasks.generate import Reply, generate
-from interp.hooks.prompts import Prompts
-from interp.kernels.errors import PromptError, SpanError
+from interp.errors import PromptError, SpanError
+from interp.hooks.generate import Reply, generate
+from interp.hooks.prompts.prompts import Prompts
 
 
 def assert_features_equal_eager_attention(model, eager, prompts, replies, context, found):
@@ -31,7 +31,7 @@ def assert_features_equal_eager_attention(model, eager, prompts, replies, contex
 @pytest.mark.parametrize("context", [None, "mark"])
 def test_features_equal_eager_attention_token_by_token(tiny_model, eager, name, context):
     model = tiny_model(name)
-    prompts = reading.prompts((20, 27, 24))
+    prompts = capture_oracle.prompts((20, 27, 24))
     replies = [Reply(tuple(range(10, 10 + n)), "") for n in (7, 1, 12)]
     found = lookback_features(model, prompts, replies, context=context, batch_size=2)
     assert found.shape == (3, 2, 4, 12)
@@ -56,7 +56,7 @@ def test_features_equal_eager_attention_on_the_demo_model(demo, eager, context):
 
 def test_without_replies_the_model_writes_them(tiny_model):
     model = tiny_model("llama")
-    prompts = reading.prompts((20, 27))
+    prompts = capture_oracle.prompts((20, 27))
     replies = generate(model, prompts, max_new_tokens=6)
     own = identify.lookback(model, prompts, max_new_tokens=6)
     given = identify.lookback(model, prompts, replies=replies)
@@ -65,7 +65,7 @@ def test_without_replies_the_model_writes_them(tiny_model):
 
 
 def test_errors_say_what_to_do(tiny_model):
-    model, prompts = tiny_model("llama"), reading.prompts()
+    model, prompts = tiny_model("llama"), capture_oracle.prompts()
     with pytest.raises(PromptError, match="1 replies to 2 prompts: give one for each"):
         identify.lookback(model, prompts, replies=[Reply((5, 6), "")])
     with pytest.raises(SpanError, match='prompt 0 has no span "needle"'):

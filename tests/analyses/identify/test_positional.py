@@ -2,17 +2,17 @@
 
 import math
 
+import capture_oracle
 import families
 import planted
 import pytest
-import reading
 import torch
 import transformers as tf
 from detectors import prompts as planted_prompts
 
 from interp.analyses import identify, tasks
 from interp.analyses.identify.positional import pairs_of_dimensions
-from interp.kernels.errors import UsageError
+from interp.errors import UsageError
 
 
 def assert_offsets_equal_eager_attention(model, eager, prompts, scores):
@@ -30,7 +30,7 @@ def assert_offsets_equal_eager_attention(model, eager, prompts, scores):
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2", "gpt_neox"])
 def test_offsets_equal_eager_attention(tiny_model, eager, name):
-    model, prompts = tiny_model(name), reading.prompts((30, 41, 26))
+    model, prompts = tiny_model(name), capture_oracle.prompts((30, 41, 26))
     assert_offsets_equal_eager_attention(model, eager, prompts, identify.positional(model, prompts, batch_size=2))
 
 
@@ -68,7 +68,7 @@ def test_pairs_are_neighbours_where_a_model_turns_neighbours(kind):
 def assert_bands_are_norms_of_halves(model, prompts, scores, bands):
     """Dimensions i and i + d/2 turn together, the first pair fastest; turning leaves the norm of a pair as it is."""
     for i, prompt in enumerate(prompts):
-        q, k = (torch.stack(x.chunk(2, -1)).norm(dim=0) for x in reading.content(model, prompt))
+        q, k = (torch.stack(x.chunk(2, -1)).norm(dim=0) for x in capture_oracle.content(model, prompt))
         u = (q * k).mean(2)
         expected = u[..., :bands].sum(-1) / u.sum(-1)
         torch.testing.assert_close(scores.extras["band"][i], expected, atol=1e-4, rtol=0)
@@ -76,27 +76,27 @@ def assert_bands_are_norms_of_halves(model, prompts, scores, bands):
 
 @pytest.mark.parametrize("name", ["llama", "qwen3"])
 def test_bands_are_norms_of_the_parts_that_turn_together(tiny_model, name):
-    model, prompts = tiny_model(name), reading.prompts((40, 30))
+    model, prompts = tiny_model(name), capture_oracle.prompts((40, 30))
     # eight pairs of 16 dimensions: all of them are the band
     assert torch.allclose(identify.positional(model, prompts).extras["band"], torch.ones(2, 2, 4))
     assert_bands_are_norms_of_halves(model, prompts, identify.positional(model, prompts, bands=3), 3)
 
 
 def test_no_band_without_a_rotation(tiny_model):
-    scores = identify.positional(tiny_model("gpt2"), reading.prompts())
+    scores = identify.positional(tiny_model("gpt2"), capture_oracle.prompts())
     assert pairs_of_dimensions(tiny_model("gpt2")) is None
     assert scores.extras["band"].isnan().all()
     assert not scores.per_prompt.isnan().any()
-    assert identify.positional(tiny_model("llama"), reading.prompts(), bands=0).extras["band"].isnan().all()
+    assert identify.positional(tiny_model("llama"), capture_oracle.prompts(), bands=0).extras["band"].isnan().all()
     with pytest.raises(UsageError, match="bands=-1: give how many"):
-        identify.positional(tiny_model("gpt2"), reading.prompts(), bands=-1)
+        identify.positional(tiny_model("gpt2"), capture_oracle.prompts(), bands=-1)
 
 
 def test_a_layer_without_rotation_has_no_band():
     sizes = {**families.GROUPED, "num_hidden_layers": 2, "no_rope_layers": [1, 0]}
     with torch.random.fork_rng(devices=[]):
         model = tf.AutoModelForCausalLM.from_config(tf.SmolLM3Config(**sizes)).eval()
-    band = identify.positional(model, reading.prompts((30,))).extras["band"]
+    band = identify.positional(model, capture_oracle.prompts((30,))).extras["band"]
     assert not band[:, 0].isnan().any()
     assert band[:, 1].isnan().all()
 

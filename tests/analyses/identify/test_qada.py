@@ -6,17 +6,17 @@ import families
 import planted
 import pytest
 import torch
+from capture_oracle import prompts
 from detectors import prompts as planted_prompts
 from eager_calls import calls
-from reading import prompts
 
 from interp.analyses import tasks
+from interp.analyses.identify._locality import Settings as _Settings
 from interp.analyses.identify.qada import _Reader, qada
-from interp.analyses.locality import Settings as _Settings
-from interp.analyses.scores import HeadScores
-from interp.hooks.prompts import Prompts
+from interp.analyses.results.head_scores import HeadScores
+from interp.errors import ModelError, PromptError, UsageError
+from interp.hooks.prompts.prompts import Prompts
 from interp.hooks.seam import tapping
-from interp.kernels.errors import ModelError, PromptError, UsageError
 
 SMALL: dict[str, Any] = {"sink": 2, "window": 6, "refresh": 8, "least": 8}
 

@@ -8,13 +8,13 @@ import torch
 from families import make
 
 import interp
-from interp.analyses.curve import causal_curve
+from interp.analyses.causal.curve import causal_curve
 from interp.analyses.identify import sahara, ships
 from interp.analyses.identify.sahara import angle
-from interp.hooks.heads import Head, HeadLayout, HeadSet
-from interp.hooks.outputs import ablate
-from interp.hooks.prompts import Prompts
-from interp.kernels.errors import UsageError
+from interp.errors import UsageError
+from interp.hooks.edit.ablation import ablate
+from interp.hooks.model.heads import Head, HeadLayout, HeadSet
+from interp.hooks.prompts.prompts import Prompts
 
 SEEDS = range(20)
 FEW = range(4)

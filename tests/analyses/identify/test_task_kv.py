@@ -7,15 +7,15 @@ from typing import Any
 import families
 import pytest
 import torch
+from capture_oracle import prompts
 from eager_calls import calls
-from reading import prompts
 
 from interp.analyses import tasks
 from interp.analyses.identify.task_kv import heterogeneous, output_weights, task_kv
-from interp.analyses.scores import HeadScores
-from interp.hooks.heads import HeadSet
-from interp.hooks.modules import attention_layers
-from interp.kernels.errors import UsageError
+from interp.analyses.results.head_scores import HeadScores
+from interp.errors import UsageError
+from interp.hooks.model.heads import HeadSet
+from interp.hooks.model.layers import attention_layers
 
 
 def literal(model, prompt, rows, top, weighted):

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from steered import act, key_scale, literal, pasta, zero
+from steering_oracle import act, key_scale, literal, pasta, zero
 
 import interp
 from interp import steer
-from interp.hooks.capture import placed
-from interp.hooks.edit import steering
+from interp.hooks.edit.edit import steering
+from interp.hooks.read.capture import placed
 
 pytestmark = pytest.mark.slow
 

@@ -3,14 +3,14 @@
 import pytest
 import torch
 from families import VOCAB
-from steered import key_scale, literal
+from steering_oracle import key_scale, literal
 
 from interp import steer
-from interp.hooks.capture import capture, placed, run
-from interp.hooks.edit import steering
-from interp.hooks.keep import mass, pattern
-from interp.hooks.prompts import Prompts
-from interp.kernels.errors import SpanError
+from interp.errors import SpanError
+from interp.hooks.edit.edit import steering
+from interp.hooks.prompts.prompts import Prompts
+from interp.hooks.read.capture import capture, placed, run
+from interp.hooks.read.keep import mass, pattern
 
 DOCUMENTS = {"one": (2, 6), "two": (6, 12), "three": (13, 17)}
 

@@ -7,12 +7,12 @@ from safetensors.torch import save_file
 
 from interp import steer
 from interp.analyses.steer.iti import probed
-from interp.hooks.capture import capture, run
-from interp.hooks.edit import steering
-from interp.hooks.heads import Head
-from interp.hooks.keep import z
-from interp.hooks.prompts import Prompts
-from interp.kernels.errors import UsageError
+from interp.errors import UsageError
+from interp.hooks.edit.edit import steering
+from interp.hooks.model.heads import Head
+from interp.hooks.prompts.prompts import Prompts
+from interp.hooks.read.capture import capture, run
+from interp.hooks.read.keep import z
 
 
 def answered(n=24, seed=0):

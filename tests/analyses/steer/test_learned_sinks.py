@@ -3,10 +3,10 @@
 import pytest
 import torch
 from families import make
-from steered import batch, literal, logits, pasta, real, spotlight, weighed, zero
+from steering_oracle import batch, literal, logits, pasta, real, spotlight, weighed, zero
 
 from interp import steer
-from interp.hooks.edit import steering
+from interp.hooks.edit.edit import steering
 
 EDITS = {
     "pasta": steer.Pasta("mark", 0.05),

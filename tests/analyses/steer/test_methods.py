@@ -5,7 +5,7 @@ import warnings
 
 import pytest
 import torch
-from steered import (
+from steering_oracle import (
     act,
     batch,
     key_scale,
@@ -22,11 +22,11 @@ from steered import (
 )
 
 from interp import steer
-from interp.hooks.capture import placed
-from interp.hooks.edit import Edits, steering
-from interp.hooks.heads import HeadLayout
-from interp.hooks.prompts import Prompts
-from interp.kernels.errors import HeadError, InterpError, SpanError, UsageError
+from interp.errors import HeadError, InterpError, SpanError, UsageError
+from interp.hooks.edit.edit import Edits, steering
+from interp.hooks.model.heads import HeadLayout
+from interp.hooks.prompts.prompts import Prompts
+from interp.hooks.read.capture import placed
 
 FAMILIES = ["llama", "qwen2", "gpt2", "gemma2", "phi3"]
 HEADS = "L0H1 L0H2 L1H0 L1H3"
@@ -228,8 +228,8 @@ def test_beams_and_samples_follow_their_prompts(tiny_model):
 
 def test_heads_of_one_group_are_steered_apart(tiny_model):
     model, prompts = tiny_model("llama"), batch()
-    from interp.hooks.capture import capture
-    from interp.hooks.keep import mass
+    from interp.hooks.read.capture import capture
+    from interp.hooks.read.keep import mass
 
     with capture(model, mass("mark"), prompts) as plain:
         logits(model, prompts)
@@ -245,8 +245,8 @@ def test_heads_of_one_group_are_steered_apart(tiny_model):
 
 def test_steering_is_read_inside_of_a_capture(tiny_model):
     model, prompts = tiny_model("llama"), batch((20,))
-    from interp.hooks.capture import capture
-    from interp.hooks.keep import mass
+    from interp.hooks.read.capture import capture
+    from interp.hooks.read.keep import mass
 
     edit = steer.SpotLight("mark", 0.5)
     with steering(model, edit, prompts), capture(model, mass("mark"), prompts, queries=slice(8, None)) as cap:
@@ -300,8 +300,8 @@ def test_windows_and_chunks_are_full_recompute(tiny_model, family, name):
 
 
 def test_learned_sinks_are_part_of_what_is_left(tiny_model):
-    from interp.hooks.capture import capture
-    from interp.hooks.keep import mass
+    from interp.hooks.read.capture import capture
+    from interp.hooks.read.keep import mass
 
     model, prompts = tiny_model("gpt_oss"), batch((14,))
     with steering(model, steer.SpotLight("mark", 0.5), prompts), capture(model, mass("mark"), prompts) as cap:

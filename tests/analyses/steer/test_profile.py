@@ -8,11 +8,11 @@ import torch
 from families import VOCAB, make
 
 from interp import steer
-from interp.analyses.forced import Forced
+from interp.analyses.measures.continuations import ContinuationScorer
 from interp.analyses.steer.profile import Profile, choose, directions, intersection, profile
-from interp.hooks.heads import Head, HeadSet
-from interp.hooks.prompts import Prompts
-from interp.kernels.errors import ScoreError, UsageError
+from interp.errors import ScoreError, UsageError
+from interp.hooks.model.heads import Head, HeadSet
+from interp.hooks.prompts.prompts import Prompts
 
 PASTA = steer.Pasta("mark", 0.02)
 
@@ -39,7 +39,7 @@ def planted(head: Head, seed: int):
             if number == head.layer:
                 layer.self_attn.o_proj.weight[:, size * head.head : size * (head.head + 1)] = 4 * kept
     batch = prompts(8, seed)
-    made = Forced(model, batch, PASTA)
+    made = ContinuationScorer(model, batch, PASTA)
     moved = made.under([HeadSet((head,))])[:, 0] - made.base
     # what the head gains is made the right continuation
     items = []
@@ -93,8 +93,8 @@ def test_a_profile_that_was_cut_goes_on(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return under(self, sets, rows)
 
-    stopped, under = [], Forced.under
-    monkeypatch.setattr(Forced, "under", counted)
+    stopped, under = [], ContinuationScorer.under
+    monkeypatch.setattr(ContinuationScorer, "under", counted)
     with pytest.raises(KeyboardInterrupt):
         profile(model, batch, PASTA, keep=3, start=3, folder=tmp_path / "two")
     again = profile(model, batch, PASTA, keep=3, start=3, folder=tmp_path / "two")
@@ -151,7 +151,7 @@ def test_settings_are_compared_on_the_same_prompts():
     found = choose(model, batch, {"weak": steer.Boost("mark", 1.0), "strong": steer.Boost("mark", 50.0, heads="L1H2")})
     by_name = {choice.name: choice for choice in found}
     assert by_name["weak"].score == by_name["as loaded"].score
-    made = Forced(model, batch, steer.Boost("mark", 50.0))
+    made = ContinuationScorer(model, batch, steer.Boost("mark", 50.0))
     scores = made.under([HeadSet.parse("L1H2")])
     right, wrong = scores[:, 0, 0], scores[:, 0, 1]
     assert by_name["strong"].score == pytest.approx(float((right - wrong).mean()), abs=2e-5)

@@ -7,7 +7,7 @@ from tokenizers_tiny import byte_fallback, byte_level
 
 from interp.analyses import tasks
 from interp.analyses.tasks import documents
-from interp.kernels.errors import UsageError
+from interp.errors import UsageError
 
 TOKENIZERS: dict[str, Any] = {
     "chat": byte_level(bos=True),

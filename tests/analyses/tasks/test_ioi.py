@@ -8,10 +8,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from tokenizers_tiny import byte_level
 from transformers import PreTrainedTokenizerFast
 
-from interp.analyses.forced import Options
+from interp.analyses.measures.continuations import Options
 from interp.analyses.tasks import colored, colored_objects, ioi, minimal
 from interp.analyses.tasks.ioi import NAMES, PLACES, TEMPLATES, THINGS
-from interp.kernels.errors import PromptError, UsageError
+from interp.errors import PromptError, UsageError
 
 SETTINGS: dict[str, Any] = {"swapped": (ioi, {}), "abc": (ioi, {"corrupt": "abc"}), "colored": (colored_objects, {})}
 
@@ -120,8 +120,8 @@ def test_the_demo_model_knows_who_and_what(demo):
     """Measured on 64 pairs each: 98 % prefer the right name, 73 % the right colour."""
     import torch
 
-    from interp.analyses.identify.pairs import logit_difference
-    from interp.hooks.capture import run
+    from interp.analyses.identify._prompt_pairs import logit_difference
+    from interp.hooks.read.capture import run
 
     model, tokenizer = demo
     for make, least in ((ioi, 0.9), (colored_objects, 0.6)):

@@ -7,7 +7,7 @@ from tokenizers_tiny import byte_level
 
 from interp.analyses import tasks
 from interp.analyses.tasks.task import Task, split_of
-from interp.kernels.errors import InterpError, PromptError, UsageError
+from interp.errors import InterpError, PromptError, UsageError
 
 GOOD = {
     "text": "In Rome it rains. It rains in",

@@ -4,7 +4,7 @@ import pytest
 
 from interp.analyses import tasks
 from interp.analyses.tasks import judges
-from interp.hooks.prompts import Prompt
+from interp.hooks.prompts.prompts import Prompt
 
 
 def prompt(**meta):

@@ -13,8 +13,8 @@ from tokenizers_tiny import byte_fallback, byte_level
 from interp.analyses.tasks import judge, needle, rouge1_recall
 from interp.analyses.tasks.haystack import paragraphs
 from interp.analyses.tasks.needle import FILLERS, draw, grammar, words
-from interp.hooks.prompts import Prompt
-from interp.kernels.errors import InterpError, UsageError
+from interp.errors import InterpError, UsageError
+from interp.hooks.prompts.prompts import Prompt
 
 COMMON = FILLERS | set(words("is are was were be what which who where how did do does that this it its by every has"))
 

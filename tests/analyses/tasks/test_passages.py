@@ -4,7 +4,7 @@ import pytest
 from tokenizers_tiny import byte_level
 
 from interp.analyses.tasks import passages
-from interp.kernels.errors import UsageError
+from interp.errors import UsageError
 
 
 @pytest.mark.parametrize("length", [1, 2, 63, 256, 1000])

@@ -4,7 +4,7 @@ import pytest
 from tokenizers_tiny import byte_level
 
 from interp.analyses.tasks.passkeys import ALPHABET, passkeys
-from interp.kernels.errors import UsageError
+from interp.errors import UsageError
 
 
 def words_of(prompt, tokenizer, name):

@@ -11,8 +11,8 @@ from interp.analyses import tasks
 from interp.analyses.tasks import judges, refusal
 from interp.analyses.tasks.refused import HEAD
 from interp.analyses.tasks.task import data, split_of
-from interp.hooks.prompts import Prompt
-from interp.kernels.errors import PromptError, UsageError
+from interp.errors import PromptError, UsageError
+from interp.hooks.prompts.prompts import Prompt
 
 DATA = data("refusal.json")
 CHAT, PLAIN = byte_level(), byte_level(chat=False)

@@ -4,7 +4,7 @@ import pytest
 from tokenizers_tiny import byte_level
 
 from interp.analyses.tasks import repeated
-from interp.kernels.errors import UsageError
+from interp.errors import UsageError
 
 
 @pytest.mark.parametrize("bos", [None, 7])

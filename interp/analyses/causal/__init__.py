@@ -1,0 +1,1 @@
+"""Interventions on heads and what they change."""

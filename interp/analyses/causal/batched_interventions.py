@@ -1,0 +1,195 @@
+"""Prompts read under many head interventions: many head sets are rows of one batch, and nothing is computed twice.
+
+A forward begins at the first layer that a set changes, prompts that begin alike share what a set makes of their common
+beginning, and only the last token of a prompt goes on to the vocabulary.
+"""
+
+import contextlib
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from interp.analyses.causal.batch_size import halved, rows_that_fit
+from interp.errors import ModelError, PromptError
+from interp.hooks.edit.ablation import Bank, Intervention, intervening
+from interp.hooks.edit.partial_forward import fill, plain_cache, recording, resumed
+from interp.hooks.model.heads import HeadSet
+from interp.hooks.model.layers import check_eval, plain
+from interp.hooks.prompts.prompts import Prompts
+from interp.hooks.read.capture import check_context
+
+SHARED = 4
+"""tokens of a common beginning from which on it is read apart"""
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """What was read of some prompts under some head sets, at the last token of each prompt."""
+
+    sets: list[int]
+    """which of the sets"""
+    logits: Tensor
+    """float32 [p i v]"""
+    hidden: Tensor
+    """[p i m] after the final norm"""
+
+
+@dataclass(eq=False)
+class BatchedInterventions:
+    """Some prompts and their forward as loaded, from which forwards under interventions begin."""
+
+    model: Any
+    prompts: Prompts
+    intervention: Intervention
+    bank: Bank | None = None
+    source: Tensor | None = None
+    """Int [p], as `Intervention.source` has it"""
+    forwards: float = field(default=0.0, init=False)
+    """what was computed so far, in whole forwards of a prompt"""
+
+    def __post_init__(self) -> None:
+        self.model = plain(self.model)
+        if not len(self.prompts) or not all(self.prompts.lengths):
+            raise PromptError("a prompt without tokens has no last token to read: give prompts of at least one.")
+        check_context(self.model, self.prompts, 0)
+        check_eval(self.model)
+        halved(self._read_base, False)
+
+    def _read_base(self) -> None:
+        self._head = self.model.get_output_embeddings()
+        if self._head is None:
+            raise ModelError(f"{type(self.model).__name__} names no output embeddings: interp reads what enters them.")
+        device = next(self.model.parameters()).device
+        width = max(self.prompts.lengths)
+        # padded on the right: no row sees what comes after it, so no mask is needed and columns are positions
+        rows = [[*prompt.ids, *[self.prompts.pad_id] * (width - len(prompt))] for prompt in self.prompts]
+        self._ids = torch.tensor(rows, device=device)
+        self._last = torch.tensor(self.prompts.lengths, device=device) - 1
+        self.shared = self._common()
+        self._before: dict[int, Tensor] = {}
+        cache = None
+        if self.shared:
+            with recording(self.model) as self._before:
+                _, _, cache = self._forward(self._ids[:1, : self.shared], self._last[:1], self._empty())
+            self.shared = self.shared if plain_cache(cache) else 0
+        self._cache = cache if self.shared else None
+        inner = None if self._cache is None else self._tiled(self._filled(len(self._before), 1))
+        with recording(self.model) as self._hidden:
+            self.logits, self.hidden, _ = self._forward(self._ids[:, self.shared :], self._last - self.shared, inner)
+        self.layers = len(self._hidden)
+        self.forwards += len(self.prompts)
+
+    def under(self, sets: Sequence[HeadSet], rows: int | None = None) -> Iterator[Seen]:
+        """Read the prompts under each of the head sets, some sets at a time, in the order of their first layers.
+
+        rows: of one batch; by default as many as fit. Where memory runs out, half as many are tried.
+        """
+        order = sorted(range(len(sets)), key=lambda i: _first(sets[i]))
+        for first, group in groupby(order, key=lambda i: _first(sets[i])):
+            left = list(group)
+            if first < 0:
+                # no head, no change
+                same = (x[:, None].expand(-1, len(left), -1) for x in (self.logits, self.hidden))
+                yield Seen(left, *same)
+                continue
+            tokens = self._ids.shape[1] - self.shared
+            fit = rows_that_fit(self.model, tokens, self.logits.shape[-1]) if rows is None else rows
+            each = max(1, fit // len(self.prompts))
+            while left:
+                chosen = left[:each]
+                seen = halved(partial(self._read, [sets[i] for i in chosen], first), len(chosen) > 1)
+                if seen is None:
+                    each = max(1, len(chosen) // 2)
+                    warnings.warn(f"memory ran out: going on with {each} head sets at a time.", stacklevel=2)
+                    continue
+                yield Seen(chosen, *seen)
+                left = left[len(chosen) :]
+
+    def _read(self, sets: list[HeadSet], first: int) -> tuple[Tensor, Tensor]:
+        """Logits [p i v] and hidden [p i m] under sets whose first changed layer is `first`."""
+        each, p = len(sets), len(self.prompts)
+        share = 1 - first / self.layers
+        width = self._ids.shape[1]
+        cache = None
+        if self.shared:
+            begin = self._before[first].expand(each, -1, -1)
+            with self._acting(sets, None), resumed(self.model, first, begin):
+                ids = self._ids[:1, : self.shared].expand(each, -1)
+                _, _, cache = self._forward(ids, self._last[:1].expand(each), self._empty())
+            cache = self._tiled(fill(cache, self._cache, range(first), slice(None), each))
+            self.forwards += each * share * self.shared / width
+        with (
+            self._acting(sets, self.source),
+            resumed(self.model, first, self._hidden[first].repeat_interleave(each, 0)),
+        ):
+            ids = self._ids[:, self.shared :].repeat_interleave(each, 0)
+            logits, hidden, _ = self._forward(ids, (self._last - self.shared).repeat_interleave(each), cache)
+        self.forwards += each * p * share * (width - self.shared) / width
+        return logits.unflatten(0, (p, each)), hidden.unflatten(0, (p, each))
+
+    def _acting(self, sets: list[HeadSet], source: Tensor | None) -> contextlib.AbstractContextManager[None]:
+        return intervening(self.model, self.intervention, sets, self.bank, source)
+
+    def _forward(self, ids: Tensor, last: Tensor, cache: Any = None) -> tuple[Tensor, Tensor, Any]:
+        """float32 logits [b v] and what enters the output embeddings [b m], at the columns `last` of `ids`."""
+        held: list[Tensor] = []
+
+        def pick(module: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+            index = last.to(args[0].device).clamp(max=args[0].shape[1] - 1)
+            row = args[0][torch.arange(len(index), device=index.device), index]
+            held.append(row)
+            return (row[:, None], *args[1:])
+
+        start = 0 if cache is None else cache.get_seq_length()
+        width = start + ids.shape[1]
+        position = torch.arange(start, width, device=ids.device)[None].expand(len(ids), -1)
+        # what pads a row comes after its last token, and causality hides it
+        mask = torch.ones(len(ids), width, dtype=torch.int64, device=ids.device)
+        handle = self._head.register_forward_pre_hook(pick)
+        try:
+            with torch.no_grad():
+                out: Any = self.model(
+                    input_ids=ids,
+                    attention_mask=mask,
+                    position_ids=position,
+                    past_key_values=cache,
+                    use_cache=cache is not None,
+                )
+        finally:
+            handle.remove()
+        return out.logits[:, -1].float(), held[0], out.past_key_values
+
+    def _common(self) -> int:
+        """Tokens that all prompts begin with, where reading them apart spares anything and means the same."""
+        if len(self.prompts) < 2 or not self.intervention.shared:
+            return 0
+        # a last token is always read with its own prompt
+        limit = min(self.prompts.lengths) - 1
+        same = (self._ids[:, :limit] == self._ids[:1, :limit]).all(0)
+        common = int(same.int().cumprod(0).sum())
+        return common if common >= SHARED else 0
+
+    def _empty(self) -> Any:
+        from transformers.cache_utils import DynamicCache
+
+        return DynamicCache(config=self.model.config.get_text_config())
+
+    def _filled(self, layers: int, each: int) -> Any:
+        return fill(self._empty(), self._cache, range(layers), slice(None), each)
+
+    def _tiled(self, cache: Any) -> Any:
+        """A cache whose rows are head sets, for rows that are prompts times head sets."""
+        rows = torch.arange(len(cache.layers[0].keys), device=self._ids.device)
+        cache.batch_select_indices(rows.repeat(len(self.prompts)))
+        return cache
+
+
+def _first(heads: HeadSet) -> int:
+    """The first layer that a head set names, -1 for an empty one."""
+    return min((head.layer for head in heads), default=-1)

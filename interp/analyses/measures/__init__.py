@@ -1,0 +1,1 @@
+"""Numbers that a model gives on prompts: losses, continuations, refusals, head outputs."""

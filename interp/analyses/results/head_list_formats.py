@@ -1,0 +1,268 @@
+"""Readers and writers of the head lists that published code ships: Retrieval_Head, DuoAttention, QRHead, CompressKV."""
+
+import json
+import math
+import reprlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from interp.analyses.results.codec import read_text, write_atomic
+from interp.analyses.results.head_scores import HeadScores
+from interp.errors import HeadError, ScoreError
+from interp.hooks.model.heads import Head, HeadLayout, HeadSet
+
+# far more heads than any model has: a file that asks for more is broken
+_MOST = 1_000_000
+_LARGEST = torch.finfo(torch.float32).max
+
+
+def read_retrieval_head(path: str | Path, layout: HeadLayout | None = None) -> HeadScores:
+    """Scores of nightdessert/Retrieval_Head: one JSON object {"layer-head": [score per counted instance, ...]}.
+
+    Heads that the file leaves out, and instances that a shorter list leaves out, are NaN. `settings` counts the
+    instances that are 0 for every head: in published files their answer span was not found, and they lower every mean.
+    Source: Wu et al. 2404.15574; threshold 0.1. Raises ScoreError.
+    """
+    path = Path(path)
+    stored = _json(path, "head to scores")
+    if not isinstance(stored, dict) or not stored:
+        raise ScoreError(
+            f'{path} names no heads; expected {{"layer-head": [scores], ...}} (no instance may have counted).'
+        )
+    scores = {_head(key, path): _numbers(values, key, path) for key, values in stored.items()}
+    if len(scores) < len(stored):
+        raise ScoreError(f"{path} names a head twice; expected one entry for each.")
+    layout = _layout(HeadSet(tuple(scores)), layout, path)
+    n = max(map(len, scores.values()))
+    if not n:
+        raise ScoreError(f"{path} has no scores; no instance counted, which is no result about heads.")
+    if n * layout.size > 100 * _MOST:
+        raise ScoreError(f"{path} would be a table of {n}x{layout.layers}x{layout.heads}; the file is broken.")
+    per_prompt = torch.full((n, layout.layers, layout.heads), torch.nan)
+    for head, values in scores.items():
+        per_prompt[: len(values), head.layer, head.head] = torch.tensor(values)
+    silent = int((per_prompt.nan_to_num(nan=0.0) == 0).flatten(1).all(1).sum())
+    settings = {"format": "Retrieval_Head", "file": path.name, "zero_instances": silent}
+    unit = "share of answer tokens copied"
+    return HeadScores("retrieval", per_prompt, unit, layout.kv_heads, threshold=0.1, settings=settings)
+
+
+def write_retrieval_head(scores: HeadScores, path: str | Path) -> Path:
+    """Write scores as nightdessert/Retrieval_Head does: one line, prompts that do not count left out.
+
+    A prompt that counts for some heads only shortens the lists of the others. Raises ScoreError.
+    """
+    lists = {
+        f"{head.layer}-{head.head}": [value for value in column.tolist() if not math.isnan(value)]
+        for head, column in zip(scores, scores.per_prompt.flatten(1).T, strict=True)
+    }
+    return _write(path, json.dumps(lists) + "\n")
+
+
+def read_duo_attention(path: str | Path, heads: int | None = None, layout: HeadLayout | None = None) -> HeadScores:
+    """Gates of mit-han-lab/duo-attention: full_attention_heads.tsv, or the folder that holds it.
+
+    A row per layer, a column per key-value head, values as stored (training leaves some slightly below 0). With `heads`
+    (query heads of a layer) or `layout` each gate is given to all query heads of its group; without, the table is per
+    key-value head. Cannot show: which query head of a group matters; a gate closes the whole group.
+    Source: Xiao et al. 2410.10819. Raises ScoreError.
+    """
+    path = Path(path)
+    path = path / "full_attention_heads.tsv" if path.is_dir() else path
+    lines = [line for line in read_text(path).split("\n") if line.strip()]
+    rows = [_row(line, number, path) for number, line in enumerate(lines, 1)]
+    if not rows or len({len(row) for row in rows}) > 1:
+        widths = sorted({len(row) for row in rows})
+        raise ScoreError(
+            f"{path} is no table (rows of {widths} columns); expected a row per layer, a column per kv head."
+        )
+    gates = torch.tensor(rows)
+    layers, kv_heads = gates.shape
+    if layout is not None and (layout.layers, layout.kv_heads) != (layers, kv_heads):
+        raise ScoreError(
+            f"{path} is {layers}x{kv_heads}, but the model has {layout.layers} layers of {layout.kv_heads} "
+            "key-value heads; give the file of this model."
+        )
+    heads = heads or (layout.heads if layout else kv_heads)
+    if heads % kv_heads:
+        raise ScoreError(f"{path} has {kv_heads} key-value heads, of which {heads} query heads is no multiple.")
+    per_prompt = gates.repeat_interleave(heads // kv_heads, dim=1)[None]
+    settings = {"format": "DuoAttention", "file": path.name, "per": "query head" if heads > kv_heads else "kv head"}
+    return HeadScores("duo_attention", per_prompt, "gate of full attention", kv_heads, settings=settings)
+
+
+def write_duo_attention(scores: HeadScores, path: str | Path, reduce: Literal["max", "mean"] | None = None) -> Path:
+    """Write scores as a DuoAttention table of key-value heads, tab separated.
+
+    reduce: how query heads of a group become one value; needed only where they differ. Raises ScoreError.
+    """
+    groups = scores.values.unflatten(1, (scores.layout.kv_heads, -1))
+    _check_scored(scores, "a DuoAttention table")
+    if reduce not in (None, "max", "mean"):
+        raise ScoreError(f'reduce={reduce!r} is not known; use "max" or "mean".')
+    if reduce is None and not torch.equal(groups.amin(2), groups.amax(2)):
+        raise ScoreError(f'\'{scores.name}\' differs within key-value groups; say reduce="max" or reduce="mean".')
+    gates = groups.mean(2) if reduce == "mean" else groups.amax(2)
+    return _write(path, "".join("\t".join(f"{gate:.18e}" for gate in row) + "\n" for row in gates.tolist()))
+
+
+def read_qrhead(path: str | Path, layout: HeadLayout | None = None) -> HeadScores:
+    """A head list of princeton-pli/QRHead: YAML with attn_head_set "layer-head,..." (best first) or "full_heads".
+
+    The file holds an order and no scores: the value of head i of n is (n - i) / n, of heads not listed 0, so that top()
+    and heads() give the list back. "full_heads" needs `layout` and gives 1 to every head.
+    Source: Zhang et al. 2506.09944. Raises ScoreError.
+    """
+    import yaml
+
+    path = Path(path)
+    try:
+        stored = yaml.safe_load(read_text(path))
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ScoreError(f"{path} is not YAML ({' '.join(str(error).split())}).") from error
+    stored = stored if isinstance(stored, Mapping) else {}
+    listed = stored.get("attn_head_set")
+    if not isinstance(listed, str | list) or not listed:
+        raise ScoreError(f'{path} has no "attn_head_set"; expected a text such as "13-18,13-21".')
+    if listed == "full_heads":
+        if layout is None:
+            raise ScoreError(f'{path} lists "full_heads", all heads of its model; pass layout=HeadLayout.of(model).')
+        per_prompt = torch.ones(1, layout.layers, layout.heads)
+    else:
+        words = listed.split(",") if isinstance(listed, str) else listed
+        heads = [_head(word, path) for word in words if not isinstance(word, str) or word.strip()]
+        if not heads:
+            raise ScoreError(f"{path} names no heads; expected at least one.")
+        if len(set(heads)) < len(heads):
+            raise ScoreError(f"{path} names a head twice; expected each once, best first.")
+        layout = _layout(HeadSet(tuple(heads)), layout, path)
+        per_prompt = torch.zeros(1, layout.layers, layout.heads)
+        for rank, head in enumerate(heads):
+            per_prompt[0, head.layer, head.head] = (len(heads) - rank) / len(heads)
+    settings = {"format": "QRHead", "file": path.name, "model": str(stored.get("model_name_or_path", ""))}
+    return HeadScores("qrhead", per_prompt, "rank", layout.kv_heads, threshold=0.0, settings=settings)
+
+
+def write_qrhead(scores: HeadScores, path: str | Path, top: int = 16, model: str = "") -> Path:
+    """Write the `top` heads, best first, as a QRHead configuration; model: by default the one of the scores."""
+    model = model or (scores.provenance.model if scores.provenance else str(scores.settings.get("model", "")))
+    entries = {
+        "attn_head_set": ",".join(f"{head.layer}-{head.head}" for head in scores.top(top)),
+        "model_base_class": model.rpartition("/")[2],
+        "model_name_or_path": model,
+    }
+    return _write(path, "".join(f"{key}: {json.dumps(value)}\n" for key, value in entries.items()))
+
+
+def read_compresskv(path: str | Path, layout: HeadLayout | None = None) -> HeadScores:
+    """A head order of TUDa-HWAI/CompressKV: one JSON object {"layer": [head, ...best first], ...}, every layer in it.
+
+    The file holds orders and no scores: the value of head i of the n that its layer lists is (n - i) / n, of heads not
+    listed 0. `keys.CompressKV.of` takes its voters from such a table.
+    Source: CompressKV 2508.02401. Raises ScoreError.
+    Cannot show: that a layer has such a head at all; values are comparable within a layer only.
+    """
+    path = Path(path)
+    stored = _json(path, "layer to heads")
+    if not isinstance(stored, dict) or not stored:
+        raise ScoreError(f'{path} names no layers; expected {{"layer": [head, ...best first], ...}}.')
+    orders = {_layer(key, path): _order(heads, key, path) for key, heads in stored.items()}
+    if len(orders) < len(stored):
+        raise ScoreError(f"{path} names a layer twice; expected one order for each.")
+    if left_out := set(range(len(orders))) - set(orders):
+        raise ScoreError(f"{path} has no order for layer {min(left_out)}; expected one for every layer from 0.")
+    heads = HeadSet(tuple(Head(layer, head) for layer, order in orders.items() for head in order))
+    layout = _layout(heads, layout, path)
+    if layout.layers != len(orders):
+        raise ScoreError(f"{path} orders {len(orders)} layers of {layout.layers}; give the file of this model.")
+    per_prompt = torch.zeros(1, layout.layers, layout.heads)
+    for layer, order in orders.items():
+        per_prompt[0, layer, order] = torch.arange(len(order), 0, -1) / len(order)
+    settings = {"format": "CompressKV", "file": path.name}
+    return HeadScores("compresskv", per_prompt, "rank in its layer", layout.kv_heads, threshold=0.0, settings=settings)
+
+
+def write_compresskv(scores: HeadScores, path: str | Path) -> Path:
+    """Write each layer's heads, best first, ties by their number, as CompressKV does. Raises ScoreError."""
+    _check_scored(scores, "an order of all heads")
+    orders = scores.values.argsort(dim=1, descending=True, stable=True).tolist()
+    return _write(path, json.dumps({str(layer): order for layer, order in enumerate(orders)}) + "\n")
+
+
+def _json(path: Path, what: str) -> Any:
+    text = read_text(path)
+    try:
+        return json.loads(text)
+    # a number of thousands of digits is a ValueError that is no JSONDecodeError
+    except (ValueError, RecursionError) as error:
+        raise ScoreError(f"{path} is not JSON ({error}); expected one object of {what}.") from error
+
+
+def _check_scored(scores: HeadScores, what: str) -> None:
+    if scores.values.isnan().any():
+        raise ScoreError(f"'{scores.name}' has heads without a score, which {what} cannot say; score all heads.")
+
+
+def _write(path: str | Path, text: str) -> Path:
+    path = Path(path)
+    write_atomic(path, text.encode())
+    return path
+
+
+def _head(name: Any, path: Path) -> Head:
+    try:
+        return Head.parse(name)
+    except HeadError as error:
+        raise ScoreError(f'{path} names the head {name!r}; expected "layer-head", such as "13-18".') from error
+
+
+def _layer(name: str, path: Path) -> int:
+    # more digits than any model needs, which int() may refuse
+    if not (name.isascii() and name.isdigit()) or len(name) > 6:
+        raise ScoreError(f'{path} names the layer {name!r}; expected a number, such as "13".')
+    return int(name)
+
+
+def _order(heads: Any, layer: str, path: Path) -> list[int]:
+    if not isinstance(heads, list) or not heads or any(type(head) is not int or head < 0 for head in heads):
+        raise ScoreError(f"{path} has {reprlib.repr(heads)} for layer {layer}; expected heads, best first: [3, 0, 1].")
+    if len(set(heads)) < len(heads):
+        raise ScoreError(f"{path} names a head of layer {layer} twice; expected each once, best first.")
+    return heads
+
+
+def _layout(heads: HeadSet, layout: HeadLayout | None, path: Path) -> HeadLayout:
+    """The given layout, if the heads are in it, or the smallest that holds them."""
+    if layout is None:
+        layers, per_layer = max(head.layer for head in heads) + 1, max(head.head for head in heads) + 1
+        if layers * per_layer > _MOST:
+            raise ScoreError(
+                f"{path} names L{layers - 1} and H{per_layer - 1}, more heads than any model has; the file is broken."
+            )
+        return HeadLayout(layers, per_layer, per_layer)
+    try:
+        layout.check(heads)
+    except HeadError as error:
+        raise ScoreError(f"{path} is of another model: {error}") from error
+    return layout
+
+
+def _numbers(values: Any, key: str, path: Path) -> list[float]:
+    values = values if isinstance(values, list) else [values]
+    for value in values:
+        if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > _LARGEST:
+            raise ScoreError(f'{path} has {reprlib.repr(value)} among the scores of "{key}"; expected numbers.')
+    return [float(value) for value in values]
+
+
+def _row(line: str, number: int, path: Path) -> list[float]:
+    try:
+        row = [float(cell) for cell in line.strip().split("\t")]
+    except ValueError as error:
+        raise ScoreError(f"row {number} of {path} is not numbers separated by tabs ({error}).") from error
+    if not all(map(math.isfinite, row)):
+        raise ScoreError(f"row {number} of {path} holds a value that is not finite; expected gates.")
+    return row

@@ -1,0 +1,45 @@
+"""Sinks that a prompt shows: keys other than the first whose column is high, found once and kept for what follows."""
+
+import torch
+from torch import Tensor
+
+from interp.errors import UsageError
+from interp.hooks.edit.edit_context import EditContext
+
+Threshold = float | str
+"""a share of attention, or "5/n" for 5 over the length of each prompt"""
+
+
+def sinks(here: EditContext, threshold: Threshold) -> Tensor:
+    """Bool [b h k] keys k > 0 of the prompt with a mean over the rows q that see them, mean of pattern[b h q k], above
+    the threshold, for the edit's heads.
+
+    Raises UsageError where the prompt is read in several chunks.
+    """
+    keys = here.call.sizes[4]
+    found = here.recall()
+    if found is None or here.call.q_start <= here.call.k_start:
+        lengths = here.length
+        position = here.row_position
+        if here.call.q.shape[2] < int(lengths.max()):
+            raise UsageError("sinks are found on the whole prompt: let it be read in one prefill.")
+        received = here.columns((position >= 0) & (position < lengths[:, None]))
+        above = received > limit(threshold, lengths)[:, None, None].to(received)
+        found = above & (here.prompt() & ~here.first)[:, None] & here.own[:, None]
+        here.note(found)
+    # a cache may have dropped its oldest keys since, and has new ones
+    found = found[..., here.call.k_start :][..., :keys]
+    return torch.nn.functional.pad(found, (0, keys - found.shape[-1]))
+
+
+def limit(threshold: Threshold, lengths: Tensor) -> Tensor:
+    """Float [b] the threshold for prompts of these lengths. Raises UsageError for what is none."""
+    if isinstance(threshold, str):
+        number, _, n = threshold.partition("/")
+        try:
+            if n.strip() != "n":
+                raise ValueError
+            return float(number) / lengths.float()
+        except ValueError:
+            raise UsageError(f"threshold={threshold!r} is neither a number nor of the form '5/n'.") from None
+    return torch.full_like(lengths, threshold, dtype=torch.float32)

@@ -1,0 +1,1 @@
+"""Checks of what works for a model, and why not."""

@@ -1,0 +1,1 @@
+"""Editing attention and head outputs while the model runs."""

@@ -1,0 +1,1 @@
+"""The model at hand: its heads, its layers, its mask, its provenance."""

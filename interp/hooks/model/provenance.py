@@ -1,0 +1,211 @@
+"""The birth certificate of a result: which model, tokenizer, versions and command it came from."""
+
+import hashlib
+import json
+import os
+import platform
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from datetime import UTC, datetime
+from importlib import metadata
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from interp.errors import ScoreError
+from interp.kernels.select import usual
+
+_SAMPLE = 4096
+_PACKAGES = ("interp", "torch", "transformers", "tokenizers", "transformer-lens", "triton", "numpy")
+# what a config says about how it was stored or is run, not about what the model computes
+_NOT_THE_MODEL = {
+    "_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache", "output_attentions",
+    "output_hidden_states", "return_dict", "interp_note", "interp_name", "_attn_implementation", "attn_implementation",
+    "_attn_implementation_internal", "_attn_implementation_autoset",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where a result comes from; hashes are the first 16 hex digits of a sha256, "" where there was nothing to hash."""
+
+    model: str
+    architecture: str
+    config_hash: str
+    weights_hash: str
+    """Over a sample of each parameter (at most 4,096 values) in its stored dtype: another dtype is another hash.
+    An edit that touches none of the sampled values is not seen."""
+    tokenizer_hash: str = ""
+    template_hash: str = ""
+    versions: dict[str, str] = field(default_factory=dict, hash=False)
+    seed: int = 0
+    dtype: str = ""
+    device: str = ""
+    backend: str = ""
+    command: str = ""
+    """The command line that ran, with local paths cut to their last part."""
+    time: str = ""
+    """UTC, ISO 8601, to the second."""
+    note: str = ""
+
+    @classmethod
+    def of(cls, model: Any, tokenizer: Any = None, *, seed: int = 0, backend: str = "", note: str = "") -> "Provenance":
+        """The certificate of a result made now, with this model (transformers, compiled, or bridged) and tokenizer."""
+        model = _plain(model)
+        config = model.config
+        first = next(model.parameters())
+        return cls(
+            model=_model_name(str(getattr(config, "interp_name", "") or getattr(config, "_name_or_path", "") or "")),
+            architecture=type(model).__name__,
+            config_hash=config_hash(config),
+            weights_hash=weights_hash(model),
+            tokenizer_hash=tokenizer_hash(tokenizer),
+            template_hash=template_hash(tokenizer),
+            versions=_versions(),
+            seed=seed,
+            dtype=str(first.dtype).removeprefix("torch."),
+            device=_device(first.device),
+            backend=backend or f"{config._attn_implementation} + {usual(first.device)}",
+            command=_command(sys.argv),
+            time=datetime.now(UTC).isoformat(timespec="seconds"),
+            note="; ".join(part for part in (str(getattr(config, "interp_note", "") or ""), note) if part),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, Any]) -> "Provenance":
+        """The inverse of to_dict; entries of later versions are left out. Raises ScoreError."""
+        if not isinstance(stored, Mapping):
+            raise ScoreError(f"a provenance is a table of named entries; got {type(stored).__name__}.")
+        known: dict[str, Any] = {}
+        for entry in fields(cls):
+            if entry.name not in stored:
+                if entry.default is MISSING and entry.default_factory is MISSING:
+                    raise ScoreError(f'the provenance has no "{entry.name}"; the file is broken.')
+                continue
+            value = stored[entry.name]
+            kind = {"seed": int, "versions": dict}.get(entry.name, str)
+            if not isinstance(value, kind):
+                raise ScoreError(
+                    f'"{entry.name}" of the provenance is {value!r}, not of type {kind.__name__}; the file is broken.'
+                )
+            known[entry.name] = value
+        return cls(**known)
+
+    def same_model(self, other: "Provenance") -> bool:
+        """True where config and weights have the same hashes."""
+        return (self.config_hash, self.weights_hash) == (other.config_hash, other.weights_hash)
+
+    def check_model(self, other: Any) -> None:
+        """Raise ScoreError, naming both fingerprints, unless `other` (a model or a Provenance) is the same model."""
+        other = other if isinstance(other, Provenance) else Provenance.of(other)
+        if not self.same_model(other):
+            raise ScoreError(
+                f"these scores belong to {self._named()}, the model given is {other._named()}; "
+                "load that model in that dtype, or make the scores again."
+            )
+
+    def _named(self) -> str:
+        prints = f"config {self.config_hash}, weights {self.weights_hash}"
+        return f"{self.model or self.architecture} ({', '.join(part for part in (self.dtype, prints) if part)})"
+
+
+def config_hash(config: Any) -> str:
+    """Fingerprint of what a config says about the computation; names, versions and run settings are left out."""
+    return _digest(json.dumps(_cleaned(config.to_dict()), sort_keys=True, default=str).encode())
+
+
+def weights_hash(model: torch.nn.Module) -> str:
+    """Fingerprint of name, shape, dtype and a strided sample of the values of each parameter.
+
+    The same in every process and on every device; parameters without values (device "meta") count by shape alone.
+    """
+    digest = hashlib.sha256()
+    # a bridge puts its own modules between; the parameters are the same ones
+    named = ((name.replace("_original_component.", ""), weight) for name, weight in model.named_parameters())
+    for name, weight in sorted(named, key=lambda item: item[0]):
+        digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
+        if weight.device.type != "meta":
+            digest.update(_sampled(weight.detach()))
+    return digest.hexdigest()[:16]
+
+
+def tokenizer_hash(tokenizer: Any) -> str:
+    """Fingerprint of vocabulary, merges and processing; padding and truncation, which calls change, are left out."""
+    if tokenizer is None:
+        return ""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None or not hasattr(backend, "to_str"):
+        return _digest(json.dumps(tokenizer.get_vocab(), sort_keys=True).encode())
+    stored = backend.to_str()
+    # padding and truncation come first in the serialised form, before the added tokens
+    return _digest(stored[max(stored.find('"added_tokens"'), 0) :].encode())
+
+
+def template_hash(tokenizer: Any) -> str:
+    """Fingerprint of the chat template."""
+    template = getattr(tokenizer, "chat_template", None)
+    return _digest(json.dumps(template, sort_keys=True).encode()) if template else ""
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:16]
+
+
+def _plain(model: Any) -> Any:
+    """The model inside a bridge or a compiled wrapper."""
+    for wrapper in ("original_model", "_orig_mod"):
+        model = getattr(model, wrapper, model)
+    return model
+
+
+def _cleaned(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _cleaned(item) for key, item in value.items() if key not in _NOT_THE_MODEL}
+    return [_cleaned(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _sampled(weight: Tensor) -> bytes:
+    flat = weight.reshape(-1)
+    # an odd stride walks through all columns of a matrix whose width is a power of two
+    stride = -(-flat.numel() // _SAMPLE) | 1
+    return flat[::stride].contiguous().view(torch.uint8).cpu().numpy().tobytes()
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def _device(device: torch.device) -> str:
+    return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
+
+
+def _model_name(name: str) -> str:
+    """A hub id as it is, a folder as its last part, a folder of the hub's cache as the id it holds."""
+    if cached := re.search(r"models--([^/\\]+?)--([^/\\]+)", name):
+        return f"{cached[1]}/{cached[2]}"
+    local = os.path.isabs(name) or name.startswith((".", "~")) or "\\" in name or os.path.isdir(name)
+    return _last_part(name) if local else name
+
+
+def _last_part(path: str) -> str:
+    return re.split(r"[/\\]", path.rstrip("/\\"))[-1]
+
+
+def _command(argv: list[str]) -> str:
+    words = [_last_part(argv[0]) if argv else ""]
+    for word in argv[1:]:
+        option, equals, value = word.rpartition("=")
+        words.append(option + equals + (_last_part(value) if os.path.isabs(value) else value))
+    return " ".join(words)

@@ -1,0 +1,1 @@
+"""Prompts as token ids with named spans, and their spans in a running batch."""

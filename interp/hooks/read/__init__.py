@@ -1,0 +1,1 @@
+"""Reading attention: what to keep, when to read it, and how chunks become positions."""

@@ -1,0 +1,168 @@
+"""Putting the chunks of one capture together: prefill and decode steps in columns become positions of the prompt."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from interp.errors import UsageError
+from interp.hooks.read import keep as keeps
+from interp.hooks.read.keep import Keep
+from interp.hooks.seam import Site
+
+Order = tuple[Tensor, Tensor]
+"""Int [b r] index into the stored rows, and the position of each, -1 where a prompt has fewer"""
+
+
+@dataclass(eq=False)
+class Rows:
+    """Which columns were read, chunk by chunk, and where each prompt of the batch begins."""
+
+    batch: int = 0
+    first: Tensor | None = None
+    columns: list[Tensor] = field(default_factory=list)
+    live: list[Tensor] = field(default_factory=list)
+    end: int = 0
+    """one past the last column that the model has seen"""
+
+    def add(self, site: Site, index: Tensor | None) -> None:
+        call = site.call
+        if call.q_start < self.end:
+            raise UsageError(
+                "this capture already holds a run that began before: use one capture for each forward() or generate()."
+            )
+        self.end = call.q_start + call.q.shape[2]
+        self.first = site.first.cpu()
+        columns = call.rows if index is None else call.rows[index]
+        live = torch.ones(self.batch, len(columns), dtype=torch.bool)
+        if call.row_live is not None:
+            live = (call.row_live if index is None else call.row_live[:, index]).cpu()
+        self.columns.append(columns.cpu())
+        self.live.append(live)
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        return () if self.first is None else tuple(int(self.end - first) for first in self.first)
+
+    def order(self, chosen: Callable[[Tensor], Tensor]) -> Order:
+        if self.first is None:
+            raise UsageError("nothing was read: run the model inside of the context, on the queries that were chosen.")
+        columns = torch.cat(self.columns)
+        position = columns[None] - self.first[:, None]
+        valid = torch.cat(self.live, 1) & (position >= 0)
+        valid = valid & chosen(position.masked_fill(~valid, -1))
+        count = int(valid.sum(1).max()) if valid.numel() else 0
+        index = torch.argsort((~valid).to(torch.int8), dim=1, stable=True)[:, :count]
+        return index, position.gather(1, index).masked_fill(~valid.gather(1, index), -1)
+
+
+@dataclass(eq=False)
+class Chunks:
+    """What one keep gave for one layer, moved off the device as it came."""
+
+    keep: Keep
+    parts: list[Any] = field(default_factory=list)
+    starts: list[int] = field(default_factory=list)
+
+    def add(self, k_start: int, value: Any) -> None:
+        if self.keep.kind == "keys" and self.parts:
+            # one running total, not one a step
+            value = _wider(self.parts.pop(), self.starts.pop(), value, k_start, self.keep)
+            self.starts.append(0)
+        else:
+            self.starts.append(k_start)
+        self.parts.append(_host(value))
+
+    def assemble(self, rows: Rows, order: Order) -> Any:
+        """The result at positions, [b h ...]."""
+        kind = self.keep.kind
+        first = rows.first if rows.first is not None else torch.zeros(rows.batch, dtype=torch.int64)
+        if kind == "keys":
+            return self._keys(first, rows.end)
+        if kind == "blocks":
+            return _blocks(self.parts)
+        if kind == "full":
+            fill = -torch.inf if getattr(self.keep, "logits", False) else 0.0
+            wide = [_at_columns(p, s, rows.end, fill) for p, s in zip(self.parts, self.starts, strict=True)]
+            return _shift(_pick(_join(wide), order, torch.nan), first, rows.end, fill)
+        if isinstance(self.keep, keeps.top_keys):
+            found = _pick(_join([key for key, _ in self.parts]), order, -1)
+            found = torch.where(found < 0, -1, found - first[:, None, None, None])
+            return found, _pick(_join([probs for _, probs in self.parts]), order, torch.nan)
+        return _pick(_join(self.parts), order, torch.nan)
+
+    def _keys(self, first: Tensor, end: int) -> Tensor:
+        received, seen = (_at_columns(part, self.starts[0], end, 0.0) for part in self.parts[0])
+        if getattr(self.keep, "stat", "") == "mean":
+            received = received / seen.clamp(min=torch.finfo(seen.dtype).tiny)
+        shifted = _shift(received, first, end, 0.0)
+        width = (end - first)[:, None, None]
+        return shifted.masked_fill(torch.arange(shifted.shape[-1]) >= width, torch.nan)
+
+
+def _host(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(_host(part) for part in value)
+    return value.to("cpu", non_blocking=False).clone() if isinstance(value, Tensor) else value
+
+
+def _join(parts: list[Tensor]) -> Tensor:
+    """Chunks one after the other along their queries."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts, 2)
+
+
+def _pick(x: Tensor, order: Order, fill: float) -> Tensor:
+    """[b h R ...] -> [b h r ...]: each prompt's own rows, in order."""
+    index, position = order
+    shape = (index.shape[0], 1, index.shape[1], *([1] * (x.dim() - 3)))
+    size = (-1, x.shape[1], -1, *x.shape[3:])
+    plain = torch.arange(x.shape[2])
+    if index.shape[1] == x.shape[2] and bool((index == plain).all()):
+        picked = x
+    else:
+        picked = x.gather(2, index.view(shape).expand(size))
+    gone = position < 0
+    return picked.masked_fill(gone.view(shape), fill) if bool(gone.any()) else picked
+
+
+def _at_columns(x: Tensor, start: int, end: int, fill: float) -> Tensor:
+    """[... k] with key 0 at column `start` -> [... end] with key 0 at column 0."""
+    if start == 0 and x.shape[-1] == end:
+        return x
+    return torch.nn.functional.pad(x, (start, end - start - x.shape[-1]), value=fill)
+
+
+def _shift(x: Tensor, first: Tensor, end: int, fill: float) -> Tensor:
+    """[b ... end] in columns -> in positions, each prompt's first token at 0."""
+    width = int((end - first).max())
+    if not bool(first.any()):
+        return x
+    place = torch.arange(width)[None] + first[:, None]
+    inside = place < end
+    view = (x.shape[0], *([1] * (x.dim() - 2)), width)
+    index = place.clamp(max=end - 1).view(view).expand(*x.shape[:-1], width)
+    return x.gather(-1, index).masked_fill(~inside.view(view), fill)
+
+
+def _wider(total: Any, total_start: int, value: Any, start: int, keep: Keep) -> Any:
+    """The running total of a column statistic, over as many columns as the newest chunk has."""
+    end = start + value[0].shape[-1]
+    before = tuple(_at_columns(part, total_start, max(end, total_start + part.shape[-1]), 0.0) for part in total)
+    now = tuple(_at_columns(part.cpu(), start, before[0].shape[-1], 0.0) for part in value)
+    largest = getattr(keep, "stat", "") == "max"
+    received = torch.maximum(before[0], now[0]) if largest else before[0] + now[0]
+    return received, before[1] + now[1]
+
+
+def _blocks(parts: list[tuple[int, Tensor, Tensor]]) -> Tensor:
+    """[b h n m] means over the queries of each block, from the sums of every chunk."""
+    n = max(start + sums.shape[2] for start, sums, _ in parts)
+    m = max(sums.shape[3] for _, sums, _ in parts)
+    b, h = parts[0][1].shape[:2]
+    total, rows = parts[0][1].new_zeros(b, h, n, m), parts[0][2].new_zeros(b, n)
+    for start, sums, count in parts:
+        total[:, :, start : start + sums.shape[2], : sums.shape[3]] += sums
+        rows[:, start : start + count.shape[1]] += count
+    return total / rows[:, None, :, None].clamp(min=1)

@@ -1,0 +1,1 @@
+"""TransformerLens on the user's own model."""

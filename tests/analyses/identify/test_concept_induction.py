@@ -1,0 +1,142 @@
+"""Concept induction: against eager attention weighed by values, on planted heads, with its task and errors."""
+
+from dataclasses import replace
+
+import planted
+import pytest
+import torch
+from detectors import prompts as planted_prompts
+from eager_calls import calls
+
+from interp.analyses import identify, tasks
+from interp.errors import PromptError, SpanError, UsageError
+from interp.hooks.prompts.prompts import Prompts
+
+
+def repeated(lengths=(15, 22, 18), entity=(9, 13), seed=0):
+    rng = torch.Generator().manual_seed(seed)
+    rows = []
+    for n in lengths:
+        first = torch.randint(3, 128, (n,), generator=rng).tolist()
+        rows.append([1, *first, 2, *first[: entity[0] - 1]])
+    return Prompts.from_ids(rows, spans=[{"entity": entity}] * len(rows))
+
+
+def check_against_eager(model, prompts, target):
+    """Both kinds of scores of every head against the formula on eager patterns and values."""
+    weighed = identify.concept_induction(model, prompts, target=target, batch_size=2)
+    plain = identify.concept_induction(model, prompts, target=target, by_value=False)
+    for i, prompt in enumerate(prompts):
+        ((start, stop),) = prompt.spans["entity"]
+        key = stop - 1 if target == "last" else start
+        eager = calls(model, prompt)
+        p = eager.pattern[:, :, -1]
+        w = p * eager.v.norm(dim=-1)
+        torch.testing.assert_close(weighed.per_prompt[i], w[..., key] / w.sum(-1), atol=1e-4, rtol=0)
+        torch.testing.assert_close(plain.per_prompt[i], p[..., key], atol=1e-4, rtol=0)
+        assert w[..., key].max() > 1e-2
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2"])
+@pytest.mark.parametrize("target", ["last", "next"])
+def test_equals_eager_attention_weighed_by_values(tiny_model, name, target):
+    check_against_eager(tiny_model(name), repeated(), target)
+
+
+@pytest.mark.parametrize("target", ["last", "next"])
+def test_equals_eager_attention_on_the_demo_model(demo, target):
+    model, tokenizer = demo
+    for random in (False, True):
+        check_against_eager(model, tasks.entities(tokenizer, n=2, random=random, seed=1), target)
+
+
+def test_a_control_stands_beside_it(tiny_model):
+    model = tiny_model("llama")
+    prompts, control = repeated(), repeated(seed=1)
+    both = identify.concept_induction(model, prompts, control)
+    assert torch.equal(both.per_prompt, identify.concept_induction(model, prompts).per_prompt)
+    assert torch.equal(both.extras["control"], identify.concept_induction(model, control).per_prompt)
+    assert both.name == "concept_induction"
+    assert identify.concept_induction(model, prompts, target="next").name == "token_induction"
+
+
+@pytest.mark.parametrize("family", planted.FAMILIES)
+def test_the_head_that_copies_token_by_token_is_found_by_the_next_token_and_not_by_the_last(family):
+    for seed in range(6):
+        for shuffled in (False, True):
+            truth = planted.make("retrieval", seed, family, shuffled=shuffled)
+            made = planted_prompts("retrieval", seed)
+            spans = [{"entity": prompt.spans["answer"]} for prompt in made]
+            batch = Prompts.from_ids([prompt.ids for prompt in made], spans=spans, pad_id=planted.PAD)
+            found = {kind: identify.concept_induction(truth.model, batch, target=kind) for kind in ("next", "last")}
+            assert found["last"][truth.head] < 0.2, seed
+            if shuffled:
+                assert found["next"][truth.head] < 0.45, seed
+            else:
+                assert found["next"].top(1) == [truth.head], seed
+                assert found["next"][truth.head] > 0.9, seed
+
+
+@pytest.mark.parametrize("family", planted.FAMILIES)
+def test_the_head_that_looks_at_the_end_of_the_word_is_found_by_the_last_token(family):
+    """A head that looks for its own token, where the last token of the prompt is that of the word's end."""
+    for seed in range(6):
+        rng = torch.Generator().manual_seed(seed)
+        rows = []
+        for n in (20, 26):
+            ids = (torch.randperm(planted.VOCAB - planted.FIRST_WORD, generator=rng)[:n] + planted.FIRST_WORD).tolist()
+            rows.append([planted.BOS, *ids, ids[11]])
+        batch = Prompts.from_ids(rows, spans=[{"entity": (9, 13)}] * 2, pad_id=planted.PAD)
+        truth = planted.make("duplicate_token", seed, family)
+        found = {kind: identify.concept_induction(truth.model, batch, target=kind) for kind in ("next", "last")}
+        assert found["last"].top(1) == [truth.head], seed
+        assert found["last"][truth.head] > 0.9, seed
+        assert found["next"][truth.head] < 0.1, seed
+        control = planted.make("duplicate_token", seed, family, shuffled=True)
+        assert identify.concept_induction(control.model, batch)[truth.head] < 0.45, seed
+
+
+def test_errors_say_what_to_do(tiny_model):
+    model, prompts = tiny_model("llama"), repeated()
+    with pytest.raises(UsageError, match="target='first': take 'last'"):
+        identify.concept_induction(model, prompts, target="first")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(PromptError, match="1 controls of 3 prompts: give one for each"):
+        identify.concept_induction(model, prompts, prompts[:1])
+    with pytest.raises(SpanError, match='prompt 0 has no span "entity"'):
+        identify.concept_induction(model, Prompts.from_ids([[5, 6, 7]]))
+    for spans, said in (({"entity": (1, 3)}, "up to token 3 of 3"), ({"entity": [(0, 1), (1, 2)]}, "in 2 places")):
+        with pytest.raises(SpanError, match=said):
+            identify.concept_induction(model, Prompts.from_ids([[5, 6, 7]], spans=[spans]))
+
+
+def test_entities_come_again_up_to_the_word(demo):
+    _, tokenizer = demo
+    prompts, mixed = tasks.entities(tokenizer, n=12), tasks.entities(tokenizer, n=12, random=True)
+    assert len({prompt.meta["entity"] for prompt in prompts}) > 5
+    for real, random in zip(prompts, mixed, strict=True):
+        start, stop = real.spans["entity"][0]
+        assert stop - start >= 3
+        assert tokenizer.decode(real.ids[start:stop]).strip() == real.meta["entity"]
+        first, second = real.text.split("\n")
+        assert first.startswith(f"{second} {real.meta['entity']}")
+        assert real.ids[-start:] == real.ids[:start]
+        assert random.spans == real.spans
+        assert random.ids[:start] + random.ids[stop:] == real.ids[:start] + real.ids[stop:]
+        assert random.ids[start:stop] != real.ids[start:stop]
+    assert tasks.entities(tokenizer, n=3, random=True).items == mixed.items[:3]
+    assert tasks.entities(tokenizer, n=3, seed=1) != tasks.entities(tokenizer, n=3)
+
+
+@pytest.mark.parametrize("given", [{"n": 0}, {"least": 1}])
+def test_entities_refuse(demo, given):
+    with pytest.raises(UsageError, match="ask for a prompt or more, with words of 2 tokens or more"):
+        tasks.entities(demo[1], **given)
+    with pytest.raises(PromptError, match="words have 40 tokens or more for this tokenizer"):
+        tasks.entities(demo[1], least=40)
+
+
+def test_the_control_changes_nothing_in_the_originals(demo):
+    prompts = tasks.entities(demo[1], n=2)
+    tasks.entities(demo[1], n=2, random=True)
+    assert prompts == tasks.entities(demo[1], n=2)
+    assert replace(prompts, items=prompts.items[:1]) == tasks.entities(demo[1], n=1)
