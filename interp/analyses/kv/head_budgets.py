@@ -25,7 +25,7 @@ class HeadKV(SnapKV):
     Cannot show: that scores measured on one task tell what another needs.
     """
 
-    gradient_importance: tuple[tuple[float, ...], ...] = ()
+    importance: tuple[tuple[float, ...], ...] = ()
     """[l][g]"""
     beta: float = 1.2
 
@@ -35,10 +35,10 @@ class HeadKV(SnapKV):
         best = scores.by_group().clamp(min=0)
         part = best.double() / best.double().sum().clamp(min=1e-300)
         rows = tuple(tuple(round(value, 9) for value in row) for row in part.tolist())
-        return cls(share=share, gradient_importance=rows, **settings)  # pyright: ignore[reportArgumentType]
+        return cls(share=share, importance=rows, **settings)  # pyright: ignore[reportArgumentType]
 
     def budgets(self, layout: HeadLayout, choose: Bool[Tensor, "l"]) -> Float[Tensor, "l g"]:
-        scores = torch.tensor(self.gradient_importance)
+        scores = torch.tensor(self.importance)
         if scores.shape != (layout.layers, layout.kv_heads) or self.full or self.beta < 1:
             raise UsageError(
                 f"importance is {tuple(scores.shape)}, beta={self.beta}: give [layers][kv heads] "

@@ -107,7 +107,7 @@ def test_scores_count_by_their_order_and_parts_and_not_by_their_scale():
     table = scores(families.make("llama"))
     small = replace(table, per_prompt=table.per_prompt * 1e-7)
     for one, other in zip(
-        HeadKV.of(table, 0.4).gradient_importance, HeadKV.of(small, 0.4).gradient_importance, strict=True
+        HeadKV.of(table, 0.4).importance, HeadKV.of(small, 0.4).importance, strict=True
     ):
         assert one == pytest.approx(other, abs=1e-6)
         assert min(one) > 0

@@ -205,7 +205,7 @@ def test_selectors_that_do_not_fit_the_model_are_refused():
     with pytest.raises(UsageError, match="kv heads keep everything"):
         run(Streaming(0.3, full="all"))
     with pytest.raises(UsageError, match="give \\[layers\\]\\[kv heads\\]"):
-        run(HeadKV(0.5, gradient_importance=((1.0,),)))
+        run(HeadKV(0.5, importance=((1.0,),)))
     with pytest.raises(UsageError, match="give one weight each"):
         run(CompressKV(0.5, layers=(1.0,)))
 
