@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from interp.analyses.results.codec import write_atomic
+from interp.analyses.results.files import write_atomic
 from interp.errors import RunError, ScoreError
 from interp.hooks.model.provenance import Provenance
 

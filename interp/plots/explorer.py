@@ -8,7 +8,7 @@ from html import escape
 from importlib.resources import files
 from pathlib import Path
 
-from interp.analyses.results.codec import write_atomic
+from interp.analyses.results.files import write_atomic
 from interp.analyses.views.explore import STEPS, SUMMARIES, Explored
 from interp.errors import ScoreError, UsageError
 from interp.plots.style import SCALE, embed, saving, visible

@@ -7,7 +7,7 @@ from html import unescape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from interp.analyses.results.codec import write_atomic
+from interp.analyses.results.files import write_atomic
 from interp.errors import RunError, UsageError
 
 if TYPE_CHECKING:

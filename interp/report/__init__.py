@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from interp import plots
 from interp.analyses.causal.curve import Curve
 from interp.analyses.kv import KeyCurve, key_curve
-from interp.analyses.results.codec import write_atomic
+from interp.analyses.results.files import write_atomic
 from interp.analyses.results.head_scores import HeadScores
 from interp.analyses.views.head_roles import HeadRoles, cut_of, head_roles
 from interp.controls import OF_LOOKING

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from interp.analyses.causal.ablation_test import bootstrap, paired, randoms
-from interp.analyses.results.codec import Parts
+from interp.analyses.results.files import Parts
 from interp.analyses.results.head_scores import HeadScores
 from interp.errors import UsageError
 from interp.hooks.edit.ablation import Kind, ablate

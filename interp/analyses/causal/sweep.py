@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from interp.analyses.causal.batched_interventions import BatchedInterventions
-from interp.analyses.results.codec import Parts
+from interp.analyses.results.files import Parts
 from interp.analyses.results.head_scores import HeadScores
 from interp.errors import PromptError, UsageError
 from interp.hooks.edit.ablation import Bank, Change, Intervention

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from interp.analyses.results.codec import reason, write_atomic
+from interp.analyses.results.files import reason, write_atomic
 from interp.errors import ScoreError, UsageError
 from interp.hooks.edit.streaming_mix import branching
 from interp.hooks.model.heads import HeadLayout

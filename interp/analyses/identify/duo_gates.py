@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from interp.analyses.identify._distillation import Full, Settings, State, order_of, still
-from interp.analyses.results.codec import digest
+from interp.analyses.results.files import digest
 from interp.analyses.results.head_scores import HeadScores
 from interp.errors import ModelError, UsageError
 from interp.hooks.model.heads import HeadLayout, HeadSet

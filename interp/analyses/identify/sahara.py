@@ -12,7 +12,7 @@ from interp.analyses.causal.ablation_test import randoms
 from interp.analyses.causal.sweep import last_hidden, sweep_sets
 from interp.analyses.identify._subspace import angle, angle_interval
 from interp.analyses.identify.ships import Ablation
-from interp.analyses.results.codec import digest
+from interp.analyses.results.files import digest
 from interp.analyses.results.head_scores import HeadScores
 from interp.errors import UsageError
 from interp.hooks.model.heads import Head, HeadLayout, HeadSet

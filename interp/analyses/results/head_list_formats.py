@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import torch
 
-from interp.analyses.results.codec import read_text, write_atomic
+from interp.analyses.results.files import read_text, write_atomic
 from interp.analyses.results.head_scores import HeadScores
 from interp.errors import HeadError, ScoreError
 from interp.hooks.model.heads import Head, HeadLayout, HeadSet

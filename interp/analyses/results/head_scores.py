@@ -5,20 +5,19 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from html import escape
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float, Float32
+from jaxtyping import Float32
 from torch import Tensor
 
-from interp.analyses.results import codec as storage
+from interp.analyses.results import files as storage
+from interp.analyses.results import statistics
+from interp.analyses.results.codec import result
+from interp.analyses.results.result import Result
 from interp.errors import HeadError, ScoreError, UsageError
 from interp.hooks.model.heads import Head, HeadLayout, HeadSet
 from interp.hooks.model.provenance import Provenance
-
-# bootstrap results held at once, in numbers; torch.nanquantile takes no more than 2^24
-_HELD = 4_000_000
 
 
 @dataclass(frozen=True)
@@ -33,12 +32,13 @@ class Comparison:
     expected_overlap: float
     """of two random lists: k^2 / heads"""
     p_overlap: float
-    """share of permutations with at least this overlap, (1 + hits) / (1 + permutations)"""
+    """share of permutations with at least this overlap, (1 + hits) / (1 + n_permutations)"""
     k: int
 
 
+@result
 @dataclass(frozen=True, eq=False, repr=False)
-class HeadScores:
+class HeadScores(Result):
     """One number per head and prompt; the score of a head is its mean over the prompts that count for it."""
 
     name: str
@@ -112,7 +112,9 @@ class HeadScores:
     @cached_property
     def values(self) -> Float32[Tensor, "l h"]:
         """Mean over the prompts that count for the head, each weighing the same; NaN where none does."""
-        means = _means(torch.ones(1, len(self.per_prompt), dtype=torch.float64), self.per_prompt.flatten(1))
+        means = statistics.weighted_means(
+            torch.ones(1, len(self.per_prompt), dtype=torch.float64), self.per_prompt.flatten(1)
+        )
         return means.view(self.layers, self.n_heads).float()
 
     def by_group(self, kv_heads: int | None = None) -> Float32[Tensor, "l g"]:
@@ -125,30 +127,20 @@ class HeadScores:
         active = torch.where(self.per_prompt.isnan(), torch.nan, (self.per_prompt > 0).float())
         return active.nanmean(0)
 
-    def interval(self, level: float = 0.95, draws: int = 1000) -> tuple[Float32[Tensor, "l h"], Float32[Tensor, "l h"]]:
+    def interval(
+        self, level: float = 0.95, n_resamples: int = 1000
+    ) -> tuple[Float32[Tensor, "l h"], Float32[Tensor, "l h"]]:
         """Percentile bootstrap over the counted prompts: the lower and upper end of the mean.
 
         Seeded by `seed`; bit-equal in any process, with any number of threads. NaN for a head with fewer than two
         prompts that count, since one prompt says nothing about prompts.
         Cannot show: error from how the prompts were chosen.
         """
-        if not 0 < level < 1 or draws < 1:
-            raise UsageError(f"level={level}, draws={draws}: give a level between 0 and 1 and at least one draw.")
-        flat = self.per_prompt.flatten(1)
-        flat = flat[(~flat.isnan()).any(1)]
-        ends = torch.full((2, flat.shape[1]), torch.nan, dtype=torch.float32)
-        if len(flat) > 1:
-            random = torch.Generator().manual_seed(self.seed)
-            chosen = torch.randint(len(flat), (draws, len(flat)), generator=random)
-            weights = torch.zeros(draws, len(flat), dtype=torch.float64)
-            weights.scatter_add_(1, chosen, torch.ones_like(chosen, dtype=torch.float64))
-            tails = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
-            width = max(_HELD // draws, 1)
-            for start in range(0, flat.shape[1], width):
-                part = flat[:, start : start + width]
-                means = _means(weights, part)
-                found = torch.nanquantile(means, tails, dim=0)
-                ends[:, start : start + width] = found.masked_fill((~part.isnan()).sum(0) < 2, torch.nan).float()
+        if not 0 < level < 1 or n_resamples < 1:
+            raise UsageError(
+                f"level={level}, n_resamples={n_resamples}: give a level between 0 and 1 and at least one resample."
+            )
+        ends = statistics.column_intervals(self.per_prompt.flatten(1), level, n_resamples, self.seed)
         low, high = ends.view(2, self.layers, self.n_heads)
         return low, high
 
@@ -190,7 +182,7 @@ class HeadScores:
         chosen = self.heads(top=heads) if isinstance(heads, int) else heads
         return chosen.random_like(self.layout, seed, match)
 
-    def compare(self, other: "HeadScores", k: int = 10, permutations: int = 1000, seed: int = 0) -> Comparison:
+    def compare(self, other: "HeadScores", k: int = 10, n_permutations: int = 1000, seed: int = 0) -> Comparison:
         """Correlations over the heads that both score, and the overlap of their top k beside what chance gives.
 
         p permutes the heads of one table. Cannot show: that the heads do the same, only that both rank them alike.
@@ -208,17 +200,12 @@ class HeadScores:
             raise UsageError(f"top {k} of {len(mine)} scored heads: give a k from 1 to {len(mine)}.")
         ranks = [values.sort(descending=True, stable=True).indices[:k].tolist() for values in (mine, theirs)]
         overlap = len(set(ranks[0]) & set(ranks[1]))
-        random = torch.Generator().manual_seed(seed)
-        hits, width = 0, max(_HELD // len(mine), 1)
-        for start in range(0, permutations, width):
-            shuffled = torch.rand(min(width, permutations - start), len(mine), generator=random)
-            hits += int(((shuffled.topk(k).indices < k).sum(1) >= overlap).sum())
         return Comparison(
-            spearman=_correlation(*(torch.from_numpy(rankdata(values)) for values in (mine, theirs))),
-            pearson=_correlation(mine, theirs),
+            spearman=statistics.correlation(*(torch.from_numpy(rankdata(values)) for values in (mine, theirs))),
+            pearson=statistics.correlation(mine, theirs),
             overlap=overlap,
             expected_overlap=k * k / len(mine),
-            p_overlap=(1 + hits) / (1 + permutations),
+            p_overlap=statistics.overlap_p_value(len(mine), k, overlap, n_permutations, seed),
             k=k,
         )
 
@@ -236,39 +223,6 @@ class HeadScores:
                 **{name: table.flatten().numpy() for name, table in columns.items()},
             }
         )
-
-    def save(self, path: str | Path) -> Path:
-        """Write `path` (.json is added if missing) and its tensors beside it in .safetensors; returns the .json path.
-
-        Each file is written whole or not at all, and the first knows the hash of the second. Raises ScoreError.
-        """
-        about = {key: getattr(self, key) for key in _TYPES}
-        about["provenance"] = None if self.provenance is None else self.provenance.to_dict()
-        tensors = {"per_prompt": self.per_prompt, **{f"extras.{key}": extra for key, extra in self.extras.items()}}
-        return storage.save(path, about, tensors)
-
-    @classmethod
-    def load(cls, path: str | Path, model: Any = None) -> "HeadScores":
-        """Read what save wrote, bit for bit.
-
-        With `model`, scores of another model raise ScoreError, which names both fingerprints.
-        """
-        path, about, tensors = storage.load(path, _TYPES)
-        if "per_prompt" not in tensors:
-            raise ScoreError(f"{path} has no scores in its tensors; the file is broken, make it again.")
-        extras = {key.removeprefix("extras."): extra for key, extra in tensors.items() if key.startswith("extras.")}
-        try:
-            stored = about.get("provenance")
-            provenance = None if stored is None else Provenance.from_dict(stored)
-            entries: dict[str, Any] = {key: about[key] for key in _TYPES} | {"labels": tuple(about["labels"])}
-            scores = cls(per_prompt=tensors["per_prompt"], provenance=provenance, extras=extras, **entries)
-        except (ValueError, TypeError, AttributeError) as error:
-            raise ScoreError(f"{path} is broken: {error}") from error
-        if model is not None:
-            if provenance is None:
-                raise ScoreError(f"{path} does not say which model it belongs to; load it without a model to check.")
-            provenance.check_model(model)
-        return scores
 
     @classmethod
     def concat(cls, parts: Sequence["HeadScores"]) -> "HeadScores":
@@ -295,8 +249,18 @@ class HeadScores:
             extras={key: storage.joined([part.extras[key] for part in parts], key) for key in first.extras},
             labels=tuple(label for part in parts for label in part.labels) if labelled else (),
             provenance=next((part.provenance for part in parts if part.provenance is not None), None),
-            **{key: getattr(first, key) for key in _TYPES if key != "labels"},
+            **{key: getattr(first, key) for key in ("name", "unit", "kv_heads", "threshold", "settings", "seed")},
         )
+
+    def summary(self, top: int = 10) -> str:
+        """The highest scored heads with their intervals, one a line, under a line about the table."""
+        limit = "" if self.threshold is None else f", {len(self.heads())} heads above {self.threshold:g}"
+        lines = [f"{self.name}: {self.unit}, {self.counted} prompts counted{limit}"]
+        for head in self.top(top):
+            low, high = float(self.low[head]), float(self.high[head])
+            interval = "" if math.isnan(low) else f"  [{low:.3f}, {high:.3f}]"
+            lines.append(f"  {head!s:8s} {self[head]:.3f}{interval}")
+        return "\n".join(lines)
 
     def __len__(self) -> int:
         return self.layers * self.n_heads
@@ -329,33 +293,3 @@ class HeadScores:
             f"<table><caption>{escape(self.name)}{unit}, {self.layers}x{self.n_heads} heads, n={self.counted}</caption>"
             f"<tr><th>head</th><th>value</th><th>low</th><th>high</th><th>frequency</th></tr>{rows}</table>"
         )
-
-
-_TYPES = {
-    "name": str,
-    "unit": str,
-    "kv_heads": int,
-    "threshold": (float, int, type(None)),
-    "settings": dict,
-    "seed": int,
-    "labels": list,
-}
-
-
-def _correlation(one: Float[Tensor, "c"], other: Float[Tensor, "c"]) -> float:
-    """Pearson; NaN where either is constant."""
-    varied = len(one) > 1 and one.min() < one.max() and other.min() < other.max()
-    return float(torch.corrcoef(torch.stack([one, other]))[0, 1]) if varied else math.nan
-
-
-def _means(weights: Float[Tensor, "r n"], scores: Float[Tensor, "n c"]) -> Float[Tensor, "r c"]:
-    """Weighted means over prompts, float64; NaN scores weigh nothing.
-
-    Scores are first rounded to multiples of a unit so small (2^-52 of the largest possible sum) that every sum is
-    exact: the result does not depend on the order of summation.
-    """
-    counts = (~scores.isnan()).double()
-    filled = scores.double().nan_to_num(nan=0.0)
-    largest = float(filled.abs().max()) * float(weights.sum(1).max())
-    unit = 2.0 ** (math.frexp(largest)[1] - 52) if largest else 1.0
-    return (weights @ (filled / unit).round()) * unit / (weights @ counts)

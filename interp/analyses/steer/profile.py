@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from interp.analyses.measures.continuations import ContinuationScorer, Cost, entropies, margins
-from interp.analyses.results.codec import Parts
+from interp.analyses.results.files import Parts
 from interp.analyses.results.head_scores import HeadScores
 from interp.errors import ScoreError, UsageError
 from interp.hooks.edit.edit import Edit, Edits

@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from interp.analyses.causal.batch_size import free
 from interp.analyses.measures.head_outputs import HeadOutputs, bridged, by_length
-from interp.analyses.results.codec import plain, reason, write_atomic
+from interp.analyses.results.files import plain, reason, write_atomic
 from interp.errors import CostError, HeadError, ScoreError, UsageError
 from interp.hooks.model.heads import Head, HeadLayout
 from interp.hooks.model.layers import plain as bare

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from interp.analyses.results import codec as storage
+from interp.analyses.results import files as storage
 from interp.errors import CostError, HeadError, PromptError, ScoreError, SpanError, UsageError
 from interp.hooks.model.heads import Head, HeadLayout, HeadSet
 from interp.hooks.model.provenance import Provenance
