@@ -111,6 +111,8 @@ class Analysis(Entry):
     """names that stand for several analyses and include this one, such as "all" """
     in_every: bool = True
     """whether "every" includes it"""
+    automatic: bool = False
+    """part of every run that has what it `needs`, without being named"""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -241,6 +243,19 @@ def get(name: str, kind: Kind = "analysis") -> Any:
     if wanted not in known:
         raise UsageError(f"unknown {kind} {name!r}{_near(name, known)}; choose from {', '.join(sorted(known))}.")
     return _loaded(kind, wanted)
+
+
+def find(name: str, kind: Kind = "analysis") -> Any:
+    """The entry of a name, or of the entry whose variant it is ("retrieval_forced", "sahara:mean"); None for neither.
+
+    An entry whose package cannot be imported counts as unknown.
+    """
+    stem = re.split(r"[:.]", name, maxsplit=1)[0]
+    variants = [known for known in names(kind) if stem == known or stem.startswith(f"{known}_")]
+    try:
+        return _loaded(kind, max(variants, key=len)) if variants else None
+    except UsageError:
+        return None
 
 
 @cache

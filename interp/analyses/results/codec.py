@@ -16,12 +16,12 @@ from torch import Tensor
 
 from interp.analyses.results.files import read_text, reason, write_atomic
 from interp.errors import InterpError, ScoreError
-from interp.hooks.model.heads import Head, HeadSet
+from interp.hooks.model.heads import Head, HeadLayout, HeadSet
 from interp.hooks.model.provenance import Provenance
 
 FORMAT = "interp.result/2"
 T = TypeVar("T")
-_TYPES: dict[str, type] = {}
+_TYPES: dict[str, type] = {"HeadLayout": HeadLayout}
 _MARKED = re.compile(r"^@result\b.*?^class (\w+)", re.M | re.S)
 
 
@@ -139,7 +139,7 @@ def _encode(value: Any, what: str, key: str, tensors: dict[str, Tensor]) -> Any:
             for f in fields(value)
             if f.init
         }
-        return {"type": name, **stored}
+        return {"$type": name, **stored}
     if isinstance(value, Mapping):
         if wrong := [name for name in value if not isinstance(name, str)]:
             raise ScoreError(f"{what} has the key {wrong[0]!r}; give texts as keys.")
