@@ -20,7 +20,7 @@ from torch import Tensor
 
 from interp.kernels.contract import Blocks, Call, Columns, Entropy, Mass, Request, Result, TopKeys
 from interp.kernels.gpu import engine as fused
-from interp.kernels.gpu import few_rows as rows
+from interp.kernels.gpu import few_rows
 
 SHAPES = ((32, 8, 128), (9, 3, 64))
 """query heads, kv heads, head width"""
@@ -173,8 +173,8 @@ def decode(length: int) -> list[Line]:
     ways = {
         "decode: PyTorch flash": peer(SDPBackend.FLASH_ATTENTION),
         "decode: cuDNN": peer(SDPBackend.CUDNN_ATTENTION),
-        OURS + "decode, no scores": lambda: rows.rows(call, scores=None),
-        OURS + "decode, its row returned": lambda: rows.rows(call, scores="probs"),
+        OURS + "decode, no scores": lambda: few_rows.attend_few_rows(call, scores=None),
+        OURS + "decode, its row returned": lambda: few_rows.attend_few_rows(call, scores="probs"),
     }
     return [measured(heads, width, length, way, run, 4 * heads * width * length) for way, run in ways.items()]
 
