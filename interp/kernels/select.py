@@ -36,9 +36,9 @@ class EngineChoice:
         """The function that computes attention."""
         if self.name == "triton":
             # this imports triton, which not every machine has
-            from interp.kernels.gpu import engine as fused
+            from interp.kernels.gpu import engine as triton_engine
 
-            return fused.attend
+            return triton_engine.attend
         return {"naive": naive.attend, "chunked": chunked.attend}[self.name]
 
     def __str__(self) -> str:

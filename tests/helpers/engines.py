@@ -49,9 +49,9 @@ ENGINES = [
     EngineUnderTest("chunked", chunked.attend, torch.float64, 1e-9),
 ]
 if find_spec("triton"):
-    from interp.kernels.gpu import engine as fused
+    from interp.kernels.gpu import engine as triton_engine
 
-    ENGINES.append(EngineUnderTest("triton", fused.attend, torch.float32, 2e-5, torch_only=False))
+    ENGINES.append(EngineUnderTest("triton", triton_engine.attend, torch.float32, 2e-5, torch_only=False))
 
 ENGINES_BY_NAME = {engine.name: engine for engine in ENGINES}
 

@@ -28,13 +28,19 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from interp.kernels import contract
 from interp.kernels.contract import At, Blocks, Call, Columns, Entropy, Mass, TopKeys
-from interp.kernels.gpu import block_sums as blocks
-from interp.kernels.gpu import columns, forward, gather, hopper, hopper_scores
-from interp.kernels.gpu import engine as fused
-from interp.kernels.gpu import few_rows as rows
-from interp.kernels.gpu import key_sets as sets
-from interp.kernels.gpu import tile_sizes as settings
-from interp.kernels.gpu import top_keys as tops
+from interp.kernels.gpu import (
+    block_sums,
+    columns,
+    engine,
+    few_rows,
+    forward,
+    gather,
+    hopper,
+    hopper_scores,
+    key_sets,
+    tile_sizes,
+    top_keys,
+)
 
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 TYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
@@ -118,7 +124,7 @@ def resources(cubin: bytes) -> tuple[int, int]:
 def compiled_kernels(arch: int) -> list[CompiledKernel]:
     """Replace each kernel that a module launches by a CompiledKernel; functions that kernels call stay."""
     made = []
-    for module in (blocks, columns, forward, gather, hopper, hopper_scores, rows, sets, tops):
+    for module in (block_sums, columns, few_rows, forward, gather, hopper, hopper_scores, key_sets, top_keys):
         for name in sorted(set(re.findall(r"(\w+)\[\(", inspect.getsource(module)))):
             kernel = getattr(module, name, None)
             kernel = kernel.kernel if isinstance(kernel, CompiledKernel) else kernel
@@ -130,28 +136,28 @@ def compiled_kernels(arch: int) -> list[CompiledKernel]:
 
 def compile_all(arch: int, dtype: torch.dtype, width: int) -> list[dict[str, Any]]:
     """Compile all kernels for heads of one width, with and without scores."""
-    settings.architecture = lambda device: arch
-    settings.lookup_tiling.cache_clear()
+    tile_sizes.architecture = lambda device: arch
+    tile_sizes.lookup_tiling.cache_clear()
     kernels = compiled_kernels(arch)
     n = 1024
     q, k = torch.zeros(1, 8, n, width, dtype=dtype), torch.zeros(1, 2, n, width, dtype=dtype)
     call = Call(q, k, k, width**-0.5)
     spread = torch.zeros(1, 16, n)
     listed = torch.zeros(1, n, 4, dtype=torch.int64)
-    fused.attend(call)
-    fused.attend(call, (Mass(spread), TopKeys(1), Entropy(), Columns(), At(listed)))
-    fused.attend(call, (Mass(spread), TopKeys(1)))
-    fused.attend(call, (Blocks(128, torch.zeros(1, dtype=torch.int64)),), out=False)
-    fused.attend(call, (TopKeys(4),), out=False)
+    engine.attend(call)
+    engine.attend(call, (Mass(spread), TopKeys(1), Entropy(), Columns(), At(listed)))
+    engine.attend(call, (Mass(spread), TopKeys(1)))
+    engine.attend(call, (Blocks(128, torch.zeros(1, dtype=torch.int64)),), out=False)
+    engine.attend(call, (TopKeys(4),), out=False)
     one = contract.replace(call, q=q[:, :, :1], q_start=n - 1)
-    fused.attend(one, (contract.Rows(torch.tensor([0])),))
+    engine.attend(one, (contract.Rows(torch.tensor([0])),))
     if arch == 90 and dtype.itemsize == 2 and width in (64, 128):
-        tiles = settings.HOPPER_TILINGS[width]
+        tiles = tile_sizes.HOPPER_TILINGS[width]
         held = torch.zeros(1, 1, n, 16)
         forward.forward(call, tiles=tiles)
         forward.forward(call, sets=held, top=True, tiles=tiles)
         forward.forward(call, sets=held, spans=True, top=True, entropy=True, tiles=tiles)
-        cut = blocks.BlockPlan.of(call, Blocks(128, torch.zeros(1, dtype=torch.int64)), tiles)
+        cut = block_sums.BlockPlan.of(call, Blocks(128, torch.zeros(1, dtype=torch.int64)), tiles)
         forward.forward(call, sets=held, spans=True, top=True, blocks=cut)
         biased = contract.replace(call, key_bias=torch.zeros(1, 8, n))
         forward.forward(biased, tiles=tiles)

@@ -20,7 +20,7 @@ from importlib.util import find_spec
 import pytest
 import torch
 
-from interp.kernels.gpu import tile_sizes as settings
+from interp.kernels.gpu import tile_sizes
 
 INTERPRETED = os.environ["TRITON_INTERPRET"] == "1"
 TINY_TILINGS = {"16x16": (16, 16, 4, 1), "16x32": (16, 32, 4, 1)}
@@ -74,9 +74,9 @@ def tiny16(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[int, int]]:
 
 
 def set_tilings(monkeypatch: pytest.MonkeyPatch, tile: tuple[int, int, int, int]) -> Iterator[tuple[int, int]]:
-    for kind in settings.TILINGS_FLOAT32:
-        monkeypatch.setitem(settings.TILINGS_FLOAT32, kind, dict.fromkeys((64, 128, 256), tile))
-    settings.lookup_tiling.cache_clear()
+    for kind in tile_sizes.TILINGS_FLOAT32:
+        monkeypatch.setitem(tile_sizes.TILINGS_FLOAT32, kind, dict.fromkeys((64, 128, 256), tile))
+    tile_sizes.lookup_tiling.cache_clear()
     yield tile[:2]
     monkeypatch.undo()
-    settings.lookup_tiling.cache_clear()
+    tile_sizes.lookup_tiling.cache_clear()
