@@ -193,7 +193,7 @@ def measured(heads: int, width: int, length: int, way: str, run: Callable[[], An
         torch.cuda.reset_peak_memory_stats()
         kept = run()
         torch.cuda.synchronize()
-        memory, results = torch.cuda.max_memory_allocated() - before, held(kept)
+        memory, results = torch.cuda.max_memory_allocated() - before, result_bytes(kept)
         del kept
         ms = float(do_bench(run, warmup=25, rep=150 if length < 100_000 else 700, return_mode="median"))  # pyright: ignore[reportArgumentType]
         line = Line(heads, width, length, way, ms, work / ms / 1e9, memory, results)
@@ -204,13 +204,13 @@ def measured(heads: int, width: int, length: int, way: str, run: Callable[[], An
     return line
 
 
-def held(result: Any) -> int:
+def result_bytes(result: Any) -> int:
     """Return the bytes of the tensors of a result."""
     if isinstance(result, Tensor):
         return result.nbytes
     if isinstance(result, Result):
-        return held(result.out) + held(result.values)
-    return sum(map(held, result)) if isinstance(result, tuple) else 0
+        return result_bytes(result.out) + result_bytes(result.values)
+    return sum(map(result_bytes, result)) if isinstance(result, tuple) else 0
 
 
 def page(path: Path) -> None:
@@ -287,10 +287,8 @@ def _table(lines: list[Line], heads: int, width: int) -> list[str]:
     out += ["| method | output and results, MB | additional memory at the peak, MB | share of the pattern |"]
     out += ["|---|---|---|---|"]
     for x in longest:
-        beside = (x.memory or 0) - (x.results or 0)
-        out.append(
-            f"| {x.way} | {(x.results or 0) / 1e6:,.0f} | {beside / 1e6:,.0f} | {100 * beside / pattern:.4f} % |"
-        )
+        extra = (x.memory or 0) - (x.results or 0)
+        out.append(f"| {x.way} | {(x.results or 0) / 1e6:,.0f} | {extra / 1e6:,.0f} | {100 * extra / pattern:.4f} % |")
     return out
 
 

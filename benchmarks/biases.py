@@ -71,8 +71,8 @@ def compare(heads: int, groups: int, width: int, length: int, turns: int) -> Non
         for name in order.sample(list(ways), len(ways)):
             times[name].append(timed(ways[name], n))
     base = statistics.median(times["plain"])
-    for name, taken in times.items():
-        ms = statistics.median(taken)
+    for name, measured in times.items():
+        ms = statistics.median(measured)
         print(f"| {length:,} | {width} | {name} | {ms:.3f} | {ms / base:.3f} |")
 
 

@@ -44,8 +44,8 @@ def main() -> None:
     rounds = steer.profile(loaded.model, prompts, edit, **settings)
     whole = steer.profile(loaded.model, prompts, edit, start=len(prompts), **settings)
     print(f"PASTA (alpha {arguments.alpha}) on {task.name}, {len(prompts)} prompts, {layout.size} heads")
-    told("in rounds", rounds.cost)
-    told("every head, every prompt", whole.cost)
+    print_cost("in rounds", rounds.cost)
+    print_cost("every head, every prompt", whole.cost)
     for k in (10, 25, 50):
         print(f"  top {k}: {len(rounds.heads(k) & whole.heads(k))} of {k} shared (chance {k * k / layout.size:.1f})")
     for n in (len(prompts), PAPER):
@@ -62,7 +62,7 @@ def main() -> None:
             print(f"    two halves of its prompts share {halves[0].compare(halves[1], k).overlap} heads")
 
 
-def told(name: str, cost: dict[str, float]) -> None:
+def print_cost(name: str, cost: dict[str, float]) -> None:
     """Print the cost of a profile."""
     print(
         f"  {name}: {cost['prompts']:,.0f} prompts read, equal to {cost['forwards']:,.0f} whole forward passes, and "

@@ -105,15 +105,15 @@ def measure(way: str, length: int, turns: int) -> dict[str, float | str]:
     before = resident("VmHWM")
     forward()
     peak = resident("VmHWM") - before
-    taken: dict[Any, list[float]] = {forward: [], plain: []}
+    times: dict[Any, list[float]] = {forward: [], plain: []}
     for turn in range(turns):
-        for one in list(taken)[:: -1 if turn % 2 else 1]:
+        for one in list(times)[:: -1 if turn % 2 else 1]:
             start = time.perf_counter()
             one()
-            taken[one].append(time.perf_counter() - start)
-    ratios = [seconds / beside for seconds, beside in zip(taken[forward], taken[plain], strict=True)]
+            times[one].append(time.perf_counter() - start)
+    ratios = [seconds / base for seconds, base in zip(times[forward], times[plain], strict=True)]
     middle = statistics.median
-    return {"seconds": middle(taken[forward]), "plain": middle(taken[plain]), "ratio": middle(ratios), "peak": peak}
+    return {"seconds": middle(times[forward]), "plain": middle(times[plain]), "ratio": middle(ratios), "peak": peak}
 
 
 def resident(field: str) -> int:
@@ -200,8 +200,8 @@ def page(rows: list[dict[str, Any]]) -> str:
         if row["way"] == PLAIN:
             ratio, above = "1.00", ""
         out.append(f"{start} {row['turns']} | {row['seconds']:.2f} | {row['plain']:.2f} | {ratio} | {above} |")
-    what = [f"- {way}: {said}" for way, said in WAYS.items()]
-    return "\n".join([*out, "", *what, ""])
+    notes = [f"- {way}: {description}" for way, description in WAYS.items()]
+    return "\n".join([*out, "", *notes, ""])
 
 
 if __name__ == "__main__":

@@ -37,14 +37,14 @@ def main() -> None:
         before, _ = separate(loaded.model, prompts, layout, kind, arguments.sample, 0)
         start = time.perf_counter()
         found = ships(loaded.model, prompts, ablation=kind, batch_size=arguments.prompts)
-        taken = time.perf_counter() - start
+        seconds = time.perf_counter() - start
         after, pairs = separate(loaded.model, prompts, layout, kind, arguments.sample, 1)
         apart = max(abs(value - float(found.per_prompt[n, head.layer, head.head])) for n, head, value in pairs)
         each = (before + after) / 2
         print(
-            f"{kind:8s} {taken:6.1f} s, {found.settings['forwards']:,.0f} whole forward passes "
+            f"{kind:8s} {seconds:6.1f} s, {found.settings['forwards']:,.0f} whole forward passes "
             f"({found.settings['forwards'] / whole:.2f} of them); separate passes {each * whole:6.1f} s; "
-            f"ratio {taken / (each * whole):.3f}; largest difference of a KL divergence {apart:.1e}",
+            f"ratio {seconds / (each * whole):.3f}; largest difference of a KL divergence {apart:.1e}",
             flush=True,
         )
 

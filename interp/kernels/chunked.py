@@ -41,6 +41,13 @@ def attend(
 
     Returns:
         Result: The output, and one value per request.
+
+    Examples:
+        >>> from interp.kernels import chunked
+        >>> from interp.kernels.contract import Call, Entropy
+        >>> q = torch.zeros(1, 1, 4, 8)
+        >>> chunked.attend(Call(q, q, q, scale=1.0), (Entropy(),)).values[0]
+        tensor([[[0.0000, 0.6931, 1.0986, 1.3863]]])
     """
     if 0 in (*call.q.shape, *call.k.shape):
         # there is nothing to split into blocks

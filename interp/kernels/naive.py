@@ -87,6 +87,14 @@ def attend(call: Call, requests: tuple[Request, ...] = (), queries: Tensor | Non
 
     Returns:
         Result: The output, and one value per request.
+
+    Examples:
+        >>> from interp.kernels import naive
+        >>> from interp.kernels.contract import Call, TopKeys
+        >>> q = torch.eye(3)[None, None] * 9
+        >>> keys, probabilities = naive.attend(Call(q, q, q, scale=1.0), (TopKeys(1),)).values[0]
+        >>> keys[..., 0]
+        tensor([[[0, 1, 2]]])
     """
     p = pattern(call)
     h, g = call.sizes[1:3]

@@ -61,6 +61,13 @@ def select(call: Call, requests: tuple[Request, ...] = (), force: str | None = N
 
     Raises:
         UsageError: If `force` is not the name of an engine, or if the forced engine cannot serve the call.
+
+    Examples:
+        >>> from interp.kernels.contract import Call
+        >>> from interp.kernels.select import select
+        >>> q = torch.zeros(1, 2, 3, 4)
+        >>> print(select(Call(q, q, q, scale=0.5)))
+        chunked: plain torch on cpu, memory in proportion to the length
     """
     if force is not None and force not in ENGINE_NAMES:
         raise UsageError(f"unknown engine {force!r}; choose from {', '.join(map(repr, ENGINE_NAMES))}.")

@@ -39,6 +39,14 @@ def stream(call: Call, sink: int, recent: int, first: Tensor | None = None) -> t
 
     Raises:
         UsageError: If `sink` or `recent` is too small, if the call has edits, or if its rows are not consecutive.
+
+    Examples:
+        >>> from interp.kernels.contract import Call
+        >>> from interp.kernels.streaming import stream
+        >>> q = torch.zeros(1, 1, 5, 4)
+        >>> out, lse = stream(Call(q, q, q, scale=1.0), sink=1, recent=2)
+        >>> lse.exp().round()
+        tensor([[[1., 2., 3., 3., 3.]]])
     """
     _check(call, sink, recent)
     b, h, g, n, m = call.sizes

@@ -153,15 +153,15 @@ def compile_all(arch: int, dtype: torch.dtype, width: int) -> list[dict[str, Any
     engine.attend(one, (contract.Rows(torch.tensor([0])),))
     if arch == 90 and dtype.itemsize == 2 and width in (64, 128):
         tiles = tile_sizes.HOPPER_TILINGS[width]
-        held = torch.zeros(1, 1, n, 16)
+        sets = torch.zeros(1, 1, n, 16)
         forward.forward(call, tiles=tiles)
-        forward.forward(call, sets=held, top=True, tiles=tiles)
-        forward.forward(call, sets=held, spans=True, top=True, entropy=True, tiles=tiles)
+        forward.forward(call, sets=sets, top=True, tiles=tiles)
+        forward.forward(call, sets=sets, spans=True, top=True, entropy=True, tiles=tiles)
         cut = block_sums.BlockPlan.of(call, Blocks(128, torch.zeros(1, dtype=torch.int64)), tiles)
-        forward.forward(call, sets=held, spans=True, top=True, blocks=cut)
+        forward.forward(call, sets=sets, spans=True, top=True, blocks=cut)
         biased = contract.replace(call, key_bias=torch.zeros(1, 8, n))
         forward.forward(biased, tiles=tiles)
-        forward.forward(biased, sets=held, spans=True, top=True, tiles=tiles)
+        forward.forward(biased, sets=sets, spans=True, top=True, tiles=tiles)
         one_group = {"row_coef": torch.zeros(1, 8, n, 1), "key_group": torch.zeros(1, n, dtype=torch.int64)}
         forward.forward(contract.replace(call, **one_group), tiles=tiles)
         forward.forward(contract.replace(biased, **one_group), tiles=tiles)
