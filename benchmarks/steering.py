@@ -1,8 +1,8 @@
-"""What steering costs: generate() of the demo model without and with each edit, in turns.
+"""Cost of steering: generate() of the demo model without and with each edit, in turns.
 
     python -m benchmarks.steering [--length 400] [--tokens 40] [--turns 5]
 
-The same number of new tokens for every way; ratios are medians over turns, each beside an unsteered one.
+Every method generates the same number of new tokens. Ratios are medians over turns, each to an unsteered run.
 """
 
 import argparse
