@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from interp.hooks.model.layers import plain
+from interp.hooks.model.layers import unwrap
 from interp.hooks.prompts.prompts import Prompts
 from interp.hooks.read.capture import placed
 
@@ -27,7 +27,7 @@ def generate(model: nn.Module, prompts: Prompts, *, max_new_tokens: int = 32, st
     """
     from transformers import GenerationConfig
 
-    network: Any = plain(model)
+    network: Any = unwrap(model)
     tokenizer = prompts.tokenizer
     inputs = placed(network, prompts, more=max_new_tokens)
     del inputs["position_ids"]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from interp.errors import ModelError, UsageError
-from interp.hooks.model.layers import attention_layers, plain, recomputed, uses_interface
+from interp.hooks.model.layers import attention_layers, recomputed, unwrap, uses_interface
 from interp.hooks.model.mask import Facts, Mask
 from interp.kernels.contract import Call, Request
 from interp.kernels.select import select
@@ -178,7 +178,7 @@ def tapping(model: nn.Module, tap: AttentionTap) -> Iterator["Seam"]:
     The first tap registers our pair of functions, the last one to leave takes it away and restores what was there.
     Contexts nest, and models do not see each other's. Raises ModelError where no attention layer is found.
     """
-    model = plain(model)
+    model = unwrap(model)
     seam = _seams.get(model)
     if seam is None:
         seam = _seams[model] = Seam(model)

@@ -10,7 +10,7 @@ from torch import nn
 
 from interp.errors import InterpError
 from interp.hooks.doctor.checks import LOOKS, Look, ModelUnderTest
-from interp.hooks.model.layers import plain
+from interp.hooks.model.layers import unwrap
 
 MARKS = {True: "ok", False: "FAIL", None: "-"}
 
@@ -61,7 +61,7 @@ def doctor(model: nn.Module, tokenizer: Any = None) -> Diagnosis:
     windows are those of the attention calls. Tolerances go by dtype: float32 shows most. Never raises for what it
     finds, and leaves nothing on the model. Cannot show that a model is right, only that reading does not change it.
     """
-    model = plain(model)
+    model = unwrap(model)
     patient = ModelUnderTest(model, tokenizer)
     with _evaluating(model), torch.no_grad():
         checks = tuple(_check(patient, name, look) for name, look in LOOKS.items())

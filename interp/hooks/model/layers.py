@@ -16,7 +16,7 @@ DELEGATING = ("Delegating.forward", "AttentionBridge.forward")
 """attention of a TransformerLens bridge that calls the model's own module: ours, and its simplest one"""
 
 
-def plain(model: Any) -> Any:
+def unwrap(model: Any) -> Any:
     """The transformers model itself, also where a TransformerLens bridge over it was given."""
     inner = getattr(model, "original_model", None)
     return inner if isinstance(inner, nn.Module) else model
@@ -32,20 +32,20 @@ def recomputed(model: Any) -> int:
     layers = set(attention_layers(model).values())
     return sum(
         wrapped(module) in layers and type(module).forward.__qualname__ not in DELEGATING
-        for module in plain(model).modules()
+        for module in unwrap(model).modules()
     )
 
 
 def uses_interface(model: Any, layers: Iterable[nn.Module]) -> bool:
     """Whether attention goes through transformers' AttentionInterface, by the model's word or its code."""
-    return getattr(plain(model), "_supports_attention_backend", False) or any(
+    return getattr(unwrap(model), "_supports_attention_backend", False) or any(
         hasattr(sys.modules.get(type(layer).__module__), "ALL_ATTENTION_FUNCTIONS") for layer in layers
     )
 
 
 def context_length(model: Any) -> int | None:
     """Tokens that fit into the model's context; None where its config does not say."""
-    return getattr(plain(model).config.get_text_config(), "max_position_embeddings", None)
+    return getattr(unwrap(model).config.get_text_config(), "max_position_embeddings", None)
 
 
 def attention_layers(model: nn.Module) -> dict[int, nn.Module]:
@@ -54,7 +54,7 @@ def attention_layers(model: nn.Module) -> dict[int, nn.Module]:
     Raises ModelError where there is none.
     """
     found: dict[int, nn.Module] = {}
-    for module in plain(model).modules():
+    for module in unwrap(model).modules():
         if wrapped(module) is not None:
             # a component of TransformerLens answers for the module inside of it, which comes next
             continue
@@ -74,7 +74,7 @@ def attention_layers(model: nn.Module) -> dict[int, nn.Module]:
 
 def check_eval(model: Any) -> None:
     """Raise ModelError for a model in training mode, whose dropout makes numbers random."""
-    if any(module.training for module in plain(model).modules()):
+    if any(module.training for module in unwrap(model).modules()):
         raise ModelError("the model is in training mode, where dropout makes two runs differ: call model.eval() first.")
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from interp.errors import CostError, HeadError, ModelError, PromptError, UsageError
 from interp.hooks.model.heads import HeadLayout, HeadSet
-from interp.hooks.model.layers import context_length, plain, projection_inputs
+from interp.hooks.model.layers import context_length, projection_inputs, unwrap
 from interp.hooks.prompts.batch_spans import BatchSpans
 from interp.hooks.prompts.prompts import Prompts
 from interp.hooks.read import keep as keeps
@@ -104,7 +104,7 @@ class Capture:
             if not isinstance(item, Keep):
                 raise UsageError(f"{item!r} is not something to keep: take one of interp.keep, as in entropy().")
         self._bound = BatchSpans(self.prompts)
-        self.model = plain(self.model)
+        self.model = unwrap(self.model)
         self.layout = HeadLayout.of(self.model)
         self.heads = None if self.head_choice is None else HeadSet.parse(self.head_choice, self.layout)
         every = range(self.layout.layers)
@@ -306,7 +306,7 @@ def run(model: nn.Module, prompts: Prompts, **kw: Any) -> Any:
 
     kw goes to the model. Raises PromptError for a prompt longer than the model's context.
     """
-    model = plain(model)
+    model = unwrap(model)
     inputs = placed(model, prompts)
     with torch.no_grad():
         return model(**inputs, use_cache=False, **kw)

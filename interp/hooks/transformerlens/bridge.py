@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from interp.errors import ModelError, UsageError
-from interp.hooks.model.layers import attention_layers, plain, wrapped
+from interp.hooks.model.layers import attention_layers, unwrap, wrapped
 from interp.hooks.model.snapshot import ModuleSnapshot
 from interp.hooks.seam import AttentionTap, tapping
 from interp.hooks.transformerlens.components import AttentionPoints, Delegating, rewire
@@ -39,7 +39,7 @@ def bridge(model: nn.Module, tokenizer: Any = None) -> Iterator[Any]:
     In a notebook, open it over cells with `contextlib.ExitStack().enter_context(interp.bridge(model))`.
     Raises ModelError where transformer-lens is missing or has no adapter for the model, or a bridge is open already.
     """
-    model = plain(model)
+    model = unwrap(model)
     layers = attention_layers(model)
     if any(wrapped(module) is not None for module in model.modules()):
         raise ModelError("the modules of this model are in a TransformerBridge already: use that bridge, or load anew.")

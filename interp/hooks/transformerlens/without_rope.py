@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from interp.errors import ModelError, UsageError
-from interp.hooks.model.layers import attention_layers, plain
+from interp.hooks.model.layers import attention_layers, unwrap
 from interp.hooks.read import keep as keeps
 from interp.hooks.read.capture import Capture
 from interp.hooks.seam import AttentionTap, Seam, tapping
@@ -33,7 +33,7 @@ def unrotated(model: nn.Module) -> Iterator[None]:
     For one forward without a cache, as `run` and `read` make it. Raises ModelError for a layer that rotates in a way
     not known here, UsageError for a cache, and for keep.z, which both runs would fill.
     """
-    model = plain(model)
+    model = unwrap(model)
     with contextlib.ExitStack() as stack:
         twice = Twice(stack.enter_context(tapping(model, Nothing())))
         for module in attention_layers(model).values():
