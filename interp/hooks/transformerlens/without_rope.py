@@ -20,10 +20,10 @@ CACHES = ("past_key_values", "past_key_value", "layer_past")
 
 
 @contextlib.contextmanager
-def unrotated(model: nn.Module) -> Iterator[None]:
+def without_rope(model: nn.Module) -> Iterator[None]:
     """Let captures opened inside read attention with the rotation of queries and keys left out.
 
-        with unrotated(model), interp.capture(model, [keep.q(), keep.k()], prompts) as cap:
+        with without_rope(model), interp.capture(model, [keep.q(), keep.k()], prompts) as cap:
             run(model, prompts)
 
     A layer that is read runs its attention module twice. First with a rotation by nothing (cos 1, sin 0), which is

@@ -9,7 +9,7 @@ from interp.errors import ModelError, UsageError
 from interp.hooks.read import keep
 from interp.hooks.read.capture import capture, run
 from interp.hooks.transformerlens.bridge import bridge
-from interp.hooks.transformerlens.without_rope import unrotated
+from interp.hooks.transformerlens.without_rope import without_rope
 
 
 def projected(model, batch):
@@ -36,7 +36,7 @@ def projected(model, batch):
 def test_queries_and_keys_are_those_of_the_projections(tiny_model, name):
     model, batch = tiny_model(name), prompts((33,))
     q, k = projected(model, batch)
-    with unrotated(model), capture(model, [keep.q(), keep.k()], batch) as cap:
+    with without_rope(model), capture(model, [keep.q(), keep.k()], batch) as cap:
         run(model, batch)
     torch.testing.assert_close(cap[keep.q()][0], q, atol=1e-6, rtol=0)
     torch.testing.assert_close(cap[keep.k()][0], k, atol=1e-6, rtol=0)
@@ -50,7 +50,7 @@ def test_every_family_goes_on_as_it_is(tiny_model, name):
         plain = run(model, batch).logits
     with capture(model, [keep.q(), keep.pattern()], batch) as rotated:
         run(model, batch)
-    with unrotated(model), capture(model, [keep.q(), keep.pattern()], batch) as cap:
+    with without_rope(model), capture(model, [keep.q(), keep.pattern()], batch) as cap:
         assert torch.equal(run(model, batch).logits, plain)
     assert (model.config._attn_implementation, hooked(model)) == (before, hooks)
     # the first real token is rotated by nothing
@@ -67,7 +67,7 @@ def test_pattern_is_the_softmax_of_content(tiny_model):
     q, k = projected(model, batch)
     scores = q @ k.repeat_interleave(2, 1).mT / 4
     expected = scores.masked_fill(torch.ones(33, 33).triu(1).bool(), -torch.inf).softmax(-1)
-    with unrotated(model), capture(model, keep.pattern(), batch) as cap:
+    with without_rope(model), capture(model, keep.pattern(), batch) as cap:
         run(model, batch)
     torch.testing.assert_close(cap[keep.pattern()][0], expected, atol=1e-5, rtol=0)
 
@@ -76,9 +76,9 @@ def test_the_same_through_a_bridge():
     pytest.importorskip("transformer_lens")
     for name in ("qwen3", "gpt_neox"):
         model, batch = families.make(name), prompts((21,))
-        with unrotated(model), capture(model, [keep.q(), keep.k()], batch) as cap:
+        with without_rope(model), capture(model, [keep.q(), keep.k()], batch) as cap:
             run(model, batch)
-        with bridge(model) as tl, unrotated(tl), capture(tl, [keep.q(), keep.k()], batch) as other:
+        with bridge(model) as tl, without_rope(tl), capture(tl, [keep.q(), keep.k()], batch) as other:
             run(tl, batch)
         for item in (keep.q(), keep.k()):
             torch.testing.assert_close(other[item], cap[item], atol=1e-5, rtol=0)
@@ -89,13 +89,13 @@ def test_what_cannot_be_read_is_an_error_and_leaves_nothing_behind(tiny_model, m
     before = hooked(model)
     with (
         pytest.raises(UsageError, match="without a cache: pass use_cache=False"),
-        unrotated(model),
+        without_rope(model),
         capture(model, keep.q(), batch),
     ):
         model.generate(**batch.tensors(), max_new_tokens=2, do_sample=False)
     with (
         pytest.raises(UsageError, match="z cannot be read without rotation"),
-        unrotated(model),
+        without_rope(model),
         capture(model, keep.z(), batch),
     ):
         run(model, batch)
@@ -104,7 +104,7 @@ def test_what_cannot_be_read_is_an_error_and_leaves_nothing_behind(tiny_model, m
         patch.setattr(type(model.model.rotary_emb), "forward", complex_valued)
         with (
             pytest.raises(ModelError, match="not handed its rotation"),
-            unrotated(model),
+            without_rope(model),
             capture(model, keep.q(), batch),
         ):
             run(model, batch)
