@@ -19,7 +19,7 @@ from interp.errors import SpanError, UsageError
 from interp.hooks.edit.edit_context import EditContext, Notes, Output
 from interp.hooks.model.heads import HeadLayout, HeadSet
 from interp.hooks.model.layers import projection_inputs, unwrap
-from interp.hooks.prompts.batch_spans import BatchSpans, Where
+from interp.hooks.prompts.batch_spans import BatchSpans, TokenSpan
 from interp.hooks.prompts.prompts import Prompts
 from interp.hooks.seam import AttentionTap, Seam, Site, tapping
 from interp.kernels.contract import Call
@@ -219,7 +219,7 @@ def positive(name: str, value: Any) -> None:
         raise UsageError(f"{name}={value!r} is not a positive number: give one; 1 changes nothing.")
 
 
-def spans_of(spans: Any) -> tuple[Where, ...]:
+def spans_of(spans: Any) -> tuple[TokenSpan, ...]:
     """Spans as a user writes them: one name, position or range, or several of these. Raises SpanError."""
     from interp.hooks.read.keep import where_of
 

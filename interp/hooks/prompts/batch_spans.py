@@ -9,7 +9,7 @@ from interp.errors import SpanError
 from interp.hooks.prompts.prompts import Prompts
 from interp.hooks.seam import Site
 
-Where = str | int | tuple[int, int]
+TokenSpan = str | int | tuple[int, int]
 """a named span, one position, or a half-open range of positions"""
 
 
@@ -19,7 +19,7 @@ class BatchSpans:
 
     prompts: Prompts | None
     _matched: bool = False
-    _masks: dict[tuple[Where, int, torch.device], Tensor] = field(default_factory=dict)
+    _masks: dict[tuple[TokenSpan, int, torch.device], Tensor] = field(default_factory=dict)
 
     def repeat(self, rows: int) -> int:
         """How many rows of the batch one prompt has: more than one with beams or num_return_sequences."""
@@ -53,7 +53,7 @@ class BatchSpans:
                 "pass the batch itself as prompts=."
             )
 
-    def mask(self, where: Where, rows: int, width: int) -> Tensor:
+    def mask(self, where: TokenSpan, rows: int, width: int) -> Tensor:
         """Bool [b width] over positions: the span of each row."""
         if not isinstance(where, str):
             start, stop = (where, where + 1) if isinstance(where, int) else where
@@ -64,7 +64,7 @@ class BatchSpans:
         longest = max(width, *self.prompts.lengths)
         return self.prompts.span_mask(where, longest)[:, :width].repeat_interleave(self.repeat(rows), 0)
 
-    def at(self, where: Where, position: Tensor) -> Tensor:
+    def at(self, where: TokenSpan, position: Tensor) -> Tensor:
         """Bool, like `position` [b k]: whether a key, by its position in the prompt, belongs to the span."""
         if not isinstance(where, str):
             start, stop = (where, where + 1) if isinstance(where, int) else where
@@ -77,7 +77,7 @@ class BatchSpans:
         inside = (position >= 0) & (position < mask.shape[1])
         return mask.gather(1, position.clamp(0, mask.shape[1] - 1)) & inside
 
-    def has(self, where: Where, rows: int) -> Tensor:
+    def has(self, where: TokenSpan, rows: int) -> Tensor:
         """Bool [b]: whether the prompt of each row has a token in the span, whatever a cache still holds of it."""
         lengths = torch.tensor(self.lengths(rows))
         width = int(lengths.max())

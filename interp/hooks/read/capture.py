@@ -17,7 +17,7 @@ from interp.hooks.prompts.batch_spans import BatchSpans
 from interp.hooks.prompts.prompts import Prompts
 from interp.hooks.read import keep as keeps
 from interp.hooks.read.assemble import Chunks, Rows
-from interp.hooks.read.keep import Keep, Where
+from interp.hooks.read.keep import Keep, TokenSpan
 from interp.hooks.seam import ReadRequest, Site, tapping
 from interp.kernels.contract import Call
 
@@ -228,7 +228,7 @@ class Capture:
                 f"is free: read fewer layers, heads or queries, or a reduction instead of rows."
             )
 
-    def _span(self, where: Where, width: int) -> Tensor:
+    def _span(self, where: TokenSpan, width: int) -> Tensor:
         return self._bound.mask(where, self._rows.batch, width)
 
     def _chosen(self, position: Tensor) -> Tensor:
