@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from interp.errors import ModelError, UsageError
 from interp.hooks.model.layers import attention_layers, recomputed, unwrap, uses_interface
-from interp.hooks.model.mask import Facts, Mask
+from interp.hooks.model.mask import DeferredMask, MaskFacts
 from interp.kernels.contract import Call, Request
 from interp.kernels.select import select
 
@@ -131,14 +131,14 @@ def _before(config: Any) -> str | None:
     return None if held is None else held.before
 
 
-def _mask(**said: Any) -> Mask:
+def _mask(**arguments: Any) -> DeferredMask:
     """Registered as the mask function: notes what it is told, makes nothing."""
-    said.setdefault("attention_mask", None)
+    arguments.setdefault("attention_mask", None)
     for name in ("q_offset", "kv_offset"):
         # a static cache hands its own counter, which moves on before the layers ask
-        if isinstance(said.get(name), Tensor):
-            said[name] = said[name].clone()
-    return Mask.of(Facts(_before(said.get("config")), said))
+        if isinstance(arguments.get(name), Tensor):
+            arguments[name] = arguments[name].clone()
+    return DeferredMask.of(MaskFacts(_before(arguments.get("config")), arguments))
 
 
 def _attend(
@@ -167,7 +167,7 @@ def _own(
             f"{type(module).__name__} has no eager attention function to fall back to: "
             "load the model with attn_implementation='sdpa'."
         )
-    whole = mask.known(module).mask if isinstance(mask, Mask) else mask
+    whole = mask.facts_for(module).mask if isinstance(mask, DeferredMask) else mask
     return function(module, query, key, value, whole, **kw)
 
 
@@ -316,12 +316,12 @@ class Seam:
             "q_start": key.shape[2] - n,
         }
         first = torch.zeros(b, dtype=torch.int64, device=query.device)
-        if isinstance(mask, Mask):
-            facts = mask.known(module)
+        if isinstance(mask, DeferredMask):
+            facts = mask.facts_for(module)
             q_start, k_start, live = facts.start
             key, value = key[:, :, :live], value[:, :, :live]
             first = facts.first.to(query.device)
-            call |= {"q_start": q_start, "k_start": k_start, "window": facts.shape[0]}
+            call |= {"q_start": q_start, "k_start": k_start, "window": facts.structure[0]}
             if facts.dense is not None:
                 call |= {"causal": False, "mask": facts.dense[..., :live].to(query.device)}
             if facts.padding is not None:
