@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from interp.errors import ModelError, UsageError
-from interp.hooks.model.layers import attention_layers, recomputed, unwrap, uses_interface
+from interp.hooks.model.layers import attention_layers, n_recomputed_layers, unwrap, uses_interface
 from interp.hooks.model.mask import DeferredMask, MaskFacts
 from interp.kernels.contract import Call, Request
 from interp.kernels.select import select
@@ -213,7 +213,7 @@ class Seam:
 
     def open(self) -> None:
         layers = attention_layers(self.model)
-        if foreign := recomputed(self.model):
+        if foreign := n_recomputed_layers(self.model):
             raise ModelError(
                 f"this TransformerBridge computes the attention of {foreign} of {len(layers)} layers by itself, where "
                 "interp sees nothing: give the transformers model, or a bridge made by interp.bridge(model)."

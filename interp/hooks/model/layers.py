@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from interp.errors import ModelError
 
-PROJECTIONS = ("o_proj", "c_proj", "dense", "out_proj", "wo")
+PROJECTION_NAMES = ("o_proj", "c_proj", "dense", "out_proj", "wo")
 """names of the output projection in the families of transformers"""
-DELEGATING = ("Delegating.forward", "AttentionBridge.forward")
+DELEGATING_FORWARDS = ("Delegating.forward", "AttentionBridge.forward")
 """attention of a TransformerLens bridge that calls the model's own module: ours, and its simplest one"""
 
 
@@ -22,16 +22,16 @@ def unwrap(model: Any) -> Any:
     return inner if isinstance(inner, nn.Module) else model
 
 
-def wrapped(module: nn.Module) -> nn.Module | None:
+def wrapped_module(module: nn.Module) -> nn.Module | None:
     """The module inside of a component of a TransformerLens bridge, None for any other module."""
     return module._modules.get("_original_component")
 
 
-def recomputed(model: Any) -> int:
+def n_recomputed_layers(model: Any) -> int:
     """How many attention layers a TransformerLens bridge over the model computes by its own code."""
     layers = set(attention_layers(model).values())
     return sum(
-        wrapped(module) in layers and type(module).forward.__qualname__ not in DELEGATING
+        wrapped_module(module) in layers and type(module).forward.__qualname__ not in DELEGATING_FORWARDS
         for module in unwrap(model).modules()
     )
 
@@ -55,7 +55,7 @@ def attention_layers(model: nn.Module) -> dict[int, nn.Module]:
     """
     found: dict[int, nn.Module] = {}
     for module in unwrap(model).modules():
-        if wrapped(module) is not None:
+        if wrapped_module(module) is not None:
             # a component of TransformerLens answers for the module inside of it, which comes next
             continue
         index = getattr(module, "layer_idx", None)
@@ -67,7 +67,7 @@ def attention_layers(model: nn.Module) -> dict[int, nn.Module]:
     if not found:
         raise ModelError(
             f"{type(model).__name__} has no attention module with a layer_idx and an output projection "
-            f"({', '.join(PROJECTIONS)}): interp reads decoder models of transformers."
+            f"({', '.join(PROJECTION_NAMES)}): interp reads decoder models of transformers."
         )
     return dict(sorted(found.items()))
 
@@ -80,7 +80,7 @@ def check_eval(model: Any) -> None:
 
 def projection_name(module: nn.Module) -> str | None:
     """The name of the output projection of an attention module."""
-    return next((name for name in PROJECTIONS if isinstance(getattr(module, name, None), nn.Module)), None)
+    return next((name for name in PROJECTION_NAMES if isinstance(getattr(module, name, None), nn.Module)), None)
 
 
 @contextlib.contextmanager
@@ -99,7 +99,7 @@ def projection_inputs(
             name = projection_name(modules[layer])
             if name is not None:
                 projection = getattr(modules[layer], name)
-                while inside and (inner := wrapped(projection)) is not None:
+                while inside and (inner := wrapped_module(projection)) is not None:
                     projection = inner
                 # what changes x comes before what reads it, in whatever order the contexts were opened
                 handles.append(projection.register_forward_pre_hook(_hook(layer, see), prepend=not inside))

@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from interp.errors import ModelError, UsageError
-from interp.hooks.model.layers import attention_layers, unwrap, wrapped
+from interp.hooks.model.layers import attention_layers, unwrap, wrapped_module
 from interp.hooks.model.snapshot import ModuleSnapshot
 from interp.hooks.seam import AttentionTap, tapping
 from interp.hooks.transformerlens.components import AttentionPoints, Delegating, rewire
@@ -41,7 +41,7 @@ def bridge(model: nn.Module, tokenizer: Any = None) -> Iterator[Any]:
     """
     model = unwrap(model)
     layers = attention_layers(model)
-    if any(wrapped(module) is not None for module in model.modules()):
+    if any(wrapped_module(module) is not None for module in model.modules()):
         raise ModelError("the modules of this model are in a TransformerBridge already: use that bridge, or load anew.")
     tree = ModuleSnapshot(model)
     with contextlib.ExitStack() as stack:
