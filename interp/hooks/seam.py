@@ -46,11 +46,11 @@ class Site:
     call: Call
 
 
-class Points(Protocol):
+class HookPoints(Protocol):
     """Hook points inside of one attention call, which see the whole pattern: those of a TransformerLens bridge."""
 
     @property
-    def live(self) -> bool:
+    def active(self) -> bool:
         """Whether anybody listens."""
         ...
 
@@ -206,7 +206,7 @@ class Seam:
     taps: list[AttentionTap] = field(default_factory=list)
     force: str | None = None
     """engine that serves every call; None to choose"""
-    points: dict[nn.Module, Points] = field(default_factory=dict)
+    points: dict[nn.Module, HookPoints] = field(default_factory=dict)
     """by attention module, where a bridge is open"""
     _layers: tuple[nn.Module, ...] = ()
     _configs: tuple[Any, ...] = ()
@@ -251,7 +251,7 @@ class Seam:
             return _own(module, query, key, value, mask, kw)
 
         points = self.points.get(module)
-        hooked = points if points is not None and points.live else None
+        hooked = points if points is not None and points.active else None
         if not taps and hooked is None:
             return own()
         site = self.site(module, query, key, value, mask, kw)

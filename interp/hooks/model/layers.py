@@ -12,7 +12,7 @@ from interp.errors import ModelError
 
 PROJECTION_NAMES = ("o_proj", "c_proj", "dense", "out_proj", "wo")
 """names of the output projection in the families of transformers"""
-DELEGATING_FORWARDS = ("Delegating.forward", "AttentionBridge.forward")
+DELEGATING_FORWARDS = ("DelegatingAttention.forward", "AttentionBridge.forward")
 """attention of a TransformerLens bridge that calls the model's own module: ours, and its simplest one"""
 
 

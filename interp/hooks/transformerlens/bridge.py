@@ -16,7 +16,7 @@ from interp.errors import ModelError, UsageError
 from interp.hooks.model.layers import attention_layers, unwrap, wrapped_module
 from interp.hooks.model.snapshot import ModuleSnapshot
 from interp.hooks.seam import AttentionTap, tapping
-from interp.hooks.transformerlens.components import AttentionPoints, Delegating, rewire
+from interp.hooks.transformerlens.components import AttentionPoints, DelegatingAttention, rewire
 
 
 @contextlib.contextmanager
@@ -32,9 +32,9 @@ def bridge(model: nn.Module, tokenizer: Any = None) -> Iterator[Any]:
     hook_attn_scores, hook_rot_q or hook_rot_k: at length, cache with names_filter=. Edits there act and gradients flow;
     hook_attn_scores has -inf where a query may not look, and a `capture` reads the pattern after the hooks. A change at
     hook_rot_k raises UsageError, since the cache has the key already: edit hook_k.
-    Fused projections (GPT-2, NeoX, Phi-3) run as q, k and v apart, as in TransformerLens: equal up to rounding.
+    FusedProjection projections (GPT-2, NeoX, Phi-3) run as q, k and v apart, as in TransformerLens: equal up to rounding.
 
-    On leaving, the module tree, parameters (folded weights too), buffers, attributes and the attention implementation
+    On leaving, the module snapshot, parameters (folded weights too), buffers, attributes and the attention implementation
     of the model are as before; `tl` then refuses to run. Weights that were changed in place, by an optimizer, stay so.
     In a notebook, open it over cells with `contextlib.ExitStack().enter_context(interp.bridge(model))`.
     Raises ModelError where transformer-lens is missing or has no adapter for the model, or a bridge is open already.
@@ -43,16 +43,16 @@ def bridge(model: nn.Module, tokenizer: Any = None) -> Iterator[Any]:
     layers = attention_layers(model)
     if any(wrapped_module(module) is not None for module in model.modules()):
         raise ModelError("the modules of this model are in a TransformerBridge already: use that bridge, or load anew.")
-    tree = ModuleSnapshot(model)
+    snapshot = ModuleSnapshot(model)
     with contextlib.ExitStack() as stack:
-        stack.callback(tree.restore)
+        stack.callback(snapshot.restore)
         try:
             built = _build(model, tokenizer)
         finally:
             # some adapters ask for eager attention
-            tree.restore_configs()
+            snapshot.restore_configs()
         points: dict[nn.Module, AttentionPoints] = {}
-        attentions: list[Any] = [m for m in model.modules() if isinstance(m, Delegating)]
+        attentions: list[Any] = [m for m in model.modules() if isinstance(m, DelegatingAttention)]
         for attn in attentions:
             rewire(attn)
             points[attn.original_component] = AttentionPoints(attn)
@@ -61,10 +61,10 @@ def bridge(model: nn.Module, tokenizer: Any = None) -> Iterator[Any]:
                 f"transformer-lens leaves {len(missing)} of {len(layers)} attention layers outside of its bridge: use "
                 "the model without it."
             )
-        seam = stack.enter_context(tapping(model, Nothing()))
+        seam = stack.enter_context(tapping(model, IdleTap()))
         seam.points.update(points)
         stack.callback(seam.points.clear)
-        stack.callback(object.__setattr__, built, "forward", _closed)
+        stack.callback(object.__setattr__, built, "forward", _refuse_to_run)
         yield built
 
 
@@ -93,14 +93,14 @@ def _delegate(adapter: Any) -> None:
     attn = None if blocks is None else blocks.submodules.get("attn")
     if attn is None:
         raise ModelError("transformer-lens knows no attention in the blocks of this model: use the model without it.")
-    attn.__class__ = type(type(attn).__name__, (Delegating, type(attn)), {})
+    attn.__class__ = type(type(attn).__name__, (DelegatingAttention, type(attn)), {})
 
 
-def _closed(*_: Any, **__: Any) -> None:
+def _refuse_to_run(*_: Any, **__: Any) -> None:
     raise UsageError("this TransformerBridge was closed when its context ended: run inside of interp.bridge(model).")
 
 
-class Nothing(AttentionTap):
+class IdleTap(AttentionTap):
     """A tap that keeps the seam open."""
 
     def at(self, layer: int) -> bool:

@@ -16,10 +16,10 @@ from interp.hooks.seam import ReadRequest
 from interp.kernels import naive
 from interp.kernels.contract import Call, TopKeys
 
-Merge = Callable[[Tensor, Tensor, Tensor], Tensor]
+MergeFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
-class Delegating:
+class DelegatingAttention:
     """An attention component whose forward is that of the module it wraps."""
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -31,7 +31,7 @@ class Delegating:
         if kwargs.get("position_embeddings") is not None and hasattr(self, "hook_cos"):
             kwargs["position_embeddings"] = self._apply_position_embedding_hooks(kwargs["position_embeddings"])
         try:
-            self.__dict__["forks"] = _forks(self, x)
+            self.__dict__["forks"] = _fork_inputs(self, x)
             output = self.original_component(*args, **kwargs)
         finally:
             self.__dict__["forks"] = {}
@@ -44,7 +44,7 @@ class Delegating:
         return (out, *rest) if isinstance(output, tuple) else out
 
 
-def _forks(attn: Any, x: Tensor) -> dict[str, Tensor]:
+def _fork_inputs(attn: Any, x: Tensor) -> dict[str, Tensor]:
     """[b q h m] input of q, k and v, a copy for each head, where set_use_split_qkv_input or set_use_attn_in asks."""
     config = attn.config
     split = getattr(config, "use_split_qkv_input", False)
@@ -60,7 +60,7 @@ def _forks(attn: Any, x: Tensor) -> dict[str, Tensor]:
     return {"q": fork, "k": fork[:, :, :groups], "v": fork[:, :, :groups]}
 
 
-class Projection:
+class HeadProjection:
     """A projection to q, k or v, of each head's own input where there are forks."""
 
     def forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -71,7 +71,7 @@ class Projection:
         return attn._project_per_head_qkv(self, fork, fork.shape[2], attn.config.d_head).flatten(-2)
 
 
-class Output:
+class OutputProjection:
     """An output projection that shows what each head writes, where set_use_attn_result asks for it."""
 
     def forward(self: Any, z: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -85,7 +85,7 @@ class Output:
         return self.hook_out(out)
 
 
-class Normed:
+class HeadNorm:
     """A norm of q or k that shows [b h q d], as TransformerLens does, where the model norms [b q h d]."""
 
     def forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -97,7 +97,7 @@ class Normed:
         return out.transpose(1, 2) if early else out
 
 
-class Fused:
+class FusedProjection:
     """A projection of q, k and v in one, computed apart by the components that TransformerLens split it into."""
 
     def forward(self: Any, x: Tensor) -> Tensor:
@@ -115,27 +115,27 @@ def rewire(attn: Any) -> None:
     parts = attn._modules
     for letter in ("q", "k", "v"):
         if letter in parts:
-            _become(parts[letter], Projection, attention=attn, letter=letter)
+            _mix_in(parts[letter], HeadProjection, attention=attn, letter=letter)
     for letter, count in (("q", config.n_heads), ("k", getattr(config, "n_key_value_heads", None) or config.n_heads)):
         if f"{letter}_norm" in parts and hasattr(attn, f"hook_{letter}_normed"):
-            _become(parts[f"{letter}_norm"], Normed, heads=count, shown=getattr(attn, f"hook_{letter}_normed"))
+            _mix_in(parts[f"{letter}_norm"], HeadNorm, heads=count, shown=getattr(attn, f"hook_{letter}_normed"))
     name = projection_name(inner)
     if name is not None and "o" in parts:
-        _become(attn.o, Output, attention=attn)
+        _mix_in(attn.o, OutputProjection, attention=attn)
         # TransformerLens leaves it out where it computes the projection itself
         setattr(inner, name, attn.o)
     if "qkv" in attn.submodules:
-        _become(attn.qkv, Fused, attention=attn, merge=_merge(attn))
+        _mix_in(attn.qkv, FusedProjection, attention=attn, merge=_find_merge(attn))
         setattr(inner, attn.qkv.name, attn.qkv)
 
 
-def _become(component: Any, mixin: type, **known: Any) -> None:
+def _mix_in(component: Any, mixin: type, **known: Any) -> None:
     component.__class__ = type(type(component).__name__, (mixin, type(component)), {})
     # past nn.Module, which would register the parent below its child
     component.__dict__.update(known)
 
 
-def _merge(attn: Any) -> Merge:
+def _find_merge(attn: Any) -> MergeFunction:
     """How q, k and v stand in a fused projection: found by comparing its weight with the three it was split into."""
     heads = attn.config.n_heads
 
@@ -170,7 +170,7 @@ class AttentionPoints:
         self._points = [getattr(self.attn, name, None) for name in names]
 
     @property
-    def live(self) -> bool:
+    def active(self) -> bool:
         return any(point is not None and point.has_hooks() for point in self._points)
 
     def attend(self, call: Call) -> tuple[Tensor, Tensor]:

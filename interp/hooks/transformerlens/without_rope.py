@@ -14,7 +14,7 @@ from interp.hooks.model.layers import attention_layers, unwrap
 from interp.hooks.read import keep as keeps
 from interp.hooks.read.capture import Capture
 from interp.hooks.seam import AttentionTap, Seam, tapping
-from interp.hooks.transformerlens.bridge import Nothing
+from interp.hooks.transformerlens.bridge import IdleTap
 
 CACHES = ("past_key_values", "past_key_value", "layer_past")
 
@@ -26,7 +26,7 @@ def without_rope(model: nn.Module) -> Iterator[None]:
         with without_rope(model), interp.capture(model, [keep.q(), keep.k()], prompts) as cap:
             run(model, prompts)
 
-    A layer that is read runs its attention module twice. First with a rotation by nothing (cos 1, sin 0), which is
+    A layer that is read runs its attention module unrotated. First with a rotation by nothing (cos 1, sin 0), which is
     what captures see: queries and keys before RoPE and after any norm, of fused projections too, and every reduction
     of softmax(scale q . k) over them, with the masks of the model. Then as it is, unread, so that later layers and
     logits are the model's own, to the bit. A model without RoPE (learned positions) is read as it is.
@@ -35,25 +35,25 @@ def without_rope(model: nn.Module) -> Iterator[None]:
     """
     model = unwrap(model)
     with contextlib.ExitStack() as stack:
-        twice = Twice(stack.enter_context(tapping(model, Nothing())))
+        unrotated = UnrotatedPass(stack.enter_context(tapping(model, IdleTap())))
         for module in attention_layers(model).values():
-            stack.callback(module.register_forward_pre_hook(twice.before, with_kwargs=True).remove)
-            stack.callback(module.register_forward_hook(twice.after, always_call=True).remove)
+            stack.callback(module.register_forward_pre_hook(unrotated.before, with_kwargs=True).remove)
+            stack.callback(module.register_forward_hook(unrotated.after, always_call=True).remove)
         yield
 
 
 @dataclass(eq=False)
-class Twice:
+class UnrotatedPass:
     """The two runs of each attention module."""
 
     seam: Seam
-    _again: bool = False
-    _held: list[AttentionTap] | None = field(default=None)
+    _running: bool = False
+    _saved_taps: list[AttentionTap] | None = field(default=None)
 
     def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         layer: Any = module.layer_idx
         reading = [tap for tap in self.seam.taps if isinstance(tap, Capture) and tap.at(layer)]
-        if self._again or not reading:
+        if self._running or not reading:
             return
         if any(type(item) is keeps.z for tap in reading for item in tap.keep):
             raise UsageError("keep.z cannot be read without rotation: capture it in a run of its own.")
@@ -62,31 +62,31 @@ class Twice:
         if any(given.get(name) is not None for name in CACHES):
             raise UsageError("attention without rotation is read in one forward without a cache: pass use_cache=False.")
         rotation = given.get("position_embeddings")
-        if rotation is None and not _rotary(module):
+        if rotation is None and not _uses_rope(module):
             return
         where = call.arguments if "position_embeddings" in call.arguments else call.arguments.get("kwargs", {})
-        where["position_embeddings"] = _none(module, rotation)
-        self._again = True
+        where["position_embeddings"] = _identity_rotation(module, rotation)
+        self._running = True
         try:
             with torch.no_grad():
                 module(*call.args, **call.kwargs)
         finally:
-            self._again = False
+            self._running = False
         # edits stay: only what reads has seen this layer already
-        self._held = self.seam.taps
-        self.seam.taps = [tap for tap in self._held if not isinstance(tap, Capture)]
+        self._saved_taps = self.seam.taps
+        self.seam.taps = [tap for tap in self._saved_taps if not isinstance(tap, Capture)]
 
     def after(self, *_: Any) -> None:
-        if not self._again and self._held is not None:
-            self.seam.taps, self._held = self._held, None
+        if not self._running and self._saved_taps is not None:
+            self.seam.taps, self._saved_taps = self._saved_taps, None
 
 
-def _rotary(module: nn.Module) -> bool:
+def _uses_rope(module: nn.Module) -> bool:
     config: Any = getattr(module, "config", None)
     return any(getattr(config, name, None) is not None for name in ("rope_parameters", "rope_theta"))
 
 
-def _none(module: nn.Module, rotation: Any) -> tuple[Tensor, Tensor]:
+def _identity_rotation(module: nn.Module, rotation: Any) -> tuple[Tensor, Tensor]:
     """The rotation by nothing, in the shape of the given one."""
     pair = isinstance(rotation, tuple | list) and len(rotation) == 2
     if not pair or not all(isinstance(part, Tensor) and not part.is_complex() for part in rotation):
