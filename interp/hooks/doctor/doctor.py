@@ -9,14 +9,14 @@ import torch
 from torch import nn
 
 from interp.errors import InterpError
-from interp.hooks.doctor.checks import LOOKS, Look, ModelUnderTest
+from interp.hooks.doctor.checks import CHECKS, Check, ModelUnderTest
 from interp.hooks.model.layers import unwrap
 
-MARKS = {True: "ok", False: "FAIL", None: "-"}
+STATUS_MARKS = {True: "ok", False: "FAIL", None: "-"}
 
 
 @dataclass(frozen=True)
-class Check:
+class CheckResult:
     """One finding: ok is None for a fact that cannot be wrong, or where the check did not apply."""
 
     name: str
@@ -29,7 +29,7 @@ class Diagnosis:
     """What `doctor` found; str() is a table."""
 
     model: str
-    checks: tuple[Check, ...]
+    checks: tuple[CheckResult, ...]
 
     @property
     def ok(self) -> bool:
@@ -40,7 +40,7 @@ class Diagnosis:
     def failed(self) -> tuple[str, ...]:
         return tuple(check.name for check in self.checks if check.ok is False)
 
-    def __getitem__(self, name: str) -> Check:
+    def __getitem__(self, name: str) -> CheckResult:
         return next(check for check in self.checks if check.name == name)
 
     def to_dict(self) -> dict[str, Any]:
@@ -48,7 +48,7 @@ class Diagnosis:
 
     def __str__(self) -> str:
         wide = max(len(check.name) for check in self.checks)
-        rows = [f"{MARKS[check.ok]:<4s}  {check.name:<{wide}s}  {check.detail}" for check in self.checks]
+        rows = [f"{STATUS_MARKS[check.ok]:<4s}  {check.name:<{wide}s}  {check.detail}" for check in self.checks]
         last = "all checks passed" if self.ok else f"{len(self.failed)} of {len(rows)} checks failed"
         return "\n".join([self.model, *rows, last])
 
@@ -62,14 +62,14 @@ def doctor(model: nn.Module, tokenizer: Any = None) -> Diagnosis:
     finds, and leaves nothing on the model. Cannot show that a model is right, only that reading does not change it.
     """
     model = unwrap(model)
-    patient = ModelUnderTest(model, tokenizer)
-    with _evaluating(model), torch.no_grad():
-        checks = tuple(_check(patient, name, look) for name, look in LOOKS.items())
+    subject = ModelUnderTest(model, tokenizer)
+    with _eval_mode(model), torch.no_grad():
+        checks = tuple(_run_check(subject, name, check) for name, check in CHECKS.items())
     return Diagnosis(type(model).__name__, checks)
 
 
 @contextlib.contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def _eval_mode(model: nn.Module) -> Iterator[None]:
     modes = [(module, module.training) for module in model.modules()]
     try:
         model.eval()
@@ -79,10 +79,12 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def _check(patient: ModelUnderTest, name: str, look: Look) -> Check:
+def _run_check(subject: ModelUnderTest, name: str, check: Check) -> CheckResult:
     try:
-        return Check(name, *look(patient))
+        return CheckResult(name, *check(subject))
     except InterpError as error:
-        return Check(name, False, str(error))
+        return CheckResult(name, False, str(error))
     except Exception as error:  # a model may fail in any way, and that is a finding
-        return Check(name, False, f"the model raised {type(error).__name__}: {' '.join(str(error).split())[:200]}")
+        return CheckResult(
+            name, False, f"the model raised {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        )

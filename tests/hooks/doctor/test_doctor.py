@@ -10,7 +10,7 @@ import tokenizers_tiny
 import torch
 import transformers as tf
 
-from interp.hooks.doctor.checks import LOOKS
+from interp.hooks.doctor.checks import CHECKS
 from interp.hooks.doctor.doctor import doctor
 
 
@@ -174,10 +174,10 @@ def test_tokenizer():
 def test_shown_and_saved():
     found = doctor(families.make("llama"))
     lines = str(found).splitlines()
-    assert len(lines) == len(LOOKS) + 2
+    assert len(lines) == len(CHECKS) + 2
     assert lines[0] == "LlamaForCausalLM"
     assert lines[-1] == "all checks passed"
     loaded = json.loads(json.dumps(found.to_dict()))
     assert loaded["ok"] is True
-    assert [check["name"] for check in loaded["checks"]] == list(LOOKS)
+    assert [check["name"] for check in loaded["checks"]] == list(CHECKS)
     assert str(doctor(sabotaged(unheard))).endswith("1 of 13 checks failed")
