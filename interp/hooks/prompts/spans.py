@@ -20,12 +20,12 @@ def locate(text: str, where: Any, what: str) -> list[Range]:
         found = occurrences(text, where)
         if len(found) > 1:
             raise SpanError(
-                f"{what}: {_quoted(where)} occurs {len(found)} times; give "
+                f"{what}: {_quote(where)} occurs {len(found)} times; give "
                 '{"text": ..., "occurrence": i or "all"}, or a (start, stop) range of characters.'
             )
-        return [(start, start + len(where)) for start in found] or _absent(text, where, what)
+        return [(start, start + len(where)) for start in found] or _raise_absent(text, where, what)
     if isinstance(where, Mapping):
-        return _chosen(text, where, what)
+        return _locate_occurrence(text, where, what)
     if _is_range(where):
         start, stop = where
         if not 0 <= start < stop <= len(text):
@@ -49,7 +49,7 @@ def occurrences(text: str, part: str) -> list[int]:
     return found
 
 
-def nearest(text: str, part: str) -> str:
+def nearest_text(text: str, part: str) -> str:
     """The piece of `text` around the longest stretch that it shares with `part`, whole words, or "" for none.
 
     One pass of difflib over the first million characters, with the first 80 of `part`; case is ignored where that keeps
@@ -87,11 +87,11 @@ def token_ranges(
             first, last = bisect_right(ends, start), bisect_left(starts, stop) - 1
             if first > last:
                 raise SpanError(
-                    f'span "{name}" of prompt {number}: no token holds {_quoted(text[start:stop])} '
+                    f'span "{name}" of prompt {number}: no token holds {_quote(text[start:stop])} '
                     f"(characters {start} to {stop}); the tokenizer drops it, choose a wider span."
                 )
             tokens.append((kept[first], kept[last] + 1))
-        ranges[name] = _joined(tokens)
+        ranges[name] = _merge_overlaps(tokens)
     return ranges
 
 
@@ -133,35 +133,35 @@ def check_ranges(where: Any, length: int, what: str) -> tuple[Range, ...]:
                 f"{what}: tokens {start} to {stop} are not a range of a prompt of {length} tokens; "
                 "give 0 <= start < stop."
             )
-    return _joined([(start, stop) for start, stop in places])
+    return _merge_overlaps([(start, stop) for start, stop in places])
 
 
-def _chosen(text: str, where: Mapping[str, Any], what: str) -> list[Range]:
+def _locate_occurrence(text: str, where: Mapping[str, Any], what: str) -> list[Range]:
     part, which = where.get("text"), where.get("occurrence")
     if not isinstance(part, str) or set(where) - {"text", "occurrence"}:
         raise SpanError(f'{what}: {dict(where)!r} is not a place; give {{"text": ..., "occurrence": i or "all"}}.')
     if which is None:
         return locate(text, part, what)
-    found = [(start, start + len(part)) for start in occurrences(text, part)] or _absent(text, part, what)
+    found = [(start, start + len(part)) for start in occurrences(text, part)] or _raise_absent(text, part, what)
     if which == "all":
         return found
     if not isinstance(which, int) or isinstance(which, bool) or not -len(found) <= which < len(found):
         raise SpanError(
-            f"{what}: {_quoted(part)} has no occurrence {which!r}; it occurs {len(found)} "
+            f"{what}: {_quote(part)} has no occurrence {which!r}; it occurs {len(found)} "
             f'time{"s" * (len(found) > 1)}, give 0 to {len(found) - 1} or "all".'
         )
     return [found[which]]
 
 
-def _absent(text: str, part: str, what: str) -> list[Range]:
+def _raise_absent(text: str, part: str, what: str) -> list[Range]:
     if not part:
         raise SpanError(f"{what} is an empty text; give at least one character.")
-    near = nearest(text, part)
-    advice = f"the nearest text is {_quoted(near)}" if near else "nothing in the prompt is like it"
-    raise SpanError(f"{what}: {_quoted(part)} is not in the prompt; {advice}.")
+    near = nearest_text(text, part)
+    advice = f"the nearest text is {_quote(near)}" if near else "nothing in the prompt is like it"
+    raise SpanError(f"{what}: {_quote(part)} is not in the prompt; {advice}.")
 
 
-def _joined(ranges: Sequence[Range]) -> tuple[Range, ...]:
+def _merge_overlaps(ranges: Sequence[Range]) -> tuple[Range, ...]:
     """Sorted, with those that overlap made one, so that no token is counted twice."""
     joined: list[Range] = []
     for start, stop in sorted(ranges):
@@ -180,5 +180,5 @@ def _is_range(where: Any) -> bool:
     )
 
 
-def _quoted(text: str) -> str:
+def _quote(text: str) -> str:
     return f'"{text if len(text) <= 80 else text[:77] + "..."}"'

@@ -10,7 +10,7 @@ from tokenizers_tiny import byte_fallback, byte_level, words
 
 from interp.errors import PromptError, SpanError
 from interp.hooks.prompts.prompts import Prompts
-from interp.hooks.prompts.spans import nearest
+from interp.hooks.prompts.spans import nearest_text
 
 TOKENIZERS = {
     "plain": byte_level(),
@@ -123,7 +123,7 @@ def test_places_are_texts_occurrences_ranges_and_lists():
 @pytest.mark.parametrize(
     ("where", "message"),
     [
-        ("Pariss", r'^span "x" of prompt 1: "Pariss" is not in the prompt; the nearest text is "Paris"\.$'),
+        ("Pariss", r'^span "x" of prompt 1: "Pariss" is not in the prompt; the nearest_text text is "Paris"\.$'),
         ("Paris", r'"Paris" occurs 2 times; give \{"text"'),
         ("", "empty text"),
         ("漢", "nothing in the prompt is like it"),
@@ -148,8 +148,8 @@ def test_overlapping_occurrences_are_more_than_one():
 
 def test_the_nearest_text_is_found_late_in_a_long_prompt():
     text = "word " * 20_000 + "The special magic number is 7. " + "word " * 100
-    assert nearest(text, "the special magical number") == "The special magic number is"
-    assert nearest("abc", "xyz") == ""
+    assert nearest_text(text, "the special magical number") == "The special magic number is"
+    assert nearest_text("abc", "xyz") == ""
 
 
 def test_chats_are_rendered_once_and_spans_found_in_the_rendering():
