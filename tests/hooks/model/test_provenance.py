@@ -139,7 +139,7 @@ def test_certificates_survive_json():
     [
         ({"weights_hash": None}, '"weights_hash" of the provenance is None, not of type str'),
         ({"versions": "2"}, "not of type dict"),
-        ("config_hash", 'has no "config_hash"'),
+        ("config_hash", 'has no entry "config_hash"'),
     ],
 )
 def test_broken_certificates_are_refused(change, message):
@@ -150,7 +150,7 @@ def test_broken_certificates_are_refused(change, message):
 
 
 def test_a_certificate_is_a_table():
-    with pytest.raises(ScoreError, match="got list"):
+    with pytest.raises(ScoreError, match="of type list"):
         Provenance.from_dict([])  # type: ignore[arg-type]
 
 

@@ -123,7 +123,7 @@ def test_places_are_texts_occurrences_ranges_and_lists():
 @pytest.mark.parametrize(
     ("where", "message"),
     [
-        ("Pariss", r'^span "x" of prompt 1: "Pariss" is not in the prompt; the nearest_text text is "Paris"\.$'),
+        ("Pariss", r'^span "x" of prompt 1: "Pariss" is not in the prompt; the nearest text is "Paris"\.$'),
         ("Paris", r'"Paris" occurs 2 times; give \{"text"'),
         ("", "empty text"),
         ("漢", "nothing in the prompt is like it"),

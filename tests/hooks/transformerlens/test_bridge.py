@@ -220,7 +220,7 @@ def test_contexts_nest_both_ways():
 
 @pytest.mark.parametrize("name", QUICK)
 def test_a_bridge_of_their_own_is_refused_rather_than_read_as_nothing(name):
-    refused = pytest.raises(ModelError, match="computes the attention of 2 of 2 layers by itself")
+    refused = pytest.raises(ModelError, match="computes the attention of 2 of 2 layers itself")
     with refused, capture(plain(name), keep.entropy()):
         pytest.fail("the context must not open")
     with pytest.raises(ModelError, match="in a TransformerBridge already"), bridge(plain(name)):
