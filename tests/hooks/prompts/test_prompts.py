@@ -126,14 +126,14 @@ def test_places_are_texts_occurrences_ranges_and_lists():
         ("Pariss", r'^span "x" of prompt 1: "Pariss" is not in the prompt; the nearest text is "Paris"\.$'),
         ("Paris", r'"Paris" occurs 2 times; give \{"text"'),
         ("", "empty text"),
-        ("漢", "nothing in the prompt is like it"),
+        ("漢", "nothing in the prompt is similar"),
         ({"text": "Paris", "occurrence": 2}, r"no occurrence 2; it occurs 2 times, give 0 to 1"),
         ({"text": "Paris", "nth": 2}, "is not a place"),
         ((3, 3), "characters 3 to 3 are not a range of a text of 15 characters"),
         ((0, 99), "characters 0 to 99"),
-        ([], "no place"),
-        (5, "no place"),
-        (None, "no place"),
+        ([], "is not a place"),
+        (5, "is not a place"),
+        (None, "is not a place"),
     ],
 )
 def test_a_span_that_cannot_be_placed_says_why(where, message):
@@ -186,10 +186,10 @@ def test_special_tokens_are_added_to_texts_and_shift_no_span():
         ([], {}, "no prompts given"),
         ("text", {}, r"give a list of prompts"),
         ([""], {}, "prompt 0 is empty"),
-        (["fine", "<s>text"], {}, 'prompt 1 begins with "<s>", which the tokenizer adds too'),
+        (["fine", "<s>text"], {}, 'prompt 1 begins with "<s>", which the tokenizer adds as well'),
         ([CHAT], {"chat": False}, "chat=False"),
         ([[]], {}, "no messages"),
-        ([[{"role": "user"}]], {}, "a message is"),
+        ([[{"role": "user"}]], {}, "which is not a message"),
         ([{"text": "a", "messages": CHAT}], {}, "neither a text nor a chat"),
         ([{"text": "a", "span": {}}], {}, r"unknown entries \['span'\]"),
         ([{"text": "a", "spans": ["a"]}], {}, '"spans" of prompt 0'),
@@ -269,7 +269,7 @@ def test_length_is_checked_against_the_context():
     prompts = Prompts.from_ids([[1], [1] * 9000])
     prompts.check_length(9000)
     with pytest.raises(
-        PromptError, match=r"^prompt 1 has 9,000 tokens; the context of this model is 8,192: shorten it\.$"
+        PromptError, match=r"^prompt 1 has 9,000 tokens, but the context of this model is 8,192; shorten it\.$"
     ):
         prompts.check_length(8192)
 
@@ -308,10 +308,10 @@ def test_files_of_lines_and_of_objects(tmp_path):
         ("a.txt", b"", "holds no prompts"),
         ("a.txt", b"\n \n", "holds no prompts"),
         ("a.jsonl", b'{"text": "a"}\n{"text"', "line 2 of .*a.jsonl is not JSON"),
-        ("a.jsonl", b'"text"', "line 1 of .* is no object"),
+        ("a.jsonl", b'"text"', "line 1 of .* is not an object"),
         ("a.txt", b"\xff\xfe", "UTF-8"),
         ("a.txt", None, "No such file"),
-        ("a.csv", b"a", "neither .txt"),
+        ("a.csv", b"a", "neither a .txt"),
     ],
 )
 def test_broken_files_are_named(tmp_path, name, content, message):
