@@ -25,7 +25,7 @@ def test_sound_models_pass(name, dtype):
     assert all(found[check].ok for check in ("seam", "heads", "idle", "reading", "rows", "padding", "generation"))
     windowed = {"mistral": "[0, 1]", "gemma2": "[0]", "gemma3": "[0]", "gpt_oss": "[0]"}
     assert found["windows"].detail == (f"32 keys in layers {windowed[name]}" if name in windowed else "none")
-    assert ("one a head in layers [0, 1]" in found["learned sinks"].detail) == (name == "gpt_oss")
+    assert ("one per head in layers [0, 1]" in found["learned sinks"].detail) == (name == "gpt_oss")
     assert ("capped at 50.0" in found["soft-cap"].detail) == (name == "gemma2")
     assert str(dtype).removeprefix("torch.") in found["attention"].detail
     assert repr(model) == shown
@@ -87,14 +87,14 @@ def test_a_layer_that_is_never_reached():
 def test_a_layer_that_looks_at_the_mask():
     found = doctor(sabotaged(masked))
     assert "idle" in found.failed
-    assert "uses the attention mask by itself" in found["idle"].detail
+    assert "a layer computes with the attention mask" in found["idle"].detail
 
 
 def test_a_layer_with_fewer_heads_than_the_config_says():
     found = doctor(sabotaged(grouped))
     assert "heads" in found.failed
-    assert "but layer 1 has 2 query heads over 1 kv heads of 16" in found["heads"].detail
-    assert "output projection of layer 1 takes 64 numbers" in found["heads"].detail
+    assert "but layer 1 has 2 query heads over 1 kv heads of dimension 16" in found["heads"].detail
+    assert "output projection of layer 1 has 64 inputs" in found["heads"].detail
 
 
 def test_a_config_that_lies():
@@ -102,13 +102,13 @@ def test_a_config_that_lies():
     model.config.num_attention_heads = 8
     found = doctor(model)
     assert found.failed == ("heads",)
-    assert "8 query heads over 2 kv heads of 16, but layer 0 has 4 query heads" in found["heads"].detail
+    assert "8 query heads over 2 kv heads of dimension 16, but layer 0 has 4 query heads" in found["heads"].detail
     model = families.make("mistral")
     # the mask is made from the config while the model runs, and shown by the layer it is for
     model.config.layer_types = ["full_attention", "sliding_attention"]
     found = doctor(model)
     assert found.failed == ("windows",)
-    assert "layer 0 sees 32 keys where the config says all keys" in found["windows"].detail
+    assert "layer 0 attends to 32 keys, but the config states all keys" in found["windows"].detail
 
 
 def test_padding_that_changes_the_model_itself():
@@ -118,7 +118,7 @@ def test_padding_that_changes_the_model_itself():
     embed.register_forward_hook(lambda module, args, out: out + out.shape[1] / 100)
     found = doctor(model)
     assert "padding" in found.failed
-    assert "the model does this by itself" in found["padding"].detail
+    assert "the model does this without interp as well" in found["padding"].detail
     assert found["idle"].ok
     assert found["reading"].ok
 
@@ -168,7 +168,7 @@ def test_tokenizer():
     assert doctor(families.make("llama"), tokenizers_tiny.words())["tokenizer"].ok
     found = doctor(families.make("llama"), tokenizers_tiny.byte_level())
     assert found.failed == ("tokenizer",)
-    assert "and the model 128" in found["tokenizer"].detail
+    assert "but the model 128" in found["tokenizer"].detail
 
 
 def test_shown_and_saved():

@@ -88,7 +88,7 @@ def test_what_cannot_be_read_is_an_error_and_leaves_nothing_behind(tiny_model, m
     model, batch = tiny_model("llama"), prompts((20,))
     before = hooked(model)
     with (
-        pytest.raises(UsageError, match="without a cache: pass use_cache=False"),
+        pytest.raises(UsageError, match="without a cache; pass use_cache=False"),
         without_rope(model),
         capture(model, keep.q(), batch),
     ):
@@ -103,7 +103,7 @@ def test_what_cannot_be_read_is_an_error_and_leaves_nothing_behind(tiny_model, m
     with monkeypatch.context() as patch:
         patch.setattr(type(model.model.rotary_emb), "forward", complex_valued)
         with (
-            pytest.raises(ModelError, match="not handed its rotation"),
+            pytest.raises(ModelError, match="does not receive its rotation"),
             without_rope(model),
             capture(model, keep.q(), batch),
         ):
