@@ -127,7 +127,7 @@ def _resolve(name: str | os.PathLike[str]) -> Path | str:
     if isinstance(name, str) and HUB_NAME.fullmatch(text) and path.suffix != ".gguf" and not path.parent.is_dir():
         return text
     raise ModelError(
-        f"there is no folder or .gguf file {text!r}; give an existing one, a hub name of the form 'org/name', or 'demo'."
+        f"there is no folder or .gguf file {text!r}; give an existing one, a hub name such as 'org/name', or 'demo'."
     )
 
 
@@ -206,7 +206,7 @@ def _check_causal(config: Any, source: object) -> Any:
 
 
 def _check_weights(loaded: Any, source: object) -> Any:
-    """Return the model if no weights are missing from its files; transformers fills missing ones with random numbers."""
+    """Return the model if its files hold all weights; transformers fills missing weights with random numbers."""
     model, report = loaded
     if missing := sorted(report["missing_keys"]):
         raise ModelError(

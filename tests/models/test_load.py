@@ -160,7 +160,7 @@ def test_folders_without_a_model(folder, tmp_path):
     (tmp_path / "empty" / "m.gguf").touch()
     with pytest.raises(ModelError, match=r"name the .gguf file instead \(m.gguf\)"):
         load(tmp_path / "empty")
-    with pytest.raises(ModelError, match="is not a .gguf file"):
+    with pytest.raises(ModelError, match=r"is not a .gguf file"):
         load(folder / "config.json")
     (folder / "model.safetensors").unlink()
     with pytest.raises(ModelError, match="has no weights"):

@@ -50,7 +50,7 @@ def bridge(model: nn.Module, tokenizer: Any = None) -> Iterator[Any]:
             open already.
 
     Examples:
-        >>> with interp.bridge(model, tokenizer) as tl:
+        >>> with interp.bridge(model) as tl:
         ...     logits, cache = tl.run_with_cache(prompts.tensors()["input_ids"])
         >>> cache["blocks.1.attn.hook_pattern"].shape
         torch.Size([2, 4, 17, 17])
