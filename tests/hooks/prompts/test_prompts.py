@@ -129,7 +129,7 @@ def test_places_are_texts_occurrences_ranges_and_lists():
         ("漢", "nothing in the prompt is similar"),
         ({"text": "Paris", "occurrence": 2}, r"no occurrence 2; it occurs 2 times; give 0 to 1"),
         ({"text": "Paris", "nth": 2}, "is not a place"),
-        ((3, 3), "characters 3 to 3 are not a range of a text of 15 characters"),
+        ((3, 3), "characters 3 to 3 are not a range within a text of 15 characters"),
         ((0, 99), "characters 0 to 99"),
         ([], "is not a place"),
         (5, "is not a place"),
