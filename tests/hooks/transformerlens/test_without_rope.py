@@ -1,4 +1,4 @@
-"""Attention without rotation: what captures see, that the model goes on as it is, and what is refused."""
+"""Attention without rotation: the captured values, the unchanged output of the model, and the errors."""
 
 import families
 import pytest
@@ -13,7 +13,7 @@ from interp.hooks.transformerlens.without_rope import without_rope
 
 
 def projected(model, batch):
-    """q [l h q d] and k [l g q d] of one prompt from the projections and norms of the attention modules themselves."""
+    """q [l h q d] and k [l g q d] of one prompt, read from the projections and norms of the attention modules."""
     found = {}
     handles = []
     for layer in model.model.layers:
@@ -43,7 +43,7 @@ def test_queries_and_keys_are_those_of_the_projections(tiny_model, name):
 
 
 @pytest.mark.parametrize("name", families.CONFIGS)
-def test_every_family_goes_on_as_it_is(tiny_model, name):
+def test_the_output_of_every_family_is_unchanged(tiny_model, name):
     model, batch = tiny_model(name), prompts((40, 31))
     before, hooks = model.config._attn_implementation, hooked(model)
     with torch.no_grad():
@@ -53,7 +53,7 @@ def test_every_family_goes_on_as_it_is(tiny_model, name):
     with without_rope(model), capture(model, [keep.q(), keep.pattern()], batch) as cap:
         assert torch.equal(run(model, batch).logits, plain)
     assert (model.config._attn_implementation, hooked(model)) == (before, hooks)
-    # the first real token is rotated by nothing
+    # the rotation of the first real token is the identity
     torch.testing.assert_close(cap[keep.q()][..., 0, :], rotated[keep.q()][..., 0, :], atol=1e-6, rtol=0)
     same = torch.equal(cap[keep.pattern()].nan_to_num(), rotated[keep.pattern()].nan_to_num())
     assert same == (name == "gpt2")
@@ -84,7 +84,7 @@ def test_the_same_through_a_bridge():
             torch.testing.assert_close(other[item], cap[item], atol=1e-5, rtol=0)
 
 
-def test_what_cannot_be_read_is_an_error_and_leaves_nothing_behind(tiny_model, monkeypatch):
+def test_errors_leave_nothing_on_the_model(tiny_model, monkeypatch):
     model, batch = tiny_model("llama"), prompts((20,))
     before = hooked(model)
     with (
