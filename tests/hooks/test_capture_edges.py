@@ -233,7 +233,7 @@ def test_a_batch_that_is_not_the_prompts_is_refused(tiny_model):
     model = tiny_model("llama")
     with pytest.raises(SpanError, match="rows of"), capture(model, keep.mass("mark"), prompts((25,))):
         run(model, prompts((40, 40)))
-    refused = pytest.raises(SpanError, match="a batch of 2 rows runs and 3 prompts")
+    refused = pytest.raises(SpanError, match="the running batch has 2 rows, but 3 prompts")
     with refused, capture(model, keep.mass("mark"), prompts((25, 30, 35))):
         run(model, prompts((20, 20)))
 

@@ -20,7 +20,7 @@ from interp.errors import ModelError, PromptError
 from interp.hooks.edit.ablation import Bank, Intervention, intervening
 from interp.hooks.edit.partial_forward import fill, plain_cache, recording, resumed
 from interp.hooks.model.heads import HeadSet
-from interp.hooks.model.layers import check_eval, plain
+from interp.hooks.model.layers import check_eval, unwrap
 from interp.hooks.prompts.prompts import Prompts
 from interp.hooks.read.capture import check_context
 
@@ -54,7 +54,7 @@ class BatchedInterventions:
     """what was computed so far, in whole forwards of a prompt"""
 
     def __post_init__(self) -> None:
-        self.model = plain(self.model)
+        self.model = unwrap(self.model)
         if not len(self.prompts) or not all(self.prompts.lengths):
             raise PromptError("a prompt without tokens has no last token to read: give prompts of at least one.")
         check_context(self.model, self.prompts, 0)

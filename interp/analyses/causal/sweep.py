@@ -17,7 +17,7 @@ from interp.analyses.results.head_scores import HeadScores
 from interp.errors import PromptError, UsageError
 from interp.hooks.edit.ablation import Bank, Change, Intervention
 from interp.hooks.model.heads import HeadLayout, HeadSet
-from interp.hooks.model.layers import plain
+from interp.hooks.model.layers import unwrap
 from interp.hooks.model.provenance import Provenance
 from interp.hooks.prompts.prompts import Prompts
 
@@ -275,7 +275,7 @@ def chunks(
             Cell(batch, tuple(sets[i] for i in order[at : at + SETS]), intervention, metric, rows, own)
             for at in range(0, len(order), SETS)
         ]
-        yield Chunk(plain(model), numbers, order, cells, bank)
+        yield Chunk(unwrap(model), numbers, order, cells, bank)
 
 
 def identity(metric: Any) -> list[Any]:

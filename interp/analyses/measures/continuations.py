@@ -19,7 +19,7 @@ from interp.hooks.edit.edit import Edit, Edits, steering
 from interp.hooks.edit.partial_forward import fill, plain_cache, recording, resumed
 from interp.hooks.edit.per_row_steering import repeat_notes, steering_rows
 from interp.hooks.model.heads import HeadSet
-from interp.hooks.model.layers import attention_layers, plain
+from interp.hooks.model.layers import attention_layers, unwrap
 from interp.hooks.prompts.batch_spans import BatchSpans
 from interp.hooks.prompts.prompts import Prompts
 from interp.hooks.read.capture import placed
@@ -92,7 +92,7 @@ class ContinuationScorer:
     cost: Cost = field(default_factory=Cost)
 
     def __post_init__(self) -> None:
-        self.model = plain(self.model)
+        self.model = unwrap(self.model)
         self.options = Options.of(self.prompts)
         longest = max(len(ids) for row in self.options.ids for ids in row)
         self._inputs = placed(self.model, self.prompts, more=longest)

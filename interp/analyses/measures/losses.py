@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 from tqdm.auto import tqdm
 
 from interp.errors import PromptError, UsageError
-from interp.hooks.model.layers import plain
+from interp.hooks.model.layers import unwrap
 from interp.hooks.prompts.prompts import Prompts
 from interp.hooks.read.capture import placed
 
@@ -52,7 +52,7 @@ def token_losses(
 
 def batch_losses(model: nn.Module, batch: Prompts, loss: Loss | None = None) -> Float[Tensor, "b"]:
     """As `token_losses`, for one forward; with a graph where gradients are on."""
-    network: Any = plain(model)
+    network: Any = unwrap(model)
     inputs = placed(network, batch)
     if loss is None:
         if min(batch.lengths) < 2:

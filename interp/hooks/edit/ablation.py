@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from interp.errors import ModelError, PromptError, UsageError
 from interp.hooks.edit.per_row_steering import own_by_layer, own_rows
 from interp.hooks.model.heads import Head, HeadLayout, HeadSet
-from interp.hooks.model.layers import attention_layers, plain, projection_inputs
+from interp.hooks.model.layers import attention_layers, projection_inputs, unwrap
 from interp.hooks.prompts.prompts import Prompts
 from interp.hooks.read import keep as keeps
 from interp.hooks.read.capture import read
@@ -101,7 +101,7 @@ def ablate(
     if kind not in get_args(Kind):
         raise UsageError(f"ablation {kind!r} does not exist: take one of {', '.join(get_args(Kind))}.")
     intervention = Intervention(kind, reference=reference, seed=seed)
-    model = plain(model)
+    model = unwrap(model)
     layout = HeadLayout.of(model)
     chosen = HeadSet.parse(heads, layout)
     layout.check(chosen)
@@ -126,7 +126,7 @@ def intervening(
     the prompt r // len(sets); without it resample draws one for each row of each run. Exact: a row is what it would be
     alone. Raises HeadError for heads the model does not have.
     """
-    model = plain(model)
+    model = unwrap(model)
     layout = HeadLayout.of(model)
     own = own_by_layer(sets, layout)
     if intervention.kind == "patch" and source is None:

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from interp.errors import SpanError, UsageError
 from interp.hooks.edit.edit_context import EditContext, Notes, Output
 from interp.hooks.model.heads import HeadLayout, HeadSet
-from interp.hooks.model.layers import plain, projection_inputs
-from interp.hooks.prompts.batch_spans import BatchSpans, Where
+from interp.hooks.model.layers import projection_inputs, unwrap
+from interp.hooks.prompts.batch_spans import BatchSpans, TokenSpan
 from interp.hooks.prompts.prompts import Prompts
 from interp.hooks.seam import AttentionTap, Seam, Site, tapping
 from interp.kernels.contract import Call
@@ -148,7 +148,7 @@ def steering(model: nn.Module, edits: "Edit | Edits", prompts: Prompts | None = 
     prompts (lengths are all that is compared), UsageError for a query that would see no key.
     Cannot show: what the heads were doing before; see capture and ablation_test.
     """
-    model = plain(model)
+    model = unwrap(model)
     if not isinstance(edits, Edit | Edits):
         raise UsageError(f"{edits!r} is no edit: give one of interp.steer, or several added up.")
     steering = Steering(layout=HeadLayout.of(model), edits=Edits(()) + edits, bound=BatchSpans(prompts))
@@ -219,7 +219,7 @@ def positive(name: str, value: Any) -> None:
         raise UsageError(f"{name}={value!r} is not a positive number: give one; 1 changes nothing.")
 
 
-def spans_of(spans: Any) -> tuple[Where, ...]:
+def spans_of(spans: Any) -> tuple[TokenSpan, ...]:
     """Spans as a user writes them: one name, position or range, or several of these. Raises SpanError."""
     from interp.hooks.read.keep import where_of
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from interp.errors import UsageError
-from interp.hooks.prompts.batch_spans import BatchSpans, Where
+from interp.hooks.prompts.batch_spans import BatchSpans, TokenSpan
 from interp.hooks.seam import Site
 from interp.kernels.contract import Call, Columns, Lse, Mass, Rows
 from interp.kernels.select import select
@@ -94,14 +94,14 @@ class EditContext:
         """Bool [b k] the first real token."""
         return self._once("first", lambda: self.key_position == 0)
 
-    def tokens(self, spans: tuple[Where, ...]) -> Tensor:
+    def tokens(self, spans: tuple[TokenSpan, ...]) -> Tensor:
         """Bool [b n] positions of each row's prompt that any of the spans has, whatever a cache still holds."""
         lengths = self.length
         place = torch.arange(int(lengths.max()), device=lengths.device).expand(len(lengths), -1)
         inside = torch.stack([self.steering.bound.at(where, place) for where in spans]).any(0)
         return inside & (place < lengths[:, None])
 
-    def after(self, spans: tuple[Where, ...]) -> Tensor:
+    def after(self, spans: tuple[TokenSpan, ...]) -> Tensor:
         """Bool [b q] rows past the last token that the spans have in the prompt; none where they have none."""
         inside = self.tokens(spans)
         last = torch.where(inside, torch.arange(inside.shape[1], device=inside.device), -1).amax(1, keepdim=True)
@@ -121,17 +121,17 @@ class EditContext:
             raise UsageError(f"scope={scope!r} is none: take 'prompt', 'all' or 'generated'.")
         return real & (inside if scope == "prompt" else ~inside)
 
-    def keys(self, spans: tuple[Where, ...]) -> Tensor:
+    def keys(self, spans: tuple[TokenSpan, ...]) -> Tensor:
         """Bool [b k] keys that belong to any of the spans."""
         inside = self._once(("keys", spans), lambda: self._keys(spans))
         self.warn_of_window(spans, inside)
         return inside
 
-    def _keys(self, spans: tuple[Where, ...]) -> Tensor:
+    def _keys(self, spans: tuple[TokenSpan, ...]) -> Tensor:
         found = [self.steering.bound.at(where, self.key_position) for where in spans]
         return torch.stack(found).any(0) if len(found) > 1 else found[0]
 
-    def has(self, spans: tuple[Where, ...]) -> Tensor:
+    def has(self, spans: tuple[TokenSpan, ...]) -> Tensor:
         """Bool [b] whether each row's prompt has a token in any of the spans."""
         rows = self.call.q.shape[0]
 
@@ -141,7 +141,7 @@ class EditContext:
 
         return self._once(("has", spans), made)
 
-    def warn_of_window(self, spans: tuple[Where, ...], inside: Tensor) -> None:
+    def warn_of_window(self, spans: tuple[TokenSpan, ...], inside: Tensor) -> None:
         """Warn where the keys `inside` [b k] of these spans lie out of the last row's window."""
         window = self.call.window
         if window is None or self.call.q.shape[2] == 1:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from interp.errors import UsageError
-from interp.hooks.model.layers import plain
+from interp.hooks.model.layers import unwrap
 
 
 class CompactLayer(DynamicLayer):
@@ -87,7 +87,7 @@ class CompactCache(DynamicCache):
     """A cache for generate(past_key_values=...), whose layers can be compacted one by one."""
 
     def __init__(self, model: nn.Module) -> None:
-        network: Any = plain(model)
+        network: Any = unwrap(model)
         DynamicCache.__init__(self, config=network.config)
         sliding = [bool(getattr(layer, "is_sliding", False)) for layer in self.layers]
         # a sliding layer drops its keys by itself

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from interp.errors import ModelError
-from interp.hooks.model.layers import attention_layers, plain
+from interp.hooks.model.layers import attention_layers, unwrap
 
 
 def blocks(model: nn.Module) -> dict[int, nn.Module]:
@@ -15,7 +15,7 @@ def blocks(model: nn.Module) -> dict[int, nn.Module]:
 
     Raises ModelError where a model does not keep its layers in a list.
     """
-    model = plain(model)
+    model = unwrap(model)
     paths = {module: path for path, module in model.named_modules()}
     found = {}
     for layer, attention in attention_layers(model).items():

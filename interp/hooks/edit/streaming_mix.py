@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from interp.errors import UsageError
 from interp.hooks.model.heads import HeadLayout
-from interp.hooks.model.layers import plain, projection_inputs
+from interp.hooks.model.layers import projection_inputs, unwrap
 from interp.hooks.seam import AttentionTap, Site, tapping
 from interp.kernels.contract import Call
 from interp.kernels.streaming import stream
@@ -39,7 +39,7 @@ def branching(
     Raises UsageError for gates of another shape, or sizes without meaning.
     Cannot show: speed or memory; the full branch is computed whatever its gate.
     """
-    model = plain(model)
+    model = unwrap(model)
     layout = HeadLayout.of(model)
     if gates.shape != (layout.layers, layout.kv_heads):
         raise UsageError(

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from interp.errors import CostError, HeadError, ModelError, PromptError, UsageError
 from interp.hooks.model.heads import HeadLayout, HeadSet
-from interp.hooks.model.layers import context_length, plain, projection_inputs
+from interp.hooks.model.layers import context_length, projection_inputs, unwrap
 from interp.hooks.prompts.batch_spans import BatchSpans
 from interp.hooks.prompts.prompts import Prompts
 from interp.hooks.read import keep as keeps
 from interp.hooks.read.assemble import Chunks, Rows
-from interp.hooks.read.keep import Keep, Where
+from interp.hooks.read.keep import Keep, TokenSpan
 from interp.hooks.seam import ReadRequest, Site, tapping
 from interp.kernels.contract import Call
 
@@ -104,7 +104,7 @@ class Capture:
             if not isinstance(item, Keep):
                 raise UsageError(f"{item!r} is not something to keep: take one of interp.keep, as in entropy().")
         self._bound = BatchSpans(self.prompts)
-        self.model = plain(self.model)
+        self.model = unwrap(self.model)
         self.layout = HeadLayout.of(self.model)
         self.heads = None if self.head_choice is None else HeadSet.parse(self.head_choice, self.layout)
         every = range(self.layout.layers)
@@ -228,7 +228,7 @@ class Capture:
                 f"is free: read fewer layers, heads or queries, or a reduction instead of rows."
             )
 
-    def _span(self, where: Where, width: int) -> Tensor:
+    def _span(self, where: TokenSpan, width: int) -> Tensor:
         return self._bound.mask(where, self._rows.batch, width)
 
     def _chosen(self, position: Tensor) -> Tensor:
@@ -306,7 +306,7 @@ def run(model: nn.Module, prompts: Prompts, **kw: Any) -> Any:
 
     kw goes to the model. Raises PromptError for a prompt longer than the model's context.
     """
-    model = plain(model)
+    model = unwrap(model)
     inputs = placed(model, prompts)
     with torch.no_grad():
         return model(**inputs, use_cache=False, **kw)

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from interp.errors import SpanError, UsageError
-from interp.hooks.prompts.batch_spans import Where
+from interp.hooks.prompts.batch_spans import TokenSpan
 from interp.hooks.seam import Site
 from interp.kernels import contract
 from interp.kernels.contract import Request
 
-SpanMask = Callable[[Where, int], Tensor]
+SpanMask = Callable[[TokenSpan, int], Tensor]
 """(where, width) -> Bool [b width] over positions"""
 
 
@@ -47,9 +47,9 @@ class Keep:
         return f"{type(self).__name__}()"
 
 
-def where_of(spans: tuple[Any, ...]) -> tuple[Where, ...]:
+def where_of(spans: tuple[Any, ...]) -> tuple[TokenSpan, ...]:
     """Spans as a user writes them, in the one form that hashes. Raises SpanError."""
-    made: list[Where] = []
+    made: list[TokenSpan] = []
     for span in spans:
         if isinstance(span, range) and span.step == 1:
             span = (span.start, span.stop)
@@ -74,7 +74,7 @@ class mass(Keep):
     A learned sink takes part in the denominator and in no span. Raises SpanError for a span that no prompt has.
     """
 
-    spans: tuple[Where, ...]
+    spans: tuple[TokenSpan, ...]
     by_value: bool
 
     axes: ClassVar[str] = "q s"
