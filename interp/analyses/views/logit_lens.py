@@ -18,7 +18,8 @@ from interp.hooks.model.provenance import Provenance
 from interp.hooks.prompts.batch_spans import Where
 from interp.hooks.prompts.prompts import Prompt, Prompts
 from interp.hooks.read.capture import capture, check_context
-from interp.hooks.read.keep import rows, v, where_of
+from interp.hooks.read.keep import rows, v
+from interp.hooks.read.reductions import where_of
 
 COPIED = 5
 """a head copies a token that is among so many of the first that it writes for it"""

@@ -15,6 +15,7 @@ from interp.hooks.model.layers import attention_layers, plain, projection_inputs
 from interp.hooks.prompts.prompts import Prompts
 from interp.hooks.read import keep as keeps
 from interp.hooks.read.capture import read
+from interp.hooks.read.reductions import key_columns
 from interp.hooks.seam import AttentionTap, ReadRequest, Site, tapping
 from interp.kernels.contract import Call
 
@@ -207,7 +208,7 @@ class Acting(AttentionTap):
         if self.intervention.kind == "uniform":
             before = torch.ones((), device=call.q.device) if call.logit_scale is None else call.logit_scale
             return replace(call, logit_scale=torch.where(own, 0.0, before))
-        other = keeps.key_columns(site)[None] != site.first[:, None]
+        other = key_columns(site)[None] != site.first[:, None]
         bias = torch.where(own[..., None] & other[:, None], -torch.inf, 0.0)
         return replace(call, key_bias=bias if call.key_bias is None else call.key_bias + bias)
 

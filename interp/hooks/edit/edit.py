@@ -21,6 +21,7 @@ from interp.hooks.model.heads import HeadLayout, HeadSet
 from interp.hooks.model.layers import plain, projection_inputs
 from interp.hooks.prompts.batch_spans import BatchSpans, Where
 from interp.hooks.prompts.prompts import Prompts
+from interp.hooks.read.reductions import where_of
 from interp.hooks.seam import AttentionTap, Seam, Site, tapping
 from interp.kernels.contract import Call
 
@@ -221,8 +222,6 @@ def positive(name: str, value: Any) -> None:
 
 def spans_of(spans: Any) -> tuple[Where, ...]:
     """Spans as a user writes them: one name, position or range, or several of these. Raises SpanError."""
-    from interp.hooks.read.keep import where_of
-
     several = isinstance(spans, list | tuple) and not (
         isinstance(spans, tuple) and len(spans) == 2 and all(type(part) is int for part in spans)
     )

@@ -15,9 +15,8 @@ from interp.hooks.model.heads import HeadLayout, HeadSet
 from interp.hooks.model.layers import context_length, plain, projection_inputs
 from interp.hooks.prompts.batch_spans import BatchSpans
 from interp.hooks.prompts.prompts import Prompts
-from interp.hooks.read import keep as keeps
 from interp.hooks.read.assemble import Chunks, Rows
-from interp.hooks.read.keep import Keep, Where
+from interp.hooks.read.reductions import K, Keep, Q, Top, V, Where, Z
 from interp.hooks.seam import ReadRequest, Site, tapping
 from interp.kernels.contract import Call
 
@@ -158,7 +157,7 @@ class Capture:
 
     @property
     def _keeps_z(self) -> bool:
-        return any(type(item) is keeps.z for item in self.keep)
+        return any(type(item) is Z for item in self.keep)
 
     def at(self, layer: int) -> bool:
         return bool(self.keep) and layer in self.layers
@@ -195,14 +194,14 @@ class Capture:
     def _take_streams(self, site: Site, index: Tensor | None) -> None:
         n = site.call.q.shape[2]
         for item in self.keep:
-            for kind, x in ((keeps.q, site.call.q), (keeps.k, site.call.k), (keeps.v, site.call.v)):
+            for kind, x in ((Q, site.call.q), (K, site.call.k), (V, site.call.v)):
                 if type(item) is kind:
                     self._take_stream(site.layer, item, x[:, :, -n:], index)
 
     def _take_z(self, layer: int, projected: Tensor) -> None:
         index = self._rows_of_z.pop(layer)
         for item in self.keep:
-            if type(item) is keeps.z and (index is None or len(index)):
+            if type(item) is Z and (index is None or len(index)):
                 split = projected.unflatten(-1, (self.layout.heads, -1)).transpose(1, 2)
                 self._take_stream(layer, item, split, index)
 
@@ -293,7 +292,7 @@ class Capture:
         parts = [self._chunks[layer, item].assemble(self._rows, order) for layer in self.layers]
         join = (lambda x: torch.stack(x, 1)) if self.heads is None else (lambda x: torch.cat(x, 1))
         if isinstance(parts[0], tuple):
-            return keeps.Top(*(join(list(part)) for part in zip(*parts, strict=True)))
+            return Top(*(join(list(part)) for part in zip(*parts, strict=True)))
         return join(parts)
 
     def __repr__(self) -> str:

@@ -177,7 +177,7 @@ def test_nothing_of_ours_stays(tiny_model, kind):
     theirs = model.register_forward_hook(lambda *a: None)
     hooks = {id(m): (len(m._forward_hooks), len(m._forward_pre_hooks)) for m in model.modules()}
 
-    class Broken(keep.entropy):
+    class Broken(keep.Entropy):
         def request(self, site, queries, spans):
             if site.layer == 1:
                 raise kind("stopped")
