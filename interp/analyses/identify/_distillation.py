@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from interp.analyses.results.codec import reason, write_atomic
 from interp.errors import ScoreError, UsageError
-from interp.hooks.edit.streaming_mix import branching
+from interp.hooks.edit.streaming_mix import streaming_mix
 from interp.hooks.model.heads import HeadLayout
 from interp.hooks.model.layers import attention_layers, projection_inputs
 from interp.hooks.prompts.prompts import Prompts
@@ -126,7 +126,7 @@ def distillation(model: Any, batch: Prompts, gates: Float[Tensor, "l g"], settin
     with torch.no_grad(), projection_inputs(model, layers, keep):
         teacher = body()
     full = held if settings.full == "teacher" else None
-    with branching(model, gates, sink=settings.sink, recent=settings.recent, full=full):
+    with streaming_mix(model, gates, sink=settings.sink, recent=settings.recent, full=full):
         student = body()
     return (teacher - student).pow(2).mean()
 
