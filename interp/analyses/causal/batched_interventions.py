@@ -17,7 +17,7 @@ from torch import Tensor
 
 from interp.analyses.causal.batch_size import halved, rows_that_fit
 from interp.errors import ModelError, PromptError
-from interp.hooks.edit.ablation import Bank, Intervention, intervening
+from interp.hooks.edit.ablation import Intervention, ReferenceOutputs, intervene
 from interp.hooks.edit.partial_forward import fill_cache, holds_all_keys, record_hidden_states, resume_from_layer
 from interp.hooks.model.heads import HeadSet
 from interp.hooks.model.layers import check_eval, plain
@@ -47,7 +47,7 @@ class BatchedInterventions:
     model: Any
     prompts: Prompts
     intervention: Intervention
-    bank: Bank | None = None
+    bank: ReferenceOutputs | None = None
     source: Tensor | None = None
     """Int [p], as `Intervention.source` has it"""
     forwards: float = field(default=0.0, init=False)
@@ -134,7 +134,7 @@ class BatchedInterventions:
         return logits.unflatten(0, (p, each)), hidden.unflatten(0, (p, each))
 
     def _acting(self, sets: list[HeadSet], source: Tensor | None) -> contextlib.AbstractContextManager[None]:
-        return intervening(self.model, self.intervention, sets, self.bank, source)
+        return intervene(self.model, self.intervention, sets, self.bank, source)
 
     def _forward(self, ids: Tensor, last: Tensor, cache: Any = None) -> tuple[Tensor, Tensor, Any]:
         """float32 logits [b v] and what enters the output embeddings [b m], at the columns `last` of `ids`."""
