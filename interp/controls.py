@@ -12,7 +12,7 @@ from interp.analyses.measures.losses import token_losses
 from interp.analyses.results.head_scores import HeadScores
 from interp.hooks.model.heads import HeadLayout
 from interp.hooks.prompts.prompts import Prompts
-from interp.hooks.read.capture import placed
+from interp.hooks.read.capture import model_inputs
 
 OF_ANSWERS = ("activation_patching", "path_patching", "attribution_patching", "logit_attribution")
 """scores of heads that speak for the right answer: controlled by the logit difference"""
@@ -54,7 +54,7 @@ def differences(model: Any, prompts: Prompts, batch_size: int = 8) -> Tensor:
     parts = []
     for batch in prompts.batches(batch_size):
         with torch.no_grad():
-            logits = model(**placed(model, batch), use_cache=False, logits_to_keep=1).logits
+            logits = model(**model_inputs(model, batch), use_cache=False, logits_to_keep=1).logits
         parts.append(measured(logit_difference, logits, batch).cpu())
     return torch.cat(parts)
 

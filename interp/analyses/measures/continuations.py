@@ -22,7 +22,7 @@ from interp.hooks.model.heads import HeadSet
 from interp.hooks.model.layers import attention_layers, plain
 from interp.hooks.prompts.batch_spans import BatchSpans
 from interp.hooks.prompts.prompts import Prompts
-from interp.hooks.read.capture import placed
+from interp.hooks.read.capture import model_inputs
 
 
 @dataclass
@@ -95,7 +95,7 @@ class ContinuationScorer:
         self.model = plain(self.model)
         self.options = Options.of(self.prompts)
         longest = max(len(ids) for row in self.options.ids for ids in row)
-        self._inputs = placed(self.model, self.prompts, more=longest)
+        self._inputs = model_inputs(self.model, self.prompts, more=longest)
         with record_hidden_states(self.model) as self._hidden:
             self._last, self._cache = self._read(self._inputs)
         self.layers = len(self._hidden)

@@ -21,7 +21,7 @@ from interp.hooks.model.heads import HeadLayout, HeadSet
 from interp.hooks.model.layers import plain, projection_inputs
 from interp.hooks.prompts.batch_spans import BatchSpans, Where
 from interp.hooks.prompts.prompts import Prompts
-from interp.hooks.read.reductions import where_of
+from interp.hooks.read.reductions import normalize_spans
 from interp.hooks.seam import AttentionTap, Seam, Site, tapping
 from interp.kernels.contract import Call
 
@@ -226,7 +226,9 @@ def parse_spans(spans: Any) -> tuple[Where, ...]:
         isinstance(spans, tuple) and len(spans) == 2 and all(type(part) is int for part in spans)
     )
     # a position as a range of one, so that two positions never read as a range when they are given again
-    found = tuple((p, p + 1) if isinstance(p, int) else p for p in where_of(tuple(spans) if several else (spans,)))
+    found = tuple(
+        (p, p + 1) if isinstance(p, int) else p for p in normalize_spans(tuple(spans) if several else (spans,))
+    )
     if not found:
         raise SpanError("no span was given: name at least one, as in 'mark'.")
     return found

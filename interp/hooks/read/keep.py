@@ -19,8 +19,8 @@ from interp.hooks.read.reductions import (
     Mass,
     Pattern,
     Q,
+    RankedKeys,
     Rows,
-    Top,
     TopKeys,
     V,
     Z,
@@ -37,8 +37,8 @@ __all__ = [
     "Mass",
     "Pattern",
     "Q",
+    "RankedKeys",
     "Rows",
-    "Top",
     "TopKeys",
     "V",
     "Z",
@@ -119,8 +119,8 @@ def top_keys(k: int = 1) -> TopKeys:
         k: Number of keys, 1 to 64.
 
     Returns:
-        TopKeys: The reduction, whose result is `Top(keys, probs)`: Int64 and Float, `[b l h q k]` each. Where a query
-            sees fewer keys, the others are -1 with probability 0.
+        TopKeys: The reduction, whose result is `RankedKeys(keys, probs)`: Int64 and Float, `[b l h q k]` each. Where a
+            query sees fewer keys, the others are -1 with probability 0.
 
     Raises:
         UsageError: If k is out of range.

@@ -25,7 +25,7 @@ Kind = Literal["rows", "keys", "full", "blocks", "stream"]
 MAX_TOP_KEYS = 64
 
 
-class Top(NamedTuple):
+class RankedKeys(NamedTuple):
     """The keys with the largest probabilities, `[b l h q k]`: `keys` are positions (-1 for none), `probs` is float."""
 
     keys: Tensor
@@ -64,7 +64,7 @@ class Keep:
         return f"{self.label}()"
 
 
-def where_of(spans: tuple[Any, ...]) -> tuple[Where, ...]:
+def normalize_spans(spans: tuple[Any, ...]) -> tuple[Where, ...]:
     """Convert spans to their hashable form: names, positions, and ranges as pairs (start, stop).
 
     Args:
@@ -105,7 +105,7 @@ class Mass(Keep):
     def __post_init__(self) -> None:
         if not self.spans:
             raise UsageError("mass() was given no span: name at least one, as in mass('needle').")
-        object.__setattr__(self, "spans", where_of(self.spans))
+        object.__setattr__(self, "spans", normalize_spans(self.spans))
 
     def request(self, site: Site, queries: Tensor | None, spans: SpanMask) -> Request:
         columns = key_columns(site)

@@ -10,13 +10,13 @@ from interp.hooks.edit.streaming_mix import streaming_mix
 from interp.hooks.model.heads import HeadLayout
 from interp.hooks.model.layers import attention_layers, projection_inputs
 from interp.hooks.read import keep
-from interp.hooks.read.capture import capture, placed, run
+from interp.hooks.read.capture import capture, model_inputs, run
 
 SINK, RECENT = 3, 7
 
 
 def hidden(model, batch):
-    return model.base_model(**placed(model, batch), use_cache=False).last_hidden_state
+    return model.base_model(**model_inputs(model, batch), use_cache=False).last_hidden_state
 
 
 def gates_of(model, value=1.0):
