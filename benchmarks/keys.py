@@ -18,7 +18,7 @@ from interp import plots
 from interp.analyses import identify, tasks
 from interp.analyses.kv import CompressKV, KeyCurve, Streaming, asked, key_curve, layer_errors, selecting, selectors_of
 from interp.analyses.results.head_scores import HeadScores
-from interp.hooks.edit.evicting_cache import CompactCache, nbytes
+from interp.hooks.edit.evicting_cache import EvictingCache, nbytes
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 app = typer.Typer(add_completion=False)
@@ -139,7 +139,7 @@ def memory(
         prompts = tasks.passages(found.tokenizer, n=1, length=length - tokens)
         whole = None
         for name, selector in {"every key": Streaming(1.0), **kept}.items():
-            cache = DynamicCache(config=loaded.config) if selector.is_noop else CompactCache(loaded)
+            cache = DynamicCache(config=loaded.config) if selector.is_noop else EvictingCache(loaded)
             before = _held(loaded)
             started = time.perf_counter()
             with selecting(loaded, selector, prompts, None if selector.is_noop else cache):

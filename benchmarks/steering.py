@@ -13,7 +13,7 @@ from typing import Any
 import interp
 from interp import steer
 from interp.hooks.edit.edit import Edits, steering
-from interp.hooks.read.capture import placed
+from interp.hooks.read.capture import model_inputs
 
 SOME = "L8-L12"
 WAYS: dict[str, Any] = {
@@ -42,7 +42,7 @@ def main() -> None:
         start = time.perf_counter()
         with steering(model, edit, prompts):
             model.generate(
-                **placed(model, prompts, arguments.tokens),
+                **model_inputs(model, prompts, arguments.tokens),
                 max_new_tokens=arguments.tokens,
                 min_new_tokens=arguments.tokens,
                 do_sample=False,

@@ -8,7 +8,7 @@ from torch import nn
 
 from interp.hooks.model.layers import unwrap
 from interp.hooks.prompts.prompts import Prompts
-from interp.hooks.read.capture import placed
+from interp.hooks.read.capture import model_inputs
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def generate(model: nn.Module, prompts: Prompts, *, max_new_tokens: int = 32, st
 
     network: Any = unwrap(model)
     tokenizer = prompts.tokenizer
-    inputs = placed(network, prompts, more=max_new_tokens)
+    inputs = model_inputs(network, prompts, more=max_new_tokens)
     del inputs["position_ids"]
     own = network.generation_config
     ends = getattr(own, "eos_token_id", None)

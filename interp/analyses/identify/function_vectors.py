@@ -13,7 +13,7 @@ from interp.analyses.identify._last_token import at_last
 from interp.analyses.measures.continuations import Options
 from interp.analyses.results.head_scores import HeadScores
 from interp.errors import PromptError, UsageError
-from interp.hooks.edit.ablation import Bank, Intervention
+from interp.hooks.edit.ablation import Intervention, ReferenceOutputs
 from interp.hooks.model.heads import HeadLayout, HeadSet
 from interp.hooks.model.layers import attention_layers, projection_name, unwrap
 from interp.hooks.model.provenance import Provenance
@@ -62,7 +62,7 @@ def function_vectors(
     bar = tqdm(total=len(items), desc="function vectors", disable=not progress, delay=2, leave=False)
     for batch in replace(shuffled, items=items).batches(batch_size):
         change = Intervention("patch", reference=batch)
-        bank = Bank.of(model, heads, change)
+        bank = ReferenceOutputs.of(model, heads, change)
         if bank is None:
             raise UsageError("patching has no reference prompts: give some.")
         # every head writes what it writes as loaded, but at the last token

@@ -18,7 +18,8 @@ from interp.hooks.model.provenance import Provenance
 from interp.hooks.prompts.batch_spans import TokenSpan
 from interp.hooks.prompts.prompts import Prompt, Prompts
 from interp.hooks.read.capture import capture, check_context
-from interp.hooks.read.keep import rows, v, where_of
+from interp.hooks.read.keep import rows, v
+from interp.hooks.read.reductions import normalize_spans
 
 COPIED = 5
 """a head copies a token that is among so many of the first that it writes for it"""
@@ -218,7 +219,7 @@ def ov_tokens(
     """
     layout = HeadLayout.of(model)
     chosen = _chosen(heads, layout)
-    (where,) = where_of((span,))
+    (where,) = normalize_spans((span,))
     cut, places = _read_at(model, prompts, queries)
     spans = _positions(prompts, where, [place.position for place in places])
     found: list[Any] = [()] * len(prompts)

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from interp.errors import ModelError, UsageError
 from interp.hooks.model.layers import attention_layers, unwrap
-from interp.hooks.read import keep as keeps
 from interp.hooks.read.capture import Capture
+from interp.hooks.read.reductions import Z
 from interp.hooks.seam import AttentionTap, Seam, tapping
 from interp.hooks.transformerlens.bridge import IdleTap
 
@@ -69,8 +69,8 @@ class UnrotatedPass:
         reading = [tap for tap in self.seam.taps if isinstance(tap, Capture) and tap.at(layer)]
         if self._running or not reading:
             return
-        if any(type(item) is keeps.z for tap in reading for item in tap.keep):
-            raise UsageError("keep.z cannot be read without rotation; capture it in a separate run.")
+        if any(type(item) is Z for tap in reading for item in tap.keep):
+            raise UsageError("keep.z cannot be read without rotation: capture it in a run of its own.")
         call = inspect.signature(module.forward).bind_partial(*args, **kwargs)
         given = {**call.arguments, **call.arguments.get("kwargs", {})}
         if any(given.get(name) is not None for name in CACHES):
