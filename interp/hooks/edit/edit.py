@@ -19,7 +19,7 @@ from interp.errors import SpanError, UsageError
 from interp.hooks.edit.edit_context import EditContext, GateInput, SteeringState
 from interp.hooks.model.heads import HeadLayout, HeadSet
 from interp.hooks.model.layers import projection_inputs, unwrap
-from interp.hooks.prompts.batch_spans import BatchSpans
+from interp.hooks.prompts.batch_spans import BatchSpans, TokenSpan
 from interp.hooks.prompts.prompts import Prompts
 from interp.hooks.read.reductions import normalize_spans
 from interp.hooks.seam import AttentionTap, Seam, Site, tapping
