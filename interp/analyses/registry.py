@@ -8,7 +8,7 @@ when its entry is first used. Other packages join through the entry point groups
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import cache
@@ -68,7 +68,7 @@ class Entry:
         for name in given:
             if name not in self.settings:
                 known = ", ".join(self.settings) or "no settings"
-                raise UsageError(f"{self.name} has no setting {name!r}{_near(name, self.settings)}; it has {known}.")
+                raise UsageError(f"{self.name} has no setting {name!r}{near(name, self.settings)}; it has {known}.")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -83,8 +83,8 @@ class Analysis(Entry):
     """the function takes all of the partners before the prompts"""
     joint: bool = False
     """its result cannot be joined from batches, so that all prompts are given at once"""
-    own_prompts: bool = True
-    """a user's own prompts can take the place of the standard ones"""
+    own_prompts: bool | Callable[[Any, Any], Any] = True
+    """whether a user's own prompts can take the place of the standard ones; a function (prompts, sizes) chooses some"""
     check: Callable[[Any], Any] | None = None
     """raises where the analysis would refuse the prompts, before a run begins"""
     max_new_tokens: int | str = 0
@@ -93,6 +93,10 @@ class Analysis(Entry):
     """it takes `folder=` and keeps finished steps there"""
     needs: tuple[str, ...] = ()
     """analyses whose results `inputs` takes; "heads": any head scores of the run, or named heads"""
+    named_heads: bool = False
+    """heads that a user names can take the place of the results in `needs`"""
+    automatic: bool = False
+    """every run of head tables adds it, where its needs are met"""
     inputs: Callable[[Any], dict[str, Any]] | None = None
     """RunInputs -> further arguments of the function, made when the results in `needs` are there"""
     run_settings: Mapping[str, Any] = field(default_factory=dict)
@@ -111,8 +115,6 @@ class Analysis(Entry):
     """names that stand for several analyses and include this one, such as "all" """
     in_every: bool = True
     """whether "every" includes it"""
-    automatic: bool = False
-    """part of every run that has what it `needs`, without being named"""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -235,13 +237,10 @@ def get(name: str, kind: Kind = "analysis") -> Any:
     Raises:
         UsageError: For an unknown name, with the nearest known one, or an entry point that declares nothing.
     """
-    known = _homes(kind)
-    wanted = name if name in known else name.strip().lower().replace("-", "_")
-    if wanted not in known:
-        bare = {each.replace("_", ""): each for each in known}
-        wanted = bare.get(wanted.replace("_", ""), wanted)
-    if wanted not in known:
-        raise UsageError(f"unknown {kind} {name!r}{_near(name, known)}; choose from {', '.join(sorted(known))}.")
+    wanted = _canonical(name, kind)
+    if wanted is None:
+        known = names(kind)
+        raise UsageError(f"unknown {kind} {name!r}{near(name, known)}; choose from {', '.join(known)}.")
     return _loaded(kind, wanted)
 
 
@@ -256,6 +255,23 @@ def find(name: str, kind: Kind = "analysis") -> Any:
         return _loaded(kind, max(variants, key=len)) if variants else None
     except UsageError:
         return None
+
+
+def is_known(name: str, kind: Kind = "analysis") -> bool:
+    """Whether a name, with hyphens or capitals allowed, is that of an entry."""
+    return _canonical(name, kind) is not None
+
+
+def _canonical(name: str, kind: Kind) -> str | None:
+    """The declared form of a name: case, hyphens and underscores do not matter."""
+    known = _homes(kind)
+    if name in known:
+        return name
+
+    def bare(text: str) -> str:
+        return text.strip().lower().replace("-", "").replace("_", "")
+
+    return {bare(each): each for each in known}.get(bare(name))
 
 
 @cache
@@ -287,17 +303,16 @@ def analyses_named(text: str) -> tuple[Analysis, ...]:
     wanted = [part.strip() for part in text.split(",") if part.strip()]
     if not wanted:
         raise UsageError(f"no analysis is named in {text!r}; choose from {', '.join((*sets(), *names()))}.")
-    known = set(names())
     found: dict[str, Analysis] = {}
     for part in wanted:
-        if part in known or part not in sets():
-            if part not in known and not _resembles(part, known):
-                near = _near(part, (*known, *sets()))
-                raise UsageError(f"unknown analysis {part!r}{near}; choose from {', '.join((*sets(), *names()))}.")
+        if is_known(part):
             entry = get(part)
             found[entry.name] = entry
-        else:
+        elif part in sets():
             found |= {entry.name: entry for entry in entries() if part in sets_of(entry)}
+        else:
+            known = (*sets(), *names())
+            raise UsageError(f"unknown analysis {part!r}{near(part, known)}; choose from {', '.join(known)}.")
     return tuple(sorted(found.values(), key=lambda entry: (entry.order, entry.name)))
 
 
@@ -312,12 +327,8 @@ def sets() -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for entry in entries() for name in sets_of(entry)))
 
 
-def _resembles(name: str, known: set[str]) -> bool:
-    bare = name.lower().replace("-", "").replace("_", "")
-    return bare in {each.replace("_", "") for each in known}
-
-
-def _near(name: str, known: Any) -> str:
+def near(name: str, known: Iterable[str]) -> str:
+    """A question that names the nearest known name, for an error message; "" where none is near."""
     found = get_close_matches(name, list(known), 1)
     return f", did you mean {found[0]!r}?" if found else ""
 

@@ -10,7 +10,7 @@ from families import VOCAB
 
 from interp.hooks.prompts.prompts import Prompts
 from interp.hooks.read import keep
-from interp.hooks.read.capture import placed
+from interp.hooks.read.capture import model_inputs
 
 ROWS = [keep.mass("mark", 0), keep.entropy(), keep.lse(), keep.top_keys(2), keep.at(-1, 0), keep.mass(0, by_value=True)]
 KEYS = [keep.columns("mean"), keep.columns("max"), keep.columns("sum", by_value=True)]
@@ -29,7 +29,7 @@ def eager_patterns(model, batch):
     model.set_attn_implementation("eager")
     try:
         with torch.no_grad():
-            out = model(**placed(model, batch), output_attentions=True, use_cache=False)
+            out = model(**model_inputs(model, batch), output_attentions=True, use_cache=False)
     finally:
         model.set_attn_implementation(before)
     return torch.stack(out.attentions, 1)

@@ -13,7 +13,7 @@ from interp.analyses.kv.selecting import selecting
 from interp.analyses.kv.selector import KeySelector
 from interp.errors import UsageError
 from interp.hooks.edit.edit import Edits, steering
-from interp.hooks.model.layers import plain
+from interp.hooks.model.layers import unwrap
 from interp.hooks.prompts.prompts import Prompts
 from interp.hooks.read.capture import check_context
 
@@ -78,7 +78,7 @@ def _batch(
     model: nn.Module, task: KVTask, part: slice, made: list[tuple[str, float, KeySelector]]
 ) -> dict[tuple[str, float], list[tuple[float, float, float]]]:
     """(kept, loss, right) of each prompt, for the model as it is and every selector at its share."""
-    network: Any = plain(model)
+    network: Any = unwrap(model)
     contexts = task.contexts[part]
     inputs = contexts.tensors(device=next(network.parameters()).device)
     mask = inputs["attention_mask"]

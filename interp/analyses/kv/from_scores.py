@@ -19,7 +19,7 @@ from interp.analyses.kv.snapkv import SnapKV
 from interp.analyses.kv.streaming import RandomKeys, Streaming
 from interp.analyses.results.head_scores import HeadScores
 from interp.errors import ScoreError
-from interp.hooks.model.layers import plain
+from interp.hooks.model.layers import unwrap
 
 PLAIN: dict[str, Make] = {"StreamingLLM": Streaming, "SnapKV": SnapKV, "Task-KV": TaskKV}
 """selectors that take no scores"""
@@ -79,13 +79,13 @@ def razor_ranking(induction: HeadScores, echo: HeadScores) -> HeadScores:
 
 def selective(model: nn.Module) -> bool:
     """Whether any layer has no window of its own, so that a selector has keys to choose from."""
-    network: Any = plain(model)
+    network: Any = unwrap(model)
     return bool(unwindowed(network, 1).any())
 
 
 def selectable(scores: HeadScores, model: nn.Module) -> HeadScores:
     """The scores of layers without a window of their own, in which alone a selector chooses; the others have none."""
-    network: Any = plain(model)
+    network: Any = unwrap(model)
     kept = unwindowed(network, scores.layers)
     return replace(scores, per_prompt=scores.per_prompt.masked_fill(~kept[None, :, None], torch.nan))
 

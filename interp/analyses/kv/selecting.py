@@ -29,11 +29,11 @@ def selecting(
 ) -> Iterator[Steering]:
     """Let tokens after the prompt see only the keys that a selector keeps, in forward() with a cache or generate().
 
-        cache = CompactCache(model)
+        cache = EvictingCache(model)
         with selecting(model, SnapKV(share=0.25), prompts, cache):
             model.generate(**prompts.tensors(), past_key_values=cache)
 
-    cache: a CompactCache, which then holds no other keys, layer by layer as the prompt is read; without one the keys
+    cache: a EvictingCache, which then holds no other keys, layer by layer as the prompt is read; without one the keys
     are hidden and the memory stays. Both give the same tokens. Source: ours.
     noted: what the selector chose before, of a prompt that is in the model's cache already.
     Raises as `steering`, and UsageError for a selector without prompts, or for beams with a compact cache.
@@ -55,10 +55,10 @@ def selecting(
                         return
                     length = torch.tensor(state.bound.lengths(len(chosen.kept)), device=chosen.kept.device)
                     if held.kept is None:
-                        held.compact(_columns(chosen.kept, length))
+                        held.evict(_columns(chosen.kept, length))
                     elif chosen.window is not None and held.get_seq_length() - held.kept.shape[-1] >= EVERY:
                         start = chosen.kept.shape[-1] - length
-                        held.compact(_last(chosen.window, start, selector.sink, held.get_seq_length()))
+                        held.evict(_last(chosen.window, start, selector.sink, held.get_seq_length()))
 
                 return after
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from interp.errors import SpanError, UsageError
-from interp.hooks.edit.edit import EditContext, Marked, positive
+from interp.hooks.edit.edit import EditContext, SpanEdit, check_positive
 from interp.kernels.contract import Call
 
 TINY = 1e-30
@@ -15,7 +15,7 @@ TINY = 1e-30
 
 
 @dataclass(frozen=True, repr=False)
-class FoundInTheMiddle(Marked):
+class FoundInTheMiddle(SpanEdit):
     """Attention on documents calibrated: what a slot gets whatever stands there is taken off before they share.
 
     spans: the documents, each a name, in the order of their slots. In row q past the last document, with m_k the
@@ -35,7 +35,7 @@ class FoundInTheMiddle(Marked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        positive("temperature", self.temperature)
+        check_positive("temperature", self.temperature)
         if not 0 <= self.clip < 100:
             raise UsageError(f"clip={self.clip} is not in [0, 100): it bounds a bias on logits, 0 changes nothing.")
         try:
@@ -71,7 +71,7 @@ class FoundInTheMiddle(Marked):
         position = here.key_position
         inside = (position >= 0) & (position < places.shape[1])
         number = places.gather(1, position.clamp(0, places.shape[1] - 1)) * inside
-        here.warn_of_window(self.spans, number > 0)
+        here.warn_outside_window(self.spans, number > 0)
         m = here.masses(number[:, None] == which[:, None])
         tokens = (places[:, None] == which[:, None]).sum(-1)[:, None, None].to(m)
         # a document that a row cannot see has no share to get
@@ -86,7 +86,7 @@ class FoundInTheMiddle(Marked):
         """Int [b n] the document, from 1, that each position of the prompt is in; 0 for none. Kept for later steps."""
         found = here.recall()
         if found is None or found.shape[0] != here.call.q.shape[0]:
-            inside = torch.stack([here.tokens((where,)) for where in self.spans], 1).int()
+            inside = torch.stack([here.span_positions((where,)) for where in self.spans], 1).int()
             if int(inside.sum(1).max()) > 1:
                 raise SpanError(f"two documents of {self.spans} share a token: name spans that do not overlap.")
             found = inside.mul(torch.arange(1, len(self.spans) + 1, device=inside.device)[:, None]).sum(1)

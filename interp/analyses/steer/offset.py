@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from interp.errors import HeadError, UsageError
-from interp.hooks.edit.edit import Edit, Output
+from interp.hooks.edit.edit import Edit, GateInput
 from interp.hooks.model.heads import Head, HeadLayout, HeadSet
 
 Vectors = tuple[tuple[str, tuple[float, ...]], ...]
@@ -56,20 +56,20 @@ class Offset(Edit):
         return False
 
     @property
-    def placed(self) -> bool:
+    def needs_positions(self) -> bool:
         return self.at == "last"
 
     def chosen(self, layout: HeadLayout) -> HeadSet:
         return HeadSet.parse([name for name, _ in self.vectors], layout) & super().chosen(layout)
 
     @property
-    def gate(self) -> Callable[[Output], Tensor]:
+    def gate(self) -> Callable[[GateInput], Tensor]:
         return self._moved
 
-    def _moved(self, output: Output) -> Tensor:
+    def _moved(self, output: GateInput) -> Tensor:
         z = output.z
         moves = self._moves(output).to(z)
-        if not self.placed:
+        if not self.needs_positions:
             return z + moves
         if output.row_position is None:
             raise UsageError("no attention call told the positions of these rows: run the model itself.")
@@ -77,7 +77,7 @@ class Offset(Edit):
         start = torch.tensor(output.steering.bound.lengths(z.shape[0]), device=z.device)[:, None] - 1
         return torch.where((output.row_position.to(z.device) >= start)[:, :, None, None], z + moves, z)
 
-    def _moves(self, output: Output) -> Tensor:
+    def _moves(self, output: GateInput) -> Tensor:
         """Float [n d] what is added for the heads of one layer, made once in a context."""
         key = output.number, output.layer
         if key not in output.steering.made:

@@ -4,12 +4,12 @@ import math
 from dataclasses import dataclass
 
 from interp.errors import UsageError
-from interp.hooks.edit.edit import EditContext, Marked, positive
+from interp.hooks.edit.edit import EditContext, SpanEdit, check_positive
 from interp.kernels.contract import Call
 
 
 @dataclass(frozen=True)
-class Pasta(Marked):
+class Pasta(SpanEdit):
     """Post-hoc attention steering of marked spans.
 
     pattern'[b h q k] = pattern / C on the span and alpha pattern / C off it, C the sum of both: a bias of log alpha on
@@ -31,7 +31,7 @@ class Pasta(Marked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        positive("alpha", self.alpha)
+        check_positive("alpha", self.alpha)
         if self.scope not in ("prompt", "all", "generated"):
             raise UsageError(f"scope={self.scope!r} is none: take 'prompt', 'all' or 'generated'.")
         if self.mode not in ("exclude", "include"):
@@ -51,5 +51,5 @@ class Pasta(Marked):
         if self.mode == "include":
             return here.add_key_bias(-math.log(self.alpha), marked)
         # asked of the prompt: a cache may have dropped the span, and an earlier chunk not come to it yet
-        off = here.prompt(self.scope) & ~marked & here.has(self.spans)[:, None]
-        return here.add_key_bias(math.log(self.alpha), off & ~here.first if self.protect_first else off)
+        off = here.prompt_keys(self.scope) & ~marked & here.has_span(self.spans)[:, None]
+        return here.add_key_bias(math.log(self.alpha), off & ~here.first_token if self.protect_first else off)

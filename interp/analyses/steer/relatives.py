@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from interp.errors import UsageError
-from interp.hooks.edit.edit import Edit, EditContext, Marked, Output, positive
+from interp.hooks.edit.edit import Edit, EditContext, GateInput, SpanEdit, check_positive
 from interp.kernels.contract import Call
 
 TINY = 1e-30
@@ -16,7 +16,7 @@ TINY = 1e-30
 
 
 @dataclass(frozen=True)
-class Boost(Marked):
+class Boost(SpanEdit):
     """Attention to spans multiplied by `factor` and renormalised: a bias of log factor on their keys.
 
     With the instruction as the span and all heads it is InstABoost, with the evidence as the span and retrieval heads
@@ -30,7 +30,7 @@ class Boost(Marked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        positive("factor", self.factor)
+        check_positive("factor", self.factor)
 
     @property
     def is_noop(self) -> bool:
@@ -42,11 +42,11 @@ class Boost(Marked):
 
     def apply(self, here: EditContext) -> Call:
         marked = here.keys(self.spans)
-        return here.add_key_bias(math.log(self.factor), marked & ~here.first if self.protect_first else marked)
+        return here.add_key_bias(math.log(self.factor), marked & ~here.first_token if self.protect_first else marked)
 
 
 @dataclass(frozen=True)
-class SpotLight(Marked):
+class SpotLight(SpanEdit):
     """Spans get at least a share `target` of each row: a row that gives psi < target is raised, others are left.
 
     The bias is log(target (1 - psi) / ((1 - target) psi)) on the spans, which gives them exactly `target`;
@@ -82,7 +82,7 @@ class SpotLight(Marked):
 
 
 @dataclass(frozen=True)
-class Knockout(Marked):
+class Knockout(SpanEdit):
     """Spans cannot be attended to: a bias of -inf on their keys.
 
     Raises UsageError where a query would see no key at all, as the first tokens of a prompt do when a span holds them.
@@ -113,7 +113,7 @@ class Temperature(Edit):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        positive("temperature", self.temperature)
+        check_positive("temperature", self.temperature)
 
     @property
     def is_noop(self) -> bool:
@@ -139,5 +139,5 @@ class Gate(Edit):
         return self.factor == 1
 
     @property
-    def gate(self) -> Callable[[Output], Tensor]:
+    def gate(self) -> Callable[[GateInput], Tensor]:
         return lambda output: output.z * self.factor

@@ -34,7 +34,8 @@ from interp.hooks.model.provenance import Provenance
 from interp.hooks.prompts.batch_spans import Where
 from interp.hooks.prompts.prompts import Prompts
 from interp.hooks.read.capture import capture
-from interp.hooks.read.keep import rows, v, where_of
+from interp.hooks.read.keep import rows, v
+from interp.hooks.read.reductions import where_of
 
 N_COPIED = 5
 """a head copies a token that is among so many of the first that it writes for it"""

@@ -11,16 +11,17 @@ from torch import Tensor, nn
 from interp.errors import ModelError, PromptError, UsageError
 from interp.hooks.edit.per_row_steering import own_by_layer, own_rows
 from interp.hooks.model.heads import Head, HeadLayout, HeadSet
-from interp.hooks.model.layers import attention_layers, plain, projection_inputs
+from interp.hooks.model.layers import attention_layers, projection_inputs, unwrap
 from interp.hooks.prompts.prompts import Prompts
 from interp.hooks.read import keep as keeps
 from interp.hooks.read.capture import read
+from interp.hooks.read.reductions import key_columns
 from interp.hooks.seam import AttentionTap, ReadRequest, Site, tapping
 from interp.kernels.contract import Call
 
-Kind = Literal["zero", "mean", "resample", "uniform", "first"]
-Change = Literal["zero", "mean", "resample", "uniform", "first", "scale", "patch"]
-REFERENCED = ("mean", "resample", "patch")
+AblationKind = Literal["zero", "mean", "resample", "uniform", "first"]
+InterventionKind = Literal["zero", "mean", "resample", "uniform", "first", "scale", "patch"]
+KINDS_WITH_REFERENCE = ("mean", "resample", "patch")
 
 
 @dataclass(frozen=True)
@@ -33,15 +34,17 @@ class Intervention:
     Raises UsageError for a kind that does not exist, a missing or needless reference or factor.
     """
 
-    kind: Change
+    kind: InterventionKind
     factor: float | None = None
     reference: Prompts | None = field(default=None, repr=False)
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.kind not in get_args(Change):
-            raise UsageError(f"ablation {self.kind!r} does not exist: take one of {', '.join(get_args(Change))}.")
-        if (self.reference is None) == (self.kind in REFERENCED):
+        if self.kind not in get_args(InterventionKind):
+            raise UsageError(
+                f"ablation {self.kind!r} does not exist: take one of {', '.join(get_args(InterventionKind))}."
+            )
+        if (self.reference is None) == (self.kind in KINDS_WITH_REFERENCE):
             need = "needs reference prompts" if self.reference is None else "takes no reference prompts"
             raise UsageError(
                 f"ablation {self.kind!r} {need}: pass reference= for mean and resample, and for patch, only."
@@ -80,7 +83,7 @@ def _some(lengths: tuple[int, ...]) -> str:
 
 @contextlib.contextmanager
 def ablate(
-    model: nn.Module, heads: Any, kind: Kind, *, reference: Prompts | None = None, seed: int = 0
+    model: nn.Module, heads: Any, kind: AblationKind, *, reference: Prompts | None = None, seed: int = 0
 ) -> Iterator[None]:
     """Replace what the heads write, for as long as the context is open; prefill and decode alike.
 
@@ -98,42 +101,42 @@ def ablate(
     masks decode steps only, while we hold prefill and decode to the same. Cannot show: what a head would do had the
     rest been trained without it; zero moves the residual stream off its distribution.
     """
-    if kind not in get_args(Kind):
-        raise UsageError(f"ablation {kind!r} does not exist: take one of {', '.join(get_args(Kind))}.")
+    if kind not in get_args(AblationKind):
+        raise UsageError(f"ablation {kind!r} does not exist: take one of {', '.join(get_args(AblationKind))}.")
     intervention = Intervention(kind, reference=reference, seed=seed)
-    model = plain(model)
+    model = unwrap(model)
     layout = HeadLayout.of(model)
     chosen = HeadSet.parse(heads, layout)
     layout.check(chosen)
     if not len(chosen):
         yield
         return
-    with intervening(model, intervention, [chosen], Bank.of(model, chosen, intervention)):
+    with intervene(model, intervention, [chosen], ReferenceOutputs.of(model, chosen, intervention)):
         yield
 
 
 @contextlib.contextmanager
-def intervening(
+def intervene(
     model: nn.Module,
     intervention: Intervention,
     sets: Sequence[HeadSet],
-    bank: "Bank | None" = None,
+    bank: "ReferenceOutputs | None" = None,
     source: Tensor | None = None,
 ) -> Iterator[None]:
     """Let an intervention act on other heads in each row of a batch, whose row r is changed in sets[r % len(sets)].
 
-    bank: z of the reference prompts, by Bank.of, for all heads of the sets. source: Int [p], the reference prompt of
+    bank: z of the reference prompts, by ReferenceOutputs.of, for all heads of the sets. source: Int [p], the reference prompt of
     the prompt r // len(sets); without it resample draws one for each row of each run. Exact: a row is what it would be
     alone. Raises HeadError for heads the model does not have.
     """
-    model = plain(model)
+    model = unwrap(model)
     layout = HeadLayout.of(model)
     own = own_by_layer(sets, layout)
     if intervention.kind == "patch" and source is None:
         raise UsageError("patching needs to know each prompt's partner: give source=, or use sweep_sets.")
     if missing := sorted(set(own) - set(attention_layers(model))):
         raise ModelError(f"layers {missing} of {type(model).__name__} have no attention: name other heads.")
-    acting = Acting(layout, intervention, own, bank, source, torch.Generator().manual_seed(intervention.seed))
+    acting = InterventionTap(layout, intervention, own, bank, source, torch.Generator().manual_seed(intervention.seed))
     with contextlib.ExitStack() as stack:
         if own and intervention.kind in ("uniform", "first", "resample", "patch"):
             stack.enter_context(tapping(model, acting))
@@ -143,7 +146,7 @@ def intervening(
 
 
 @dataclass(eq=False)
-class Bank:
+class ReferenceOutputs:
     """z of some heads on the reference prompts, [n q x d], x in the order of the head set."""
 
     heads: tuple[Head, ...]
@@ -153,7 +156,7 @@ class Bank:
     @classmethod
     def of(
         cls, model: nn.Module, heads: HeadSet, intervention: Intervention, *, progress: bool = False
-    ) -> "Bank | None":
+    ) -> "ReferenceOutputs | None":
         """Read what an intervention takes from its reference prompts; None where it takes nothing."""
         if intervention.reference is None:
             return None
@@ -174,14 +177,14 @@ class Bank:
 
 
 @dataclass(eq=False)
-class Acting(AttentionTap):
+class InterventionTap(AttentionTap):
     """One intervention as the seam and the output projections see it."""
 
     layout: HeadLayout
     intervention: Intervention
     own: dict[int, Tensor]
     """by layer, Bool [set h]"""
-    bank: Bank | None
+    bank: ReferenceOutputs | None
     source: Tensor | None
     generator: torch.Generator
     _position: dict[int, Tensor] = field(default_factory=dict)
@@ -207,7 +210,7 @@ class Acting(AttentionTap):
         if self.intervention.kind == "uniform":
             before = torch.ones((), device=call.q.device) if call.logit_scale is None else call.logit_scale
             return replace(call, logit_scale=torch.where(own, 0.0, before))
-        other = keeps.key_columns(site)[None] != site.first[:, None]
+        other = key_columns(site)[None] != site.first[:, None]
         bias = torch.where(own[..., None] & other[:, None], -torch.inf, 0.0)
         return replace(call, key_bias=bias if call.key_bias is None else call.key_bias + bias)
 

@@ -16,11 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from interp.errors import SpanError, UsageError
-from interp.hooks.edit.edit_context import EditContext, Notes, Output
+from interp.hooks.edit.edit_context import EditContext, GateInput, SteeringState
 from interp.hooks.model.heads import HeadLayout, HeadSet
-from interp.hooks.model.layers import plain, projection_inputs
-from interp.hooks.prompts.batch_spans import BatchSpans, Where
+from interp.hooks.model.layers import projection_inputs, unwrap
+from interp.hooks.prompts.batch_spans import BatchSpans, TokenSpan
 from interp.hooks.prompts.prompts import Prompts
+from interp.hooks.read.reductions import normalize_spans
 from interp.hooks.seam import AttentionTap, Seam, Site, tapping
 from interp.kernels.contract import Call
 
@@ -49,7 +50,7 @@ class Edit:
         return here.call
 
     @property
-    def gate(self) -> Callable[[Output], Tensor] | None:
+    def gate(self) -> Callable[[GateInput], Tensor] | None:
         """What the heads write instead, made from what they wrote; None for edits of attention."""
         return None
 
@@ -64,7 +65,7 @@ class Edit:
         return True
 
     @property
-    def placed(self) -> bool:
+    def needs_positions(self) -> bool:
         """Whether its gate asks for positions, which only the attention call knows."""
         return False
 
@@ -77,14 +78,14 @@ class Edit:
 
 
 @dataclass(frozen=True)
-class Marked(Edit):
+class SpanEdit(Edit):
     """Base of the edits that name spans: names, positions or ranges, one or several."""
 
     spans: Any
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "spans", spans_of(self.spans))
+        object.__setattr__(self, "spans", parse_spans(self.spans))
 
 
 @dataclass(frozen=True)
@@ -148,20 +149,20 @@ def steering(model: nn.Module, edits: "Edit | Edits", prompts: Prompts | None = 
     prompts (lengths are all that is compared), UsageError for a query that would see no key.
     Cannot show: what the heads were doing before; see capture and ablation_test.
     """
-    model = plain(model)
+    model = unwrap(model)
     if not isinstance(edits, Edit | Edits):
         raise UsageError(f"{edits!r} is no edit: give one of interp.steer, or several added up.")
     steering = Steering(layout=HeadLayout.of(model), edits=Edits(()) + edits, bound=BatchSpans(prompts))
     with contextlib.ExitStack() as stack:
-        if steering.tapped:
+        if steering.tapped_layers:
             steering.seam = stack.enter_context(tapping(model, steering))
         if gated := {layer for edit, heads in steering.pairs if edit.gate is not None for layer in heads}:
-            stack.enter_context(projection_inputs(model, sorted(gated), steering.gated))
+            stack.enter_context(projection_inputs(model, sorted(gated), steering.apply_gates))
         yield steering
 
 
 @dataclass(eq=False, kw_only=True)
-class Steering(Notes, AttentionTap):
+class Steering(SteeringState, AttentionTap):
     """Edits of one context, bound to a model and a batch."""
 
     layout: HeadLayout
@@ -183,12 +184,12 @@ class Steering(Notes, AttentionTap):
         return zip(self.edits, self._heads, strict=True)
 
     @property
-    def tapped(self) -> set[int]:
+    def tapped_layers(self) -> set[int]:
         """The layers whose attention calls are seen."""
-        return {layer for edit, heads in self.pairs if edit.gate is None or edit.placed for layer in heads}
+        return {layer for edit, heads in self.pairs if edit.gate is None or edit.needs_positions for layer in heads}
 
     def at(self, layer: int) -> bool:
-        return any(layer in heads for edit, heads in self.pairs if edit.gate is None or edit.placed)
+        return any(layer in heads for edit, heads in self.pairs if edit.gate is None or edit.needs_positions)
 
     def edit(self, site: Site) -> Call:
         self.bound.match(site)
@@ -198,36 +199,36 @@ class Steering(Notes, AttentionTap):
             if heads and edit.gate is None:
                 index = torch.tensor(heads, device=call.q.device)
                 call = edit.apply(EditContext(replace(site, call=call), index, self, number))
-            elif heads and edit.placed:
+            elif heads and edit.needs_positions:
                 self._position[site.layer] = call.rows[None] - site.first[:, None]
         return call
 
-    def gated(self, layer: int, x: Tensor) -> Tensor:
+    def apply_gates(self, layer: int, x: Tensor) -> Tensor:
         """x [b q h*d] with what gates make of the outputs of their heads."""
         z = x.unflatten(-1, (self.layout.heads, -1)).clone()
         position = self._position.pop(layer, None)
         for number, (edit, layers) in enumerate(self.pairs):
             heads = list(layers.get(layer, ()))
             if heads and edit.gate is not None:
-                z[:, :, heads] = edit.gate(Output(z[:, :, heads], layer, heads, position, self, number))
+                z[:, :, heads] = edit.gate(GateInput(z[:, :, heads], layer, heads, position, self, number))
         return z.flatten(-2)
 
 
-def positive(name: str, value: Any) -> None:
+def check_positive(name: str, value: Any) -> None:
     """Raise UsageError for a setting that is not a positive number."""
     if not isinstance(value, int | float) or not 0 < value < math.inf:
         raise UsageError(f"{name}={value!r} is not a positive number: give one; 1 changes nothing.")
 
 
-def spans_of(spans: Any) -> tuple[Where, ...]:
+def parse_spans(spans: Any) -> tuple[TokenSpan, ...]:
     """Spans as a user writes them: one name, position or range, or several of these. Raises SpanError."""
-    from interp.hooks.read.keep import where_of
-
     several = isinstance(spans, list | tuple) and not (
         isinstance(spans, tuple) and len(spans) == 2 and all(type(part) is int for part in spans)
     )
     # a position as a range of one, so that two positions never read as a range when they are given again
-    found = tuple((p, p + 1) if isinstance(p, int) else p for p in where_of(tuple(spans) if several else (spans,)))
+    found = tuple(
+        (p, p + 1) if isinstance(p, int) else p for p in normalize_spans(tuple(spans) if several else (spans,))
+    )
     if not found:
         raise SpanError("no span was given: name at least one, as in 'mark'.")
     return found

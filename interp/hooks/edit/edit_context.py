@@ -11,19 +11,19 @@ import torch
 from torch import Tensor
 
 from interp.errors import UsageError
-from interp.hooks.prompts.batch_spans import BatchSpans, Where
+from interp.hooks.prompts.batch_spans import BatchSpans, TokenSpan
 from interp.hooks.seam import Site
 from interp.kernels.contract import Call, Columns, Lse, Mass, Rows
 from interp.kernels.select import select
 
-WHOLE = 1 << 21
+MAX_PATTERN_ENTRIES = 1 << 21
 """entries of a pattern up to which it is held whole: several sums of it cost less than a pass for each"""
-WIDEST = 63
+MAX_SETS_PER_READ = 63
 """key sets read at once, beside one of all other keys"""
 
 
 @dataclass(eq=False, kw_only=True)
-class Notes:
+class SteeringState:
     """What the edits of one context share: the batch, and what they noted."""
 
     bound: BatchSpans
@@ -49,7 +49,7 @@ class EditContext:
     site: Site
     heads: Tensor
     """Int [n] the edit's heads in this layer"""
-    steering: Notes
+    steering: SteeringState
     number: int
     """of the edit in its context"""
 
@@ -90,28 +90,28 @@ class EditContext:
         return torch.tensor(self.steering.bound.lengths(self.call.q.shape[0]), device=self.call.q.device)
 
     @property
-    def first(self) -> Tensor:
+    def first_token(self) -> Tensor:
         """Bool [b k] the first real token."""
         return self._once("first", lambda: self.key_position == 0)
 
-    def tokens(self, spans: tuple[Where, ...]) -> Tensor:
+    def span_positions(self, spans: tuple[TokenSpan, ...]) -> Tensor:
         """Bool [b n] positions of each row's prompt that any of the spans has, whatever a cache still holds."""
         lengths = self.length
         place = torch.arange(int(lengths.max()), device=lengths.device).expand(len(lengths), -1)
         inside = torch.stack([self.steering.bound.at(where, place) for where in spans]).any(0)
         return inside & (place < lengths[:, None])
 
-    def after(self, spans: tuple[Where, ...]) -> Tensor:
+    def rows_after(self, spans: tuple[TokenSpan, ...]) -> Tensor:
         """Bool [b q] rows past the last token that the spans have in the prompt; none where they have none."""
-        inside = self.tokens(spans)
+        inside = self.span_positions(spans)
         last = torch.where(inside, torch.arange(inside.shape[1], device=inside.device), -1).amax(1, keepdim=True)
         return (self.row_position > last) & (last >= 0)
 
-    def prompt(self, scope: str = "prompt") -> Tensor:
+    def prompt_keys(self, scope: str = "prompt") -> Tensor:
         """Bool [b k] keys of the prompt; scope "all" takes generated keys in, "generated" takes them alone."""
-        return self._once(("prompt", scope), lambda: self._prompt(scope))
+        return self._once(("prompt", scope), lambda: self._prompt_keys(scope))
 
-    def _prompt(self, scope: str) -> Tensor:
+    def _prompt_keys(self, scope: str) -> Tensor:
         position = self.key_position
         real = position >= 0
         if scope == "all":
@@ -121,17 +121,17 @@ class EditContext:
             raise UsageError(f"scope={scope!r} is none: take 'prompt', 'all' or 'generated'.")
         return real & (inside if scope == "prompt" else ~inside)
 
-    def keys(self, spans: tuple[Where, ...]) -> Tensor:
+    def keys(self, spans: tuple[TokenSpan, ...]) -> Tensor:
         """Bool [b k] keys that belong to any of the spans."""
         inside = self._once(("keys", spans), lambda: self._keys(spans))
-        self.warn_of_window(spans, inside)
+        self.warn_outside_window(spans, inside)
         return inside
 
-    def _keys(self, spans: tuple[Where, ...]) -> Tensor:
+    def _keys(self, spans: tuple[TokenSpan, ...]) -> Tensor:
         found = [self.steering.bound.at(where, self.key_position) for where in spans]
         return torch.stack(found).any(0) if len(found) > 1 else found[0]
 
-    def has(self, spans: tuple[Where, ...]) -> Tensor:
+    def has_span(self, spans: tuple[TokenSpan, ...]) -> Tensor:
         """Bool [b] whether each row's prompt has a token in any of the spans."""
         rows = self.call.q.shape[0]
 
@@ -141,7 +141,7 @@ class EditContext:
 
         return self._once(("has", spans), made)
 
-    def warn_of_window(self, spans: tuple[Where, ...], inside: Tensor) -> None:
+    def warn_outside_window(self, spans: tuple[TokenSpan, ...], inside: Tensor) -> None:
         """Warn where the keys `inside` [b k] of these spans lie out of the last row's window."""
         window = self.call.window
         if window is None or self.call.q.shape[2] == 1:
@@ -177,14 +177,14 @@ class EditContext:
         if not bool(on.any()):
             return self.call
         coefficient = coefficient[..., None] if coefficient.dim() == 3 else coefficient
-        coefficient = torch.where(self.own[:, None, None], coefficient, 0.0)
+        coefficient = torch.where(self.head_mask[:, None, None], coefficient, 0.0)
         group = on.to(torch.int32)
         if self.call.row_coef is not None:
             coefficient, group = _both(self.call.row_coef, self.call.group_of_key, coefficient, group)
         return replace(self.call, row_coef=coefficient, key_group=group)
 
     @property
-    def own(self) -> Tensor:
+    def head_mask(self) -> Tensor:
         """Bool [h] the edit's heads."""
         none = torch.zeros(self.call.sizes[1], dtype=torch.bool, device=self.call.q.device)
         return none.index_fill(0, self.heads, True)
@@ -202,9 +202,9 @@ class EditContext:
 
         The second is no difference of the first to one, which would be rounding where it is small.
         """
-        if self._whole is not None:
+        if self._pattern is not None:
             own = on.float() if on.dim() == 3 else on[:, None].expand(-1, self.call.sizes[1], -1).float()
-            inside, outside = (torch.einsum("bhqk,bhk->bhq", self._whole, keys) for keys in (own, 1 - own))
+            inside, outside = (torch.einsum("bhqk,bhk->bhq", self._pattern, keys) for keys in (own, 1 - own))
             return inside, outside + self._learned
         if on.dim() == 2:
             found = self.masses(torch.stack([on, ~on], 1))
@@ -218,7 +218,7 @@ class EditContext:
         there = union.gather(1, place)[:, None, None]
         inside = outside = torch.zeros((), device=on.device)
         rest = ~union[:, None]
-        for part in torch.arange(width, device=on.device).split(WIDEST) if width else (place.new_zeros(0),):
+        for part in torch.arange(width, device=on.device).split(MAX_SETS_PER_READ) if width else (place.new_zeros(0),):
             sets = torch.nn.functional.one_hot(place[:, part], on.shape[2]).bool()
             found = self._read(Mass(torch.cat([sets, rest], 1)))
             single, others = found[..., : len(part)], found[..., len(part) :]
@@ -229,15 +229,15 @@ class EditContext:
 
     def masses(self, sets: Tensor) -> Tensor:
         """Float [b h q s] attention on each of the sets of keys [b s k], as the call stands."""
-        if self._whole is not None:
-            return torch.einsum("bhqk,bsk->bhqs", self._whole, sets.to(self._whole.dtype))
-        return torch.cat([self._read(Mass(part)) for part in sets.split(WIDEST, 1)], -1)
+        if self._pattern is not None:
+            return torch.einsum("bhqk,bsk->bhqs", self._pattern, sets.to(self._pattern.dtype))
+        return torch.cat([self._read(Mass(part)) for part in sets.split(MAX_SETS_PER_READ, 1)], -1)
 
     @cached_property
-    def _whole(self) -> Tensor | None:
+    def _pattern(self) -> Tensor | None:
         """[b h q k] the pattern as the call stands, where it is small enough."""
         b, h, _, n, n_keys = self.call.sizes
-        if b * h * n * n_keys > WHOLE:
+        if b * h * n * n_keys > MAX_PATTERN_ENTRIES:
             return None
         return self._read(Rows(torch.arange(n, device=self.call.q.device)))
 
@@ -256,9 +256,9 @@ class EditContext:
             # a few rows cost less than a pass over all of them
             part = replace(self, site=replace(self.site, call=self.call.for_queries(read)))
             return part.columns(rows[:, read], every)
-        if self._whole is not None:
-            weights = rows.to(self._whole.dtype)
-            received = torch.einsum("bhqk,bq->bhk", self._whole, weights)
+        if self._pattern is not None:
+            weights = rows.to(self._pattern.dtype)
+            received = torch.einsum("bhqk,bq->bhk", self._pattern, weights)
             seen = (self.call.visible() * weights[:, None, :, None]).sum(2)
         else:
             received, seen = self._read(Columns(weights=rows.float()))
@@ -299,7 +299,7 @@ class EditContext:
 
 
 @dataclass(eq=False)
-class Output:
+class GateInput:
     """What some heads of a layer wrote, as a gate sees it."""
 
     z: Tensor
@@ -308,7 +308,7 @@ class Output:
     heads: list[int]
     row_position: Tensor | None
     """Int [b q]; None where no edit of the context asked for positions"""
-    steering: Notes
+    steering: SteeringState
     number: int
     """of the edit in its context"""
 

@@ -8,10 +8,10 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from interp.errors import UsageError
-from interp.hooks.model.layers import plain
+from interp.hooks.model.layers import unwrap
 
 
-class CompactLayer(DynamicLayer):
+class EvictingLayer(DynamicLayer):
     """One layer: whole while the prompt is read, then the kept keys of each kv head in one row, and the later keys.
 
     Attention gets keys and values [b g k d] in their places, zeros where one was dropped: for the time of one call.
@@ -20,10 +20,10 @@ class CompactLayer(DynamicLayer):
     def __init__(self) -> None:
         super().__init__()
         self.kept: Bool[Tensor, "b g k"] | None = None
-        """over the columns at the last `compact`; None while all are there"""
+        """over the columns at the last `evict`; None while all are there"""
         self._packed: tuple[Tensor, Tensor] | None = None
 
-    def compact(self, kept: Bool[Tensor, "b g k"]) -> None:
+    def evict(self, kept: Bool[Tensor, "b g k"]) -> None:
         """Drop the columns that are not kept, or were not before; those past the last axis of `kept` stay.
 
         Raises UsageError where more columns are named than there are, or fewer than were dropped from before.
@@ -83,15 +83,15 @@ def _placed(packed: Tensor, kept: Tensor, later: Tensor) -> Tensor:
     return torch.cat([whole, later], 2)
 
 
-class CompactCache(DynamicCache):
+class EvictingCache(DynamicCache):
     """A cache for generate(past_key_values=...), whose layers can be compacted one by one."""
 
     def __init__(self, model: nn.Module) -> None:
-        network: Any = plain(model)
+        network: Any = unwrap(model)
         DynamicCache.__init__(self, config=network.config)
         sliding = [bool(getattr(layer, "is_sliding", False)) for layer in self.layers]
         # a sliding layer drops its keys by itself
-        self.layers = [old if slides else CompactLayer() for old, slides in zip(self.layers, sliding, strict=True)]
+        self.layers = [old if slides else EvictingLayer() for old, slides in zip(self.layers, sliding, strict=True)]
 
     @property
     def nbytes(self) -> int:
@@ -103,7 +103,7 @@ def nbytes(cache: Cache | Any) -> int:
     """Bytes of storage that a cache, or one layer of it, holds."""
     if isinstance(cache, Cache):
         return sum(nbytes(layer) for layer in cache.layers)
-    if isinstance(cache, CompactLayer):
+    if isinstance(cache, EvictingLayer):
         return cache.nbytes
     held = [x for x in (cache.keys, cache.values) if isinstance(x, Tensor)]
     return sum(x.untyped_storage().nbytes() for x in held)

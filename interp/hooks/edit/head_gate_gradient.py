@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from interp.errors import UsageError
 from interp.hooks.model.heads import HeadLayout
-from interp.hooks.model.layers import attention_layers, plain, projection_inputs
+from interp.hooks.model.layers import attention_layers, projection_inputs, unwrap
 
 
 @contextlib.contextmanager
@@ -30,7 +30,7 @@ def gate_gradient(model: nn.Module, *, by_position: bool = False) -> Iterator["G
     Source: Michel et al. 1905.10650, section 4.1, before its absolute value and its layer norm.
     Cannot show: what a head does that another would take over; a saturated head has no slope.
     """
-    model = plain(model)
+    model = unwrap(model)
     gates = GateGradient(HeadLayout.of(model), by_position)
     layers = attention_layers(model)
     with projection_inputs(model, layers, gates.watch, inside=True):

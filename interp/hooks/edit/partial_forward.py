@@ -7,15 +7,15 @@ from typing import Any
 from torch import Tensor, nn
 
 from interp.errors import ModelError
-from interp.hooks.model.layers import attention_layers, plain
+from interp.hooks.model.layers import attention_layers, unwrap
 
 
-def blocks(model: nn.Module) -> dict[int, nn.Module]:
+def decoder_layers(model: nn.Module) -> dict[int, nn.Module]:
     """The decoder layers by number: of each attention module, the ancestor that stands in a list of modules.
 
     Raises ModelError where a model does not keep its layers in a list.
     """
-    model = plain(model)
+    model = unwrap(model)
     paths = {module: path for path, module in model.named_modules()}
     found = {}
     for layer, attention in attention_layers(model).items():
@@ -28,7 +28,7 @@ def blocks(model: nn.Module) -> dict[int, nn.Module]:
 
 
 @contextlib.contextmanager
-def recording(model: nn.Module) -> Iterator[dict[int, Tensor]]:
+def record_hidden_states(model: nn.Module) -> Iterator[dict[int, Tensor]]:
     """Keep the residual stream at the input of each decoder layer, [b q d], of the last forward in the context."""
     held: dict[int, Tensor] = {}
 
@@ -38,7 +38,9 @@ def recording(model: nn.Module) -> Iterator[dict[int, Tensor]]:
 
         return hook
 
-    handles = [block.register_forward_pre_hook(keep(layer), with_kwargs=True) for layer, block in blocks(model).items()]
+    handles = [
+        block.register_forward_pre_hook(keep(layer), with_kwargs=True) for layer, block in decoder_layers(model).items()
+    ]
     try:
         yield held
     finally:
@@ -47,12 +49,12 @@ def recording(model: nn.Module) -> Iterator[dict[int, Tensor]]:
 
 
 @contextlib.contextmanager
-def resumed(model: nn.Module, layer: int, hidden: Tensor) -> Iterator[None]:
+def resume_from_layer(model: nn.Module, layer: int, hidden: Tensor) -> Iterator[None]:
     """Let forwards in the context begin at a layer with `hidden` [b q d]; the layers below pass on what they are given.
 
     Exact where nothing below the layer is changed. Layers below leave a cache as it is: fill it from elsewhere.
     """
-    known = blocks(model)
+    known = decoder_layers(model)
 
     def passing(hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
         return hidden_states
@@ -77,7 +79,7 @@ def resumed(model: nn.Module, layer: int, hidden: Tensor) -> Iterator[None]:
                 block.__dict__["forward"] = before
 
 
-def fill(cache: Any, source: Any, layers: range, columns: slice, repeat: int) -> Any:
+def fill_cache(cache: Any, source: Any, layers: range, columns: slice, repeat: int) -> Any:
     """Add some columns of some layers of the cache `source` to `cache`, each row of the batch `repeat` times."""
     for number in layers:
         held = source.layers[number]
@@ -86,7 +88,7 @@ def fill(cache: Any, source: Any, layers: range, columns: slice, repeat: int) ->
     return cache
 
 
-def plain_cache(cache: Any) -> bool:
+def holds_all_keys(cache: Any) -> bool:
     """Whether each layer of a cache holds all of its keys, so that it can be filled from another."""
     from transformers.cache_utils import DynamicLayer
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from interp.errors import UsageError
 from interp.hooks.edit.edit import Edit, Edits, Steering
 from interp.hooks.model.heads import HeadLayout, HeadSet
-from interp.hooks.model.layers import plain
+from interp.hooks.model.layers import unwrap
 from interp.hooks.prompts.batch_spans import BatchSpans
 from interp.hooks.prompts.prompts import Prompts
 from interp.hooks.seam import Site, tapping
@@ -27,7 +27,7 @@ def steering_rows(
     place of the edits' own. Exact: a row is what it would be alone under those heads.
     Raises UsageError for edits that are no bias of attention, HeadError for heads the model does not have.
     """
-    model = plain(model)
+    model = unwrap(model)
     layout = HeadLayout.of(model)
     united = HeadSet(tuple(sorted({head for heads in sets for head in heads})))
     for edit in Edits(()) + edits:

@@ -11,14 +11,14 @@ from torch.utils.checkpoint import checkpoint
 
 from interp.errors import UsageError
 from interp.hooks.model.heads import HeadLayout
-from interp.hooks.model.layers import plain, projection_inputs
+from interp.hooks.model.layers import projection_inputs, unwrap
 from interp.hooks.seam import AttentionTap, Site, tapping
 from interp.kernels.contract import Call
 from interp.kernels.streaming import stream
 
 
 @contextlib.contextmanager
-def branching(
+def streaming_mix(
     model: nn.Module,
     gates: Float[Tensor, "l g"],
     *,
@@ -28,7 +28,7 @@ def branching(
 ) -> Iterator[None]:
     """Let each head write a mixture of what it would write and what it would write of the first and last keys alone.
 
-        with branching(model, gates, sink=16, recent=64):
+        with streaming_mix(model, gates, sink=16, recent=64):
             hidden = model.base_model(**inputs).last_hidden_state
 
     z[b q h] = (1 - gates[l g]) stream[b q h] + gates[l g] full[b q h], g the kv head of h; stream sees the first `sink`
@@ -39,7 +39,7 @@ def branching(
     Raises UsageError for gates of another shape, or sizes without meaning.
     Cannot show: speed or memory; the full branch is computed whatever its gate.
     """
-    model = plain(model)
+    model = unwrap(model)
     layout = HeadLayout.of(model)
     if gates.shape != (layout.layers, layout.kv_heads):
         raise UsageError(
@@ -50,14 +50,14 @@ def branching(
         raise UsageError(f"sink={sink}, recent={recent}: give a number of first keys, 0 or more, and a last one.")
     idle = full is None and not gates.requires_grad
     layers = [layer for layer, row in enumerate(gates) if not (idle and bool((row == 1).all()))]
-    branches = Branches(layout, gates, sink, recent, full, frozenset(layers))
+    branches = StreamingMix(layout, gates, sink, recent, full, frozenset(layers))
     with tapping(model, branches), projection_inputs(model, layers, branches.mix):
         yield
 
 
 @dataclass(eq=False)
-class Branches(AttentionTap):
-    """See `branching`."""
+class StreamingMix(AttentionTap):
+    """See `streaming_mix`."""
 
     layout: HeadLayout
     gates: Tensor

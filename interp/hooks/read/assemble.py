@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from interp.errors import UsageError
-from interp.hooks.read import keep as keeps
-from interp.hooks.read.keep import Keep
+from interp.hooks.read.reductions import Keep, TopKeys
 from interp.hooks.seam import Site
 
 Order = tuple[Tensor, Tensor]
@@ -87,7 +86,7 @@ class Chunks:
             fill = -torch.inf if getattr(self.keep, "logits", False) else 0.0
             wide = [_at_columns(p, s, rows.end, fill) for p, s in zip(self.parts, self.starts, strict=True)]
             return _shift(_pick(_join(wide), order, torch.nan), first, rows.end, fill)
-        if isinstance(self.keep, keeps.top_keys):
+        if isinstance(self.keep, TopKeys):
             found = _pick(_join([key for key, _ in self.parts]), order, -1)
             found = torch.where(found < 0, -1, found - first[:, None, None, None])
             return found, _pick(_join([probs for _, probs in self.parts]), order, torch.nan)

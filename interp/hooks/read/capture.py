@@ -12,22 +12,21 @@ from torch import Tensor, nn
 
 from interp.errors import CostError, HeadError, ModelError, PromptError, UsageError
 from interp.hooks.model.heads import HeadLayout, HeadSet
-from interp.hooks.model.layers import context_length, plain, projection_inputs
+from interp.hooks.model.layers import context_length, projection_inputs, unwrap
 from interp.hooks.prompts.batch_spans import BatchSpans
 from interp.hooks.prompts.prompts import Prompts
-from interp.hooks.read import keep as keeps
 from interp.hooks.read.assemble import Chunks, Rows
-from interp.hooks.read.keep import Keep, Where
+from interp.hooks.read.reductions import K, Keep, Q, RankedKeys, TokenSpan, V, Z
 from interp.hooks.seam import ReadRequest, Site, tapping
 from interp.kernels.contract import Call
 
 Queries = None | str | int | slice | range | Sequence[int]
-SHARE = 0.8
+MAX_MEMORY_SHARE = 0.8
 """part of the free memory that a capture may take"""
 
 
 @dataclass(frozen=True)
-class Cost:
+class CaptureCost:
     """What a capture will hold on the host, in bytes, by keep."""
 
     parts: tuple[tuple[str, int], ...]
@@ -39,7 +38,7 @@ class Cost:
 
     @property
     def fits(self) -> bool:
-        return self.total <= SHARE * self.free
+        return self.total <= MAX_MEMORY_SHARE * self.free
 
     def __str__(self) -> str:
         lines = [f"{name:32s} {_bytes(size):>10s}" for name, size in self.parts]
@@ -104,7 +103,7 @@ class Capture:
             if not isinstance(item, Keep):
                 raise UsageError(f"{item!r} is not something to keep: take one of interp.keep, as in entropy().")
         self._bound = BatchSpans(self.prompts)
-        self.model = plain(self.model)
+        self.model = unwrap(self.model)
         self.layout = HeadLayout.of(self.model)
         self.heads = None if self.head_choice is None else HeadSet.parse(self.head_choice, self.layout)
         every = range(self.layout.layers)
@@ -126,7 +125,7 @@ class Capture:
                 raise HeadError(f"{self.heads} has heads outside of layers {list(self.layers)}: give layers or heads.")
             self.layers = tuple(sorted(self.heads.by_layer()))
 
-    def cost(self, batch: int, length: int, queries: int | None = None) -> Cost:
+    def cost(self, batch: int, length: int, queries: int | None = None) -> CaptureCost:
         """Host memory for a batch of prompts of `length` tokens: results twice, since joining them copies them.
 
         Print it before a run; `queries` is how many query positions are read, all by default.
@@ -137,7 +136,7 @@ class Capture:
         for item in self.keep:
             numbers = item.width(n, length) * (self.layout.head_dim if item.kind == "stream" else 1)
             parts.append((repr(item), 2 * 4 * batch * per_layer * numbers))
-        return Cost(tuple(parts), psutil.virtual_memory().available)
+        return CaptureCost(tuple(parts), psutil.virtual_memory().available)
 
     def __enter__(self) -> "Capture":
         with contextlib.ExitStack() as stack:
@@ -158,7 +157,7 @@ class Capture:
 
     @property
     def _keeps_z(self) -> bool:
-        return any(type(item) is keeps.z for item in self.keep)
+        return any(type(item) is Z for item in self.keep)
 
     def at(self, layer: int) -> bool:
         return bool(self.keep) and layer in self.layers
@@ -195,14 +194,14 @@ class Capture:
     def _take_streams(self, site: Site, index: Tensor | None) -> None:
         n = site.call.q.shape[2]
         for item in self.keep:
-            for kind, x in ((keeps.q, site.call.q), (keeps.k, site.call.k), (keeps.v, site.call.v)):
+            for kind, x in ((Q, site.call.q), (K, site.call.k), (V, site.call.v)):
                 if type(item) is kind:
                     self._take_stream(site.layer, item, x[:, :, -n:], index)
 
     def _take_z(self, layer: int, projected: Tensor) -> None:
         index = self._rows_of_z.pop(layer)
         for item in self.keep:
-            if type(item) is keeps.z and (index is None or len(index)):
+            if type(item) is Z and (index is None or len(index)):
                 split = projected.unflatten(-1, (self.layout.heads, -1)).transpose(1, 2)
                 self._take_stream(layer, item, split, index)
 
@@ -222,13 +221,13 @@ class Capture:
         # earlier steps are held already, and are there once more while results are put together
         needed = cost.total + self._held
         self._held += cost.total // 2
-        if needed > SHARE * cost.free:
+        if needed > MAX_MEMORY_SHARE * cost.free:
             raise CostError(
                 f"this capture needs {_bytes(needed)} for {site.call.k.shape[2]:,} tokens and {_bytes(cost.free)} "
                 f"is free: read fewer layers, heads or queries, or a reduction instead of rows."
             )
 
-    def _span(self, where: Where, width: int) -> Tensor:
+    def _span(self, where: TokenSpan, width: int) -> Tensor:
         return self._bound.mask(where, self._rows.batch, width)
 
     def _chosen(self, position: Tensor) -> Tensor:
@@ -293,7 +292,7 @@ class Capture:
         parts = [self._chunks[layer, item].assemble(self._rows, order) for layer in self.layers]
         join = (lambda x: torch.stack(x, 1)) if self.heads is None else (lambda x: torch.cat(x, 1))
         if isinstance(parts[0], tuple):
-            return keeps.Top(*(join(list(part)) for part in zip(*parts, strict=True)))
+            return RankedKeys(*(join(list(part)) for part in zip(*parts, strict=True)))
         return join(parts)
 
     def __repr__(self) -> str:
@@ -306,8 +305,8 @@ def run(model: nn.Module, prompts: Prompts, **kw: Any) -> Any:
 
     kw goes to the model. Raises PromptError for a prompt longer than the model's context.
     """
-    model = plain(model)
-    inputs = placed(model, prompts)
+    model = unwrap(model)
+    inputs = model_inputs(model, prompts)
     with torch.no_grad():
         return model(**inputs, use_cache=False, **kw)
 
@@ -326,7 +325,7 @@ def check_context(model: nn.Module, prompts: Prompts, more: int = 0) -> None:
             )
 
 
-def placed(model: nn.Module, prompts: Prompts, more: int = 0) -> dict[str, Tensor]:
+def model_inputs(model: nn.Module, prompts: Prompts, more: int = 0) -> dict[str, Tensor]:
     """The tensors of a batch on the model's device, position ids included; `more` tokens must still fit after them."""
     check_context(model, prompts, more)
     inputs = prompts.tensors(device=next(model.parameters()).device)

@@ -15,7 +15,7 @@ from interp.analyses.causal import sweep
 from interp.analyses.causal.batch_size import halved
 from interp.analyses.causal.sweep import Cell, kl, last_hidden, sweep_sets
 from interp.errors import HeadError, InterpError, ModelError, PromptError, ScoreError, UsageError
-from interp.hooks.edit.ablation import Intervention, intervening
+from interp.hooks.edit.ablation import Intervention, intervene
 from interp.hooks.model.heads import HeadLayout, HeadSet
 from interp.hooks.prompts.prompts import Prompts
 
@@ -325,7 +325,7 @@ def test_a_model_in_training_mode_and_empty_input_are_refused():
         sweep_sets(model, batch, [], "zero")
     with (
         pytest.raises(UsageError, match="partner"),
-        intervening(model, Intervention("patch", reference=batch), [HeadSet.parse("L0H1")]),
+        intervene(model, Intervention("patch", reference=batch), [HeadSet.parse("L0H1")]),
     ):
         pass
     model.train()

@@ -9,7 +9,7 @@ from families import FAMILIES, VOCAB
 
 from interp import steer
 from interp.errors import HeadError, UsageError
-from interp.hooks.edit.ablation import Bank, Intervention, ablate
+from interp.hooks.edit.ablation import Intervention, ReferenceOutputs, ablate
 from interp.hooks.edit.edit import steering
 from interp.hooks.model.heads import HeadSet
 from interp.hooks.prompts.prompts import Prompts
@@ -179,8 +179,8 @@ def test_reference_prompts_are_read_without_a_bar_unless_it_is_asked_for(tiny_mo
 
     monkeypatch.setattr(tqdm.auto, "tqdm", Noted)
     change = Intervention("mean", reference=prompts())
-    Bank.of(model, HeadSet.parse("L0H1"), change)
+    ReferenceOutputs.of(model, HeadSet.parse("L0H1"), change)
     with ablate(model, "L0H1", "mean", reference=prompts()):
         assert shown == [False, False]
-    Bank.of(model, HeadSet.parse("L0H1"), change, progress=True)
+    ReferenceOutputs.of(model, HeadSet.parse("L0H1"), change, progress=True)
     assert shown[-1]

@@ -30,12 +30,12 @@ class Reading(Edit):
         return here.call
 
 
-@pytest.mark.parametrize("whole", [here.WHOLE, 0], ids=["from the pattern", "by an engine"])
+@pytest.mark.parametrize("whole", [here.MAX_PATTERN_ENTRIES, 0], ids=["from the pattern", "by an engine"])
 @pytest.mark.parametrize("every", [False, True])
 @pytest.mark.parametrize("places", [(0, 1, 5), tuple(range(23))], ids=["few rows", "all rows"])
 @torch.no_grad()
 def test_what_keys_receive_from_some_rows_is_the_mean_of_the_pattern(places, every, whole, monkeypatch):
-    monkeypatch.setattr(here, "WHOLE", whole)
+    monkeypatch.setattr(here, "MAX_PATTERN_ENTRIES", whole)
     model: Any = families.make("llama")
     draw = torch.Generator().manual_seed(1)
     prompts = Prompts.from_ids([torch.randint(5, 60, (n,), generator=draw).tolist() for n in LENGTHS])

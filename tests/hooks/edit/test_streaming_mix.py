@@ -6,17 +6,17 @@ import torch
 from capture_oracle import eager_patterns, prompts
 
 from interp.errors import UsageError
-from interp.hooks.edit.streaming_mix import branching
+from interp.hooks.edit.streaming_mix import streaming_mix
 from interp.hooks.model.heads import HeadLayout
 from interp.hooks.model.layers import attention_layers, projection_inputs
 from interp.hooks.read import keep
-from interp.hooks.read.capture import capture, placed, run
+from interp.hooks.read.capture import capture, model_inputs, run
 
 SINK, RECENT = 3, 7
 
 
 def hidden(model, batch):
-    return model.base_model(**placed(model, batch), use_cache=False).last_hidden_state
+    return model.base_model(**model_inputs(model, batch), use_cache=False).last_hidden_state
 
 
 def gates_of(model, value=1.0):
@@ -31,7 +31,7 @@ def test_a_closed_gate_leaves_the_first_and_last_keys(tiny_model, name):
     before = model.config._attn_implementation
     gates = gates_of(model)
     gates[0, 0] = 0.25
-    with branching(model, gates, sink=SINK, recent=RECENT), capture(model, [keep.z(), keep.v()], batch) as cap:
+    with streaming_mix(model, gates, sink=SINK, recent=RECENT), capture(model, [keep.z(), keep.v()], batch) as cap:
         run(model, batch)
     with capture(model, keep.z(), batch) as plain:
         run(model, batch)
@@ -62,7 +62,7 @@ def test_gradients_equal_finite_differences(tiny_model, name):
     aim = torch.randn(2, 40, 64)
 
     def loss(at):
-        with branching(model, at, sink=SINK, recent=RECENT):
+        with streaming_mix(model, at, sink=SINK, recent=RECENT):
             return (hidden(model, batch) * aim)[0].sum() + (hidden(model, batch) * aim)[1, -33:].sum()
 
     (found,) = torch.autograd.grad(loss(gates), gates)
@@ -82,13 +82,13 @@ def test_full_branch_of_another_run(tiny_model):
     held = {}
     with torch.no_grad(), projection_inputs(model, attention_layers(model), lambda i, x: held.update({i: x.clone()})):
         before = hidden(model, batch)
-    with torch.no_grad(), branching(model, gates_of(model), sink=SINK, recent=RECENT, full=held):
+    with torch.no_grad(), streaming_mix(model, gates_of(model), sink=SINK, recent=RECENT, full=held):
         assert torch.equal(hidden(model, batch), before)
     half = gates_of(model, 0.5)
     with torch.no_grad():
-        with branching(model, half, sink=SINK, recent=RECENT, full=held):
+        with streaming_mix(model, half, sink=SINK, recent=RECENT, full=held):
             teacher = hidden(model, batch)
-        with branching(model, half, sink=SINK, recent=RECENT):
+        with streaming_mix(model, half, sink=SINK, recent=RECENT):
             student = hidden(model, batch)
     # layer 0 has one input in both runs, later layers have not
     assert (teacher - student).abs().max() > 1e-3
@@ -98,11 +98,11 @@ def test_open_gates_are_idle_and_nothing_stays(tiny_model):
     model, batch = tiny_model("llama"), prompts((40, 33))
     with torch.no_grad():
         before = hidden(model, batch)
-        with branching(model, gates_of(model), sink=SINK, recent=RECENT):
+        with streaming_mix(model, gates_of(model), sink=SINK, recent=RECENT):
             assert torch.equal(hidden(model, batch), before)
         with (
             pytest.raises(RuntimeError, match="size"),
-            branching(model, gates_of(model, 0.0), sink=1, recent=2, full={0: torch.zeros(1, 1, 8)}),
+            streaming_mix(model, gates_of(model, 0.0), sink=1, recent=2, full={0: torch.zeros(1, 1, 8)}),
         ):
             hidden(model, batch)
         assert torch.equal(hidden(model, batch), before)
@@ -113,7 +113,7 @@ def test_open_gates_are_idle_and_nothing_stays(tiny_model):
 def test_decoding_with_a_cache_equals_one_forward(tiny_model):
     model, batch = tiny_model("llama"), prompts((40,))
     gates = gates_of(model, 0.3)
-    with torch.no_grad(), branching(model, gates, sink=SINK, recent=RECENT):
+    with torch.no_grad(), streaming_mix(model, gates, sink=SINK, recent=RECENT):
         inputs = batch.tensors()
         out = model.generate(**inputs, max_new_tokens=5, min_new_tokens=5, do_sample=False)
         again = model(out).logits[0, 39:-1].argmax(-1)
@@ -124,11 +124,11 @@ def test_what_it_refuses(tiny_model):
     model = tiny_model("llama")
     with (
         pytest.raises(UsageError, match=r"gates of shape \[2, 4\] for a model of 2 layers and 2 kv heads"),
-        branching(model, torch.ones(2, 4), sink=1, recent=1),
+        streaming_mix(model, torch.ones(2, 4), sink=1, recent=1),
     ):
         pass
     with (
         pytest.raises(UsageError, match="sink=1, recent=0: give a number of first keys"),
-        branching(model, torch.ones(2, 2), sink=1, recent=0),
+        streaming_mix(model, torch.ones(2, 2), sink=1, recent=0),
     ):
         pass

@@ -9,7 +9,7 @@ from capture_oracle import KEYS, ROWS, prompts
 from interp.errors import CostError, HeadError, ModelError, SpanError, UsageError
 from interp.hooks.prompts.prompts import Prompts
 from interp.hooks.read import keep
-from interp.hooks.read.capture import capture, placed, run
+from interp.hooks.read.capture import capture, model_inputs, run
 
 
 def test_queries_by_span_and_by_position(tiny_model):
@@ -100,7 +100,7 @@ def test_a_mask_of_four_axes_is_obeyed(tiny_model):
 
 def test_gradients_flow_while_reading(tiny_model):
     model, batch = tiny_model("llama"), prompts()
-    inputs = placed(model, batch)
+    inputs = model_inputs(model, batch)
     embedded = model.get_input_embeddings()(inputs.pop("input_ids")).detach()
     grads = []
     for context in (None, capture(model, [keep.entropy(), keep.columns()])):
@@ -177,7 +177,7 @@ def test_nothing_of_ours_stays(tiny_model, kind):
     theirs = model.register_forward_hook(lambda *a: None)
     hooks = {id(m): (len(m._forward_hooks), len(m._forward_pre_hooks)) for m in model.modules()}
 
-    class Broken(keep.entropy):
+    class Broken(keep.Entropy):
         def request(self, site, queries, spans):
             if site.layer == 1:
                 raise kind("stopped")
@@ -219,7 +219,7 @@ def test_gradients_into_values_alone(tiny_model):
     batch = Prompts.from_ids([(torch.arange(1500) % 100 + 3).tolist()])
     model.requires_grad_(False)
     weight = model.model.layers[0].self_attn.v_proj.weight.requires_grad_()
-    inputs = placed(model, batch)
+    inputs = model_inputs(model, batch)
     grads = []
     for kept in ([], [keep.entropy()]):
         with capture(model, kept):
@@ -233,7 +233,7 @@ def test_a_batch_that_is_not_the_prompts_is_refused(tiny_model):
     model = tiny_model("llama")
     with pytest.raises(SpanError, match="rows of"), capture(model, keep.mass("mark"), prompts((25,))):
         run(model, prompts((40, 40)))
-    refused = pytest.raises(SpanError, match="a batch of 2 rows runs and 3 prompts")
+    refused = pytest.raises(SpanError, match="the running batch has 2 rows, but 3 prompts")
     with refused, capture(model, keep.mass("mark"), prompts((25, 30, 35))):
         run(model, prompts((20, 20)))
 
