@@ -31,11 +31,11 @@ from interp.analyses.views.attention_lens import extremes
 from interp.errors import ModelError, ScoreError, SpanError
 from interp.hooks.model.heads import Head, HeadLayout, HeadSet
 from interp.hooks.model.provenance import Provenance
-from interp.hooks.prompts.batch_spans import Where
+from interp.hooks.prompts.batch_spans import TokenSpan
 from interp.hooks.prompts.prompts import Prompts
 from interp.hooks.read.capture import capture
 from interp.hooks.read.keep import rows, v
-from interp.hooks.read.reductions import where_of
+from interp.hooks.read.reductions import normalize_spans
 
 N_COPIED = 5
 """a head copies a token that is among so many of the first that it writes for it"""
@@ -223,7 +223,7 @@ def ov_tokens(
     chosen = chosen_heads(heads, layout)
     if span is None and all("answer" in prompt.spans for prompt in prompts):
         span = "answer"
-    (where,) = (None,) if span is None else where_of((span,))
+    (where,) = (None,) if span is None else normalize_spans((span,))
     read, places = read_at(model, prompts, queries)
     spans = _positions(prompts, where, [place.position for place in places])
     found: list[Any] = [()] * len(prompts)
@@ -289,7 +289,7 @@ def _check_values(
         )
 
 
-def _positions(prompts: Prompts, where: Where | None, last: Sequence[int]) -> list[list[int]]:
+def _positions(prompts: Prompts, where: TokenSpan | None, last: Sequence[int]) -> list[list[int]]:
     """The positions of a span in each prompt up to the last one that is read. Raises SpanError."""
     if where is None:
         ranges = [((max(0, end + 1 - N_LAST), end + 1),) for end in last]
