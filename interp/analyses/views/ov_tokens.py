@@ -160,7 +160,7 @@ class OvTokens(Result):
 
 
 @analysis(
-    title="What heads write", group="views", order=34, prompts=standard.explored, joint=True, in_every=False,
+    title="Tokens that heads would write", group="views", order=34, prompts=standard.explored, joint=True, in_every=False,
     automatic=True, needs=("heads",), inputs=lambda run: {"heads": HeadSet(tuple(run.leading))},
 )  # fmt: skip
 def ov_tokens(
