@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from interp.hooks.model.heads import HeadLayout
-from interp.hooks.model.layers import plain
+from interp.hooks.model.layers import unwrap
 from interp.hooks.prompts.prompts import Prompts
 from interp.hooks.read.capture import Capture
 from interp.hooks.read.keep import Keep
@@ -67,7 +67,7 @@ class Passes:
     @classmethod
     def of(cls, model: nn.Module) -> "Passes":
         """Count the parameters of a model."""
-        model = plain(model)
+        model = unwrap(model)
         return cls(sum(p.numel() for p in model.parameters()), HeadLayout.of(model))
 
     def cost(self, rows: float, queries: float, keys: float, share: float = 1.0, backward: bool = False) -> Cost:
@@ -334,7 +334,7 @@ def _groups(prompts: Prompts, batch_size: int) -> Iterator[tuple[int, int]]:
 
 def _hidden(model: nn.Module) -> int:
     """Width of the residual stream."""
-    config: Any = plain(model).config
+    config: Any = unwrap(model).config
     return int(config.get_text_config().hidden_size)
 
 

@@ -1,11 +1,11 @@
 """Figures of trials: points for conditions of one size, lines over the sizes of conditions that have several."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from interp.analyses.results.statistics import Estimate
 from interp.analyses.results.trials import BASELINE, RANDOM, RANDOM_BY_LAYER, Trials
 from interp.errors import UsageError
-from interp.hooks.edit.ablation import ABLATIONS
+from interp.hooks.edit.ablation import AblationKind
 from interp.hooks.model.heads import HeadSet
 from interp.plots.dispatch import figure
 from interp.plots.style import ABOVE, BLUE, GREY, LINES, ORANGE, layout, lines, safe, title_of
@@ -189,8 +189,9 @@ def _notes(result: Trials, measure: str, task: str | None) -> list[str]:
     n = sum(len(trial.values[measure]) for trial in chosen if trial.draw == chosen[0].draw)
     draws = any(trial.draw != result.trials[0].draw for trial in result.trials)
     bars = "bars: 95 % interval" if chosen[0].intervals else "bars: 95 % interval over prompts"
-    intervention = f"{result.intervention} ablation" if result.intervention in ABLATIONS else result.intervention
-    return [intervention, f"{n} prompts" if n > 1 else "", f"{bars} and draws" if draws and not chosen[0].task else bars]
+    kind = result.intervention
+    bars += " and draws" if draws and not chosen[0].task else ""
+    return [f"{kind} ablation" if kind in get_args(AblationKind) else kind, f"{n} prompts" if n > 1 else "", bars]
 
 
 def _axis(result: Trials, measure: str) -> str:
