@@ -139,7 +139,7 @@ def _lines(result: Trials, conditions: list[str], measure: str, task: str | None
         )  # fmt: skip
     picture.update_layout(**layout(_title(result, measure, task), _notes(result, measure, task), 400))
     picture.update_layout(**ABOVE)
-    picture.update_xaxes(title=lines(result.size_name))
+    picture.update_xaxes(title=lines(result.size_name, 60))
     if share:
         picture.update_xaxes(tickformat=".0%")
     picture.update_yaxes(title=_axis(result, measure), rangemode="tozero")

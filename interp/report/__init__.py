@@ -12,13 +12,10 @@ from interp.errors import RunError, ScoreError
 from interp.report import words
 from interp.report.compared import compared
 from interp.report.heads import cards
-from interp.report.page import Page, about, title_of
+from interp.report.page import CONTROL, Page, about, title_of
 from interp.report.roles import rows_of
 from interp.report.sections import section
 from interp.runs.results import RunResults
-
-CONTROL = ".control"
-"""ending of the name of a control, after the name of its analysis"""
 
 
 @dataclass(frozen=True)
@@ -32,7 +29,6 @@ class Shown:
     digest: str
     control: str
     """HTML of the control of the result; empty for none"""
-    control_title: str
     is_table: bool
     """whether it shows a score table"""
 
@@ -107,7 +103,6 @@ def _sections(results: RunResults, page: Page) -> list[Shown]:
                 body=shown.body,
                 digest=shown.digest,
                 control="" if tested is None else tested.body,
-                control_title="" if tested is None else tested.title,
                 is_table=isinstance(results[name], HeadScores),
             )
         )

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 FIGURE_HEIGHT = 450
 """height in pixels of a figure that states none"""
+CONTROL = ".control"
+"""ending of the name of a control, after the name of its analysis"""
 ABOVE_LEGEND, ABOVE_PLOT = 44, 12
 """pixels between the top of a figure and its plot, with a legend above it and without"""
 
@@ -137,11 +139,13 @@ def title_of(name: str) -> str:
         name: Name in `RunResults`, such as "retrieval" or "steered/profile".
     """
     folder, _, last = name.rpartition("/")
-    return f"{plots.title_of(last)} ({folder})" if folder else plots.title_of(last)
+    tested = last.removesuffix(CONTROL)
+    title = plots.title_of(tested) if tested == last else f"Control of {plots.title_of(tested)}"
+    return f"{title} ({folder})" if folder else title
 
 
 def about(name: str) -> list[tuple[str, str]]:
-    """What an analysis measures, its limits and its source, from its docstring; empty for an unknown name.
+    """The method of an analysis, its limits and its source, from its docstring; empty for an unknown name.
 
     Args:
         name: Name in `RunResults`, or of a variant of an analysis.
@@ -150,7 +154,7 @@ def about(name: str) -> list[tuple[str, str]]:
     if entry is None:
         return []
     sections = entry.sections
-    parts = (("Measures", "summary"), ("Limits", "limits"), ("Source", "source"))
+    parts = (("Method", "summary"), ("Limits", "limits"), ("Source", "source"))
     texts = ((heading, " ".join(sections.get(key, "").replace("`", "").split())) for heading, key in parts)
     return [(heading, text[:1].upper() + text[1:]) for heading, text in texts if text]
 

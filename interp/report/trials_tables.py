@@ -60,13 +60,13 @@ def pivot(result: Trials, measure: str) -> dict[str, Any]:
         gain = Estimate(row["gain"], row["gain_low"], row["gain_high"]) if "gain" in row else None
         return {
             "mean": number_text(result, measure, row["mean"]),
-            "gain": "" if gain is None else gain_text(result, measure, gain),
+            "gain": "" if gain is None else gain_text(result, measure, gain, with_unit=False),
             "excludes": gain is not None and gain.excludes_zero,
         }
 
     return {
         "measure": measure,
-        "sizes": [f"{100 * size:.0f} %" if share else f"{size:g}" for size in sizes],
+        "sizes": [f"{size:.0%}" if share else f"{size:g}" for size in sizes],
         "size_name": result.size_name,
         "gains": any("gain" in row for row in rows),
         "rows": [
@@ -158,5 +158,5 @@ def number_text(result: Trials, measure: str, value: float) -> str:
         value: The number.
     """
     if measure in result.shares:
-        return f"{100 * value:.0f} %"
+        return f"{value:.0%}"
     return f"{value:.2g}" if 0 < abs(value) < 0.001 else f"{value:.3f}"

@@ -1,9 +1,10 @@
 """Trials in sentences, every number taken from them."""
 
-from typing import Any
+from typing import Any, get_args
 
 from interp.analyses.results.statistics import Estimate
 from interp.analyses.results.trials import BASELINE, RANDOM, RANDOM_BY_LAYER, Trials
+from interp.hooks.edit.ablation import AblationKind
 from interp.plots import number
 from interp.report.lists import joined
 
@@ -23,7 +24,7 @@ def trials_words(result: Trials) -> list[str]:
     found = []
     base = _mean(result, BASELINE, measure)
     if base is not None:
-        found.append(f"With the unmodified model, {_phrase(result, measure)} {_shown(result, measure, base)}.")
+        found.append(f"Baseline {measure}: {_shown(result, measure, base)}.")
         if base.mean == 0 and measure in result.shares:
             return [*found, "Nothing could be lost, so these numbers show nothing about the other conditions."]
     tested = [name for name in result.tested if _mean(result, name, measure) is not None]
@@ -49,27 +50,28 @@ def few_words(result: Trials) -> str:
 def _condition(result: Trials, name: str, measure: str) -> list[str]:
     """One tested condition at its largest size, compared with the baseline or random conditions of that size."""
     size = max(result.sizes(name))
-    value = result.mean(name, measure, size=size)
-    sized = f" ({_size(result, size)})" if size else ""
-    parts = [f"{_shown(result, measure, value)} under {name}{sized}"]
     controls = [
         control
         for control in dict.fromkeys((result.control, RANDOM, RANDOM_BY_LAYER))
         if control in result.conditions and size in result.sizes(control) and _held(result, control, measure, size)
     ]
-    for control in controls:
-        draws = len({trial.draw for trial in result.select(control, size)})
-        drawn = f" on average over {draws} draws" if draws > 1 else ""
-        label = f"random heads {DRAWN[control]}" if control in DRAWN and result.size_name == "heads" else control
-        parts.append(f"{_shown(result, measure, result.mean(control, measure, size=size))} under {label}{drawn}")
-    subject = _phrase(result, measure)
-    sentences = [f"{subject[:1].upper()}{subject[1:]} {joined(parts)}."]
+    parts = []
+    for condition in (name, *controls):
+        draws = len({trial.draw for trial in result.select(condition, size)})
+        drawn = f" (mean of {draws} draws)" if draws > 1 else ""
+        value = _shown(result, measure, result.mean(condition, measure, size=size))
+        parts.append(f"{_condition_name(result, condition)} {value}{drawn}")
+    kind = result.intervention
+    ablated = " ablated" if kind in get_args(AblationKind) and result.size_name == "heads" else ""
+    sized = f" with {_size(result, size)}{ablated}" if size else ""
+    sentences = [f"{measure[:1].upper()}{measure[1:]}{sized}: {', '.join(parts)}."]
     if any(measure in trial.intervals for trial in result.trials):
         return sentences
     for over in controls:
         gain = result.gain(name, measure, over=over, size=size)
-        label = f"random heads {DRAWN[over]}" if over in DRAWN and result.size_name == "heads" else over
-        sentences.append(f"Difference to {label}: {gain_text(result, measure, gain)}, {_excludes(gain)}.")
+        sentences.append(
+            f"Difference to {_condition_name(result, over)}: {gain_text(result, measure, gain)}, {_excludes(gain)}."
+        )
     return sentences
 
 
@@ -82,7 +84,7 @@ def _best_by_size(result: Trials, measure: str, tested: list[str], sizes: list[f
     for size in sizes:
         above = [row for row in rows if row["size"] == size and row["gain_low"] > 0]
         if not above:
-            best.append(f"at {_size(result, size)} none, as no 95 % interval is above 0")
+            best.append(f"at {_size(result, size)} none, as no 95\u00a0% interval is above 0")
             continue
         first = max(above, key=lambda row: row["gain"])
         best.append(f"at {_size(result, size)} {first['condition']}, {_row_gain(result, measure, first)}")
@@ -95,21 +97,22 @@ def _best_by_size(result: Trials, measure: str, tested: list[str], sizes: list[f
         found.append(f"Below {result.control}: {'; '.join(worse)}.")
     chance = round(0.05 * len(rows)) or 1
     verb = "excludes" if chance == 1 else "exclude"
-    return [*found, f"Of {len(rows)} such 95 % intervals, about {chance} {verb} 0 by chance."]
+    return [*found, f"Of {len(rows)} such 95\u00a0% intervals, about {chance} {verb} 0 by chance."]
 
 
-def gain_text(result: Trials, measure: str, gain: Estimate) -> str:
+def gain_text(result: Trials, measure: str, gain: Estimate, with_unit: bool = True) -> str:
     """A difference and its interval, in points for shares.
 
     Args:
         result: The trials.
         measure: One of its measures.
         gain: The difference.
+        with_unit: Add the unit of the measure.
     """
     if measure in result.shares:
         points = [f"{round(100 * value):+d}" if round(100 * value) else "0" for value in gain]
         return f"{points[0]} points [{points[1]}, {points[2]}]"
-    unit = _unit(result, measure)
+    unit = _unit(result, measure) if with_unit else ""
     return f"{gain.mean:+.3f}{unit} [{gain.low:+.3f}, {gain.high:+.3f}]"
 
 
@@ -118,7 +121,7 @@ def _row_gain(result: Trials, measure: str, row: dict[str, Any]) -> str:
 
 
 def _excludes(gain: Estimate) -> str:
-    return f"the 95 % interval {'excludes' if gain.excludes_zero else 'includes'} 0"
+    return f"the 95\u00a0% interval {'excludes' if gain.excludes_zero else 'includes'} 0"
 
 
 def _mean(result: Trials, condition: str, measure: str) -> Estimate | None:
@@ -132,14 +135,16 @@ def _held(result: Trials, condition: str, measure: str, size: float) -> bool:
     return all(measure in trial.values for trial in result.select(condition, size))
 
 
-def _phrase(result: Trials, measure: str) -> str:
-    return f"{measure} is"
+def _condition_name(result: Trials, condition: str) -> str:
+    """A condition in words; random heads with how they were drawn."""
+    heads = condition in DRAWN and result.size_name == "heads"
+    return f"random heads {DRAWN[condition]}" if heads else condition
 
 
 def _shown(result: Trials, measure: str, value: Estimate) -> str:
     """A mean, as a share in percent, or with its unit."""
     if measure in result.shares:
-        return f"{value.mean:.0%}".replace("%", " %")
+        return f"{value.mean:.0%}"
     return f"{number(value.mean)}{_unit(result, measure)}"
 
 
@@ -149,4 +154,4 @@ def _unit(result: Trials, measure: str) -> str:
 
 
 def _size(result: Trials, size: float) -> str:
-    return f"{100 * size:.0f} %" if result.size_name.startswith("share") else f"{size:g} {result.size_name}"
+    return f"{size:.0%}" if result.size_name.startswith("share") else f"{size:g} {result.size_name}"

@@ -69,14 +69,14 @@ def summary(scores: HeadScores, cut: float | None) -> Summary:
 def _found(scores: HeadScores, above: int | None, cut: float | None) -> str:
     heads = scores.top(3)
     if not heads:
-        return "No prompt counted, so no head has a score. Needle prompts, for example, count where the model answers them."
+        return "No prompt counted, so no head has a score. Needle prompts count where the model answers them."
     unit = f" {scores.unit}" if scores.unit else ""
     text = f"{heads[0]} has the highest score, {number(scores[heads[0]])}{unit}"
     if heads[1:]:
         text += f", followed by {' and '.join(f'{head} ({number(scores[head])})' for head in heads[1:])}"
     if above is None:
         return f"{text}."
-    share = f"{above} of {len(scores)} heads ({100 * above / len(scores):.1f} %)"
+    share = f"{above} of {len(scores)} heads ({above / len(scores):.1%})"
     return f"{text}; {share} {'is' if above == 1 else 'are'} above {cut:g}."
 
 
@@ -89,7 +89,7 @@ def _certainty(scores: HeadScores) -> str:
     if low != low:
         return f"{prompts}: too few for an interval."
     span = f"{number(low)} to {number(high)} ({number(high - low)} wide)"
-    text = f"{prompts}; the 95 % interval of {best} runs from {span}"
+    text = f"{prompts}; the 95\u00a0% interval of {best} runs from {span}"
     if len(heads) < 2 or float(scores.high[heads[1]]) != float(scores.high[heads[1]]):
         return f"{text}."
     above = low > float(scores.high[heads[1]])

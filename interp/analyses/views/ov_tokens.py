@@ -160,8 +160,8 @@ class OvTokens(Result):
 
 
 @analysis(
-    title="Tokens that heads would write", group="views", order=34, prompts=standard.explored, joint=True, in_every=False,
-    automatic=True, needs=("heads",), inputs=lambda run: {"heads": HeadSet(tuple(run.leading))},
+    title="Tokens that heads would write", group="views", order=34, prompts=standard.explored, joint=True,
+    in_every=False, automatic=True, needs=("heads",), inputs=lambda run: {"heads": HeadSet(tuple(run.leading))},
 )  # fmt: skip
 def ov_tokens(
     model: nn.Module,
@@ -217,7 +217,7 @@ def ov_tokens(
         Uses the values of this run, not those of the embedding alone.
 
     Limits:
-        Does not show that the head attends to the token (see `attention`), nor the effect through later layers.
+        Does not show that the head attends to the token (see `token_attention`), nor the effect through later layers.
     """
     layout = HeadLayout.of(model)
     chosen = chosen_heads(heads, layout)

@@ -13,7 +13,7 @@ def _(result: OvTokens, name: str, page: Page) -> Section:
     rows = [
         {
             "head": head,
-            "copied": f"{100 * result.copying(head):.0f} %",
+            "copied": f"{result.copying(head):.0%}",
             "read": sorted(result.of(head), key=lambda reading: -reading.attention)[:N_READ],
         }
         for head in result.heads
