@@ -139,7 +139,7 @@ def _encode(value: Any, what: str, key: str, tensors: dict[str, Tensor]) -> Any:
             for f in fields(value)
             if f.init
         }
-        return {"type": name, **stored}
+        return {"$type": name, **stored}
     if isinstance(value, Mapping):
         if wrong := [name for name in value if not isinstance(name, str)]:
             raise ScoreError(f"{what} has the key {wrong[0]!r}; give texts as keys.")

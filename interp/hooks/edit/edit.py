@@ -7,7 +7,7 @@ each row times a set of keys, a scale of the logits, or a gate on what a head wr
 import contextlib
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -109,24 +109,45 @@ class Edits:
         return path
 
     @classmethod
-    def load(cls, path: str | Path) -> "Edits":
-        """The inverse of save. Raises UsageError for a file that is not one."""
-        known = {kind.__name__: kind for kind in _kinds(Edit)}
+    def from_dicts(cls, entries: Iterable[Mapping[str, Any]], find: Callable[[str], "type[Edit] | None"]) -> "Edits":
+        """The edits that `Edit.to_dict` wrote, in order.
+
+        Args:
+            entries: Dictionaries of fields, with the class name as "edit".
+            find: Class name -> class, None for an unknown one; `steer.load_edits` passes the declared classes.
+
+        Raises:
+            UsageError: For an unknown class, or fields that it does not have.
+        """
+        made = []
+        for entry in entries:
+            kind = find(str(entry.get("edit")))
+            if kind is None:
+                raise UsageError(f"unknown edit {entry.get('edit')!r}; install or import the package that defines it.")
+            try:
+                made.append(kind(**{name: _listed(value) for name, value in entry.items() if name != "edit"}))
+            except TypeError as error:
+                raise UsageError(f"{kind.__name__} cannot be made from {sorted(entry)} ({error}).") from None
+        return cls(tuple(made))
+
+    @classmethod
+    def load(cls, path: str | Path, find: Callable[[str], "type[Edit] | None"]) -> "Edits":
+        """Read the edits that `save` wrote.
+
+        Args:
+            path: The JSON file.
+            find: As in `from_dicts`.
+
+        Raises:
+            UsageError: For a file that holds no edits, or an unknown one.
+        """
         try:
             stored = json.loads(Path(path).read_text(encoding="utf-8"))
-            made = []
-            for entry in stored:
-                settings = {name: _listed(value) for name, value in entry.items() if name != "edit"}
-                made.append(known[entry["edit"]](**settings))
-            return cls(tuple(made))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UsageError(f"{path} holds no saved edits ({error}): give a file that Edits.save wrote.") from None
-
-
-def _kinds(kind: type[Edit]) -> Iterator[type[Edit]]:
-    for sub in kind.__subclasses__():
-        yield sub
-        yield from _kinds(sub)
+        except (OSError, ValueError) as error:
+            raise UsageError(f"{path} holds no saved edits ({error}); give a file that Edits.save wrote.") from None
+        if not isinstance(stored, list) or not all(isinstance(entry, dict) for entry in stored):
+            raise UsageError(f"{path} holds no saved edits; give a file that Edits.save wrote.")
+        return cls.from_dicts(stored, find)
 
 
 def _listed(value: Any) -> Any:
