@@ -1,6 +1,7 @@
 """Every steering method against its paper's rule on probabilities, and what must hold of any edit."""
 
 import itertools
+import json
 import warnings
 
 import pytest
@@ -22,6 +23,7 @@ from steering_oracle import (
 )
 
 from interp import steer
+from interp.analyses import registry
 from interp.errors import HeadError, InterpError, SpanError, UsageError
 from interp.hooks.edit.edit import Edits, steering
 from interp.hooks.model.heads import HeadLayout
@@ -338,6 +340,15 @@ def test_edits_print_hash_and_save(tmp_path):
         (tmp_path / "bad.json").write_text(text)
         with pytest.raises(UsageError, match="no saved edits"):
             steer.load_edits(tmp_path / "bad.json")
+
+
+def test_every_declared_edit_is_here_and_can_be_made_from_plain_settings():
+    parts = [part for row in METHODS.values() for part in Edits() + row]
+    assert {type(part) for part in parts} == {entry.thing for entry in registry.entries("edit")}
+    for part in parts:
+        settings = json.loads(json.dumps(part.to_dict()))
+        name, heads = settings.pop("edit"), settings.pop("heads")
+        assert steer.make_edit(name, settings, heads=heads) == part
 
 
 BAD = [
