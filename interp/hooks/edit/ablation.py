@@ -125,8 +125,8 @@ def intervene(
 ) -> Iterator[None]:
     """Let an intervention act on other heads in each row of a batch, whose row r is changed in sets[r % len(sets)].
 
-    bank: z of the reference prompts, by ReferenceOutputs.of, for all heads of the sets. source: Int [p], the reference prompt of
-    the prompt r // len(sets); without it resample draws one for each row of each run. Exact: a row is what it would be
+    bank: z of the reference prompts, by ReferenceOutputs.of, for all heads of the sets. source: Int [p], the reference
+    prompt of the prompt r // len(sets); without it resample draws one for each row of each run. Exact: a row is what it would be
     alone. Raises HeadError for heads the model does not have.
     """
     model = unwrap(model)

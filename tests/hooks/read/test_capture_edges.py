@@ -143,7 +143,7 @@ def test_cost_is_printed_and_refused(tiny_model, monkeypatch):
         ((keep.entropy(),), {"heads": "L0H9"}, HeadError, "L0H9"),
         (("entropy",), {}, UsageError, "not something to keep"),
         ((keep.entropy(),), {"queries": [-1]}, UsageError, "negative position"),
-        ((keep.entropy(),), {"engine": "fast"}, UsageError, "does not exist"),
+        ((keep.entropy(),), {"engine": "fast"}, UsageError, "unknown engine"),
     ],
 )
 def test_what_cannot_be_read_says_so(tiny_model, arguments, settings, error, text):
