@@ -163,7 +163,7 @@ def test_results_that_are_not_there(tiny_model):
         cap[keep.lse()]
     with capture(model, keep.entropy(), batch):
         run(model, batch)
-        with pytest.raises(UsageError, match="already holds a run"):
+        with pytest.raises(UsageError, match="already holds an earlier run"):
             run(model, batch)
 
 
