@@ -296,7 +296,7 @@ def number(logits, batch):
         ({"metric": short}, UsageError, r"metric short gave shape \(\)"),
         ({"metric": number}, UsageError, "metric number gave float"),
         ({"metric": last_hidden}, UsageError, "use sweep_sets"),
-        ({"kind": "none"}, UsageError, "does not exist"),
+        ({"kind": "none"}, UsageError, "unknown ablation 'none'"),
         ({"kind": "mean"}, UsageError, "needs reference"),
         ({"heads": HeadSet(())}, UsageError, "empty set"),
         ({"heads": HeadSet.parse("L7H0")}, HeadError, "layer 7"),

@@ -123,7 +123,7 @@ def test_ablations_compose(tiny_model):
     ("heads", "kind", "more", "error", "text"),
     [
         ("L9H0", "zero", {}, HeadError, "layer 9 of a 2-layer model"),
-        ("L0H0", "none", {}, UsageError, "take one of zero, mean"),
+        ("L0H0", "none", {}, UsageError, "unknown ablation 'none'; choose from 'zero', 'mean'"),
         ("L0H0", "mean", {}, UsageError, "needs reference prompts"),
         ("L0H0", "zero", {"reference": True}, UsageError, "takes no reference prompts"),
     ],

@@ -128,7 +128,7 @@ def test_what_it_refuses(tiny_model):
     ):
         pass
     with (
-        pytest.raises(UsageError, match="sink=1, recent=0: give a number of first keys"),
+        pytest.raises(UsageError, match="sink=1, recent=0: give at least 0 first keys"),
         streaming_mix(model, torch.ones(2, 2), sink=1, recent=0),
     ):
         pass
