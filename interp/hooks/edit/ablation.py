@@ -96,7 +96,7 @@ class Intervention:
             raise PromptError(
                 f"patching pairs each prompt with a reference prompt of the same length: {len(prompts)} prompts of "
                 f"{_first_lengths(prompts.lengths)} tokens and {len(self.reference)} reference prompts of "
-                f"{_first_lengths(self.reference.lengths)} were given."
+                f"{_first_lengths(self.reference.lengths)} were given; pair prompts of equal lengths."
             )
         return torch.arange(len(prompts))
 

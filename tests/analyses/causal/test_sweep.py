@@ -324,7 +324,7 @@ def test_a_model_in_training_mode_and_empty_input_are_refused():
     with pytest.raises(UsageError, match="no head set"):
         sweep_sets(model, batch, [], "zero")
     with (
-        pytest.raises(UsageError, match="partner"),
+        pytest.raises(UsageError, match="reference prompt of each prompt"),
         intervene(model, Intervention("patch", reference=batch), [HeadSet.parse("L0H1")]),
     ):
         pass
