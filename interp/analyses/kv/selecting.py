@@ -33,7 +33,7 @@ def selecting(
         with selecting(model, SnapKV(share=0.25), prompts, cache):
             model.generate(**prompts.tensors(), past_key_values=cache)
 
-    cache: a EvictingCache, which then holds no other keys, layer by layer as the prompt is read; without one the keys
+    cache: an EvictingCache, which then holds no other keys, layer by layer as the prompt is read; without one the keys
     are hidden and the memory stays. Both give the same tokens. Source: ours.
     noted: what the selector chose before, of a prompt that is in the model's cache already.
     Raises as `steering`, and UsageError for a selector without prompts, or for beams with a compact cache.
@@ -51,7 +51,7 @@ def selecting(
                     chosen = state.memory.get((0, layer))
                     held = cache.layers[layer]
                     # a sliding layer drops its keys by itself
-                    if chosen is None or not hasattr(held, "compact"):
+                    if chosen is None or not hasattr(held, "evict"):
                         return
                     length = torch.tensor(state.bound.lengths(len(chosen.kept)), device=chosen.kept.device)
                     if held.kept is None:

@@ -80,7 +80,7 @@ class Offset(Edit):
     def _moves(self, output: GateInput) -> Tensor:
         """Float [n d] what is added for the heads of one layer, made once in a context."""
         key = output.number, output.layer
-        if key not in output.steering.made:
+        if key not in output.steering.constants:
             held = {Head.parse(name): vector for name, vector in self.vectors}
             mine = [held[Head(output.layer, head)] for head in output.heads]
             for head, vector in zip(output.heads, mine, strict=True):
@@ -89,8 +89,8 @@ class Offset(Edit):
                         f"the vector of {Head(output.layer, head)} has {len(vector)} numbers and this model's heads "
                         f"write {output.z.shape[-1]}: give vectors made on this model."
                     )
-            output.steering.made[key] = torch.tensor(mine, device=output.z.device) * self.scale
-        return output.steering.made[key]
+            output.steering.constants[key] = torch.tensor(mine, device=output.z.device) * self.scale
+        return output.steering.constants[key]
 
 
 def _vectors(given: Any) -> Vectors:

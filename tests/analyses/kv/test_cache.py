@@ -135,5 +135,5 @@ def test_a_compact_cache_is_used_once_and_not_cropped():
         model(**asked.tensors(), past_key_values=cache)
     with pytest.raises(UsageError, match="cannot be cropped"):
         cache.layers[0].crop(-1)
-    with pytest.raises(UsageError, match="name at least the compact ones, and no more"):
+    with pytest.raises(UsageError, match="of the call before, and no more"):
         cache.layers[0].evict(cache.layers[0].kept[..., :-1])

@@ -329,7 +329,7 @@ def test_edits_print_hash_and_save(tmp_path):
         assert hash(again) == hash(Edits() + edit)
     assert len(repr(METHODS["offset"])) < 120
     (tmp_path / "bad.json").write_text('[{"edit": "Nothing"}]')
-    with pytest.raises(UsageError, match="no saved edits"):
+    with pytest.raises(UsageError, match="does not hold saved edits"):
         Edits.load(tmp_path / "bad.json")
 
 
