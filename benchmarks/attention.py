@@ -1,10 +1,11 @@
-"""What scores cost on a GPU: the kernels beside PyTorch's flash, cuDNN, FlexAttention and eager attention.
+"""Cost of scores on a GPU: the kernels compared with PyTorch flash, cuDNN, FlexAttention and eager attention.
 
     python -m benchmarks.attention [--lengths 4096 ... 131072] [--out docs/attention.json]
     python -m benchmarks.attention --page docs/attention.json    # the table and the plot, on any machine
 
-bfloat16, causal, batch 1, random data; medians of repeated calls between device events, peers in the same run, so read
-ratios. Every line of ours is the whole engine, from the call to the contract's values.
+Calls are bfloat16, causal, batch 1, with random data. Times are medians of repeated calls between device events. Peers
+are measured in the same run, so compare ratios rather than times. The rows "ours" measure the whole engine of
+interp, from the call to the values of the contract.
 """
 
 import argparse
@@ -19,11 +20,10 @@ import torch
 from torch import Tensor
 
 from interp.kernels.contract import Blocks, Call, Columns, Entropy, Mass, Request, Result, TopKeys
-from interp.kernels.gpu import engine as fused
-from interp.kernels.gpu import few_rows as rows
+from interp.kernels.gpu import engine, few_rows
 
 SHAPES = ((32, 8, 128), (9, 3, 64))
-"""query heads, kv heads, head width"""
+"""Query heads, kv heads and head width of each model."""
 SETS = 16
 CUDNN = "cuDNN"
 OURS = "ours: "
@@ -31,7 +31,7 @@ OURS = "ours: "
 
 @dataclass(frozen=True)
 class Line:
-    """One measurement."""
+    """One measurement of one method."""
 
     heads: int
     width: int
@@ -40,18 +40,20 @@ class Line:
     ms: float | None
     tflops: float | None = None
     memory: int | None = None
-    """bytes above inputs at the peak"""
+    """Bytes at the peak in addition to the inputs."""
     results: int | None = None
-    """bytes of them that are the output and the results"""
+    """Bytes of the output and the results."""
     note: str = ""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lengths", type=int, nargs="+", default=[4096, 8192, 16384, 32768, 65536, 131072])
-    parser.add_argument("--flex", type=int, nargs="*", default=[32768], help="lengths that FlexAttention is given")
+    parser.add_argument("--flex", type=int, nargs="*", default=[32768], help="lengths for FlexAttention")
     parser.add_argument("--out", type=Path, default=Path("docs/attention.json"))
-    parser.add_argument("--page", type=Path, help="write the table and the plot of a finished run beside it, and stop")
+    parser.add_argument(
+        "--page", type=Path, help="JSON file of a finished run: write its table and plot to the same folder and exit"
+    )
     arguments = parser.parse_args()
     if arguments.page:
         page(arguments.page)
@@ -65,13 +67,13 @@ def main() -> None:
 
 
 def store(lines: list[Line], path: Path) -> None:
-    """Write what is measured so far, so that a run that is cut keeps it."""
+    """Write the measurements so far, so that an interrupted run keeps them."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"machine": machine(), "lines": [asdict(x) for x in lines]}, indent=1))
 
 
 def machine() -> dict[str, str]:
-    """The card and the versions."""
+    """Return the name of the GPU and the versions of the software."""
     import triton
 
     return {
@@ -84,12 +86,12 @@ def machine() -> dict[str, str]:
 
 
 def prefill(heads: int, groups: int, width: int, length: int, flex: bool) -> list[Line]:
-    """All ways at one length."""
+    """Measure all methods at one length."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.nn.functional import scaled_dot_product_attention as sdpa
 
     def made(h: int) -> Tensor:
-        # as a projection leaves it: the heads of a token beside each other
+        # the layout of a projection, in which the heads of a token are adjacent
         return torch.randn(1, length, h, width, device="cuda", dtype=torch.bfloat16).transpose(1, 2)
 
     torch.manual_seed(0)
@@ -108,7 +110,7 @@ def prefill(heads: int, groups: int, width: int, length: int, flex: bool) -> lis
         return run
 
     def ours(*requests: Request) -> Callable[[], Any]:
-        return lambda: fused.attend(call, requests)
+        return lambda: engine.attend(call, requests)
 
     read = (Mass(spans, spans=True), TopKeys(1))
     ways: dict[str, Callable[[], Any]] = {
@@ -131,12 +133,12 @@ def prefill(heads: int, groups: int, width: int, length: int, flex: bool) -> lis
 
 
 def one_hot(number: Tensor) -> Tensor:
-    """[1 s k]"""
+    """Return one-hot sets [1 s k] from the number of the set of each key."""
     return torch.nn.functional.one_hot(number, SETS).T[None].bfloat16()
 
 
 def eager(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """As transformers' eager attention does it: the pattern in the model's dtype, its softmax in float32."""
+    """Eager attention as in transformers: the pattern in the dtype of the model, its softmax in float32."""
     each = q.shape[1] // k.shape[1]
     score = q @ k.repeat_interleave(each, 1).transpose(-1, -2) * q.shape[-1] ** -0.5
     hidden = torch.ones(q.shape[2], q.shape[2], dtype=torch.bool, device=q.device).triu_(1)
@@ -145,6 +147,7 @@ def eager(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def flexible(q: Tensor, k: Tensor, v: Tensor) -> Callable[[], Any]:
+    """Return a function that runs compiled FlexAttention."""
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
     n = q.shape[2]
@@ -154,7 +157,7 @@ def flexible(q: Tensor, k: Tensor, v: Tensor) -> Callable[[], Any]:
 
 
 def decode(length: int) -> list[Line]:
-    """One row against a long cache: the fastest decode without scores, and ours with the row returned."""
+    """Measure one row against a long cache: decoding without scores, and the kernel that returns the row."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.nn.functional import scaled_dot_product_attention as sdpa
 
@@ -173,14 +176,14 @@ def decode(length: int) -> list[Line]:
     ways = {
         "decode: PyTorch flash": peer(SDPBackend.FLASH_ATTENTION),
         "decode: cuDNN": peer(SDPBackend.CUDNN_ATTENTION),
-        OURS + "decode, no scores": lambda: rows.rows(call, scores=None),
-        OURS + "decode, its row returned": lambda: rows.rows(call, scores="probs"),
+        OURS + "decode, no scores": lambda: few_rows.attend_few_rows(call, scores=None),
+        OURS + "decode, its row returned": lambda: few_rows.attend_few_rows(call, scores="probs"),
     }
     return [measured(heads, width, length, way, run, 4 * heads * width * length) for way, run in ways.items()]
 
 
 def measured(heads: int, width: int, length: int, way: str, run: Callable[[], Any], work: float) -> Line:
-    """The median of repeated calls, and the peak of memory of one."""
+    """Measure the median time of repeated calls and the peak memory of one call."""
     from triton.testing import do_bench
 
     try:
@@ -190,7 +193,7 @@ def measured(heads: int, width: int, length: int, way: str, run: Callable[[], An
         torch.cuda.reset_peak_memory_stats()
         kept = run()
         torch.cuda.synchronize()
-        memory, results = torch.cuda.max_memory_allocated() - before, held(kept)
+        memory, results = torch.cuda.max_memory_allocated() - before, result_bytes(kept)
         del kept
         ms = float(do_bench(run, warmup=25, rep=150 if length < 100_000 else 700, return_mode="median"))  # pyright: ignore[reportArgumentType]
         line = Line(heads, width, length, way, ms, work / ms / 1e9, memory, results)
@@ -201,17 +204,17 @@ def measured(heads: int, width: int, length: int, way: str, run: Callable[[], An
     return line
 
 
-def held(result: Any) -> int:
-    """Bytes of the tensors of a result."""
+def result_bytes(result: Any) -> int:
+    """Return the bytes of the tensors of a result."""
     if isinstance(result, Tensor):
         return result.nbytes
     if isinstance(result, Result):
-        return held(result.out) + held(result.values)
-    return sum(map(held, result)) if isinstance(result, tuple) else 0
+        return result_bytes(result.out) + result_bytes(result.values)
+    return sum(map(result_bytes, result)) if isinstance(result, tuple) else 0
 
 
 def page(path: Path) -> None:
-    """Markdown tables beside the run's file, and their figure as SVG."""
+    """Write Markdown tables and an SVG figure to the folder of the run's file."""
     import plotly.graph_objects as go
 
     from interp import plots
@@ -221,11 +224,11 @@ def page(path: Path) -> None:
     lines = [Line(**line) for line in run["lines"]]
     versions = ", ".join(f"{name} {version}" for name, version in run["machine"].items() if name != "card")
     out = [
-        "# What scores cost on a GPU",
+        "# Cost of scores on a GPU",
         "",
-        f"`python -m benchmarks.attention` on one {run['machine']['card']}; {versions}. bfloat16, causal, batch 1, "
-        "random data, medians.",
-        "Ours is the whole engine, results in the contract's form.",
+        f"`python -m benchmarks.attention` on one {run['machine']['card']}; {versions}.",
+        "The calls are bfloat16, causal, batch 1, with random data; times are medians.",
+        'The rows "ours" measure the whole engine of interp, with results in the form of the contract.',
     ]
     fig = go.Figure()
     for heads, width in dict.fromkeys((x.heads, x.width) for x in lines if "decode" not in x.way):
@@ -237,7 +240,13 @@ def page(path: Path) -> None:
             fig.add_scatter(x=[x.length for x in own], y=[x.tflops for x in own], name=name, line=shown)
     single = [x for x in lines if "decode" in x.way and x.ms]
     if single:
-        out += ["", "## One row against the cache", "", "| way | ms | x fastest peer |", "|---|---|---|"]
+        out += [
+            "",
+            "## One row against a long cache",
+            "",
+            "| method | ms | ratio to the fastest peer |",
+            "|---|---|---|",
+        ]
     best = min((x.ms for x in single if not x.way.startswith(OURS) and x.ms), default=1.0)
     out += [f"| {x.way} | {x.ms:.3f} | {(x.ms or 0) / best:.2f} |" for x in single]
     out += ["", f"![Useful TFLOP/s by length]({path.stem}.svg)"]
@@ -255,7 +264,7 @@ def _table(lines: list[Line], heads: int, width: int) -> list[str]:
     own = [x for x in lines if (x.heads, x.width) == (heads, width) and "decode" not in x.way]
     lengths = sorted({x.length for x in own})
     found = {(x.way, x.length): x for x in own}
-    out = ["| way | " + " | ".join(f"{n:,}" for n in lengths) + " |", "|---" * (len(lengths) + 1) + "|"]
+    out = ["| method | " + " | ".join(f"{n:,}" for n in lengths) + " |", "|---" * (len(lengths) + 1) + "|"]
     for way in dict.fromkeys(x.way for x in own):
         cells = []
         for n in lengths:
@@ -269,15 +278,17 @@ def _table(lines: list[Line], heads: int, width: int) -> list[str]:
     longest = [x for x in own if x.length == lengths[-1] and x.memory and x.way.startswith(OURS)]
     pattern = 4 * heads * lengths[-1] ** 2
     if not longest:
-        return [*out, "", "Ratios are to cuDNN without scores."]
-    out += ["", "Ratios are to cuDNN without scores.", ""]
-    out += [f"Memory at {lengths[-1]:,} tokens above q, k and v; the pattern would be {pattern / 1e9:,.0f} GB:", ""]
-    out += ["| way | output and results, MB | at the peak beside them, MB | of the pattern |", "|---|---|---|---|"]
+        return [*out, "", "The ratios in parentheses are to cuDNN without scores."]
+    out += ["", "The ratios in parentheses are to cuDNN without scores.", ""]
+    out += [
+        f"Memory at {lengths[-1]:,} tokens in addition to q, k and v. The pattern would take {pattern / 1e9:,.0f} GB:",
+        "",
+    ]
+    out += ["| method | output and results, MB | additional memory at the peak, MB | share of the pattern |"]
+    out += ["|---|---|---|---|"]
     for x in longest:
-        beside = (x.memory or 0) - (x.results or 0)
-        out.append(
-            f"| {x.way} | {(x.results or 0) / 1e6:,.0f} | {beside / 1e6:,.0f} | {100 * beside / pattern:.4f} % |"
-        )
+        extra = (x.memory or 0) - (x.results or 0)
+        out.append(f"| {x.way} | {(x.results or 0) / 1e6:,.0f} | {extra / 1e6:,.0f} | {100 * extra / pattern:.4f} % |")
     return out
 
 

@@ -1,10 +1,10 @@
-"""What a steering bias costs the kernel on a GPU: the same calls with and without it, in turns.
+"""Cost of a steering bias in the kernel on a GPU: the same calls with and without it, in turns.
 
     python -m benchmarks.biases [--lengths 8192 32768 65536] [--turns 25]
 
-bfloat16, causal, batch 1, random data. A turn queues several calls, as a model does, so that the host is ahead of the
-card. Turns are interleaved, since a card's clock moves more than a bias costs, in another order each time; the plain
-call comes twice, and what its two medians are apart is what a ratio can show.
+Calls are bfloat16, causal, batch 1, with random data. A turn queues several calls, as a model does, so that the host is
+ahead of the GPU. The turns are interleaved in random order, because the clock of a GPU varies by more than the cost of
+a bias. The plain call is measured twice, and the difference of its two medians is the uncertainty of a ratio.
 """
 
 import argparse
@@ -17,13 +17,13 @@ import torch
 
 from benchmarks.attention import SHAPES, machine
 from interp.kernels.contract import Call
-from interp.kernels.gpu import engine as fused
+from interp.kernels.gpu import engine
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lengths", type=int, nargs="+", default=[8192, 32768, 65536])
-    parser.add_argument("--turns", type=int, default=25)
+    parser.add_argument("--turns", type=int, default=25, help="number of turns")
     arguments = parser.parse_args()
     print(f"{machine()}\n\n| tokens | width | call | ms | x plain |\n|---|---|---|---|---|")
     for heads, groups, width in SHAPES:
@@ -32,7 +32,7 @@ def main() -> None:
 
 
 def calls(heads: int, groups: int, width: int, length: int) -> dict[str, Call]:
-    """A call as it is, and as edits leave it."""
+    """Return a plain call and the same call with the biases of several edits."""
     torch.manual_seed(0)
 
     def made(h: int) -> torch.Tensor:
@@ -50,19 +50,20 @@ def calls(heads: int, groups: int, width: int, length: int) -> dict[str, Call]:
         "span of a third of the heads (PASTA)": replace(plain, key_bias=span),
         "first key (ZeroTuning)": replace(plain, key_bias=first),
         "rows by 20 keys (ACT)": replace(plain, row_coef=rows, key_group=sinks),
-        "another bias for every key": replace(plain, key_bias=torch.randn_like(span)),
+        "a different bias for every key": replace(plain, key_bias=torch.randn_like(span)),
         "plain, again": plain,
     }
 
 
 QUEUED = 20.0
-"""ms of calls in a turn"""
+"""Duration of the calls of a turn, in ms."""
 
 
 def compare(heads: int, groups: int, width: int, length: int, turns: int) -> None:
+    """Measure all calls of one shape and print a row of the table for each."""
     ways = calls(heads, groups, width, length)
     times: dict[str, list[float]] = {name: [] for name in ways}
-    # the first compiles, the second says how many make a turn
+    # the first calls compile; the last one gives the number of calls of a turn
     once = [timed(call, 1) for call in [*ways.values(), ways["plain"]]][-1]
     n = max(1, round(QUEUED / once))
     order = random.Random(0)
@@ -70,18 +71,18 @@ def compare(heads: int, groups: int, width: int, length: int, turns: int) -> Non
         for name in order.sample(list(ways), len(ways)):
             times[name].append(timed(ways[name], n))
     base = statistics.median(times["plain"])
-    for name, taken in times.items():
-        ms = statistics.median(taken)
+    for name, measured in times.items():
+        ms = statistics.median(measured)
         print(f"| {length:,} | {width} | {name} | {ms:.3f} | {ms / base:.3f} |")
 
 
 def timed(call: Call, n: int) -> float:
-    """ms a call of n in a row."""
+    """Return the time of one call in ms, from n consecutive calls."""
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     torch.cuda.synchronize()
     start.record()
     for _ in range(n):
-        fused.attend(call)
+        engine.attend(call)
     end.record()
     torch.cuda.synchronize()
     return start.elapsed_time(end) / n

@@ -1,6 +1,6 @@
-"""Which heads and keys a long context needs: rankings side by side, selectors against random keys, memory of the cache.
+"""Heads and keys that a long context needs: rankings, key selectors compared with random keys, memory of the cache.
 
-`python -m benchmarks.keys rankings|curve|draw|memory [MODEL]`; results go to docs/, tables and figures with them.
+`python -m benchmarks.keys rankings|curve|draw|memory [MODEL]` writes results, tables and figures to docs/.
 """
 
 import json
@@ -18,17 +18,17 @@ from interp import plots
 from interp.analyses import identify, tasks
 from interp.analyses.kv import CompressKV, KeyCurve, Streaming, asked, key_curve, layer_errors, selecting, selectors_of
 from interp.analyses.results.head_scores import HeadScores
-from interp.hooks.edit.evicting_cache import CompactCache, nbytes
+from interp.hooks.edit.evicting_cache import EvictingCache, nbytes
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 app = typer.Typer(add_completion=False)
-Model = Annotated[str, typer.Argument(help="Hub name, folder or demo.")]
-Steps = Annotated[int, typer.Option(help="Of the optimisation of DuoAttention's gates.")]
-Folder = Annotated[Path, typer.Option(help="Where score tables are kept, and read again.")]
+Model = Annotated[str, typer.Argument(help="Hub name, folder or `demo`.")]
+Steps = Annotated[int, typer.Option(help="Training steps of the gates of DuoAttention.")]
+Folder = Annotated[Path, typer.Option(help="Folder of the score tables, which later calls reuse.")]
 
 
 def tables(model: Any, tokenizer: Any, folder: Path, steps: int = 100) -> dict[str, HeadScores]:
-    """The scores that selectors and rankings take, made once."""
+    """Compute the scores for selectors and rankings, or load those in the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     copies = tasks.repeated(tokenizer, n=50, copies=4, batch=6)
     needles = tasks.needle(tokenizer, lengths=(320,), n=16)
@@ -57,13 +57,13 @@ def tables(model: Any, tokenizer: Any, folder: Path, steps: int = 100) -> dict[s
 
 
 def by_group(scores: HeadScores) -> HeadScores:
-    """The best head of each kv head: what a gate of a kv head can be compared with."""
+    """Return the best head of each kv head, which is comparable to the gate of a kv head."""
     return HeadScores(scores.name, scores.by_group()[None], scores.unit)
 
 
 @app.command()
 def rankings(model: Model = "demo", folder: Folder = Path("runs/keys"), steps: Steps = 100) -> None:
-    """Retrieval, induction, DuoAttention and QRHead by kv head: rank correlation, overlap, permutation p."""
+    """Compare retrieval, induction, DuoAttention and QRHead by kv head: rank correlation, overlap, permutation p."""
     loaded, tokenizer = interp.load(model, dtype="float32")
     every = tables(loaded, tokenizer, folder, steps)
     chosen = {name: by_group(every[name]) for name in ("retrieval", "induction", "duo_gates", "qrhead")}
@@ -80,14 +80,14 @@ def rankings(model: Model = "demo", folder: Folder = Path("runs/keys"), steps: S
 def curve(
     model: Model = "demo", folder: Folder = Path("runs/keys"), n: int = 16, length: int = 400, steps: Steps = 100
 ) -> None:
-    """Loss and accuracy against the kept share, nine selectors on three tasks."""
+    """Measure loss and accuracy against the kept share, for nine selectors on three tasks."""
     loaded, tokenizer = interp.load(model, dtype="float32")
     scores = tables(loaded, tokenizer, folder, steps)
     made = selectors_of(scores, model=loaded)
     others = tasks.needle(tokenizer, lengths=(length,), n=8, seed=1_000_003)
     errors = layer_errors(loaded, others, CompressKV.of(scores["semantic_retrieval"], 0.2))
     made["CompressKV, by layer"] = partial(CompressKV.of, scores["semantic_retrieval"], layers=errors)
-    # of another seed than those that heads were scored on
+    # another seed than that of the prompts on which the heads were scored
     asked_of = asked(tokenizer, n=n, length=length, seed=3_000_017)
     found = key_curve(loaded, asked_of, made, progress=True)
     (DOCS / "keys.json").write_text(json.dumps(found.to_dict()))
@@ -96,7 +96,7 @@ def curve(
 
 @app.command()
 def draw() -> None:
-    """Figures and tables of the curve that docs/keys.json holds."""
+    """Draw the figures and print the tables of the curve in docs/keys.json."""
     found = KeyCurve.from_dict(json.loads((DOCS / "keys.json").read_text()))
     shares = found.shares
     lines = []
@@ -124,9 +124,9 @@ def memory(
     folder: Folder = Path("runs/keys"),
     length: int = 8192,
     share: float = 0.25,
-    new: Annotated[tuple[int, int], typer.Option(help="Tokens of two replies.")] = (16, 512),
+    new: Annotated[tuple[int, int], typer.Option(help="Numbers of new tokens of two replies.")] = (16, 512),
 ) -> None:
-    """Bytes of the cache after generate(), whole and compact, and the memory of the process or of the GPU."""
+    """Measure the bytes of the cache after generate(), whole and compact, and the memory of the process or the GPU."""
     from transformers import DynamicCache
 
     found = interp.load(model)
@@ -139,7 +139,7 @@ def memory(
         prompts = tasks.passages(found.tokenizer, n=1, length=length - tokens)
         whole = None
         for name, selector in {"every key": Streaming(1.0), **kept}.items():
-            cache = DynamicCache(config=loaded.config) if selector.is_noop else CompactCache(loaded)
+            cache = DynamicCache(config=loaded.config) if selector.is_noop else EvictingCache(loaded)
             before = _held(loaded)
             started = time.perf_counter()
             with selecting(loaded, selector, prompts, None if selector.is_noop else cache):
@@ -150,7 +150,7 @@ def memory(
             seconds, held, grown = time.perf_counter() - started, nbytes(cache), _held(loaded) - before
             whole = whole or held
             rows.append({"selector": name, "new": tokens, "bytes": held, "grown": grown, "seconds": seconds})
-            told = f"{grown / 1e6:8.1f} MB in all, {held / whole:.3f} of every key, {seconds:.1f} s"
+            told = f"{grown / 1e6:8.1f} MB in total, {held / whole:.3f} of the whole cache, {seconds:.1f} s"
             typer.echo(f"{name:14s} {tokens:5d} new {held / 1e6:8.1f} MB cache, {told}")
             del cache
     settings = {"model": model, "length": length, "share": share, "device": str(loaded.device)}
@@ -158,7 +158,7 @@ def memory(
 
 
 def _held(model: Any) -> int:
-    """Memory in use: of the GPU, or of the process."""
+    """Return the memory in use, of the GPU or of the process."""
     import gc
 
     import psutil

@@ -1,4 +1,7 @@
-"""The README's picture, from a run folder: `python -m benchmarks.pictures runs/demo` after `interp score all demo`."""
+"""Draws the picture of the README from a run folder.
+
+Run `python -m benchmarks.pictures runs/demo` after `interp score all demo --out runs/demo`.
+"""
 
 from pathlib import Path
 from typing import Annotated
@@ -12,10 +15,10 @@ HERE = Path(__file__).resolve().parents[1] / "docs" / "assets"
 
 
 def main(
-    folder: Annotated[Path, typer.Argument(help="A finished run.")],
+    folder: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
     out: Annotated[Path, typer.Option(help="Folder for the picture.")] = HERE,
 ) -> None:
-    """Draw what the heads do."""
+    """Draw the atlas of the heads."""
     path = plots.save(plots.atlas(findings(folder).scores), out / "heads.png", width=1100, scale=1.6)
     typer.echo(path)
 

@@ -1,10 +1,10 @@
-"""The whole job on a GPU: a model of the shape of Llama-3.1-8B, with random weights, reads a long prompt.
+"""A complete prefill on a GPU: a model of the shape of Llama-3.1-8B with random weights reads a long prompt.
 
     python -m benchmarks.prefill [--length 131072] [--layers 32] [--out docs/prefill.json]
 
-Prefill through the model's own forward(), without reading and inside of a capture of two masses and the top key of
-every query of every head; then the longest prompt that eager attention holds, once with its patterns kept, and the same
-of TransformerLens where it is installed.
+The prefill runs the forward pass of the model, without reading and in a capture of two masses and the top key of every
+query of every head. Then the script finds the longest prompt of eager attention, alone and with its patterns kept, and
+the same for TransformerLens if it is installed.
 """
 
 import argparse
@@ -81,10 +81,10 @@ def main() -> None:
                 for item in kept:
                     result[item]
                 found[way]["results put together, s"] = time.perf_counter() - start
-                print(f"  results put together in {found[way]['results put together, s']:.1f} s", flush=True)
+                print(f"  results assembled in {found[way]['results put together, s']:.1f} s", flush=True)
             del result
     plain, reading = (found[way]["s"] for way in ways)
-    print(f"reading / without: {reading / plain:.2f}", flush=True)
+    print(f"time with reading / without: {reading / plain:.2f}", flush=True)
     for name, peer in (("eager", eager), ("TransformerLens", lens)):
         if name == "eager" or importlib.util.find_spec("transformer_lens"):
             found[name] = peer(model)
@@ -94,7 +94,7 @@ def main() -> None:
 
 
 def make(layers: int, length: int) -> Any:
-    """The model on the GPU, bfloat16, seeded."""
+    """Create the model on the GPU in bfloat16 with seeded weights."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
@@ -109,12 +109,13 @@ def make(layers: int, length: int) -> Any:
 
 
 def made(length: int) -> Prompts:
+    """Return one prompt of random tokens."""
     rng = torch.Generator().manual_seed(0)
     return Prompts.from_ids([torch.randint(3, SHAPE["vocab_size"], (length,), generator=rng).tolist()])
 
 
 def eager(model: Any) -> dict[str, int]:
-    """The longest prompts of transformers' eager attention."""
+    """Find the longest prompts of eager attention in transformers."""
     model.set_attn_implementation("eager")
     try:
         return {
@@ -126,7 +127,7 @@ def eager(model: Any) -> dict[str, int]:
 
 
 def lens(model: Any) -> dict[str, int]:
-    """The longest prompts of TransformerLens' own attention; its bridge wraps the model for good."""
+    """Find the longest prompts of the attention of TransformerLens. Its bridge changes the model permanently."""
     from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
 
     bridge = build_bridge_from_module(model, type(model).__name__, hf_config=model.config, tokenizer=None)
@@ -145,7 +146,7 @@ def lens(model: Any) -> dict[str, int]:
 
 
 def longest(go: Callable[[int], Any]) -> int:
-    """The longest prompt, in powers of two, that `go` holds on this card."""
+    """Find the longest prompt, in powers of two, for which `go` fits into the memory of the GPU."""
     length, fits = 1024, 0
     try:
         while True:

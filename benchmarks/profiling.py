@@ -1,10 +1,11 @@
-"""What a profile in rounds costs and finds, beside every head on every prompt and beside the paper's procedure.
+"""Cost and result of a profile in rounds, compared with an exhaustive profile and with the procedure of the paper.
 
     python -m benchmarks.profiling [--task json --items 16] [--generate] [--folder DIR]
 
-Two profiles of PASTA's heads on the demo model with the same prompts: in rounds, and exhaustive. --generate adds the
-procedure of the paper on the same prompts, each head alone, greedy replies, judged; many heads are rows of one batch,
-which changes no reply. A generation counts as one forward for its prompt and one for each new token.
+The script makes two profiles of the heads of PASTA on the demo model with the same prompts: in rounds, and exhaustive,
+with every head on every prompt. `--generate` adds the procedure of the paper on the same prompts: each head is steered
+alone, and its greedy replies are judged. Many heads are rows of one batch, which does not change the replies. A
+generation counts as one forward pass for its prompt and one for each new token.
 """
 
 import argparse
@@ -22,7 +23,7 @@ from interp.hooks.model.heads import HeadLayout, HeadSet
 from interp.hooks.prompts.prompts import Prompts
 
 PAPER = 1000
-"""prompts of a task in the paper"""
+"""Number of prompts of a task in the paper."""
 
 
 def main() -> None:
@@ -32,7 +33,7 @@ def main() -> None:
     parser.add_argument("--items", type=int, default=16)
     parser.add_argument("--alpha", type=float, default=0.01)
     parser.add_argument("--generate", action="store_true")
-    parser.add_argument("--folder", help="finished parts, kept between calls")
+    parser.add_argument("--folder", help="folder that keeps finished parts between calls")
     arguments = parser.parse_args()
     loaded = interp.load(arguments.model)
     task = tasks.get(arguments.task)
@@ -43,31 +44,37 @@ def main() -> None:
     rounds = steer.profile(loaded.model, prompts, edit, **settings)
     whole = steer.profile(loaded.model, prompts, edit, start=len(prompts), **settings)
     print(f"PASTA (alpha {arguments.alpha}) on {task.name}, {len(prompts)} prompts, {layout.size} heads")
-    told("in rounds", rounds.cost)
-    told("every head, every prompt", whole.cost)
+    print_cost("in rounds", rounds.cost)
+    print_cost("every head, every prompt", whole.cost)
     for k in (10, 25, 50):
         print(f"  top {k}: {len(rounds.heads(k) & whole.heads(k))} of {k} shared (chance {k * k / layout.size:.1f})")
     for n in (len(prompts), PAPER):
         paper = layout.size * n * (1 + task.max_new_tokens)
-        print(f"  the paper's procedure on {n:,} prompts: up to {paper:,} forwards, those of new tokens included")
+        print(f"  procedure of the paper on {n:,} prompts: up to {paper:,} forward passes, new tokens included")
     if arguments.generate:
         table, forwards = generated(loaded.model, prompts, edit, task)
-        print(f"  by generation on the same prompts: {forwards:,.0f} forwards")
+        print(f"  by generation on the same prompts: {forwards:,.0f} forward passes")
         for k in (10, 25, 50):
-            print(f"  top {k}: {shared(table, rounds, k)} with rounds, {shared(table, whole, k)} with all on all")
+            print(
+                f"  top {k}: {shared(table, rounds, k)} shared with rounds, {shared(table, whole, k)} with exhaustive"
+            )
             halves = [replace(table, per_prompt=table.per_prompt[i::2], labels=()) for i in range(2)]
-            print(f"    two halves of its prompts share {halves[0].compare(halves[1], k).overlap} with each other")
+            print(f"    two halves of its prompts share {halves[0].compare(halves[1], k).overlap} heads")
 
 
-def told(name: str, cost: dict[str, float]) -> None:
+def print_cost(name: str, cost: dict[str, float]) -> None:
+    """Print the cost of a profile."""
     print(
-        f"  {name}: {cost['prompts']:,.0f} prompts read, as {cost['forwards']:,.0f} whole forwards, and "
+        f"  {name}: {cost['prompts']:,.0f} prompts read, equal to {cost['forwards']:,.0f} whole forward passes, and "
         f"{cost['continuations']:,.0f} short continuations"
     )
 
 
 def shared(table: HeadScores, found: steer.Profile, k: int) -> str:
-    """Heads of the top k of a profile that are in the top k by generation, surely and, where replies tie, at best."""
+    """Count the heads of the top k of a profile that are in the top k by generation.
+
+    Since replies tie, the count is a range: heads that certainly belong to the top k, and those that may.
+    """
     values = table.values.flatten()
     edge = values.sort(descending=True).values[k - 1]
     chosen = found.heads(k)
@@ -78,7 +85,7 @@ def shared(table: HeadScores, found: steer.Profile, k: int) -> str:
 
 
 def generated(model: Any, prompts: Prompts, edit: Any, task: tasks.Task) -> tuple[HeadScores, float]:
-    """Accuracy of replies with each head steered alone."""
+    """Return the accuracy of replies with each head steered alone, and the number of forward passes."""
     layout = HeadLayout.of(model)
     right = torch.zeros(len(prompts), layout.layers, layout.heads)
     forwards = 0.0

@@ -1,11 +1,11 @@
-"""Head files that published code ships, read by our readers, beside what is known of them.
+"""Head files from published code, read with the readers of interp and compared with known figures.
 
     python -m benchmarks.published FOLDER
 
 Files are found below FOLDER by their paths in the repositories that ship them: head_score/MODEL.json (Retrieval_Head),
 MODEL/.../full_attention_heads.tsv (DuoAttention), *_qr_head*.yaml (QRHead), *_head_idx.json (CompressKV). A cell is
-what was read / what is known, a dash where nothing is. Ends with 1 where the two differ, where a file is refused, and
-where there is none.
+the value that was read / the known value, with a dash if there is none. The exit status is 1 if two values differ, if a
+file is rejected, or if no file is found.
 """
 
 from collections.abc import Callable, Mapping
@@ -22,15 +22,15 @@ from interp.errors import ScoreError
 from interp.hooks.model.heads import Head
 
 Figure = int | float | str | tuple[str, ...]
-"""counts, sizes and orders are exact, of an order only the beginning is known; shares are known to three decimals"""
+"""Counts, sizes and orders are exact, but only the beginning of an order is known. Shares have three known decimals."""
 
 HALF = 0.0005 + 1e-6
-"""of the third decimal, for a figure that was rounded to it either way"""
+"""Half of the third decimal, because figures are rounded to it."""
 
 
 @dataclass(frozen=True)
 class Format:
-    """One kind of file, and what is known of those that are published."""
+    """One kind of file, and the known figures of its published files."""
 
     name: str
     source: str
@@ -38,18 +38,18 @@ class Format:
     read: Callable[[Path], HeadScores]
     figures: Callable[[HeadScores], Mapping[str, Figure]]
     known: Mapping[str, Mapping[str, Figure]]
-    """by the file's stem, or by a folder that it is in"""
+    """Known figures by the stem of the file, or by the name of a folder that contains it."""
     of_folder: bool = False
 
     def model(self, path: Path) -> str:
-        """The entry of `known` that a file belongs to, or else what to call it."""
+        """Return the entry of `known` for a file, or else a name for the file."""
         names = [parent.name for parent in path.absolute().parents] if self.of_folder else [path.stem]
         return next((name for name in names if name in self.known), names[0])
 
 
 @dataclass(frozen=True)
 class Read:
-    """A file of a format: its figures and what is known of them, or why it was refused."""
+    """A file with its figures and the known figures, or the reason why it was rejected."""
 
     kind: Format
     name: str
@@ -59,20 +59,22 @@ class Read:
 
     @property
     def complaints(self) -> list[str]:
+        """One sentence per figure that differs from the known one."""
         if self.refused:
             return [self.refused]
         return [
-            f"{self.name}: {title} is {shown(self.figures.get(title))}, known as {shown(value, 3)}"
+            f"{self.name}: {title} is {shown(self.figures.get(title))}, expected {shown(value, 3)}"
             for title, value in self.known.items()
             if not agrees(self.figures.get(title), value)
         ]
 
     @property
     def titles(self) -> list[str]:
-        """Orders are shown only beside known ones."""
+        """Names of the figures. Orders are shown only if they are known."""
         return [title for title, value in self.figures.items() if title in self.known or not isinstance(value, tuple)]
 
     def cell(self, title: str) -> str:
+        """Return the cell of the table for one figure."""
         if title not in self.titles:
             return ""
         known = self.known.get(title)
@@ -83,7 +85,7 @@ class Read:
 
 
 def files(folder: Path) -> list[Read]:
-    """Every file below a folder that is of a format, read."""
+    """Read every file of a known format below a folder."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     found = []
     for kind in FORMATS:
@@ -99,6 +101,7 @@ def files(folder: Path) -> list[Read]:
 
 
 def agrees(read: Figure | None, known: Figure) -> bool:
+    """Return whether a figure equals the known one."""
     if isinstance(known, tuple):
         return isinstance(read, tuple) and read[: len(known)] == known
     if isinstance(known, float):
@@ -107,6 +110,7 @@ def agrees(read: Figure | None, known: Figure) -> bool:
 
 
 def shown(value: Figure | None, digits: int = 4) -> str:
+    """Format a figure."""
     if isinstance(value, tuple):
         return " ".join(value)
     if isinstance(value, float):
@@ -115,6 +119,7 @@ def shown(value: Figure | None, digits: int = 4) -> str:
 
 
 def table(rows: list[Read]) -> str:
+    """Return the Markdown table of some files."""
     titles = list(dict.fromkeys(title for row in rows for title in row.titles))
     lines = ["| file | " + " | ".join(titles) + " |", "|---" * (1 + len(titles)) + "|"]
     lines += [f"| {row.name} | " + " | ".join(map(row.cell, titles)) + " |" for row in rows]
@@ -151,7 +156,7 @@ def retrieval(scores: HeadScores) -> dict[str, Figure]:
     return named(
         RETRIEVAL,
         int((~scores.values.isnan()).sum()),
-        # those of every head: a list that is too short is seen
+        # instances that every head has, so that a list that is too short is detected
         int((~scores.per_prompt.isnan()).flatten(1).all(1).sum()),
         int((~live).sum()),
         int((scores.values >= 0.1).sum()),
@@ -257,9 +262,11 @@ FORMATS = (
 
 
 def main(
-    folder: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="Where the repositories' files are.")],
+    folder: Annotated[
+        Path, typer.Argument(exists=True, file_okay=False, help="Folder with the files of the repositories.")
+    ],
 ) -> None:
-    """Read published head files, and compare what they hold with what is known of them."""
+    """Read published head files and compare them with known figures."""
     found = files(folder)
     for kind in FORMATS:
         if rows := [read for read in found if read.kind is kind and not read.refused]:

@@ -1,11 +1,11 @@
-"""What reading costs: time and memory of capture beside plain sdpa, eager transformers and a TransformerLens bridge.
+"""Cost of reading: time and memory of capture compared with sdpa, eager attention and a TransformerLens bridge.
 
     python -m benchmarks.reading [--lengths 1024 4096 8192] [--out docs/reading.md]
 
-Each way runs in a process of its own, so that peaks do not mix (the kernel's own mark, Linux only). There, forwards of
-the way take turns with plain ones, first one ahead and then the other: a machine that others use too changes its speed
-by the minute, and what both sides of a ratio feel cancels. Times are medians, ratios medians over the turns.
-A peer that would need more memory than is free is left out, and the table says so.
+Each method runs in a separate process, so that the peaks of memory do not mix. They come from the operating system, on
+Linux only. In this process, forward passes of the method and plain ones take turns, with either one first, so that
+changes in the speed of a shared machine cancel in the ratio. Times are medians, and ratios are medians over the turns.
+A peer that would need more memory than is free is skipped, and the table shows this.
 """
 
 import argparse
@@ -43,10 +43,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lengths", type=int, nargs="+", default=[1024, 4096, 8192])
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), metavar="WAY")
-    parser.add_argument("--turns", type=int, default=5, help="forwards of each way, and plain ones beside them")
-    parser.add_argument("--peer-turns", type=int, default=2, help="the same for the n x n peers, which are slow")
-    parser.add_argument("--long-turns", type=int, default=3, help="the same above --peer-limit")
-    parser.add_argument("--peer-limit", type=int, default=4096, help="longest prompt that n x n peers are given")
+    parser.add_argument(
+        "--turns", type=int, default=5, help="number of forward passes of each method, and of plain ones"
+    )
+    parser.add_argument("--peer-turns", type=int, default=2, help="the same number for the n x n peers, which are slow")
+    parser.add_argument(
+        "--long-turns", type=int, default=3, help="the same number for prompts longer than --peer-limit"
+    )
+    parser.add_argument("--peer-limit", type=int, default=4096, help="longest prompt for the n x n peers")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--one", nargs=2, metavar=("WAY", "LENGTH"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -56,7 +60,7 @@ def main() -> None:
     rows = []
     for length in arguments.lengths:
         peak = 0.0
-        # the peaks of the others are told above that of the plain forward
+        # the peaks of the other methods are differences to that of the plain forward pass
         for way in (PLAIN, *(way for way in arguments.ways if way != PLAIN)):
             turns = arguments.turns if length <= arguments.peer_limit else arguments.long_turns
             if way in PEERS:
@@ -72,7 +76,7 @@ def main() -> None:
 
 
 def apart(way: str, length: int, turns: int) -> dict[str, Any]:
-    """What `measure` returns, from a process of its own."""
+    """Return the result of `measure` from a separate process."""
     command = [sys.executable, "-m", "benchmarks.reading", "--turns", str(turns), "--one", way, str(length)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -81,7 +85,7 @@ def apart(way: str, length: int, turns: int) -> dict[str, Any]:
 
 
 def measure(way: str, length: int, turns: int) -> dict[str, float | str]:
-    """Seconds of a forward and of a plain one beside it, their ratio (all medians) and the peak of memory, in bytes."""
+    """Measure the seconds of a forward pass and of a plain one, their ratio (all medians) and the peak memory."""
     model, _ = interp.load("demo", device="cpu", attn_implementation="eager" if "eager" in way else "sdpa")
     prompts = Prompts.from_ids(
         [torch.randint(10, 40_000, (length,), generator=torch.Generator().manual_seed(0)).tolist()]
@@ -90,36 +94,36 @@ def measure(way: str, length: int, turns: int) -> dict[str, float | str]:
     needed = 2 * 4 * heads * length**2 * (layers if "all patterns" in way else 2)
     if way in PEERS and needed > 0.8 * psutil.virtual_memory().available:
         return {"skipped": f"needs about {needed / 1e9:.0f} GB"}
-    # a peer changes the model that it is given
+    # a peer changes its model
     other = interp.load("demo", device="cpu")[0] if way in PEERS else model
     plain = forwards(PLAIN, other, prompts)
     forward = plain if way == PLAIN else forwards(way, model, prompts)
-    # threads and caches warm up on a short prompt, so that the peak is that of the length asked for
+    # warm up threads and caches on a short prompt, so that the peak is that of the long prompt
     run(model, prompts.from_ids([list(range(10, 74))]), logits_to_keep=1)
     # 5 resets the high-water mark of resident memory
     Path("/proc/self/clear_refs").write_text("5")
     before = resident("VmHWM")
     forward()
     peak = resident("VmHWM") - before
-    taken: dict[Any, list[float]] = {forward: [], plain: []}
+    times: dict[Any, list[float]] = {forward: [], plain: []}
     for turn in range(turns):
-        for one in list(taken)[:: -1 if turn % 2 else 1]:
+        for one in list(times)[:: -1 if turn % 2 else 1]:
             start = time.perf_counter()
             one()
-            taken[one].append(time.perf_counter() - start)
-    ratios = [seconds / beside for seconds, beside in zip(taken[forward], taken[plain], strict=True)]
+            times[one].append(time.perf_counter() - start)
+    ratios = [seconds / base for seconds, base in zip(times[forward], times[plain], strict=True)]
     middle = statistics.median
-    return {"seconds": middle(taken[forward]), "plain": middle(taken[plain]), "ratio": middle(ratios), "peak": peak}
+    return {"seconds": middle(times[forward]), "plain": middle(times[plain]), "ratio": middle(ratios), "peak": peak}
 
 
 def resident(field: str) -> int:
-    """A field of /proc/self/status in bytes."""
+    """Return a field of /proc/self/status in bytes."""
     text = Path("/proc/self/status").read_text()
     return 1024 * int(next(row for row in text.splitlines() if row.startswith(field)).split()[1])
 
 
 def forwards(way: str, model, prompts: Prompts):
-    """The thing to time, as a function of nothing."""
+    """Return the function to time, without arguments."""
     length = len(prompts[0])
     spans = [(0, 1), (1, length // 4), (length // 4, length // 2), (length // 2, length)]
     wanted = {
@@ -164,15 +168,15 @@ def forwards(way: str, model, prompts: Prompts):
 
 
 def line(row: dict[str, Any]) -> str:
-    """One row of the table as text."""
+    """Return one row of the table as text."""
     start = f"{row['length']:6d}  {row['way']:38s}"
     if "skipped" in row:
-        return f"{start} left out: {row['skipped']}"
+        return f"{start} skipped: {row['skipped']}"
     return f"{start} {row['seconds']:7.2f} s  {row['ratio']:5.2f}x  {row['above'] / 1e6:+8.0f} MB"
 
 
 def page(rows: list[dict[str, Any]]) -> str:
-    """The table as a page of the docs."""
+    """Return the table as a page of the documentation."""
     from importlib.metadata import version
 
     model = "SmolLM2-135M-Instruct (30 layers, 9 heads, 270 in all; weights from 4 bit), float32, batch 1"
@@ -196,8 +200,8 @@ def page(rows: list[dict[str, Any]]) -> str:
         if row["way"] == PLAIN:
             ratio, above = "1.00", ""
         out.append(f"{start} {row['turns']} | {row['seconds']:.2f} | {row['plain']:.2f} | {ratio} | {above} |")
-    what = [f"- {way}: {said}" for way, said in WAYS.items()]
-    return "\n".join([*out, "", *what, ""])
+    notes = [f"- {way}: {description}" for way, description in WAYS.items()]
+    return "\n".join([*out, "", *notes, ""])
 
 
 if __name__ == "__main__":

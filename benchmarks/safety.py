@@ -1,4 +1,4 @@
-"""What a safety run found, as the tables of docs/safety.md.
+"""Tables of docs/safety.md from the folders of safety runs.
 
 interp safety MODEL -o runs/safety-zero --kinds zero
 python -m benchmarks.safety runs/safety-zero [--json docs/safety.json]
@@ -40,6 +40,7 @@ def main() -> None:
 
 
 def tables(found: Findings) -> str:
+    """Return the agreement of the scores, the curves and the groups as Markdown."""
     lines = []
     names = list(found.scores)
     for i, one in enumerate(names):

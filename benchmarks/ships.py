@@ -1,10 +1,10 @@
-"""What Ships over all heads costs, against as many separate forwards with one head out each.
+"""Cost of Ships over all heads, compared with separate forward passes that ablate one head each.
 
     python -m benchmarks.ships [--prompts 16] [--sample 30]
 
-The demo model and its project's requests, as chats. Separate forwards are timed on a sample of heads and prompts, one
-prompt and one head each, in turns with the sweep's own; the ratio is of the sweep's time to that of
-prompts x (L H + 1) of them. Their divergences are compared with the table's.
+The script uses the demo model and the requests of the package as chats. Separate forward passes are timed before and
+after the sweep on a sample of heads and prompts, with one prompt and one head each. The ratio is the time of the sweep
+divided by that of prompts x (L H + 1) separate passes. Their divergences are compared with those of the sweep.
 """
 
 import argparse
@@ -32,19 +32,19 @@ def main() -> None:
     prompts = tasks.refusal.requests(loaded.tokenizer, "harmful", arguments.prompts)
     layout = HeadLayout.of(loaded.model)
     whole = len(prompts) * (layout.size + 1)
-    print(f"{prompts}, {layout.size} heads: {whole:,} separate forwards")
+    print(f"{prompts}, {layout.size} heads: {whole:,} separate forward passes")
     for kind in ("zero", "uniform"):
         before, _ = separate(loaded.model, prompts, layout, kind, arguments.sample, 0)
         start = time.perf_counter()
         found = ships(loaded.model, prompts, ablation=kind, batch_size=arguments.prompts)
-        taken = time.perf_counter() - start
+        seconds = time.perf_counter() - start
         after, pairs = separate(loaded.model, prompts, layout, kind, arguments.sample, 1)
         apart = max(abs(value - float(found.per_prompt[n, head.layer, head.head])) for n, head, value in pairs)
         each = (before + after) / 2
         print(
-            f"{kind:8s} {taken:6.1f} s, {found.settings['forwards']:,.0f} whole forwards "
-            f"({found.settings['forwards'] / whole:.2f}); separate {each * whole:6.1f} s; "
-            f"{taken / (each * whole):.3f} of it; largest difference of a KL {apart:.1e}",
+            f"{kind:8s} {seconds:6.1f} s, {found.settings['forwards']:,.0f} whole forward passes "
+            f"({found.settings['forwards'] / whole:.2f} of them); separate passes {each * whole:6.1f} s; "
+            f"ratio {seconds / (each * whole):.3f}; largest difference of a KL divergence {apart:.1e}",
             flush=True,
         )
 
@@ -52,7 +52,7 @@ def main() -> None:
 def separate(
     model: Any, prompts: Prompts, layout: HeadLayout, kind: Any, sample: int, seed: int
 ) -> tuple[float, list[tuple[int, Head, float]]]:
-    """Seconds a forward with one head out, and the divergences of these."""
+    """Return the seconds of one forward pass with an ablated head, and the divergences of a sample."""
     draw = random.Random(seed)
     chosen = [(draw.randrange(len(prompts)), draw.choice(list(layout.all()))) for _ in range(sample)]
     rows = [prompts[n : n + 1].tensors(model.device) for n, _ in chosen]

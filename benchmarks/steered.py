@@ -1,4 +1,4 @@
-"""What steering did, as a table: one row a finished run of `interp steer`.
+"""Table of the effects of steering, with one row per finished run of `interp steer`.
 
 interp steer demo --method pasta --task json --out runs/pasta-json
 python -m benchmarks.steered runs/*
@@ -22,6 +22,7 @@ def main() -> None:
 
 
 def row(folder: Path) -> str:
+    """Return the row of one run."""
     found = steering_findings(folder)
     (told,) = found.steering
     cells = [told.check.kind, told.task, f"{told.chosen} ({told.check.k})"]

@@ -1,8 +1,8 @@
-"""What steering costs: generate() of the demo model without and with each edit, in turns.
+"""Cost of steering: generate() of the demo model without and with each edit, in turns.
 
     python -m benchmarks.steering [--length 400] [--tokens 40] [--turns 5]
 
-The same number of new tokens for every way; ratios are medians over turns, each beside an unsteered one.
+Every method generates the same number of new tokens. Ratios are medians over turns, each to an unsteered run.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from typing import Any
 import interp
 from interp import steer
 from interp.hooks.edit.edit import Edits, steering
-from interp.hooks.read.capture import placed
+from interp.hooks.read.capture import model_inputs
 
 SOME = "L8-L12"
 WAYS: dict[str, Any] = {
@@ -42,7 +42,7 @@ def main() -> None:
         start = time.perf_counter()
         with steering(model, edit, prompts):
             model.generate(
-                **placed(model, prompts, arguments.tokens),
+                **model_inputs(model, prompts, arguments.tokens),
                 max_new_tokens=arguments.tokens,
                 min_new_tokens=arguments.tokens,
                 do_sample=False,

@@ -171,15 +171,14 @@ def notes(told: Card, thing: Any) -> Iterator[str]:
 
 def keeps_page() -> str:
     """What a capture can keep: meaning, shape and cost."""
-    kinds = [kind for kind in vars(keep).values() if inspect.isclass(kind) and issubclass(kind, keep.Keep)]
-    kinds = [kind for kind in kinds if kind is not keep.Keep]
+    kinds = [getattr(keep, name) for name in keep.__all__ if name.islower()]
     n, ready = 1000, {keep.mass: keep.mass("span"), keep.at: keep.at(-1)}
     rows = []
     for kind in kinds:
         made = ready.get(kind) or kind()
-        axes = f"b l {'g' if kind in (keep.k, keep.v) else 'h'} {kind.axes}"
+        axes = f"b l {'g' if kind in (keep.k, keep.v) else 'h'} {made.axes}"
         wide = made.width(n, n)
-        cost = f"{wide:,} x head dim" if kind.kind == "stream" else f"{wide:,}"
+        cost = f"{wide:,} x head dim" if made.kind == "stream" else f"{wide:,}"
         rows.append(f"| `{made!r}` | `[{axes}]` | {cost} | {prose(card(kind).sentence)} |")
     table = [
         "| keep | result | numbers | what it is |",

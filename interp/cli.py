@@ -1,42 +1,28 @@
-"""The command line: doctor, score, steer, report, show."""
+"""The command line: list, doctor, score, steer, safety, report, show."""
 
 import json
 import os
 import sys
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
 
 import interp
+from interp.cli_options import AsJson, Device, Dtype, Model, Out, from_options, with_options
 from interp.errors import InterpError, RunError, UsageError
 
 app = typer.Typer(
     name="interp",
-    help="Read, identify, steer and report the attention heads of causal language models.",
+    help="Find the attention heads that matter, test whether they do, and steer them.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-MANIFESTS = ("manifest.json", "steering.json", "safety.json")
-"""of a run, a steering run, a safety run"""
-STOPPED = 130
-"""exit code after Ctrl-C, as shells have it"""
-
-MODEL_HELP = "Hub name, folder with safetensors, .gguf file, or demo."
-Model = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; by default CUDA where there is one.")]
-Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16, float16; by default float32 on a CPU.")]
-
-
-class Kind(StrEnum):
-    zero = "zero"
-    uniform = "uniform"
-    first = "first"
+EXIT_INTERRUPTED = 130
+"""exit code after Ctrl-C, as in shells"""
+N_TOP_HEADS = 10
 
 
 def _version(value: bool) -> None:
@@ -47,14 +33,30 @@ def _version(value: bool) -> None:
 
 @app.callback()
 def _main(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     pass
 
 
+@app.command("list")
+def list_entries(
+    name: Annotated[str, typer.Argument(help="An analysis, edit or key selector; by default all of them.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """List analyses, edits and key selectors, or print the card and the settings of one."""
+    from interp.cli_list import card, card_data, table, table_data
+
+    if name:
+        typer.echo(json.dumps(card_data(name), indent=1) if as_json else card(name))
+    else:
+        typer.echo(json.dumps(table_data(), indent=1) if as_json else table())
+
+
 @app.command()
 def doctor(model: Model, as_json: AsJson = False, device: Device = None, dtype: Dtype = None) -> None:
-    """Say what works for a model, and why not: seam, rows, idle logits, layout, windows, sinks."""
+    """Check what works for a model, and say why something does not."""
     loaded = interp.load(model, device=device, dtype=dtype)
     found = interp.doctor(loaded.model, loaded.tokenizer)
     typer.echo(json.dumps(found.to_dict(), indent=1) if as_json else str(found))
@@ -63,300 +65,188 @@ def doctor(model: Model, as_json: AsJson = False, device: Device = None, dtype: 
 
 
 @app.command()
+@with_options("interp.runs.plan:ScorePlan", "settings", "analyses")
 def score(
     analyses: Annotated[
-        str, typer.Argument(metavar="ANALYSES", help="Names separated by commas; all, long, every stand for several.")
+        str,
+        typer.Argument(
+            metavar="ANALYSES", help="Names separated by commas, or a set: all, long, every. `interp list` has them."
+        ),
     ],
     model: Model,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Run folder; an unfinished run in it goes on.")],
-    prompts: Annotated[Path | None, typer.Option(help="Your own prompts, .txt or .jsonl, for all analyses.")] = None,
-    seed: Annotated[int, typer.Option(help="Of prompts, draws and intervals.")] = 0,
-    needles: Annotated[int, typer.Option(help="Prompts of retrieval.")] = 16,
-    length: Annotated[int, typer.Option(help="Tokens of a retrieval prompt.")] = 320,
-    texts: Annotated[int, typer.Option(help="Prompts of the other analyses.")] = 12,
-    pairs: Annotated[int, typer.Option(help="Pairs of prompts of patching and logit attribution.")] = 16,
-    text_length: Annotated[int, typer.Option(help="Tokens of a plain text.")] = 256,
-    check: Annotated[bool, typer.Option(help="Causal check: the task with heads taken out.")] = True,
-    heads: Annotated[str, typer.Option(help="Heads of the causal check; by default the top retrieval heads.")] = "",
-    top: Annotated[
-        int, typer.Option(help="Heads that the causal check takes out; other controls at most a quarter.")
-    ] = 10,
-    draws: Annotated[int, typer.Option(help="Random draws per control.")] = 3,
-    kind: Annotated[Kind, typer.Option(help="Ablation of the causal check.")] = Kind.zero,
-    check_needles: Annotated[int, typer.Option(help="Prompts of the causal check.")] = 12,
-    check_length: Annotated[int, typer.Option(help="Tokens of a prompt of the causal check.")] = 224,
-    explore: Annotated[int, typer.Option(help="Tokens of the text in the report's explorer; 0 for none.")] = 1024,
-    steps: Annotated[int, typer.Option(help="Of the optimisation of DuoAttention's gates.")] = 100,
-    batch_size: Annotated[int, typer.Option(help="Prompts at once.")] = 8,
+    out: Out,
+    prompts: Annotated[Path | None, typer.Option(help="Your own prompts for all analyses, .txt or .jsonl.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="A setting, as in qada.tau=0.9; may be repeated.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the cost and stop.")] = False,
     as_json: AsJson = False,
     device: Device = None,
     dtype: Dtype = None,
+    **options: Any,
 ) -> None:
-    """Score heads: retrieval, induction, previous_token, duplicate_token, sinks, which are "all"; razor_induction,
-    razor_echo, semantic, reasoning, qrhead, task_kv, qada, duo for long contexts ("long"); positional, lookback,
-    qk_score, concept, context_entropy, tracker, function_vectors, importance, patching, path_patching, attribution,
-    logit_attribution ("every"); influence, joint and vocabulary of heads that were found; key_selectors, which keys of
-    a prompt they keep and what that costs, of the scores there are (in "every"); safety as interp safety."""
-    from interp.studies import Plan, parse_analyses
+    """Score the heads of a model, test the top heads of each analysis, and print them."""
+    from interp.runs.estimate import estimate
+    from interp.runs.plan import ScorePlan
 
     if analyses.strip() == "safety":
-        if dry_run or heads:
-            raise UsageError("safety takes neither --dry-run nor --heads here: interp safety has its own options.")
-        requests = "" if prompts is None else str(prompts)
-        safety(
-            model,
-            out,
-            requests,
-            draws=draws,
-            seed=seed,
-            batch_size=batch_size,
-            as_json=as_json,
-            device=device,
-            dtype=dtype,
-        )
+        raise UsageError("safety is a command of its own; run interp safety MODEL --out DIR.")
+    names = tuple(part.strip() for part in analyses.split(",") if part.strip())
+    plan = from_options(ScorePlan, options, analyses=names, settings=_settings(settings or []))
+    loaded, own = _load(model, prompts, device, dtype)
+    if dry_run:
+        cost = estimate(plan, loaded.model, loaded.tokenizer, own)
+        typer.echo(json.dumps(cost.to_dict(), indent=1) if as_json else str(cost))
         return
-    plan = Plan(
-        analyses=parse_analyses(analyses),
-        seed=seed,
-        needles=needles,
-        length=length,
-        texts=texts,
-        pairs=pairs,
-        text_length=text_length,
-        check=check,
-        heads=heads,
-        k=top,
-        draws=draws,
-        kind=kind.value,
-        check_needles=check_needles,
-        check_length=check_length,
-        explore=explore,
-        steps=steps,
-        batch_size=batch_size,
-    )
-    _finish(plan, model, out, prompts, dry_run, as_json, device, dtype)
+    _finish(plan, loaded, out, own, as_json)
 
 
 @app.command()
+@with_options("interp.runs.safety:SafetyPlan")
 def safety(
-    model: Model,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Run folder; an unfinished run in it goes on.")],
-    requests: Annotated[str, typer.Option(help="Your own harmful requests, a CSV file with a header.")] = "",
-    column: Annotated[str | None, typer.Option(help="Its column; by default goal, prompt, input ...")] = None,
-    harmful: Annotated[int, typer.Option(help="Harmful requests to ask.")] = 100,
-    harmless: Annotated[int, typer.Option(help="Harmless requests to ask.")] = 50,
-    scored: Annotated[int, typer.Option(help="Refused requests that heads are scored on.")] = 32,
-    tested: Annotated[int, typer.Option(help="Other refused requests, for the curves.")] = 32,
-    kinds: Annotated[str, typer.Option(help="Ablations: uniform, zero, or both.")] = "uniform,zero",
-    group: Annotated[int, typer.Option(help="Heads of the largest Sahara group.")] = 5,
-    sizes: Annotated[str, typer.Option(help="Numbers of heads taken out.")] = "1,3,5,10,20,33",
-    reply: Annotated[int, typer.Option(help="New tokens of a reply.")] = 32,
-    draws: Annotated[int, typer.Option(help="Random head sets per size and kind of draw.")] = 3,
-    seed: Annotated[int, typer.Option(help="Of draws and intervals.")] = 0,
-    batch_size: Annotated[int, typer.Option(help="Prompts at once.")] = 8,
-    keep_text: Annotated[bool, typer.Option("--keep-text", help="Keep whole replies, not their beginnings.")] = False,
-    as_json: AsJson = False,
-    device: Device = None,
-    dtype: Dtype = None,
+    model: Model, out: Out, as_json: AsJson = False, device: Device = None, dtype: Dtype = None, **options: Any
 ) -> None:
-    """Find the heads that refusals hang on: Ships, Sahara, gradient, and refusals with those heads taken out."""
-    from interp.safety import SafetyPlan, SafetyRun
+    """Find the heads that refusals depend on, and test what refuses without them."""
+    from interp.runs.safety import SafetyPlan
 
-    plan = SafetyPlan(
-        harmful=harmful,
-        harmless=harmless,
-        requests=requests,
-        column=column,
-        scored=scored,
-        tested=tested,
-        kinds=tuple(part.strip() for part in kinds.split(",") if part.strip()),
-        group=group,
-        sizes=tuple(_number(part, "sizes") for part in sizes.split(",") if part.strip()),
-        reply=reply,
-        draws=draws,
-        seed=seed,
-        batch_size=batch_size,
-        keep_text=keep_text,
-    )
-    # in 16 bits the error of a divergence is as large as what it measures
+    # in 16 bits the rounding error of a divergence is as large as what it measures
     loaded, _ = _load(model, None, device, dtype or "float32")
-    _tell(SafetyRun.open(out, plan, loaded.model, loaded.tokenizer).finish(), 10, as_json)
-    typer.echo(f"{out.resolve()}", err=True)
+    _finish(from_options(SafetyPlan, options), loaded, out, None, as_json)
 
 
 @app.command()
+@with_options("interp.runs.steer:SteerPlan", "settings")
 def steer(
     model: Model,
-    method: Annotated[str, typer.Option(help="pasta, act, zerotuning, boost, spotlight or temperature.")],
-    task: Annotated[str, typer.Option(help="A task's name, or your own items as a .jsonl file.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Run folder; an unfinished run in it goes on.")],
+    out: Out,
     settings: Annotated[
-        list[str] | None, typer.Option("--set", help="A setting of the method, as alpha=0.01; several times.")
+        list[str] | None, typer.Option("--set", help="A setting of the method, as in alpha=0.01; may be repeated.")
     ] = None,
-    heads: Annotated[str, typer.Option(help="Heads to steer; by default they are profiled.")] = "",
-    profile: Annotated[str, typer.Option(help="A profile that was made before.")] = "",
-    tops: Annotated[str, typer.Option(help="Sizes of head sets that the dev split chooses from.")] = "5,10,25,50",
-    profile_items: Annotated[int, typer.Option(help="Items that heads are profiled on.")] = 32,
-    dev_items: Annotated[int, typer.Option(help="Items that the head set is chosen on.")] = 20,
-    test_items: Annotated[int, typer.Option(help="Items whose replies are judged.")] = 40,
-    draws: Annotated[int, typer.Option(help="Random draws per control.")] = 3,
-    seed: Annotated[int, typer.Option(help="Of the order of prompts, draws and intervals.")] = 0,
-    batch_size: Annotated[int, typer.Option(help="Replies at once.")] = 8,
     as_json: AsJson = False,
     device: Device = None,
     dtype: Dtype = None,
+    **options: Any,
 ) -> None:
-    """Steer a task: profile heads, choose how many, and judge replies as loaded, steered and with random heads."""
-    from interp.steerings import SteerPlan, SteerRun
+    """Steer a task: profile heads, choose how many, and judge replies with and without steering."""
+    from interp.runs.steer import SteerPlan
 
-    plan = SteerPlan(
-        method=method,
-        task=task,
-        settings=_settings(settings or []),
-        heads=heads,
-        profile=profile,
-        tops=tuple(_number(part, "tops") for part in tops.split(",") if part.strip()),
-        profile_items=profile_items,
-        dev_items=dev_items,
-        test_items=test_items,
-        draws=draws,
-        seed=seed,
-        batch_size=batch_size,
-    )
+    method = options["method"]
+    dotted = [text if "." in text.partition("=")[0] else f"{method}.{text}" for text in settings or []]
+    given = _settings(dotted)
+    if other := [name for name in given if name != method]:
+        raise UsageError(f"--set names {other[0]!r}, but the method is {method!r}; set fields of {method}.")
     loaded, _ = _load(model, None, device, dtype)
-    _tell(SteerRun.open(out, plan, loaded.model, loaded.tokenizer).finish(), 10, as_json)
-    typer.echo(f"{out.resolve()}", err=True)
-
-
-def _settings(given: list[str]) -> dict[str, Any]:
-    """{"alpha": 0.01} from ["alpha=0.01"]; what is no number, true or false stays a text."""
-    found = {}
-    for text in given:
-        name, sign, value = text.partition("=")
-        if not sign or not name.strip():
-            raise UsageError(f"--set {text!r} is no setting: write name=value, as in alpha=0.01.")
-        try:
-            found[name.strip()] = json.loads(value)
-        except ValueError:
-            found[name.strip()] = value
-    return found
-
-
-def _number(text: str, name: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise UsageError(f"--{name} holds {text!r}: give whole numbers, separated by commas.") from None
+    _finish(from_options(SteerPlan, options, settings=given.get(method, {})), loaded, out, None, as_json)
 
 
 @app.command()
 def report(
-    source: Annotated[str, typer.Argument(metavar="[MODEL|DIR]", help=f"{MODEL_HELP} Or a run folder.")] = "demo",
+    source: Annotated[
+        str, typer.Argument(metavar="[MODEL|DIR]", help="A model to measure first, or a run folder.")
+    ] = "demo",
     output: Annotated[Path, typer.Option("--output", "-o", help="The HTML file to write.")] = Path("report.html"),
-    run: Annotated[Path | None, typer.Option(help="Run folder; by default beside the output.")] = None,
-    seed: Annotated[int, typer.Option(help="Of prompts, draws and intervals.")] = 0,
+    run: Annotated[Path | None, typer.Option(help="Run folder; by default next to the output.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of prompts, random head sets and intervals.")] = 0,
     device: Device = None,
     dtype: Dtype = None,
 ) -> None:
-    """Make one HTML report, offline and mailable, of a model or of a run folder."""
-    from interp.studies import Plan
+    """Write one HTML file about a model or a run; it opens offline and can be shared."""
+    from interp.analyses.tasks.standard import PromptSizes
+    from interp.runs.folder import is_run
+    from interp.runs.plan import ScorePlan
+    from interp.runs.results import read_results
+    from interp.runs.run import Run
 
     _writable(output)
     folder = Path(source)
-    if any((folder / name).is_file() for name in MANIFESTS):
-        found = _found(folder)
+    if is_run(folder):
+        found = read_results(folder)
     elif folder.is_dir() and not (folder / "config.json").is_file():
-        raise RunError(f"{folder} is neither a run folder nor a model folder: it has no manifest.json or config.json.")
+        raise RunError(f"{folder} is neither a run folder nor a model folder; it has no manifest.json or config.json.")
     else:
-        beside = output.with_name(f"{output.stem}-run") if run is None else run
-        found = _run(Plan(seed=seed), source, beside, None, device, dtype).finish()
+        loaded, _ = _load(source, None, device, dtype)
+        own_run = output.with_name(f"{output.stem}-run") if run is None else run
+        plan = ScorePlan(sizes=PromptSizes(seed=seed))
+        found = Run.open(own_run, plan, loaded.model, loaded.tokenizer).finish()
     typer.echo(str(interp.make_report(found, output).resolve()))
 
 
 @app.command()
 def show(
-    path: Annotated[Path, typer.Argument(help="A run folder or a score file.")],
-    top: Annotated[int, typer.Option(help="How many heads.")] = 10,
-    model: Annotated[str | None, typer.Option(help="Check that the scores belong to this model.")] = None,
+    path: Annotated[Path, typer.Argument(help="A run folder or the file of a result.")],
+    top: Annotated[int, typer.Option(help="Number of heads to print.")] = N_TOP_HEADS,
+    model: Annotated[str | None, typer.Option(help="Check that the results belong to this model.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Print the top heads of a run folder or a score file, and its causal check."""
-    from interp.analyses.results.head_scores import HeadScores
-    from interp.told import table_data, tables
+    """Print the results of a run folder, or one result."""
+    from interp.analyses.results import codec
+    from interp.analyses.results.result import Result
+    from interp.runs.results import read_results
 
-    if not path.exists() and not path.with_name(f"{path.name}.json").exists():
-        raise RunError(f"{path} does not exist: give a run folder or a score file.")
+    if not path.exists() and not codec.json_path(path).exists():
+        raise RunError(f"{path} does not exist; give a run folder or the file of a result.")
     loaded = None if model is None else interp.load(model).model
     if path.is_dir():
-        found = _found(path)
+        found = read_results(path)
         if loaded is not None:
             found.provenance.check_model(loaded)
-        _tell(found, top, as_json)
+        _print(found, top, as_json)
     else:
-        scores = HeadScores.load(path, loaded)
-        one = {scores.name: scores}
-        told = {"scores": table_data(one, top), "causal": None}
-        typer.echo(json.dumps(told, indent=1) if as_json else "\n".join(tables(one, top)))
+        one = Result.load(path, loaded)
+        typer.echo(json.dumps(_data(one, top), indent=1) if as_json else one.summary(top))
 
 
-def _found(folder: Path) -> Any:
-    """What a finished run in a folder found, of whatever kind it is."""
-    from interp.results import findings
-    from interp.safety import safety_findings
-    from interp.steerings import steering_findings
+def _settings(given: list[str]) -> dict[str, dict[str, Any]]:
+    """{"qada": {"tau": 0.9}} from ["qada.tau=0.9"], with the names that the registry has."""
+    from interp.analyses import registry
 
-    readers = dict(zip(MANIFESTS, (findings, steering_findings, safety_findings), strict=True))
-    return next((read for name, read in readers.items() if (folder / name).is_file()), findings)(folder)
+    found: dict[str, dict[str, Any]] = {}
+    for text in given:
+        name, setting, value = registry.parse_setting(text)
+        known = [registry.get(name, kind).name for kind in registry.KINDS if registry.is_known(name, kind)]
+        found.setdefault(known[0] if known else name, {})[setting] = value
+    return found
 
 
 def _load(model: str, prompts: Path | None, device: str | None, dtype: str | None) -> tuple[Any, Any]:
     """The model with its tokenizer, and the user's prompts."""
     loaded = interp.load(model, device=device, dtype=dtype)
     if loaded.tokenizer is None:
-        raise UsageError(f"{model} has no tokenizer, which the prompts need: put its tokenizer files into the folder.")
+        raise UsageError(f"{model} has no tokenizer, which the prompts need; put its tokenizer files into the folder.")
     return loaded, None if prompts is None else interp.Prompts.from_file(prompts, loaded.tokenizer)
 
 
-def _run(plan: Any, model: str, out: Path, prompts: Path | None, device: str | None, dtype: str | None) -> Any:
-    from interp.runs import Run
+def _finish(plan: Any, loaded: Any, out: Path, own: Any, as_json: bool) -> None:
+    from interp.runs.run import Run
 
-    loaded, own = _load(model, prompts, device, dtype)
-    return Run.open(out, plan, loaded.model, loaded.tokenizer, own)
-
-
-def _finish(
-    plan: Any,
-    model: str,
-    out: Path,
-    prompts: Path | None,
-    dry_run: bool,
-    as_json: bool,
-    device: str | None,
-    dtype: str | None,
-) -> None:
-    from interp.costs import estimate
-
-    if dry_run:
-        loaded, own = _load(model, prompts, device, dtype)
-        cost = estimate(plan, loaded.model, loaded.tokenizer, own)
-        typer.echo(json.dumps(cost.to_dict(), indent=1) if as_json else str(cost))
-        return
-    found = _run(plan, model, out, prompts, device, dtype).finish()
-    _tell(found, 10, as_json)
+    found = Run.open(out, plan, loaded.model, loaded.tokenizer, own).finish()
+    _print(found, N_TOP_HEADS, as_json)
     typer.echo(f"{out.resolve()}", err=True)
 
 
-def _tell(found: Any, top: int, as_json: bool) -> None:
-    from interp.told import data, told
+def _print(found: Any, top: int, as_json: bool) -> None:
+    if as_json:
+        results = {name: _data(result, top) for name, result in found.items()}
+        typer.echo(json.dumps({"results": results, "missing": found.missing}, indent=1))
+    else:
+        typer.echo(found.summary(top))
 
-    typer.echo(json.dumps(data(found, top), indent=1) if as_json else told(found, top))
+
+def _data(result: Any, top: int) -> Any:
+    """A result as JSON can hold it: the rows of its table, the first `top` heads of a head table."""
+    from interp.analyses.results.head_scores import HeadScores
+
+    if isinstance(result, HeadScores):
+        frame = result.to_frame().sort_values("value", ascending=False, kind="stable").head(top)
+        about = {"unit": result.unit, "threshold": result.threshold, "counted": result.counted}
+        return {**about, "top": json.loads(frame.to_json(orient="records"))}
+    return json.loads(result.to_frame().to_json(orient="records"))
 
 
 def _writable(path: Path) -> None:
     """Raise RunError now rather than after the run."""
     if path.is_dir():
-        raise RunError(f"{path} is a folder: name the HTML file to write.")
+        raise RunError(f"{path} is a folder; name the HTML file to write.")
     if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
         raise RunError(f"{path} cannot be written: {path.parent} is not a folder you may write to; name another place.")
 
@@ -370,7 +260,7 @@ def main() -> None:
     try:
         code = app(standalone_mode=False) or 0
     except (KeyboardInterrupt, typer.Abort):
-        code = STOPPED
+        code = EXIT_INTERRUPTED
     except SystemExit as stop:
         code = stop.code
     except InterpError as error:
@@ -382,8 +272,8 @@ def main() -> None:
         if os.environ.get("INTERP_TRACEBACK"):
             raise
         _fail(f"{type(error).__name__}: {error} (set INTERP_TRACEBACK=1 to see where).", 1)
-    if code == STOPPED:
-        _fail("stopped; the same command goes on where it stood.", STOPPED)
+    if code == EXIT_INTERRUPTED:
+        _fail("stopped; run the same command again to continue.", EXIT_INTERRUPTED)
     sys.exit(code)
 
 

@@ -1,4 +1,4 @@
-"""The errors of the project: one sentence each, what was given, what was expected, what to do."""
+"""Errors of the package. Each message says what was given, what was expected and what to do."""
 
 
 class InterpError(Exception):
@@ -6,7 +6,7 @@ class InterpError(Exception):
 
 
 class HeadError(InterpError, ValueError):
-    """A head, layer or head set that cannot be read or that the model does not have."""
+    """A head, layer or head set that cannot be parsed or that the model does not have."""
 
 
 class SpanError(InterpError, ValueError):
@@ -18,11 +18,11 @@ class PromptError(InterpError, ValueError):
 
 
 class CostError(InterpError, MemoryError):
-    """A capture that cannot fit into the memory that is free."""
+    """A capture that does not fit into the free memory."""
 
 
 class ModelError(InterpError, ValueError):
-    """A model that cannot be found, is not safe to load, or is not of a kind that interp can read."""
+    """A model that cannot be found, is not safe to load, or is of a kind that interp cannot read."""
 
 
 class ScoreError(InterpError, ValueError):
@@ -34,4 +34,4 @@ class RunError(InterpError, ValueError):
 
 
 class UsageError(InterpError, ValueError):
-    """An argument that has no meaning here."""
+    """An argument whose value is not valid for the function that received it."""

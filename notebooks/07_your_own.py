@@ -24,7 +24,7 @@ import torch
 
 import interp
 from interp import plots, steer
-from interp.hooks.edit.edit import Marked
+from interp.hooks.edit.edit import SpanEdit
 from interp.hooks.model.provenance import Provenance
 from interp.hooks.read.capture import read
 from interp.hooks.read.keep import mass
@@ -99,7 +99,7 @@ print(seen, " before:", round(control[planted], 3))
 
 # %%
 @dataclass(frozen=True)
-class Exactly(Marked):
+class Exactly(SpanEdit):
     """Attention on the spans set to `target` in each row that sees them and something else."""
 
     target: float = 0.5

@@ -2,7 +2,6 @@
 
 import inspect
 import re
-from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from typing import Any
 
@@ -24,7 +23,7 @@ class Setting:
 
 def settings_of(thing: Any) -> dict[str, Setting]:
     """Keyword parameters of a function, or fields of a dataclass, that are settings of a method."""
-    help_texts = _argument_lines(sections_of(thing))
+    help_texts = argument_lines(thing)
     if inspect.isclass(thing) and is_dataclass(thing):
         return {
             f.name: Setting(
@@ -66,8 +65,9 @@ def sections_of(thing: Any) -> dict[str, str]:
     return {name: inspect.cleandoc("\n" + "\n".join(found)).strip() for name, found in parts.items() if any(found)}
 
 
-def _argument_lines(sections: Mapping[str, str]) -> dict[str, str]:
-    """Argument -> its description, from the section Args (of a function) or Attributes (of a dataclass)."""
+def argument_lines(thing: Any) -> dict[str, str]:
+    """Argument -> its description, from the section Args or Attributes of a docstring."""
+    sections = sections_of(thing)
     found: dict[str, str] = {}
     last = ""
     for line in (sections.get("args") or sections.get("attributes") or "").splitlines():

@@ -67,16 +67,12 @@ class Entry:
         return settings_of(self.thing)
 
     def check_settings(self, given: Mapping[str, Any]) -> None:
-        """Raise UsageError for a setting that it does not have, or a number or text where another type is expected.
-
-        Args:
-            given: Setting -> value, as JSON gives it.
-        """
+        """Raise UsageError for a setting that it does not have, or a number or text where another type is expected."""
         settings = self.settings
         for name, value in given.items():
             if name not in settings:
                 known = f"it has {', '.join(settings)}" if settings else "it has no settings"
-                raise UsageError(f"{self.name} has no setting {name!r}{_near(name, settings)}; {known}.")
+                raise UsageError(f"{self.name} has no setting {name!r}{near(name, settings)}; {known}.")
             if not fits(value, settings[name].kind):
                 default = settings[name].default
                 example = "" if default is None or default == "" else f", as in {self.name}.{name}={default}"
@@ -97,8 +93,8 @@ class Analysis(Entry):
     """the function takes all of the partners before the prompts"""
     joint: bool = False
     """its result cannot be joined from batches, so that all prompts are given at once"""
-    own_prompts: bool = True
-    """a user's own prompts can take the place of the standard ones"""
+    own_prompts: bool | Callable[[Any, Any], Any] = True
+    """whether a user's own prompts can take the place of the standard ones; a function (prompts, sizes) chooses some"""
     check: Callable[[Any], Any] | None = None
     """raises where the analysis would refuse the prompts, before a run begins"""
     max_new_tokens: int | str = 0
@@ -107,6 +103,10 @@ class Analysis(Entry):
     """it takes `folder=` and keeps finished steps there"""
     needs: tuple[str, ...] = ()
     """analyses whose results `inputs` takes; "heads": any head scores of the run, or named heads"""
+    named_heads: bool = False
+    """heads that a user names can take the place of the results in `needs`"""
+    automatic: bool = False
+    """every run of head tables adds it, where its needs are met"""
     inputs: Callable[[Any], dict[str, Any]] | None = None
     """RunInputs -> further arguments of the function, made when the results in `needs` are there"""
     run_settings: Mapping[str, Any] = field(default_factory=dict)
@@ -277,12 +277,7 @@ def _importing(module: str, name: str) -> Callable[[], Any]:
 
 
 def class_named(name: str, kind: Kind) -> Any:
-    """The declared class of a name, as files of saved edits hold it; None for an unknown one.
-
-    Args:
-        name: Name of the class, such as "ZeroTuning".
-        kind: "edit" or "selector".
-    """
+    """The declared class of a class name such as "ZeroTuning", which saved edits hold; None for an unknown one."""
     own = (thing for (of, _), thing in _DECLARED.items() if of == kind and thing.__name__ == name)
     return next((home.load() for home in _homes(kind).values() if home.attribute == name), next(own, None))
 
@@ -298,16 +293,30 @@ def get(name: str, kind: Kind = "analysis") -> Any:
     Raises:
         UsageError: For an unknown name, with the nearest known one, or an entry point that declares nothing.
     """
-    known = _homes(kind)
-    wanted = name if name in known else name.strip().lower().replace("-", "_")
-    if wanted not in known:
-        bare = {each.replace("_", ""): each for each in known}
-        wanted = bare.get(wanted.replace("_", ""), wanted)
-    if wanted not in known and (kind, wanted) in _DECLARED:
-        return entry_of(_DECLARED[kind, wanted])
-    if wanted not in known:
-        raise UsageError(f"unknown {kind} {name!r}{_near(name, known)}; choose from {', '.join(sorted(known))}.")
+    wanted = _canonical(name, kind)
+    if wanted is None and (kind, name) in _DECLARED:
+        return entry_of(_DECLARED[kind, name])
+    if wanted is None:
+        known = names(kind)
+        raise UsageError(f"unknown {kind} {name!r}{near(name, known)}; choose from {', '.join(known)}.")
     return _loaded(kind, wanted)
+
+
+def is_known(name: str, kind: Kind = "analysis") -> bool:
+    """Whether a name, with hyphens or capitals allowed, is that of an entry."""
+    return _canonical(name, kind) is not None
+
+
+def _canonical(name: str, kind: Kind) -> str | None:
+    """The declared form of a name: case, hyphens and underscores do not matter."""
+    known = _homes(kind)
+    if name in known:
+        return name
+
+    def bare(text: str) -> str:
+        return text.strip().lower().replace("-", "").replace("_", "")
+
+    return {bare(each): each for each in known}.get(bare(name))
 
 
 @cache
@@ -339,17 +348,16 @@ def analyses_named(text: str) -> tuple[Analysis, ...]:
     wanted = [part.strip() for part in text.split(",") if part.strip()]
     if not wanted:
         raise UsageError(f"no analysis is named in {text!r}; choose from {', '.join((*sets(), *names()))}.")
-    known = set(names())
     found: dict[str, Analysis] = {}
     for part in wanted:
-        if part in known or part not in sets():
-            if part not in known and not _resembles(part, known):
-                near = _near(part, (*known, *sets()))
-                raise UsageError(f"unknown analysis {part!r}{near}; choose from {', '.join((*sets(), *names()))}.")
+        if is_known(part):
             entry = get(part)
             found[entry.name] = entry
-        else:
+        elif part in sets():
             found |= {entry.name: entry for entry in entries() if part in sets_of(entry)}
+        else:
+            known = (*sets(), *names())
+            raise UsageError(f"unknown analysis {part!r}{near(part, known)}; choose from {', '.join(known)}.")
     return tuple(sorted(found.values(), key=lambda entry: (entry.order, entry.name)))
 
 
@@ -364,12 +372,8 @@ def sets() -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for entry in entries() for name in sets_of(entry)))
 
 
-def _resembles(name: str, known: set[str]) -> bool:
-    bare = name.lower().replace("-", "").replace("_", "")
-    return bare in {each.replace("_", "") for each in known}
-
-
-def _near(name: str, known: Any) -> str:
+def near(name: str, known: Iterable[str]) -> str:
+    """A question that names the nearest known name, for an error message; "" where none is near."""
     found = get_close_matches(name, list(known), 1)
     return f", did you mean {found[0]!r}?" if found else ""
 

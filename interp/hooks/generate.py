@@ -1,4 +1,4 @@
-"""Greedy replies to a batch of prompts, through the model's own generate()."""
+"""Greedy decoding of replies to a batch of prompts, with the generate() method of the model."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -6,30 +6,49 @@ from typing import Any
 import torch
 from torch import nn
 
-from interp.hooks.model.layers import plain
+from interp.hooks.model.layers import unwrap
 from interp.hooks.prompts.prompts import Prompts
-from interp.hooks.read.capture import placed
+from interp.hooks.read.capture import model_inputs
 
 
 @dataclass(frozen=True)
 class Reply:
-    """What the model wrote after a prompt, up to its end token or the stop text; neither is included."""
+    """The text generated after a prompt, up to the end token or the stop text, which are not included."""
 
     ids: tuple[int, ...]
+    """The token ids."""
     text: str
+    """The decoded text without special tokens; "" where the prompts have no tokenizer."""
 
 
 def generate(model: nn.Module, prompts: Prompts, *, max_new_tokens: int = 32, stop: str | None = None) -> list[Reply]:
-    """Decode greedily for a batch, padded on the left, KV cache on.
+    """Generate replies by greedy decoding, with a KV cache, for one batch padded on the left.
 
-    stop: a text that ends a reply, such as a newline; needs the prompts' tokenizer. Settings that the model brings for
-    sampling do not apply. Raises PromptError where a prompt and its reply do not fit into the context.
+    The generation settings that a model is shipped with, such as a repetition penalty, are not applied.
+
+    Args:
+        model: A transformers causal language model, or a TransformerBridge over one.
+        prompts: The prompts of the batch.
+        max_new_tokens: Maximum number of tokens of a reply.
+        stop: A text that ends a reply, such as a newline. It is ignored where the prompts have no tokenizer.
+
+    Returns:
+        One reply for each prompt.
+
+    Raises:
+        PromptError: If a prompt and its reply do not fit into the context of the model.
+
+    Examples:
+        >>> from interp.hooks.generate import generate
+        >>> replies = generate(model, prompts, max_new_tokens=4)
+        >>> len(replies), all(len(reply.ids) <= 4 for reply in replies)
+        (2, True)
     """
     from transformers import GenerationConfig
 
-    network: Any = plain(model)
+    network: Any = unwrap(model)
     tokenizer = prompts.tokenizer
-    inputs = placed(network, prompts, more=max_new_tokens)
+    inputs = model_inputs(network, prompts, more=max_new_tokens)
     del inputs["position_ids"]
     own = network.generation_config
     ends = getattr(own, "eos_token_id", None)
@@ -41,7 +60,7 @@ def generate(model: nn.Module, prompts: Prompts, *, max_new_tokens: int = 32, st
         pad_token_id=prompts.pad_id,
         stop_strings=None if stop is None or tokenizer is None else [stop],
     )
-    # what the call leaves open is filled from the model's own settings: a repetition penalty would work against copying
+    # generate() fills open settings from those of the model, and a repetition penalty would work against copying
     network.generation_config = GenerationConfig()
     try:
         with torch.no_grad():
@@ -58,7 +77,7 @@ def _reply(row: list[int], ends: list[int], stop: str | None, tokenizer: Any) ->
     if tokenizer is None:
         return Reply(tuple(ids), "")
     if stop is not None:
-        # the token that brings the stop text in is not part of the reply
+        # the token that completes the stop text is not part of the reply
         cut = next((i for i in range(len(ids)) if stop in tokenizer.decode(ids[: i + 1])), len(ids))
         ids = ids[:cut]
     return Reply(tuple(ids), tokenizer.decode(ids, skip_special_tokens=True))

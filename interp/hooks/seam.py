@@ -1,7 +1,8 @@
-"""The seam: one model's attention and mask functions, routed through us for as long as something reads or edits.
+"""The seam between a model and interp: a registered pair of attention and mask functions.
 
-transformers calls a registered pair of functions with q and k after norm, RoPE and cache. Ours passes every layer that
-nobody taps to the function the model used before, with the mask that it would have made: idle is equal to the bit.
+transformers calls a registered attention function with queries and keys after the norm, RoPE and the cache. While a tap
+is open, the model uses interp's pair of functions. A layer that no tap reads or edits runs the attention function that
+the model had before, with the mask that function would have received, so its output is identical to the bit.
 """
 
 import contextlib
@@ -14,171 +15,195 @@ import torch
 from torch import Tensor, nn
 
 from interp.errors import ModelError, UsageError
-from interp.hooks.model.layers import attention_layers, plain, recomputed, uses_interface
-from interp.hooks.model.mask import Facts, Mask
+from interp.hooks.model.layers import attention_layers, n_recomputed_layers, unwrap, uses_interface
+from interp.hooks.model.mask import DeferredMask, MaskFacts
 from interp.kernels.contract import Call, Request
 from interp.kernels.select import select
 
 
 @dataclass(frozen=True, eq=False)
 class ReadRequest:
-    """What a tap asks of one attention call."""
+    """The reductions that a tap requests from one attention call."""
 
     requests: tuple[Request, ...]
+    """The reductions, as `interp.kernels.contract` defines them."""
     queries: Tensor | None = None
-    """Int [r] indices among the queries; None for all"""
+    """Int `[r]` indices of the queries to read, counted within the call; None reads all."""
     heads: Tensor | None = None
-    """Int [n] query heads; None for all"""
+    """Int `[n]` query heads to read; None reads all."""
 
     @property
     def partial(self) -> bool:
+        """Whether only some of the queries or heads are read."""
         return self.queries is not None or self.heads is not None
 
 
 @dataclass(frozen=True, eq=False)
 class Site:
-    """Where an attention call happens."""
+    """One attention call and its place in the model."""
 
     layer: int
+    """Layer index, counted from 0."""
     module: nn.Module
+    """The self-attention module."""
     first: Tensor
-    """Int [b] column of the first real token of each row of the batch"""
+    """Int `[b]` column of the first real token in each row of the batch."""
     call: Call
+    """The operands of the call."""
 
 
-class Points(Protocol):
-    """Hook points inside of one attention call, which see the whole pattern: those of a TransformerLens bridge."""
+class HookPoints(Protocol):
+    """Hook points of a TransformerLens bridge inside one attention call; they see the whole pattern."""
 
     @property
-    def live(self) -> bool:
-        """Whether anybody listens."""
+    def active(self) -> bool:
+        """Whether any hook is attached."""
         ...
 
     def attend(self, call: Call) -> tuple[Tensor, Tensor]:
-        """(out [b h q d], pattern [b h q k]) after the hooks."""
+        """Compute the output `[b h q d]` and the pattern `[b h q k]`, both after the hooks."""
         ...
 
     def values(self, call: Call, pattern: Tensor, want: ReadRequest) -> tuple[Any, ...]:
-        """What a tap asked for, from the pattern after the hooks."""
+        """Compute the requested reductions, in order, from the pattern `[b h q k]` after the hooks."""
         ...
 
 
 class AttentionTap(Protocol):
-    """Something that reads or edits attention. A tap that wants nothing of a call costs nothing.
+    """Base class of everything that reads or edits attention.
 
-    A class that derives from it says only what it does: by itself it reads nothing and leaves attention as it is.
+    The default methods read nothing and leave attention unchanged; a subclass overrides the ones it needs. A tap that
+    requests nothing from a call adds no computation to it.
     """
 
     def at(self, layer: int) -> bool:
-        """Whether the layer concerns it at all."""
+        """Whether the tap reads or edits this layer, counted from 0."""
         return True
 
     def edit(self, site: Site) -> Call:
-        """The call with its biases, or the call as it is."""
+        """Edit an attention call before it runs: return the call with biases, or unchanged."""
         return site.call
 
     def want(self, site: Site) -> ReadRequest | None:
-        """What it asks for of the call, or nothing."""
+        """Request reductions from a call that all taps have edited; None reads nothing."""
         return None
 
     def take(self, site: Site, want: ReadRequest, values: tuple[Any, ...]) -> None:
-        """What it asked for."""
+        """Receive one value for each reduction of the request, in order."""
 
 
 @dataclass(eq=False)
 class PatchedConfig:
-    """A config whose attention implementation is ours for now; models may share one."""
+    """A config that currently names interp's attention functions; several models may share one config."""
 
     config: Any
-    before: str | None
+    original: str | None
+    """The attention implementation to restore."""
     users: int = 0
+    """Number of open seams that use the config."""
 
 
-# a name with "flash" or "/" in it would be taken for a kernel to fetch
-NAME = "interp"
+IMPLEMENTATION_NAME = "interp"
+"""Name under which the functions are registered; transformers would treat a name with "flash" or "/" as a kernel."""
 _seams: dict[nn.Module, "Seam"] = {}
 _owners: dict[nn.Module, "Seam"] = {}
-_borrowed: dict[int, PatchedConfig] = {}
+_patched: dict[int, PatchedConfig] = {}
 
 
-def _borrow(config: Any) -> None:
+def _patch(config: Any) -> None:
+    """Make a config name interp's functions, and register these on first use."""
     from transformers import AttentionInterface, AttentionMaskInterface
 
-    if not _borrowed:
-        AttentionInterface.register(NAME, torch.compiler.disable(_attend))
-        AttentionMaskInterface.register(NAME, _mask)
-    held = _borrowed.setdefault(id(config), PatchedConfig(config, config._attn_implementation))
-    held.users += 1
-    config._attn_implementation = NAME
+    if not _patched:
+        AttentionInterface.register(IMPLEMENTATION_NAME, torch.compiler.disable(_attend))
+        AttentionMaskInterface.register(IMPLEMENTATION_NAME, _mask)
+    patched = _patched.setdefault(id(config), PatchedConfig(config, config._attn_implementation))
+    patched.users += 1
+    config._attn_implementation = IMPLEMENTATION_NAME
 
 
-def _give_back(config: Any) -> None:
+def _restore(config: Any) -> None:
+    """Undo `_patch` once the last user of the config is gone, and unregister the functions after the last config."""
     from transformers import AttentionInterface, AttentionMaskInterface
 
-    held = _borrowed[id(config)]
-    held.users -= 1
-    if not held.users:
-        config._attn_implementation = held.before
-        del _borrowed[id(config)]
-    if not _borrowed:
+    patched = _patched[id(config)]
+    patched.users -= 1
+    if not patched.users:
+        config._attn_implementation = patched.original
+        del _patched[id(config)]
+    if not _patched:
         for interface in (AttentionInterface, AttentionMaskInterface):
-            # there is no public way back from register
-            interface._global_mapping.pop(NAME, None)
+            # transformers has no public way to undo register()
+            interface._global_mapping.pop(IMPLEMENTATION_NAME, None)
 
 
-def _before(config: Any) -> str | None:
-    held = _borrowed.get(id(config))
-    return None if held is None else held.before
+def _original_implementation(config: Any) -> str | None:
+    """The attention implementation that a patched config named before; None for a config that is not patched."""
+    patched = _patched.get(id(config))
+    return None if patched is None else patched.original
 
 
-def _mask(**said: Any) -> Mask:
-    """Registered as the mask function: notes what it is told, makes nothing."""
-    said.setdefault("attention_mask", None)
+def _mask(**arguments: Any) -> DeferredMask:
+    """The registered mask function: stores its arguments and builds no mask."""
+    arguments.setdefault("attention_mask", None)
     for name in ("q_offset", "kv_offset"):
-        # a static cache hands its own counter, which moves on before the layers ask
-        if isinstance(said.get(name), Tensor):
-            said[name] = said[name].clone()
-    return Mask.of(Facts(_before(said.get("config")), said))
+        # a static cache passes its own counter, which has advanced by the time the layers read it
+        if isinstance(arguments.get(name), Tensor):
+            arguments[name] = arguments[name].clone()
+    return DeferredMask.of(MaskFacts(_original_implementation(arguments.get("config")), arguments))
 
 
 def _attend(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kw: Any
 ) -> tuple[Tensor, Tensor | None]:
-    """Registered as the attention function: [b h q d], [b g k d] -> ([b q h d], weights of the model's own)."""
+    """The registered attention function: query `[b h q d]`, key and value `[b g k d]` -> output `[b q h d]`, weights.
+
+    The weights are those that the original attention function returns, None where it returns none.
+    """
     seam = _owners.get(module)
     if seam is None:
-        # a model that shares its config with one that is read
-        return _own(module, query, key, value, mask, kw)
+        # this model is not tapped; it shares its config with one that is
+        return _original_attention(module, query, key, value, mask, kw)
     return seam.attend(module, query, key, value, mask, kw)
 
 
-def _own(
+def _original_attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, kw: dict[str, Any]
 ) -> tuple[Tensor, Tensor | None]:
-    """The attention function that the model came with, on the mask that it would have had."""
+    """Call the model's original attention function with the mask it would have received."""
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     config: Any = module.config
-    function = ALL_ATTENTION_FUNCTIONS.get(_before(config))
+    function = ALL_ATTENTION_FUNCTIONS.get(_original_implementation(config))
     if function is None:
         function = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
     if function is None:
         raise ModelError(
-            f"{type(module).__name__} has no eager attention function to fall back to: "
+            f"{type(module).__name__} has no eager attention function to fall back on; "
             "load the model with attn_implementation='sdpa'."
         )
-    whole = mask.known(module).mask if isinstance(mask, Mask) else mask
+    whole = mask.facts_for(module).mask if isinstance(mask, DeferredMask) else mask
     return function(module, query, key, value, whole, **kw)
 
 
 @contextlib.contextmanager
 def tapping(model: nn.Module, tap: AttentionTap) -> Iterator["Seam"]:
-    """Let `tap` see the attention calls of `model` while the context is open.
+    """Connect a tap to the attention calls of a model while the context is open.
 
-    The first tap registers our pair of functions, the last one to leave takes it away and restores what was there.
-    Contexts nest, and models do not see each other's. Raises ModelError where no attention layer is found.
+    The first tap registers interp's pair of functions. When the last tap leaves, the original state is restored.
+    Contexts nest, and the taps of one model never see the calls of another.
+
+    Args:
+        model: A transformers causal language model, or a TransformerBridge over one.
+        tap: The tap to connect.
+
+    Yields:
+        The seam of the model.
+
+    Raises:
+        ModelError: If the model has no attention layers, or its attention cannot be routed through interp.
     """
-    model = plain(model)
+    model = unwrap(model)
     seam = _seams.get(model)
     if seam is None:
         seam = _seams[model] = Seam(model)
@@ -200,69 +225,84 @@ def tapping(model: nn.Module, tap: AttentionTap) -> Iterator["Seam"]:
 
 @dataclass(eq=False)
 class Seam:
-    """The pair of functions of one model, while it is registered."""
+    """The open taps of one model, and the routing of its attention calls to them."""
 
     model: nn.Module
     taps: list[AttentionTap] = field(default_factory=list)
     force: str | None = None
-    """engine that serves every call; None to choose"""
-    points: dict[nn.Module, Points] = field(default_factory=dict)
-    """by attention module, where a bridge is open"""
+    """Name of the engine that runs every call; None selects one for each call."""
+    points: dict[nn.Module, HookPoints] = field(default_factory=dict)
+    """The hook points of each attention module, while a bridge is open."""
     _layers: tuple[nn.Module, ...] = ()
     _configs: tuple[Any, ...] = ()
 
     def open(self) -> None:
+        """Route the attention calls of the model through the seam.
+
+        Raises:
+            ModelError: If the model has no attention layers, or its attention cannot be routed through interp.
+        """
         layers = attention_layers(self.model)
-        if foreign := recomputed(self.model):
+        if foreign := n_recomputed_layers(self.model):
             raise ModelError(
-                f"this TransformerBridge computes the attention of {foreign} of {len(layers)} layers by itself, where "
-                "interp sees nothing: give the transformers model, or a bridge made by interp.bridge(model)."
+                f"this TransformerBridge computes the attention of {foreign} of {len(layers)} layers itself, where "
+                "interp cannot observe it; pass the transformers model, or a bridge made by interp.bridge(model)."
             )
         if not uses_interface(self.model, layers.values()):
             raise ModelError(
-                f"{type(self.model).__name__} computes attention in code of its own instead of transformers' "
-                "AttentionInterface, so interp cannot read or edit it: only ablate(kind='zero') works here."
+                f"{type(self.model).__name__} does not compute attention through transformers' AttentionInterface, so "
+                "interp cannot read or edit it; only ablate(kind='zero') works on this model."
             )
         configs = {id(config): config for m in layers.values() if (config := getattr(m, "config", None)) is not None}
         if not configs:
             raise ModelError(
-                f"the attention modules of {type(self.model).__name__} carry no config, so their attention function "
-                "cannot be chosen: use a model of transformers 5 that supports AttentionInterface."
+                f"the attention modules of {type(self.model).__name__} have no config, so their attention function "
+                "cannot be replaced; use a model of transformers 5 that supports AttentionInterface."
             )
         self._layers, self._configs = tuple(layers.values()), tuple(configs.values())
         _owners.update(dict.fromkeys(self._layers, self))
         for config in self._configs:
-            _borrow(config)
+            _patch(config)
 
     def close(self) -> None:
+        """Restore the original routing."""
         for module in self._layers:
             _owners.pop(module, None)
         for config in self._configs:
-            _give_back(config)
+            _restore(config)
         self._layers = self._configs = ()
 
     def attend(
         self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, kw: dict[str, Any]
     ) -> tuple[Tensor, Tensor | None]:
-        """One attention call of the model, read and edited by the taps: ([b q h d], weights)."""
+        """Run one attention call of the model, with the edits and reads of the taps.
+
+        The arguments are those of transformers' attention function, and `kw` its keyword arguments.
+
+        Returns:
+            The output `[b q h d]`, and the attention weights where the model's function returns them.
+
+        Raises:
+            UsageError: If the model uses attention dropout and a tap edits the call.
+        """
         taps = [tap for tap in self.taps if tap.at(getattr(module, "layer_idx", -1))]
 
-        def own() -> tuple[Tensor, Tensor | None]:
-            return _own(module, query, key, value, mask, kw)
+        def original() -> tuple[Tensor, Tensor | None]:
+            return _original_attention(module, query, key, value, mask, kw)
 
         points = self.points.get(module)
-        hooked = points if points is not None and points.live else None
+        hooked = points if points is not None and points.active else None
         if not taps and hooked is None:
-            return own()
+            return original()
         site = self.site(module, query, key, value, mask, kw)
         for tap in taps:
             site = replace(site, call=tap.edit(site))
         wants = [(tap, want) for tap in taps if (want := tap.want(site)) is not None]
         if not wants and not site.call.edited and hooked is None:
-            return own()
+            return original()
         if kw.get("dropout") and (site.call.edited or hooked is not None):
             raise UsageError(
-                "the model is in training mode with attention dropout, which an edit cannot keep: call model.eval()."
+                "the model is in training mode with attention dropout, which edits do not support; call model.eval()."
             )
 
         if hooked is not None:
@@ -271,15 +311,15 @@ class Seam:
                 tap.take(site, want, hooked.values(site.call, pattern, want))
             return out.transpose(1, 2), pattern if kw.get("output_attentions") else None
 
-        # the model's own function gives the output where ours would have to compute more than is read
-        ours = site.call.edited or not (
+        # the original function computes the output where an engine would have to compute more than is read
+        use_engine = site.call.edited or not (
             kw.get("dropout")
             or kw.get("output_attentions")
-            or _uncapped(module, kw)
+            or _ignores_softcap(module, kw)
             or (torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value)))
             or all(want.partial for _, want in wants)
         )
-        out, weights = (None, None) if ours else own()
+        out, weights = (None, None) if use_engine else original()
         for tap, want in wants:
             fused = out is None and not want.partial
             call = site.call if want.heads is None else site.call.for_heads(want.heads)
@@ -296,11 +336,15 @@ class Seam:
     def site(
         self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, kw: dict[str, Any]
     ) -> Site:
-        """The attention call in our own words."""
+        """Translate the arguments of transformers' attention function into a call and its place in the model.
+
+        Raises:
+            ModelError: If the call has a position bias, a cache argument, or a mask that cannot be interpreted.
+        """
         for name in ("position_bias", "cache"):
             if kw.get(name) is not None:
                 raise ModelError(
-                    f"{type(module).__name__} passes {name!r} to its attention function, which interp cannot read: "
+                    f"{type(module).__name__} passes {name!r} to its attention function, which is not supported; "
                     "use a decoder with rotary or learned positions and an ordinary cache."
                 )
         b, n, d = query.shape[0], query.shape[2], query.shape[3]
@@ -310,18 +354,18 @@ class Seam:
         scale = kw.get("scaling")
         call: dict[str, Any] = {
             "scale": d**-0.5 if scale is None else scale,
-            "softcap": None if _uncapped(module, kw) else kw.get("softcap"),
+            "softcap": None if _ignores_softcap(module, kw) else kw.get("softcap"),
             "sinks": kw.get("s_aux"),
             "causal": causal,
             "q_start": key.shape[2] - n,
         }
         first = torch.zeros(b, dtype=torch.int64, device=query.device)
-        if isinstance(mask, Mask):
-            facts = mask.known(module)
+        if isinstance(mask, DeferredMask):
+            facts = mask.facts_for(module)
             q_start, k_start, live = facts.start
             key, value = key[:, :, :live], value[:, :, :live]
             first = facts.first.to(query.device)
-            call |= {"q_start": q_start, "k_start": k_start, "window": facts.shape[0]}
+            call |= {"q_start": q_start, "k_start": k_start, "window": facts.structure[0]}
             if facts.dense is not None:
                 call |= {"causal": False, "mask": facts.dense[..., :live].to(query.device)}
             if facts.padding is not None:
@@ -331,22 +375,23 @@ class Seam:
                     "row_live": padding[:, q_start : q_start + n],
                 }
         elif mask is not None:
-            # a mask of four axes that the user made: it says all there is, but not where a static cache ends
-            if mask.shape[-1] < key.shape[2] or not _reaches(mask, key.shape[2]):
+            # a four-dimensional mask from the user is complete, except that it does not show where a static cache ends
+            if mask.shape[-1] < key.shape[2] or not _sees_last_key(mask, key.shape[2]):
                 raise ModelError(
-                    f"a mask of four axes, {list(mask.shape)}, leaves the last of {key.shape[2]} keys out for all "
-                    "queries, as with a static cache: give attention_mask of two axes, or use a dynamic cache."
+                    f"the four-dimensional attention mask {list(mask.shape)} hides the last of {key.shape[2]} keys "
+                    "from every query, as happens with a static cache; pass a two-dimensional attention_mask, or use "
+                    "a dynamic cache."
                 )
             call |= {"causal": False, "mask": mask[..., : key.shape[2]]}
         return Site(int(layer), module, first, Call(query, key, value, **call))
 
 
-def _uncapped(module: nn.Module, kw: dict[str, Any]) -> bool:
-    """Whether the model's own function knows no soft-cap: older versions of sdpa leave it out, newer ones refuse."""
-    return kw.get("softcap") is not None and _before(module.config) == "sdpa"
+def _ignores_softcap(module: nn.Module, kw: dict[str, Any]) -> bool:
+    """Whether the original function lacks the soft-cap: older versions of sdpa ignore it, newer ones fail."""
+    return kw.get("softcap") is not None and _original_implementation(module.config) == "sdpa"
 
 
-def _reaches(mask: Tensor, keys: int) -> bool:
-    """Whether any query sees the last key."""
+def _sees_last_key(mask: Tensor, keys: int) -> bool:
+    """Whether any query can attend to the last key."""
     last = mask[..., keys - 1]
     return bool((last if last.dtype == torch.bool else last > torch.finfo(last.dtype).min).any())

@@ -1,4 +1,4 @@
-"""What is taken out of a block of rows of the pattern: one accumulator for each request."""
+"""Reductions over blocks of rows of the pattern: one accumulator for each request."""
 
 import math
 from collections.abc import Callable
@@ -12,75 +12,98 @@ from torch import Tensor
 from interp.errors import UsageError
 from interp.kernels.contract import At, Blocks, Call, Columns, Entropy, Lse, Mass, Request, TopKeys, block_grid
 
-BITS = math.log2(math.e)
-"""logits are held in bits, since powers of two are several times as fast as exp on a CPU"""
+BITS_PER_NAT = math.log2(math.e)
+"""Logits are stored in bits, because powers of two are several times as fast as exp on a CPU."""
 
-TILE = 64
-"""keys compared at once for the argmax: the maximum is found by tile, the key inside the winning tile"""
+KEYS_PER_TILE = 64
+"""Keys of a tile of the argmax, which first finds the tile with the maximum and then the key in this tile."""
 
 
 @dataclass(eq=False)
 class Workspace:
-    """Memory that the blocks of one call use again and again: fresh blocks of every size would scatter the heap."""
+    """Memory that all blocks of one call reuse. New tensors of different sizes would fragment the heap."""
 
     dtype: torch.dtype
     device: torch.device
-    least: int = 0
-    """numbers to hold under a name from the start: one that grows is taken from the heap again"""
-    _held: dict[str, Tensor] = field(default_factory=dict)
+    min_elements: int = 0
+    """Smallest size of a buffer, because a buffer that has to grow is allocated again."""
+    _buffers: dict[str, Tensor] = field(default_factory=dict)
 
     def take(self, name: str, *shape: int) -> Tensor:
-        """An uninitialised tensor; the one that was taken under the same name before is overwritten."""
+        """Return an uninitialised tensor that shares memory with the previous one of the same name.
+
+        Args:
+            name: Name of the buffer.
+            shape: Shape of the tensor.
+
+        Returns:
+            Tensor: The tensor. Writing to it overwrites earlier tensors of this name.
+        """
         size = math.prod(shape)
-        held = self._held.get(name)
-        if held is None or held.numel() < size:
-            held = self._held[name] = torch.empty(max(size, self.least), dtype=self.dtype, device=self.device)
-        return held[:size].view(shape)
+        buffer = self._buffers.get(name)
+        if buffer is None or buffer.numel() < size:
+            buffer = torch.empty(max(size, self.min_elements), dtype=self.dtype, device=self.device)
+            self._buffers[name] = buffer
+        return buffer[:size].view(shape)
 
 
 @dataclass(eq=False)
-class Block:
-    """Rows lo..hi of the pattern as the reductions see them, over keys `keys` only."""
+class RowBlock:
+    """A block of rows of the pattern over a range of keys, from which the reductions are computed."""
 
     call: Call
     rows: slice
-    """indices of the rows among the queries that are read"""
+    """Indices of the rows among the queries that are read."""
     keys: slice
+    """Range of the keys that the block covers."""
     weight: Tensor
-    """[b h r k] exp(logit - max): unnormalised, 0 where nothing is seen"""
+    """[b h r k] exp(logit - max): not normalised, 0 for keys that are not visible."""
     shifted: Tensor
-    """[b h r k] (logit - max) in bits, a large negative number where nothing is seen"""
+    """[b h r k] logit - max in bits, a large negative number for keys that are not visible."""
     tiles: Tensor
-    """[b h r t] the largest logit of each tile of keys, in bits"""
+    """[b h r t] largest logit of each tile of keys, in bits."""
     peak: Tensor
-    """[b h r 1] max in bits, that of a learned sink where it is larger"""
+    """[b h r 1] max in bits, or the logit of the learned sink if it is larger."""
     total: Tensor
-    """[b h r 1] sum of weight over keys, without a learned sink; 1 on dead rows"""
+    """[b h r 1] sum of weight over keys, without a learned sink; 1 on dead rows."""
     denominator: Tensor
-    """[b h r 1] the same with the learned sink"""
+    """[b h r 1] sum of weight over keys and the learned sink; 1 on dead rows."""
     dead: Tensor
-    """Bool [b h r] rows that see nothing"""
+    """Bool [b h r], rows that see no key."""
     space: Workspace
+    """Memory for intermediate results."""
     value_norm: Tensor | None = None
-    """[b h 1 k]"""
+    """[b h 1 k] norms of the values."""
     sums: dict[int, Tensor] = field(default_factory=dict)
-    """[b h r s] unnormalised masses that came out of the product with v, by id of their request"""
-    _valued: Tensor | None = field(default=None, repr=False)
+    """[b h r s] masses from the product with v, not normalised, by the id of their request."""
+    _weighted_by_value: Tensor | None = field(default=None, repr=False)
 
     @classmethod
     def of(
         cls, call: Call, rows: slice, keys: slice, score: Tensor, hidden: float, space: Workspace, norm: Tensor | None
-    ) -> "Block":
-        """The block of logits `score` [b h r k], in bits and `hidden` where a row may not look.
+    ) -> "RowBlock":
+        """Compute the softmax of a block of logits.
 
-        Without gradients `score` is overwritten, and weights live in `space`.
+        Without gradients, `score` is overwritten and the weights are stored in `space`.
+
+        Args:
+            call: The attention call.
+            rows: Indices of the rows among the queries that are read.
+            keys: Range of the keys that the block covers.
+            score: [b h r k] logits in bits, `hidden` for keys that are not visible.
+            hidden: A large negative number.
+            space: Memory for intermediate results.
+            norm: [b h 1 k] norms of the values; None if no request needs them.
+
+        Returns:
+            RowBlock: The block.
         """
         tiles = tile_peaks(score.detach())
         peak = tiles.amax(-1, keepdim=True)
         dead = peak[..., 0] <= hidden / 2
         sink = None
         if call.sinks is not None:
-            sink = call.sinks.to(score.dtype)[None, :, None, None] * BITS
+            sink = call.sinks.to(score.dtype)[None, :, None, None] * BITS_PER_NAT
             peak = torch.maximum(peak, sink.detach().expand(peak.shape))
         if torch.is_grad_enabled():
             shifted = score - peak
@@ -96,22 +119,35 @@ class Block:
         return cls(call, rows, keys, weight, shifted, tiles, peak, total, denominator, dead, space, norm)
 
     def pattern(self, by_value: bool = False) -> tuple[Tensor, Tensor]:
-        """Unnormalised weights [b h r k] and what to divide them by [b h r 1]."""
+        """Return the weights and their denominator, whose quotient is the pattern.
+
+        Args:
+            by_value: Weight each key by the norm of its value.
+
+        Returns:
+            tuple: Weights [b h r k] and denominator [b h r 1].
+
+        Raises:
+            UsageError: If `by_value` is set and the block has no norms of values.
+        """
         if not by_value:
             return self.weight, self.denominator
         if self.value_norm is None:
-            raise UsageError("weights by value were asked of a block that was made without the norms of values.")
-        if self._valued is None:
-            self._valued = torch.mul(self.weight, self.value_norm, out=self.space.take("valued", *self.weight.shape))
-        total = self._valued.sum(-1, keepdim=True)
-        return self._valued, total.clamp(min=torch.finfo(total.dtype).tiny)
+            raise UsageError("this block has no norms of values; pass `norm` to RowBlock.of to weight keys by value.")
+        if self._weighted_by_value is None:
+            self._weighted_by_value = torch.mul(
+                self.weight, self.value_norm, out=self.space.take("valued", *self.weight.shape)
+            )
+        total = self._weighted_by_value.sum(-1, keepdim=True)
+        return self._weighted_by_value, total.clamp(min=torch.finfo(total.dtype).tiny)
 
 
-Step = tuple[Callable[[Block], None], Callable[[], Any]]
+Accumulator = tuple[Callable[[RowBlock], None], Callable[[], Any]]
+"""A function that adds a block of rows, and one that returns the value after all blocks."""
 
 
-def _by_rows(reduce: Callable[[Block], Tensor | tuple[Tensor, ...]], empty: Callable[[], Any]) -> Step:
-    """A reduction whose value is one entry a row: blocks are put one after the other."""
+def _per_row(reduce: Callable[[RowBlock], Tensor | tuple[Tensor, ...]], empty: Callable[[], Any]) -> Accumulator:
+    """A reduction whose value has one entry per row: the values of the blocks are concatenated."""
     parts: list[Any] = []
 
     def value() -> Any:
@@ -125,13 +161,31 @@ def _by_rows(reduce: Callable[[Block], Tensor | tuple[Tensor, ...]], empty: Call
 
 
 @singledispatch
-def accumulator(request: Request, call: Call, queries: Tensor | None) -> Step:
+def accumulator(request: Request, call: Call, queries: Tensor | None) -> Accumulator:
+    """Return the accumulator of a request.
+
+    Args:
+        request: The reduction.
+        call: The attention call. If `queries` is given, it holds only those rows.
+        queries: Int [r], indices of the rows among the queries of the whole call; None for all.
+
+    Returns:
+        tuple: A function that adds a RowBlock, and a function that returns the value.
+    """
     raise NotImplementedError(type(request).__name__)
 
 
 @singledispatch
 def join(request: Request, parts: list[Any]) -> Any:
-    """One value out of those of several runs of heads, in their order."""
+    """Join the values that a request has for consecutive runs of heads.
+
+    Args:
+        request: The reduction.
+        parts: One value per run of heads, in the order of the heads.
+
+    Returns:
+        Any: The value for all heads.
+    """
     if isinstance(parts[0], tuple):
         return tuple(torch.cat(part, 1) for part in zip(*parts, strict=True))
     return torch.cat(parts, 1)
@@ -149,85 +203,100 @@ def _zeros(call: Call, *rest: int) -> Callable[[], Tensor]:
 
 
 @accumulator.register
-def _(request: Lse, call: Call, queries: Tensor | None) -> Step:
-    def reduce(block: Block) -> Tensor:
-        lse = (block.peak + block.denominator.log2())[..., 0] / BITS
+def _(request: Lse, call: Call, queries: Tensor | None) -> Accumulator:
+    def reduce(block: RowBlock) -> Tensor:
+        lse = (block.peak + block.denominator.log2())[..., 0] / BITS_PER_NAT
         return lse.masked_fill(block.dead, -torch.inf)
 
-    return _by_rows(reduce, _zeros(call))
+    return _per_row(reduce, _zeros(call))
 
 
 @accumulator.register
-def _(request: Entropy, call: Call, queries: Tensor | None) -> Step:
-    def reduce(block: Block) -> Tensor:
-        # log l - E[s - max], which stays exact at large logits where lse - E[s] does not
+def _(request: Entropy, call: Call, queries: Tensor | None) -> Accumulator:
+    def reduce(block: RowBlock) -> Tensor:
+        # log l - E[s - max] stays exact at large logits, while lse - E[s] does not
         if call.sinks is not None:
             return _entropy_of_keys(block)
         total = block.total[..., 0].masked_fill(block.dead, 1.0)
         product = torch.mul(block.weight, block.shifted, out=block.space.take("product", *block.weight.shape))
-        return total.log() - product.sum(-1) / (total * BITS)
+        return total.log() - product.sum(-1) / (total * BITS_PER_NAT)
 
-    return _by_rows(reduce, _zeros(call))
+    return _per_row(reduce, _zeros(call))
 
 
-def _entropy_of_keys(block: Block) -> Tensor:
-    """[b h r] by the keys' own maximum: a learned sink far above it would leave nothing of their weights."""
+def _entropy_of_keys(block: RowBlock) -> Tensor:
+    """[b h r] relative to the maximum over keys; relative to a much larger learned sink all weights would be 0."""
     if not block.shifted.shape[-1]:
         return block.peak[..., 0] * 0.0
     shifted = block.shifted - block.shifted.amax(-1, keepdim=True)
     weight = torch.exp2(shifted)
     total = weight.sum(-1)
-    return (total.log() - (weight * shifted).sum(-1) / (total * BITS)).masked_fill(block.dead, 0.0)
+    return (total.log() - (weight * shifted).sum(-1) / (total * BITS_PER_NAT)).masked_fill(block.dead, 0.0)
 
 
 @accumulator.register
-def _(request: TopKeys, call: Call, queries: Tensor | None) -> Step:
-    def reduce(block: Block) -> tuple[Tensor, Tensor]:
+def _(request: TopKeys, call: Call, queries: Tensor | None) -> Accumulator:
+    def reduce(block: RowBlock) -> tuple[Tensor, Tensor]:
         have = min(request.k, block.weight.shape[-1])
-        best = _first_max(block) if request.k == 1 and have else stable_top(block.shifted, have)
+        best = _first_max(block) if request.k == 1 and have else stable_top_k(block.shifted, have)
         probs = block.weight.gather(-1, best) / block.denominator
         found = block.shifted.gather(-1, best) > torch.finfo(call.dtype).min / 8
         keys = torch.where(found & ~block.dead[..., None], best + (call.k_start + block.keys.start), -1)
         pad = (0, request.k - have)
         return torch.nn.functional.pad(keys, pad, value=-1), torch.nn.functional.pad(probs * found, pad)
 
-    return _by_rows(reduce, lambda: (_zeros(call, request.k)().long(), _zeros(call, request.k)()))
+    return _per_row(reduce, lambda: (_zeros(call, request.k)().long(), _zeros(call, request.k)()))
 
 
 def tile_peaks(x: Tensor) -> Tensor:
-    """[... t] maximum of each tile of the last axis; the last tile may be a part of one."""
+    """Compute the maximum of each tile of the last axis.
+
+    Args:
+        x: [... k], any tensor. The last tile may be incomplete.
+
+    Returns:
+        Tensor: [... t].
+    """
     n = x.shape[-1]
-    whole = n - n % TILE
-    peaks = [x[..., :whole].unflatten(-1, (-1, TILE)).amax(-1)] if whole else []
+    whole = n - n % KEYS_PER_TILE
+    peaks = [x[..., :whole].unflatten(-1, (-1, KEYS_PER_TILE)).amax(-1)] if whole else []
     if n > whole:
         peaks.append(x[..., whole:].amax(-1, keepdim=True))
     return torch.cat(peaks, -1) if len(peaks) > 1 else peaks[0]
 
 
-def _first_max(block: Block) -> Tensor:
-    """[b h r 1] index of the largest logit of each row, the lowest where several are equal."""
+def _first_max(block: RowBlock) -> Tensor:
+    """[b h r 1] index of the largest logit of each row, the lowest index if several are equal."""
     x, n = block.shifted, block.shifted.shape[-1]
-    if n < TILE:
+    if n < KEYS_PER_TILE:
         return _first(x == x.amax(-1, keepdim=True))
     tile = _first(block.tiles == block.tiles.amax(-1, keepdim=True))
-    start = (tile * TILE).clamp(max=n - TILE)
-    near = x.gather(-1, start + torch.arange(TILE, device=x.device))
-    # the last tile may reach back into its neighbour, which holds no value as large, or the neighbour had won
+    start = (tile * KEYS_PER_TILE).clamp(max=n - KEYS_PER_TILE)
+    near = x.gather(-1, start + torch.arange(KEYS_PER_TILE, device=x.device))
+    # the last tile may overlap its neighbour, which has no value as large, because otherwise it would have won
     return start + _first(near == near.amax(-1, keepdim=True))
 
 
 def _first(hit: Tensor) -> Tensor:
-    """[... 1] index of the first True; argmax does not promise the first one everywhere."""
+    """[... 1] index of the first True. On some devices argmax may return another one."""
     place = torch.arange(hit.shape[-1], device=hit.device, dtype=torch.int32)
     return torch.where(hit, place, hit.shape[-1] - 1).amin(-1, keepdim=True).long()
 
 
-def stable_top(x: Tensor, k: int) -> Tensor:
-    """[... k] indices of the k largest, ties to the lowest index."""
+def stable_top_k(x: Tensor, k: int) -> Tensor:
+    """Return the indices of the k largest values, with ties resolved to the lowest index.
+
+    Args:
+        x: [... n], the values.
+        k: Number of values, at most n.
+
+    Returns:
+        Tensor: Int64 [... k], from the largest value to the smallest.
+    """
     if k == 0:
         return x.new_zeros(*x.shape[:-1], 0, dtype=torch.int64)
     values, index = x.topk(k, -1)
-    # topk may name any of several equal keys at its cut: where the cut is tied, sort the row
+    # topk may return any of several equal keys at its cut, so rows with ties are sorted
     tied = (x == values[..., -1:]).sum(-1) > (values == values[..., -1:]).sum(-1)
     tied |= (values[..., 1:] == values[..., :-1]).any(-1)
     if bool(tied.any()):
@@ -236,11 +305,11 @@ def stable_top(x: Tensor, k: int) -> Tensor:
 
 
 @accumulator.register
-def _(request: Mass, call: Call, queries: Tensor | None) -> Step:
+def _(request: Mass, call: Call, queries: Tensor | None) -> Accumulator:
     sets = request.sets.to(call.dtype).transpose(-1, -2)
     b, h = call.sizes[:2]
 
-    def reduce(block: Block) -> Tensor:
+    def reduce(block: RowBlock) -> Tensor:
         if id(request) in block.sums:
             return block.sums[id(request)] / block.denominator
         weight, total = block.pattern(request.by_value)
@@ -248,27 +317,27 @@ def _(request: Mass, call: Call, queries: Tensor | None) -> Step:
         mass = weight.reshape(b, h * n, -1) @ sets[:, block.keys].expand(b, -1, -1)
         return mass.view(b, h, n, -1) / total
 
-    return _by_rows(reduce, _zeros(call, sets.shape[-1]))
+    return _per_row(reduce, _zeros(call, sets.shape[-1]))
 
 
 @accumulator.register
-def _(request: At, call: Call, queries: Tensor | None) -> Step:
-    def reduce(block: Block) -> Tensor:
+def _(request: At, call: Call, queries: Tensor | None) -> Accumulator:
+    def reduce(block: RowBlock) -> Tensor:
         weight, total = block.pattern(request.by_value)
-        asked = request.keys[:, block.rows]
-        local = asked - (call.k_start + block.keys.start)
-        there = (local >= 0) & (local < weight.shape[-1]) & (asked >= 0)
+        listed = request.keys[:, block.rows]
+        local = listed - (call.k_start + block.keys.start)
+        there = (local >= 0) & (local < weight.shape[-1]) & (listed >= 0)
         if not weight.shape[-1]:
-            return weight.new_zeros(*weight.shape[:3], *([] if request.total else [asked.shape[-1]]))
+            return weight.new_zeros(*weight.shape[:3], *([] if request.total else [listed.shape[-1]]))
         where = local.clamp(0, weight.shape[-1] - 1)[:, None].expand(*weight.shape[:2], -1, -1)
         found = weight.gather(-1, where) / total * there[:, None]
         return found.sum(-1) if request.total else found
 
-    return _by_rows(reduce, _zeros(call) if request.total else _zeros(call, request.keys.shape[-1]))
+    return _per_row(reduce, _zeros(call) if request.total else _zeros(call, request.keys.shape[-1]))
 
 
 @accumulator.register
-def _(request: Columns, call: Call, queries: Tensor | None) -> Step:
+def _(request: Columns, call: Call, queries: Tensor | None) -> Accumulator:
     b, h, _, n, n_keys = call.sizes
     weights = torch.ones(b, n, dtype=call.dtype, device=call.q.device)
     if request.weights is not None:
@@ -279,7 +348,7 @@ def _(request: Columns, call: Call, queries: Tensor | None) -> Step:
     if call.mask is not None or call.key_bias is not None or call.row_coef is not None:
         seen = torch.zeros_like(received)
 
-    def add(block: Block) -> None:
+    def add(block: RowBlock) -> None:
         weight, total = block.pattern(request.by_value)
         rows = weights[:, None, block.rows, None]
         part = received[:, :, block.keys]
@@ -295,14 +364,14 @@ def _(request: Columns, call: Call, queries: Tensor | None) -> Step:
 
 
 @accumulator.register
-def _(request: Blocks, call: Call, queries: Tensor | None) -> Step:
+def _(request: Blocks, call: Call, queries: Tensor | None) -> Accumulator:
     start, n, m, row_block, key_block = block_grid(call, request, None)
     b, h = call.sizes[:2]
     sums = torch.zeros(b, h, n, m, dtype=call.dtype, device=call.q.device)
     rows_in = torch.zeros(b, n, dtype=call.dtype, device=call.q.device)
     key_in = torch.nn.functional.one_hot(key_block, m).to(call.dtype)
 
-    def add(block: Block) -> None:
+    def add(block: RowBlock) -> None:
         by_key = _blocks_of(block, key_in)
         row_in = torch.nn.functional.one_hot(row_block[:, block.rows], n).to(call.dtype)
         sums.add_(torch.einsum("bhrm,brn->bhnm", by_key, row_in))
@@ -312,7 +381,7 @@ def _(request: Blocks, call: Call, queries: Tensor | None) -> Step:
     return add, lambda: (start, sums, rows_in)
 
 
-def _blocks_of(block: Block, key_in: Tensor) -> Tensor:
+def _blocks_of(block: RowBlock, key_in: Tensor) -> Tensor:
     """[b h r m] mass of each row on each block of keys."""
     b, h, n = block.weight.shape[:3]
     mass = block.weight.reshape(b, h * n, -1) @ key_in[:, block.keys].expand(b, -1, -1)

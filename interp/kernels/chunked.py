@@ -1,6 +1,7 @@
-"""Attention with reductions in O(n * block) memory, plain torch, any device: a block of rows at a time, all its keys.
+"""Attention with reductions in plain torch, on any device, in O(n * block) memory.
 
-A block's rows are complete, so every reduction comes out of the one pass over q k^T, columns included.
+It processes a block of rows with all its keys at a time. Since the rows of a block are complete, one pass over q k^T
+gives every reduction, including the columns.
 """
 
 from collections.abc import Iterator
@@ -11,11 +12,11 @@ import torch
 from torch import Tensor
 
 from interp.kernels import naive
-from interp.kernels.accumulators import BITS, TILE, Block, Workspace, accumulator, join
+from interp.kernels.accumulators import BITS_PER_NAT, KEYS_PER_TILE, RowBlock, Workspace, accumulator, join
 from interp.kernels.contract import Call, Mass, Request, Result, Rows
 
 BLOCK_ELEMENTS = 1 << 21
-"""scores held at once: 8 MiB in float32"""
+"""Scores of one block: 8 MiB in float32."""
 
 
 def attend(
@@ -25,17 +26,34 @@ def attend(
     out: bool = True,
     block: int = BLOCK_ELEMENTS,
 ) -> Result:
-    """Attention and its reductions, one block of rows after the other.
+    """Compute attention and its reductions, one block of rows after the other.
 
-    Equal to `naive.attend` up to rounding: out[b h q d] = sum over k of softmax(logits) v, statistics in float32
-    (float64 where q is). Memory: a few times `block` scores, the outputs, and float32 copies of k and v.
-    Where gradients are wanted they flow into `out`; the reductions carry none.
+    `out[b h q d] = sum over k of softmax(logits) v`, equal to `naive.attend` up to rounding. Statistics are float32, or
+    float64 if q is float64. The call needs memory for a few times `block` scores, the outputs, and float32 copies of k
+    and v. Gradients flow through `out`, but not through the reductions.
+
+    Args:
+        call: The attention call.
+        requests: The reductions to compute.
+        queries: Int [r], indices of the rows that the reductions read; None for all.
+        out: Whether to compute the output.
+        block: Number of scores that are computed at once.
+
+    Returns:
+        Result: The output, and one value per request.
+
+    Examples:
+        >>> from interp.kernels import chunked
+        >>> from interp.kernels.contract import Call, Entropy
+        >>> q = torch.zeros(1, 1, 4, 8)
+        >>> chunked.attend(Call(q, q, q, scale=1.0), (Entropy(),)).values[0]
+        tensor([[[0.0000, 0.6931, 1.0986, 1.3863]]])
     """
     if 0 in (*call.q.shape, *call.k.shape):
-        # nothing to cut into blocks
+        # there is nothing to split into blocks
         return naive.attend(call, requests, queries, out)
     if out and queries is not None:
-        # some rows are read, all are computed: the reductions run over their own rows
+        # the output needs all rows, and the reductions need only the chosen ones
         plain = attend(call, block=block)
         return Result(plain.out, attend(call, requests, queries, out=False, block=block).values)
     chosen = {i: request for i, request in enumerate(requests) if isinstance(request, Rows)}
@@ -47,28 +65,28 @@ def attend(
         call = call.for_queries(queries)
     result = None
     if out and not rest and call.softcap is None and call.sinks is None and call.q.dtype == call.dtype:
-        result = _by_sdpa(call, block)
+        result = _attend_by_sdpa(call, block)
     elif rest or out:
-        result, found = _by_groups(call, rest, queries, out, block)
+        result, found = _attend_by_kv_heads(call, rest, queries, out, block)
         for i, value in zip((i for i in range(len(requests)) if i not in chosen), found, strict=True):
             values[i] = value
     return Result(result, tuple(values))
 
 
-def _by_sdpa(call: Call, size: int) -> Tensor:
-    """out [b h q e] where nothing is read: torch's own attention, biases as its mask, some rows at a time."""
+def _attend_by_sdpa(call: Call, size: int) -> Tensor:
+    """out [b h q e] of a call without reductions, by torch's attention with the biases as mask, in blocks of rows."""
     b, h, g, n, n_keys = call.sizes
     q = call.q if call.logit_scale is None else call.q * call.logit_scale.to(call.dtype).expand(b, h)[:, :, None, None]
     outs = []
     for rows in torch.arange(n).split(max(1, size // max(1, b * h * n_keys))):
         part = slice(int(rows[0]), int(rows[-1]) + 1)
-        mask = call.bias(part).to(call.dtype) if call.add_key_bias else call.q.new_zeros(1, 1, 1, 1)
-        if not call.open:
-            mask = torch.where(call.sight(part), mask, -torch.inf)
+        mask = call.bias(part).to(call.dtype) if call.adds_bias else call.q.new_zeros(1, 1, 1, 1)
+        if not call.sees_all_keys:
+            mask = torch.where(call.visible_ignoring_biases(part), mask, -torch.inf)
         dead = (mask == -torch.inf).all(-1, keepdim=True)
         blind = bool(dead.any())
         if blind:
-            # a row that sees nothing would be nan
+            # a row that sees no key would be NaN
             mask = mask.masked_fill(dead, 0.0)
         mask = mask.expand(b, h, len(rows), n_keys)
         out = torch.nn.functional.scaled_dot_product_attention(
@@ -78,19 +96,19 @@ def _by_sdpa(call: Call, size: int) -> Tensor:
     return outs[0] if len(outs) == 1 else torch.cat(outs, 2)
 
 
-def _by_groups(
+def _attend_by_kv_heads(
     call: Call, requests: tuple[Request, ...], queries: Tensor | None, out: bool, size: int
 ) -> tuple[Tensor | None, list[Any]]:
-    """One kv head after the other where the call fills more than a block: fewer, taller products of matrices."""
+    """Process one kv head after the other if the call is larger than a block: fewer and taller matrix products."""
     b, h, g, n, n_keys = call.sizes
-    parts = [call] if b * h * n * n_keys <= size else list(groups(call))
+    parts = [call] if b * h * n * n_keys <= size else list(split_kv_heads(call))
     space = Workspace(call.dtype, call.q.device, min(max(size, b * h // g * n_keys), b * h * n * n_keys))
     grad = torch.is_grad_enabled()
-    # rows of all heads side by side, as the model takes them; gradients need pieces that are joined
+    # memory order [b q h e], which the model expects; gradients need separate parts that are concatenated
     whole = None if grad or not out else call.v.new_empty(b, n, h, call.v.shape[-1]).transpose(1, 2)
     places = [None] * len(parts) if whole is None else whole.chunk(len(parts), 1)
     pairs = zip(parts, places, strict=True)
-    found = [_sweep(part, requests, queries, out, size, space, place) for part, place in pairs]
+    found = [_attend_blocks(part, requests, queries, out, size, space, place) for part, place in pairs]
     if out and whole is None:
         whole = torch.cat([result for result, _ in found if result is not None], 1)
     if len(parts) == 1:
@@ -99,8 +117,15 @@ def _by_groups(
     return whole, [join(request, list(each)) for request, each in zip(requests, values, strict=True)]
 
 
-def groups(call: Call) -> Iterator[Call]:
-    """The call of each kv head and the query heads that share it, as views."""
+def split_kv_heads(call: Call) -> Iterator[Call]:
+    """Split a call into one call per kv head, with the query heads that share it.
+
+    Args:
+        call: The attention call.
+
+    Yields:
+        Call: The call of one kv head, made of views.
+    """
     h, g = call.sizes[1:3]
 
     def pick(x: Tensor | None, axis: int, heads: slice) -> Tensor | None:
@@ -122,7 +147,7 @@ def groups(call: Call) -> Iterator[Call]:
         )
 
 
-def _sweep(
+def _attend_blocks(
     call: Call,
     requests: tuple[Request, ...],
     queries: Tensor | None,
@@ -131,13 +156,13 @@ def _sweep(
     space: Workspace,
     place: Tensor | None,
 ) -> tuple[Tensor | None, list[Any]]:
-    """The output, written to `place` where there is one, and the value of each request."""
+    """The output, written to `place` if it is given, and the value of each request."""
     b, h, g = call.sizes[:3]
     steps = [accumulator(request, call, queries) for request in requests]
     scorer = Scorer.of(call, requests, space)
     values, columns = scorer.v, {}
     if place is not None:
-        # a key set is one more column of v: its mass costs no pass of its own
+        # a key set becomes one more column of v, so that its mass needs no separate pass
         for request in requests:
             if isinstance(request, Mass) and not request.by_value:
                 sets = request.sets.to(call.dtype).transpose(-1, -2)[:, None].expand(b, g, -1, -1)
@@ -166,21 +191,36 @@ def _sweep(
 
 @dataclass(eq=False)
 class Scorer:
-    """Makes the blocks of one call: logits, softmax, and which keys a block of rows can see at all."""
+    """Computes the blocks of one call: their ranges of rows and keys, the logits and the softmax."""
 
     call: Call
     q: Tensor
+    """[b h q d] with all scales applied, in bits."""
     k: Tensor
+    """[b g k d]."""
     v: Tensor
+    """[b g k e]."""
     value_norm: Tensor | None
+    """[b h 1 k] norms of the values; None if no request needs them."""
     dead_keys: slice
-    """the narrowest range that holds every padded key"""
+    """The narrowest range that contains every padded key."""
     space: Workspace
+    """Memory that the blocks share."""
 
     @classmethod
     def of(cls, call: Call, requests: tuple[Request, ...], space: Workspace) -> "Scorer":
+        """Prepare a call.
+
+        Args:
+            call: The attention call.
+            requests: The reductions that will be computed.
+            space: Memory that the blocks share.
+
+        Returns:
+            Scorer: The scorer of the call.
+        """
         b, h, g = call.sizes[:3]
-        q = call.q.to(call.dtype) * (call.scale * BITS)
+        q = call.q.to(call.dtype) * (call.scale * BITS_PER_NAT)
         if call.logit_scale is not None:
             q = q * call.logit_scale.to(call.dtype).expand(b, h)[:, :, None, None]
         v = call.v.to(call.dtype)
@@ -194,7 +234,14 @@ class Scorer:
         return cls(call, q, call.k.to(call.dtype), v, norm, dead, space)
 
     def blocks(self, size: int) -> list[slice]:
-        """Ranges of rows whose scores come to about `size`; up to four times as many rows where few keys are seen."""
+        """Split the rows into blocks of about `size` scores.
+
+        Args:
+            size: Number of scores of a block. Where few keys are visible, a block has up to four times as many rows.
+
+        Returns:
+            list[slice]: Consecutive ranges of rows.
+        """
         b, h, _, n, n_keys = self.call.sizes
         least = max(1, size // max(1, b * h * n_keys))
         found, start = [], 0
@@ -207,7 +254,14 @@ class Scorer:
         return found
 
     def reach(self, rows: slice) -> slice:
-        """The range of keys that some row of the block may see, widened to whole tiles where there are as many keys."""
+        """Return the range of keys that at least one row of a block sees.
+
+        Args:
+            rows: Range of rows.
+
+        Returns:
+            slice: Range of keys, extended to whole tiles if there are enough keys.
+        """
         call, n_keys = self.call, self.k.shape[2]
         columns = call.rows[rows] - call.k_start
         low, high = 0, n_keys
@@ -217,12 +271,21 @@ class Scorer:
             low = max(0, int(columns.min()) - call.window + 1)
         if high <= low:
             return slice(0, 0)
-        return slice(low - low % TILE, min(n_keys, high + -high % TILE))
+        return slice(low - low % KEYS_PER_TILE, min(n_keys, high + -high % KEYS_PER_TILE))
 
     def logits(self, rows: slice, keys: slice, hidden: float) -> Tensor:
-        """[b h r k] logits in bits with `hidden` wherever a row may not look."""
+        """Compute the logits of a block.
+
+        Args:
+            rows: Range of rows.
+            keys: Range of keys.
+            hidden: Value for keys that are not visible.
+
+        Returns:
+            Tensor: [b h r k] logits in bits.
+        """
         call = self.call
-        cap = None if call.softcap is None else call.softcap * BITS
+        cap = None if call.softcap is None else call.softcap * BITS_PER_NAT
         b, h, g = call.sizes[:3]
         n, m = rows.stop - rows.start, keys.stop - keys.start
         q = self.q[:, :, rows].reshape(b, g, h // g * n, -1)
@@ -236,7 +299,7 @@ class Scorer:
             if cap is not None:
                 score.div_(cap).tanh_().mul_(cap)
         if call.key_bias is not None or call.row_coef is not None or call.mask is not None:
-            score = score + call.bias(rows, keys) * BITS
+            score = score + call.bias(rows, keys) * BITS_PER_NAT
             return score.masked_fill(~call.visible(rows, keys), hidden)
         for part in self.edges(rows, keys):
             local = slice(part.start - keys.start, part.stop - keys.start)
@@ -252,7 +315,15 @@ class Scorer:
         return score
 
     def edges(self, rows: slice, keys: slice) -> list[slice]:
-        """The ranges of keys where some row of the block sees and another does not; all else is seen by all."""
+        """Return the ranges of keys that may be visible to some rows of a block and hidden from others.
+
+        Args:
+            rows: Range of rows.
+            keys: Range of keys.
+
+        Returns:
+            list[slice]: Ranges of keys. All other keys are visible to every row.
+        """
         call = self.call
         columns = call.rows[rows] - call.k_start
         first, last = int(columns.min()), int(columns.max())
@@ -264,25 +335,33 @@ class Scorer:
         clipped = (slice(max(p.start, keys.start), min(p.stop, keys.stop)) for p in parts)
         return [p for p in clipped if p.stop > p.start]
 
-    def block(self, rows: slice) -> Block:
+    def block(self, rows: slice) -> RowBlock:
+        """Compute the logits and the softmax of a block.
+
+        Args:
+            rows: Range of rows.
+
+        Returns:
+            RowBlock: The block over the keys that its rows see.
+        """
         call, keys = self.call, self.reach(rows)
         b, h = call.sizes[:2]
-        # a large finite number: 0 * -inf would turn entropy into nan
+        # a large finite number, because 0 * -inf would make the entropy NaN
         hidden = torch.finfo(call.dtype).min / 4
         shape = (b, h, rows.stop - rows.start, 1)
         if keys.stop == keys.start:
             none = call.q.new_zeros(*shape[:3], 0, dtype=call.dtype)
             one = torch.ones(shape, dtype=call.dtype, device=call.q.device)
-            return Block(call, rows, keys, none, none, none, one * hidden, one, one, one[..., 0] > 0, self.space)
+            return RowBlock(call, rows, keys, none, none, none, one * hidden, one, one, one[..., 0] > 0, self.space)
         norm = None if self.value_norm is None else self.value_norm[..., keys]
-        return Block.of(call, rows, keys, self.logits(rows, keys, hidden), hidden, self.space, norm)
+        return RowBlock.of(call, rows, keys, self.logits(rows, keys, hidden), hidden, self.space, norm)
 
 
 def _full_rows(call: Call, request: Rows, size: int) -> Tensor:
-    """[b h r k] probabilities or logits of the rows that a Rows request names."""
+    """[b h r k] probabilities or logits of the rows of a Rows request."""
     with torch.no_grad():
         picked = call.for_queries(request.queries)
-        if call.open and call.softcap is None and call.sinks is None and not request.logits:
+        if call.sees_all_keys and call.softcap is None and call.sinks is None and not request.logits:
             return _open_rows(replace(picked, row_columns=None))
         scorer = Scorer.of(picked, (), Workspace(call.dtype, call.q.device))
         b, h, _, n, n_keys = picked.sizes
@@ -291,7 +370,7 @@ def _full_rows(call: Call, request: Rows, size: int) -> Tensor:
         for rows in scorer.blocks(size):
             if request.logits:
                 keys = scorer.reach(rows)
-                full[:, :, rows, keys] = scorer.logits(rows, keys, -torch.inf) / BITS
+                full[:, :, rows, keys] = scorer.logits(rows, keys, -torch.inf) / BITS_PER_NAT
             else:
                 block = scorer.block(rows)
                 full[:, :, rows, block.keys] = block.weight / block.denominator
@@ -299,13 +378,13 @@ def _full_rows(call: Call, request: Rows, size: int) -> Tensor:
 
 
 def _open_rows(call: Call) -> Tensor:
-    """[b h r k] probabilities of rows that all see every key: no block, no bookkeeping of what is hidden."""
+    """[b h r k] probabilities of rows that all see every key, computed without blocks and without a mask."""
     b, h, g, n, n_keys = call.sizes
     q = call.q.to(call.dtype) * call.scale
     if call.logit_scale is not None:
         q = q * call.logit_scale.to(call.dtype).expand(b, h)[:, :, None, None]
     score = (q.reshape(b, g, h // g * n, -1) @ call.k.to(call.dtype).mT).view(b, h, n, n_keys)
-    if not call.add_key_bias:
+    if not call.adds_bias:
         return score.softmax(-1)
-    # a row that loses every key is zero
+    # a row whose keys are all hidden by biases is zero
     return (score + call.bias()).softmax(-1).nan_to_num(0.0)

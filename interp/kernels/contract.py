@@ -1,12 +1,13 @@
-"""What an attention call takes and returns, whichever engine serves it.
+"""Inputs and results of an attention call, the same for every engine.
 
 Axes: `b` batch, `h` query head, `g` kv head, `q` query, `k` key, `d` head dim, `s` key sets, `r` chosen queries.
-Columns are absolute in the padded batch: query i stands at `q_start + i`, key j at `k_start + j`; a cache that dropped
-its oldest keys has `k_start > 0`. Turning columns into positions of the unpadded prompt is the hooks' work.
+Columns are absolute in the padded batch: query i has column `q_start + i` and key j has column `k_start + j`. A cache
+that dropped its oldest keys has `k_start > 0`. The hooks turn columns into positions of the unpadded prompt.
 
-Order of operations: scale, logit_scale, softcap, key_bias + row_coef, mask, softmax. Bias of -inf belongs to the mask,
-bias of +inf counts as LARGEST, which takes the whole row.
-Statistics are float32 (float64 where q is). A row that sees nothing has out 0, lse -inf, argmax -1, mass 0, never NaN.
+The operations are applied in this order: scale, logit_scale, softcap, key_bias + row_coef, mask, softmax. A bias of
+-inf hides a key, like the mask. A bias of +inf is replaced by MAX_BIAS, which takes all the attention of a row.
+Statistics are float32, or float64 if q is float64. A row that sees no key has out 0, lse -inf, argmax -1 and mass 0; it
+is never NaN.
 """
 
 from collections.abc import Callable
@@ -19,80 +20,82 @@ from torch import Tensor
 
 from interp.errors import UsageError
 
-LARGEST = 1e30
-"""a bias of +inf becomes this: inf - inf would be nan"""
+MAX_BIAS = 1e30
+"""Value that replaces a bias of +inf, because inf - inf would be NaN."""
 
 
 @dataclass(frozen=True, eq=False)
 class Call:
-    """One attention call as a model makes it, q and k after norm, RoPE and cache."""
+    """One attention call of a model, with q and k after norm, RoPE and cache."""
 
     q: Tensor
-    """[b h q d]"""
+    """[b h q d]."""
     k: Tensor
-    """[b g k d]; kv heads are not repeated"""
+    """[b g k d]; kv heads are not repeated."""
     v: Tensor
     """[b g k d]"""
     scale: float
+    """Factor of the product of q and k."""
     q_start: int = 0
-    """column of the first query"""
+    """Column of the first query."""
     k_start: int = 0
-    """column of the first key"""
+    """Column of the first key."""
     causal: bool = True
     window: int | None = None
-    """keys that a query sees, itself included; None for all"""
+    """Number of keys that a query sees, its own key included; None for all."""
     softcap: float | None = None
     sinks: Tensor | None = None
-    """[h] logit of a learned sink, part of every denominator"""
+    """[h] logit of a learned sink, which is part of every denominator."""
     live: Tensor | None = None
-    """Bool [b k]: False for padding"""
+    """Bool [b k]: False for padding."""
     row_live: Tensor | None = None
-    """Bool [b q]: False for a query that is padding"""
+    """Bool [b q]: False for a query that is padding."""
     mask: Tensor | None = None
-    """[b 1|h q k], bool (True sees) or added to the logits; for masks that no field above can say"""
+    """[b 1|h q k], bool (True where the key is visible) or added to the logits; for masks that no field above can
+    express."""
     key_bias: Tensor | None = None
-    """Float [b|1 h k], added to the logits of every row"""
+    """Float [b|1 h k], added to the logits of every row."""
     row_coef: Tensor | None = None
-    """Float [b|1 h q s]: with key_group, adds row_coef[b h q s] to the keys of group s + 1"""
+    """Float [b|1 h q s]: together with key_group, adds row_coef[b h q s] to the keys of group s + 1."""
     key_group: Tensor | None = None
-    """Int [b|1 k], or [b|1 h k] where heads differ: 0 for no group, else 1 + index into the last axis of row_coef"""
+    """Int [b|1 k], or [b|1 h k] if heads differ: 0 for no group, else 1 + index into the last axis of row_coef."""
     row_columns: Tensor | None = None
-    """Int [q] column of each query, where they do not follow q_start one by one"""
+    """Int [q] column of each query, if they do not follow q_start one by one."""
     logit_scale: Tensor | None = None
-    """Float [h] or [b h], times the scaled logits; 0 makes attention uniform over what a row sees"""
+    """Float [h] or [b h], a factor of the scaled logits; 0 makes attention uniform over the visible keys."""
 
     def __post_init__(self) -> None:
         heads, groups = self.q.shape[1], self.k.shape[1]
         if heads % groups or self.q.shape[-1] != self.k.shape[-1] or self.k.shape[:3] != self.v.shape[:3]:
             raise UsageError(
-                f"q {tuple(self.q.shape)}, k {tuple(self.k.shape)} and v {tuple(self.v.shape)} do not fit together: "
-                "expected [b h q d], [b g k d] and [b g k e] with h a multiple of g."
+                f"q {tuple(self.q.shape)}, k {tuple(self.k.shape)} and v {tuple(self.v.shape)} do not fit together; "
+                "pass [b h q d], [b g k d] and [b g k e] with h a multiple of g."
             )
 
     @property
     def sizes(self) -> tuple[int, int, int, int, int]:
-        """b, h, g, q, k"""
+        """Sizes of the axes b, h, g, q and k."""
         return self.q.shape[0], self.q.shape[1], self.k.shape[1], self.q.shape[2], self.k.shape[2]
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype that statistics are computed in."""
+        """The dtype of the statistics."""
         return torch.float64 if self.q.dtype == torch.float64 else torch.float32
 
     @property
     def edited(self) -> bool:
-        """Whether anything was added that the model's own attention function does not know."""
+        """Whether the call has an edit that the model's own attention function does not support."""
         return any(x is not None for x in (self.key_bias, self.row_coef, self.logit_scale))
 
     @property
-    def add_key_bias(self) -> bool:
-        """Whether anything is added to the logits."""
+    def adds_bias(self) -> bool:
+        """Whether a bias or an additive mask is added to the logits."""
         added = self.mask is not None and self.mask.dtype != torch.bool
         return added or self.key_bias is not None or self.row_coef is not None
 
     @property
-    def open(self) -> bool:
-        """Whether every row may see every key, whatever is added to the logits, as in a plain decode step."""
+    def sees_all_keys(self) -> bool:
+        """Whether every row sees every key when biases are ignored, as in a plain decode step."""
         limits = self.window, self.live, self.row_live, self.mask, self.row_columns
         if any(x is not None for x in limits):
             return False
@@ -100,22 +103,38 @@ class Call:
 
     @property
     def rows(self) -> Tensor:
-        """Int [q]: the column of each query."""
+        """Int [q], the column of each query."""
         if self.row_columns is not None:
             return self.row_columns
         return torch.arange(self.q_start, self.q_start + self.q.shape[2], device=self.q.device)
 
     def visible(self, rows: slice = slice(None), keys: slice = slice(None)) -> Tensor:
-        """Bool [b|1 1|h q k]: which keys each query may attend to, for a range of query and key indices."""
-        seen = self.sight(rows, keys)
+        """Return which keys each query may attend to.
+
+        Args:
+            rows: Range of query indices.
+            keys: Range of key indices.
+
+        Returns:
+            Tensor: Bool [b|1 1|h q k].
+        """
+        seen = self.visible_ignoring_biases(rows, keys)
         if self.key_bias is not None:
             seen = seen & (self.key_bias[:, :, None, keys] > -torch.inf)
         if self.row_coef is not None:
             seen = seen & (self.bias(rows, keys) > -torch.inf)
         return seen
 
-    def sight(self, rows: slice = slice(None), keys: slice = slice(None)) -> Tensor:
-        """Bool [b|1 1|h q k]: the same, whatever biases take away."""
+    def visible_ignoring_biases(self, rows: slice = slice(None), keys: slice = slice(None)) -> Tensor:
+        """Return which keys each query may attend to when the keys that biases hide count as visible.
+
+        Args:
+            rows: Range of query indices.
+            keys: Range of key indices.
+
+        Returns:
+            Tensor: Bool [b|1 1|h q k].
+        """
         row = self.rows[rows, None]
         column = torch.arange(self.k_start, self.k_start + self.k.shape[2], device=self.q.device)[keys]
         seen = torch.ones(1, 1, row.shape[0], column.shape[0], dtype=torch.bool, device=self.q.device)
@@ -133,12 +152,23 @@ class Call:
         return seen
 
     def bias(self, rows: slice = slice(None), keys: slice = slice(None)) -> Tensor:
-        """Float [b|1 h q k]: key_bias + row_coef + an additive mask, for a range of query and key indices."""
+        """Return key_bias + row_coef + the additive mask.
+
+        Args:
+            rows: Range of query indices.
+            keys: Range of key indices.
+
+        Returns:
+            Tensor: Float [b|1 h q k].
+
+        Raises:
+            UsageError: If row_coef is given without key_group.
+        """
         total = torch.zeros((), dtype=self.dtype, device=self.q.device)
         if self.key_bias is not None:
-            total = total + self.key_bias[:, :, None, keys].to(self.dtype).clamp(max=LARGEST)
+            total = total + self.key_bias[:, :, None, keys].to(self.dtype).clamp(max=MAX_BIAS)
         if self.row_coef is not None:
-            coef = self.row_coef[:, :, rows].to(self.dtype).clamp(max=LARGEST)
+            coef = self.row_coef[:, :, rows].to(self.dtype).clamp(max=MAX_BIAS)
             group = self.group_of_key[:, :, None, keys]
             if coef.shape[-1] == 1:
                 total = torch.where(group == 1, total + coef, total)
@@ -148,19 +178,30 @@ class Call:
                 group = group.to(torch.int64).expand(-1, heads, coef.shape[2], -1)
                 total = total + coef.expand(-1, heads, -1, -1).gather(-1, group)
         if self.mask is not None and self.mask.dtype != torch.bool:
-            total = total + self.mask[:, :, rows, keys].to(self.dtype).clamp(max=LARGEST)
+            total = total + self.mask[:, :, rows, keys].to(self.dtype).clamp(max=MAX_BIAS)
         return total
 
     @property
     def group_of_key(self) -> Tensor:
-        """Int [b 1|h k]: key_group for every prompt. Raises UsageError where row_coef lacks it."""
+        """Int [b 1|h k], key_group for every prompt.
+
+        Raises:
+            UsageError: If the call has no key_group.
+        """
         if self.key_group is None:
-            raise UsageError("row_coef was given without key_group: name the group of each key, 0 for none.")
+            raise UsageError("row_coef was given without key_group; pass the group of each key, with 0 for no group.")
         group = self.key_group if self.key_group.dim() == 3 else self.key_group[:, None]
         return group.expand(self.q.shape[0], -1, -1)
 
     def for_heads(self, heads: Tensor) -> "Call":
-        """The same call for some query heads; the kv heads they share are taken along, one copy a head."""
+        """Return the same call for some query heads.
+
+        Args:
+            heads: Int, indices of the query heads. Each head gets its own copy of its kv head.
+
+        Returns:
+            Call: The call with as many kv heads as query heads.
+        """
         group = torch.div(heads, self.q.shape[1] // self.k.shape[1], rounding_mode="floor")
 
         def pick(x: Tensor | None, axis: int) -> Tensor | None:
@@ -181,7 +222,14 @@ class Call:
         )
 
     def for_queries(self, queries: Tensor) -> "Call":
-        """The same call for some queries by index, [r]; the rows keep their columns."""
+        """Return the same call for some queries.
+
+        Args:
+            queries: Int [r], indices of the queries. The rows keep their columns.
+
+        Returns:
+            Call: The call with r queries.
+        """
         return replace(
             self,
             row_columns=self.rows.index_select(0, queries),
@@ -194,105 +242,135 @@ class Call:
 
 @dataclass(frozen=True, eq=False)
 class Lse:
-    """Natural log of a row's softmax denominator, learned sink included: [b h r], -inf where nothing is seen."""
+    """Natural log of the softmax denominator of each row, learned sink included: [b h r], -inf if no key is visible."""
 
 
 @dataclass(frozen=True, eq=False)
 class Entropy:
-    """Entropy of a row in nats, of the distribution over keys alone where a learned sink takes a share: [b h r]."""
+    """Entropy of each row in nats: [b h r]. The share of a learned sink is left out: the distribution is over keys."""
 
 
 @dataclass(frozen=True, eq=False)
 class TopKeys:
-    """The k keys with the largest probability, ties to the lowest column: (columns [b h r k], -1 where there are
-    fewer keys; probabilities [b h r k])."""
+    """The k keys with the largest probability, with ties resolved to the lowest column.
+
+    The value is (columns [b h r k], probabilities [b h r k]). The column is -1 if there are fewer keys.
+    """
 
     k: int = 1
+    """Number of keys."""
 
 
 @dataclass(frozen=True, eq=False)
 class Mass:
-    """Share of attention on each of `s` key sets, which may overlap and be soft: [b h r s]."""
+    """Share of attention on each of `s` key sets: [b h r s]. Sets may overlap, and membership may be fractional."""
 
     sets: Tensor
-    """Float [b s k] over the keys of the call"""
+    """Float [b s k], membership of the keys of the call."""
     by_value: bool = False
-    """weigh each key by the norm of its value, p |v| / sum p |v|"""
+    """Weight each key by the norm of its value: p |v| / sum p |v|."""
     spans: bool = False
-    """whether each set is a few ranges of keys, which makes its mass cheaper where an engine knows how"""
+    """Whether each set consists of a few ranges of keys. Some engines compute such masses at a lower cost."""
 
 
 @dataclass(frozen=True, eq=False)
 class At:
-    """Attention at listed keys: [b h r n]; 0 where a listed column is not there or not seen."""
+    """Attention at listed keys: [b h r n], 0 if a listed column does not exist or is not visible."""
 
     keys: Tensor
-    """Int [b r n] columns, -1 for none"""
+    """Int [b r n] columns, -1 for none."""
     by_value: bool = False
+    """Weight each key by the norm of its value: p |v| / sum p |v|."""
     total: bool = False
-    """sum over the list instead: [b h r]"""
+    """Return the sum over the list instead: [b h r]."""
 
 
 @dataclass(frozen=True, eq=False)
 class Columns:
-    """What each key receives: (sum over q of w p, or the maximum) [b h k] and the weight of the rows that see it
-    [b h k], so that a mean is their quotient. Rows that are padding never count."""
+    """Attention that each key receives, as a sum or maximum over queries.
+
+    The value is (sum over q of w p, or the maximum, [b h k]; total weight of the rows that see the key [b h k]). The
+    quotient of the two is the mean. Rows that are padding never count.
+    """
 
     stat: Literal["sum", "max"] = "sum"
+    """Reduction over the queries."""
     weights: Tensor | None = None
-    """Float [b q] over the queries of the call; None for 1"""
+    """Float [b q], weights of the queries of the call; None for 1."""
     by_value: bool = False
+    """Weight each key by the norm of its value: p |v| / sum p |v|."""
 
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """Complete rows for chosen queries: [b h r k], probabilities, or logits with -inf where nothing is seen."""
+    """Complete rows of chosen queries: [b h r k], as probabilities or logits."""
 
     queries: Tensor
-    """Int [r] indices of queries"""
+    """Int [r], indices of the queries."""
     logits: bool = False
+    """Return logits instead of probabilities, with -inf for keys that are not visible."""
 
 
 @dataclass(frozen=True, eq=False)
 class Blocks:
-    """Attention summed into blocks of `size` queries x `size` keys: (index of the first query block, sums
-    [b h n m], live rows per query block [b n]). Blocks are counted from each prompt's first token."""
+    """Attention summed over blocks of `size` queries x `size` keys, counted from the first token of each prompt.
+
+    The value is (index of the first query block, sums [b h n m], live rows of each query block [b n]).
+    """
 
     size: int
+    """Number of queries and of keys of a block."""
     first: Tensor
-    """Int [b] column of the first token of each prompt"""
+    """Int [b], column of the first token of each prompt."""
 
     @cached_property
     def starts(self) -> list[int]:
-        """`first` on the host, for which a device is waited once."""
+        """`first` as Python integers. The first access waits for the device."""
         return self.first.tolist()
 
 
 Request = Lse | Entropy | TopKeys | Mass | At | Columns | Rows | Blocks
+"""A reduction that an engine computes together with attention."""
 
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """What came out: `out` [b h q d] in the dtype of v, or None when it was not wanted, and one value a request."""
+    """Output of an attention call and the value of each request."""
 
     out: Tensor | None
+    """[b h q d] in the dtype of v; None if the call was made with `out=False`."""
     values: tuple[Any, ...]
+    """One value per request, in the order of the requests."""
 
     @property
     def written(self) -> Tensor:
-        """`out`, for a caller that asked for it."""
+        """The output [b h q d].
+
+        Raises:
+            UsageError: If the call was made with `out=False`.
+        """
         if self.out is None:
-            raise UsageError("this output was not asked for: call the engine with out=True.")
+            raise UsageError("this result has no attention output; call the engine with out=True.")
         return self.out
 
 
 Engine = Callable[..., Result]
-"""engine(call, requests=(), queries=None, out=True): `queries` Int [r] limits Lse, Entropy, TopKeys, Mass, At, Columns
-and Blocks to those rows; Rows names its own."""
+"""engine(call, requests=(), queries=None, out=True). `queries`, Int [r], limits Lse, Entropy, TopKeys, Mass, At,
+Columns and Blocks to those rows. A Rows request has its own queries."""
 
 
 def block_grid(call: Call, blocks: Blocks, queries: Tensor | None) -> tuple[int, int, int, Tensor, Tensor]:
-    """First query block, how many query and key blocks, and the block of each query [b r] and key [b k]."""
+    """Place the rows and keys of a call on the grid of blocks.
+
+    Args:
+        call: The attention call.
+        blocks: The request, with the block size and the first token of each prompt.
+        queries: Int [r], indices of the queries that are read; None for all.
+
+    Returns:
+        tuple: Index of the first query block, number of query blocks, number of key blocks, block of each query [b r]
+            relative to the first, and block of each key [b k].
+    """
     rows = call.rows if queries is None else call.rows.index_select(0, queries)
     first = blocks.first.to(rows.device)[:, None]
     keys = torch.arange(call.k_start, call.k_start + call.k.shape[2], device=rows.device)
@@ -306,7 +384,7 @@ def block_grid(call: Call, blocks: Blocks, queries: Tensor | None) -> tuple[int,
 
     start, n_rows = 0, 0
     if len(rows):
-        # rows that follow each other are known without asking the device
+        # the columns of consecutive rows are known without waiting for the device
         follow = queries is None and call.row_columns is None
         low, high = (call.q_start, call.q_start + len(rows) - 1) if follow else map(int, rows.aminmax())
         start = last(low, max(blocks.starts))

@@ -1,4 +1,4 @@
-"""Mean and covariance of keys, and what they say of a sum of exponentials over them."""
+"""Mean and covariance of keys, and the estimate of a sum of exponentials that follows from them."""
 
 from dataclasses import dataclass
 
@@ -9,11 +9,21 @@ from interp.kernels.contract import Call
 
 
 def log_bulk(q: Tensor, mean: Tensor, covariance: Tensor, count: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """(log of the sum of exp(scale q . k) over `count` keys that are Gaussian, the variance v of those logits).
+    """Estimate the log of the sum of `exp(scale q . k)` over `count` keys that are Gaussian.
 
-    q [... q d], mean [... d], covariance [... d d], count [... q] -> [... q] each;
-    log count + m + v / 2, m = scale q . mean, v = scale^2 q covariance q; good for v below about log count. Past
-    v = 2 log count the largest of so many keys is all of the sum: m + sqrt(2 v log count), which meets it there.
+    The estimate is `log count + m + v / 2` with `m = scale q . mean` and `v = scale^2 q covariance q`. It is accurate
+    for v below about log count. From `v = 2 log count` on, the largest key dominates the sum, and the estimate is
+    `m + sqrt(2 v log count)`. The two formulas agree at that point.
+
+    Args:
+        q: [... q d], the queries.
+        mean: [... d], mean of the keys.
+        covariance: [... d d], covariance of the keys.
+        count: [... q], number of keys of each query.
+        scale: Factor of the product of q and k.
+
+    Returns:
+        tuple: The estimate [... q], and the variance v of the logits [... q].
     """
     m = scale * (q @ mean[..., None])[..., 0]
     v = scale**2 * ((q @ covariance) * q).sum(-1).clamp(min=0)
@@ -23,34 +33,50 @@ def log_bulk(q: Tensor, mean: Tensor, covariance: Tensor, count: Tensor, scale: 
 
 @dataclass(eq=False)
 class Moments:
-    """Sums over a range of keys that moves on, in float64, since a covariance is a difference of large numbers."""
+    """Sums over a moving range of keys. They are float64, because a covariance is a difference of large numbers."""
 
     k: Tensor
-    """[b g k d]"""
+    """[b g k d], the keys."""
     k_start: int
-    take: Tensor
-    """Bool [b k] keys that count at all"""
+    """Column of the first key."""
+    counted: Tensor
+    """Bool [b k], keys that the sums may include."""
     count: Tensor
-    """[b]"""
+    """[b], number of keys in the range."""
     total: Tensor
-    """[b g d]"""
+    """[b g d], sum of the keys in the range."""
     product: Tensor
-    """[b g d d]"""
+    """[b g d d], sum of the outer products of the keys in the range."""
     low: int
+    """First column of the range."""
     high: int
+    """Column after the last of the range."""
 
     @classmethod
     def of(cls, call: Call, begin: Tensor) -> "Moments":
-        """Of no key yet; keys before column `begin` [b] never count."""
+        """Create sums over an empty range.
+
+        Args:
+            call: The attention call.
+            begin: Int [b], first column whose key the sums may include.
+
+        Returns:
+            Moments: Sums of 0.
+        """
         b, _, g, _, m = call.sizes
         column = torch.arange(call.k_start, call.k_start + m, device=call.k.device)
         zeros = call.k.new_zeros(b, g, call.k.shape[-1], dtype=torch.float64)
         product = zeros[..., None].repeat(1, 1, 1, zeros.shape[-1])
-        take = column >= begin[:, None]
-        return cls(call.k, call.k_start, take, zeros[:, 0, 0].clone(), zeros, product, call.k_start, call.k_start)
+        counted = column >= begin[:, None]
+        return cls(call.k, call.k_start, counted, zeros[:, 0, 0].clone(), zeros, product, call.k_start, call.k_start)
 
     def move(self, high: int, low: int | None) -> None:
-        """Let the range end before column `high`, and begin at `low` where that is given; neither moves back."""
+        """Move the range forward. An end that would move back stays in place.
+
+        Args:
+            high: Column after the last of the range.
+            low: First column of the range; None to keep it.
+        """
         if high > self.high:
             self._add(self.high, high, 1)
             self.high = high
@@ -60,14 +86,21 @@ class Moments:
 
     def _add(self, start: int, stop: int, sign: int) -> None:
         part = slice(start - self.k_start, stop - self.k_start)
-        take = self.take[:, part].double()
-        k = self.k[:, :, part].double() * take[:, None, :, None]
-        self.count += sign * take.sum(1)
+        counted = self.counted[:, part].double()
+        k = self.k[:, :, part].double() * counted[:, None, :, None]
+        self.count += sign * counted.sum(1)
         self.total += sign * k.sum(2)
         self.product += sign * (k.mT @ k)
 
     def values(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """(mean [b g d], covariance [b g d d])"""
+        """Compute the mean and the covariance of the keys in the range.
+
+        Args:
+            dtype: The dtype of the results.
+
+        Returns:
+            tuple: Mean [b g d] and covariance [b g d d].
+        """
         count = self.count.clamp(min=1)[:, None, None]
         mean = self.total / count
         covariance = self.product / count[..., None] - mean[..., None] * mean[..., None, :]
@@ -75,18 +108,29 @@ class Moments:
 
 
 def far_bulk(
-    call: Call, first: Tensor, sink: int, window: int, refresh: int, least: int
+    call: Call, first: Tensor, sink: int, window: int, refresh: int, min_keys: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What the keys of each query beyond the first `sink` and the last `window` sum to, by their moments.
+    """Estimate the log-sum-exp over the keys beyond the first `sink` and the last `window`, from their moments.
 
-    (log_bulk, its variance v, keys [b h q] each, at least 1, and Bool, the queries whose moments hold `least` keys).
-    Moments are renewed every `refresh` queries and end before the window of the first of these. first: Int [b] column
-    of each prompt's first token. A native window of the call ends them on the other side; soft-caps are left out.
+    The moments are renewed every `refresh` queries, and their range ends before the window of the first of these
+    queries. A sliding window of the call limits the range on the other side. Soft-caps are ignored.
+
+    Args:
+        call: The attention call.
+        first: Int [b], column of the first token of each prompt.
+        sink: Number of first keys that are left out.
+        window: Number of last keys that are left out.
+        refresh: Number of queries that share the same moments.
+        min_keys: Smallest number of keys from which moments are used.
+
+    Returns:
+        tuple: The estimate of `log_bulk`, its variance v, and the number of keys, at least 1, all [b h q]; and Bool
+            [b h q], the queries that have such keys and whose moments include at least `min_keys` keys.
     """
     b, h, g, n, _ = call.sizes
     begin = first + sink
     moments, parts = Moments.of(call, begin), []
-    # counted from the end, where the prompts of a batch padded on the left are level
+    # counted from the end, where the prompts of a left-padded batch are aligned
     starts = [0, *range(n % refresh or refresh, n, refresh)]
     for start, stop in zip(starts, [*starts[1:], n], strict=True):
         row = call.q_start + torch.arange(start, stop, device=call.q.device)
@@ -96,7 +140,7 @@ def far_bulk(
         moments.move(high, low)
         lowest = begin[:, None] if call.window is None else torch.maximum(begin[:, None], row - call.window + 1)
         keys = (row - window + 1 - lowest).clamp(min=0)
-        counts = (moments.count >= least)[:, None] & (keys > 0)
+        counts = (moments.count >= min_keys)[:, None] & (keys > 0)
         if call.row_live is not None:
             counts = counts & call.row_live[:, start:stop]
         mean, covariance = moments.values(call.dtype)

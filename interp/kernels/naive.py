@@ -1,4 +1,7 @@
-"""The meaning of every output, n x n, in plain torch and any dtype up to float64; all engines are tested against it."""
+"""Reference implementation of every output in plain torch, from the whole n x n pattern.
+
+It accepts any dtype up to float64, and all engines are tested against it.
+"""
 
 from functools import singledispatch
 from typing import Any
@@ -23,7 +26,14 @@ from interp.kernels.contract import (
 
 
 def logits(call: Call) -> Tensor:
-    """Float [b h q k]: logits as the softmax sees them, -inf where a query may not look."""
+    """Compute the logits that enter the softmax.
+
+    Args:
+        call: The attention call.
+
+    Returns:
+        Tensor: Float [b h q k], -inf for keys that are not visible.
+    """
     b, h, g, _, _ = call.sizes
     k = call.k.to(call.dtype).repeat_interleave(h // g, 1)
     score = call.q.to(call.dtype) @ k.transpose(-1, -2) * call.scale
@@ -35,24 +45,56 @@ def logits(call: Call) -> Tensor:
 
 
 def lse(call: Call, score: Tensor) -> Tensor:
-    """Float [b h q]: log of the denominator, learned sink included."""
+    """Compute the natural log of the softmax denominator, learned sink included.
+
+    Args:
+        call: The attention call.
+        score: Float [b h q k], the logits of the call.
+
+    Returns:
+        Tensor: Float [b h q], -inf for rows that see no key.
+    """
     total = torch.logsumexp(score, -1)
     if call.sinks is not None:
         total = torch.logaddexp(total, call.sinks.to(total.dtype)[None, :, None])
-    # a dead row has no denominator of its own, learned sink or not
+    # a row that sees no key has no denominator, with or without a learned sink
     return total.masked_fill(~call.visible().any(-1).expand(total.shape), -torch.inf)
 
 
 def pattern(call: Call) -> Tensor:
-    """Float [b h q k]: exp(logits - lse); a row that sees nothing is zero."""
+    """Compute the attention pattern, `exp(logits - lse)`.
+
+    Args:
+        call: The attention call.
+
+    Returns:
+        Tensor: Float [b h q k]; a row that sees no key is zero.
+    """
     score = logits(call)
     return torch.exp(score - lse(call, score)[..., None]).nan_to_num(0.0)
 
 
 def attend(call: Call, requests: tuple[Request, ...] = (), queries: Tensor | None = None, out: bool = True) -> Result:
-    """Attention and every reduction by its definition.
+    """Compute attention and every reduction by its definition, in O(n^2) memory.
 
-    pattern[b h q k] = exp(logits - lse); out[b h q d] = sum over k of pattern v. Memory O(n^2).
+    `pattern[b h q k] = exp(logits - lse)` and `out[b h q d] = sum over k of pattern v`.
+
+    Args:
+        call: The attention call.
+        requests: The reductions to compute.
+        queries: Int [r], indices of the rows that the reductions read; None for all.
+        out: Whether to compute the output.
+
+    Returns:
+        Result: The output, and one value per request.
+
+    Examples:
+        >>> from interp.kernels import naive
+        >>> from interp.kernels.contract import Call, TopKeys
+        >>> q = torch.eye(3)[None, None] * 9
+        >>> keys, probabilities = naive.attend(Call(q, q, q, scale=1.0), (TopKeys(1),)).values[0]
+        >>> keys[..., 0]
+        tensor([[[0, 1, 2]]])
     """
     p = pattern(call)
     h, g = call.sizes[1:3]
@@ -62,16 +104,36 @@ def attend(call: Call, requests: tuple[Request, ...] = (), queries: Tensor | Non
     return Result((p @ v).to(call.v.dtype) if out else None, values)
 
 
-def valued(call: Call, p: Tensor) -> Tensor:
-    """p |v| / sum over k of p |v|: attention weighed by how much each key has to say."""
+def weighted_by_value(call: Call, p: Tensor) -> Tensor:
+    """Weight attention by the norms of the values.
+
+    `weighted[b h q k] = p |v| / sum over k of p |v|`
+
+    Args:
+        call: The attention call.
+        p: Float [b h q k], the pattern of the call.
+
+    Returns:
+        Tensor: Float [b h q k].
+    """
     h, g = call.sizes[1:3]
-    weighed = p * call.v.to(p.dtype).norm(dim=-1).repeat_interleave(h // g, 1)[:, :, None]
-    return weighed / weighed.sum(-1, keepdim=True).clamp(min=torch.finfo(p.dtype).tiny)
+    weighted = p * call.v.to(p.dtype).norm(dim=-1).repeat_interleave(h // g, 1)[:, :, None]
+    return weighted / weighted.sum(-1, keepdim=True).clamp(min=torch.finfo(p.dtype).tiny)
 
 
 @singledispatch
 def reduce(request: Request, call: Call, p: Tensor, index: Tensor) -> Any:
-    """The value of one request, from the whole pattern."""
+    """Compute the value of one request from the whole pattern.
+
+    Args:
+        request: The reduction.
+        call: The attention call.
+        p: Float [b h q k], the pattern of the call.
+        index: Int [r], indices of the rows that the reduction reads.
+
+    Returns:
+        Any: The value, as the class of the request describes it.
+    """
     raise NotImplementedError(type(request).__name__)
 
 
@@ -82,7 +144,7 @@ def _(request: Lse, call: Call, p: Tensor, index: Tensor) -> Tensor:
 
 @reduce.register
 def _(request: Entropy, call: Call, p: Tensor, index: Tensor) -> Tensor:
-    # of the keys alone, whatever share a learned sink takes
+    # over keys alone, without the share of a learned sink
     rows = p[:, :, index]
     over_keys = rows / rows.sum(-1, keepdim=True).clamp(min=torch.finfo(p.dtype).tiny)
     return torch.special.entr(over_keys).sum(-1)
@@ -104,13 +166,13 @@ def _(request: TopKeys, call: Call, p: Tensor, index: Tensor) -> tuple[Tensor, T
 
 @reduce.register
 def _(request: Mass, call: Call, p: Tensor, index: Tensor) -> Tensor:
-    rows = (valued(call, p) if request.by_value else p)[:, :, index]
+    rows = (weighted_by_value(call, p) if request.by_value else p)[:, :, index]
     return torch.einsum("bhrk,bsk->bhrs", rows, request.sets.to(p.dtype))
 
 
 @reduce.register
 def _(request: At, call: Call, p: Tensor, index: Tensor) -> Tensor:
-    rows = (valued(call, p) if request.by_value else p)[:, :, index]
+    rows = (weighted_by_value(call, p) if request.by_value else p)[:, :, index]
     if not p.shape[-1]:
         return rows.new_zeros(*rows.shape[:3], *([] if request.total else [request.keys.shape[-1]]))
     local = request.keys - call.k_start
@@ -122,16 +184,16 @@ def _(request: At, call: Call, p: Tensor, index: Tensor) -> Tensor:
 
 @reduce.register
 def _(request: Columns, call: Call, p: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-    rows = (valued(call, p) if request.by_value else p)[:, :, index]
+    rows = (weighted_by_value(call, p) if request.by_value else p)[:, :, index]
     b = p.shape[0]
     weights = torch.ones(b, p.shape[2], dtype=p.dtype, device=p.device)
     if request.weights is not None:
         weights = request.weights.to(p.dtype).expand(b, -1)
     weights = weights[:, None, index, None]
     seen = (call.visible()[:, :, index] * weights).sum(2).expand(b, p.shape[1], -1)
-    # one row of zeros more, so that the maximum over no rows is 0
-    weighed = torch.nn.functional.pad(rows * weights, (0, 0, 0, 1))
-    return (weighed.sum(2) if request.stat == "sum" else weighed.amax(2)), seen
+    # one more row of zeros, so that the maximum over no rows is 0
+    weighted = torch.nn.functional.pad(rows * weights, (0, 0, 0, 1))
+    return (weighted.sum(2) if request.stat == "sum" else weighted.amax(2)), seen
 
 
 @reduce.register

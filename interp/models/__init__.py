@@ -1,1 +1,1 @@
-"""Loading models."""
+"""Models for interp: `load` reads one from a folder, a file or the Hugging Face hub; `demo` builds the demo model."""

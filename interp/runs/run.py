@@ -1,76 +1,34 @@
-"""A run's folder: a manifest and the finished cells. Killed at any moment, the same call goes on where it stood."""
+"""A run: one plan on one model in one folder; killed at any moment, the same call continues where it stopped."""
 
-import json
-import math
+import shutil
 import time
-from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-import interp
-from interp.analyses.causal.ablation_test import REPLY, Condition, ask
-from interp.analyses.identify import attention_influence
-from interp.analyses.kv import KVTask, key_curve, selectors_of
-from interp.analyses.kv.evaluate import WINDOWS
-from interp.analyses.kv.from_scores import selective
+from interp.analyses.results import codec
 from interp.analyses.results.head_scores import HeadScores
-from interp.analyses.tasks import judge
-from interp.analyses.views.explore import explore
-from interp.analyses.views.logit_lens import logit_lens, ov_tokens
-from interp.analyses.views.qk_projection import qk_projection
-from interp.analyses.views.token_attention import view
-from interp.controls import CONTROLLED, control
-from interp.errors import ModelError, RunError, UsageError
-from interp.findings import Findings
-from interp.folders import claim, write
+from interp.analyses.results.leading import leading_heads
+from interp.analyses.results.result import Result
+from interp.errors import InterpError, RunError, ScoreError
 from interp.hooks.model.heads import Head, HeadLayout, HeadSet
-from interp.hooks.model.layers import context_length
 from interp.hooks.model.provenance import Provenance
 from interp.hooks.prompts.prompts import Prompts
 from interp.hooks.read.capture import check_context
-from interp.results import (
-    FORMAT,
-    check_name,
-    conditions_of,
-    findings,
-    is_done,
-    join_scores,
-    read_manifest,
-    shown_heads,
-    top_heads,
+from interp.runs import folder as folders
+from interp.runs.plan import Plan
+from interp.runs.results import (
+    RunResults,
+    cell_files,
+    is_whole,
+    read_results,
+    record_path,
+    result_path,
+    stage_record,
 )
-from interp.studies import (
-    KEYS,
-    OF_HEADS,
-    Plan,
-    Study,
-    asked_of_heads,
-    brief,
-    check_prompts,
-    explored_prompt,
-    key_tasks,
-    studies,
-)
-
-LAST = 8
-"""tokens at the end of a text without an answer, whose values are read"""
-MAPPED = 700_000
-"""bytes of block maps in a report"""
-DRAWN, POINTS = 4, 1200
-"""heads of the joint view, and dots of each"""
-
-
-@dataclass(frozen=True, eq=False)
-class Cell:
-    """The smallest piece of work that is kept: one batch of prompts under one analysis or condition."""
-
-    name: str
-    path: Path
-    work: Callable[[], dict[str, Any]]
-    """does it and gives what to write; scores write themselves"""
+from interp.runs.stage import Cell, CellRecord, Stage, prompts_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,240 +40,150 @@ class Run:
     model: nn.Module
     tokenizer: Any
     provenance: Provenance
-    studies: tuple[Study, ...]
-    needles: Prompts | None
-    own: Prompts | None = None
-    explored: Prompts | None = None
-    """the one text of the explorer"""
-    keyed: tuple[KVTask, ...] = ()
-    """what key selectors are asked"""
+    layout: HeadLayout
+    stages: tuple[Stage, ...]
 
     @classmethod
     def open(
         cls, folder: str | Path, plan: Plan, model: nn.Module, tokenizer: Any, own: Prompts | None = None
     ) -> "Run":
-        """Begin a run, or go on with the one that the folder holds.
+        """Begin a run, or continue the one that the folder holds.
 
-        Raises RunError where the folder cannot be written, holds something else, or holds a run of another model, plan
-        or version; every prompt is checked against the model's context before anything is computed.
+        Every prompt is checked against the context of the model before anything is computed.
+
+        Args:
+            folder: A new or empty folder, or one that a run of the same plan and model was begun in.
+            plan: A `ScorePlan`, `SteerPlan` or `SafetyPlan`.
+            model: A transformers causal language model, or a TransformerBridge over one.
+            tokenizer: Its tokenizer.
+            own: Prompts that take the place of the standard ones.
+
+        Returns:
+            Run: call `finish` to make what is not made yet.
+
+        Raises:
+            RunError: Where the folder cannot be written, or holds something else or another run.
+            UsageError: For a plan that does not fit the model.
+            PromptError: For a prompt that does not fit.
         """
-        folder = Path(folder)
         layout = HeadLayout.of(model)
-        heads = HeadSet.parse(plan.heads, layout) if plan.heads else HeadSet(())
-        layout.check(heads)
-        out = len(heads) or plan.k
-        if plan.checked and 2 * out > len(layout.all()):
-            raise UsageError(
-                f"{out} heads out of {len(layout.all())} leave too few for a random control: take out at most half, "
-                f"--top {len(layout.all()) // 2} on the command line."
-            )
-        if "key_selectors" in plan.analyses and not selective(model):
-            raise UsageError(WINDOWS)
-        found = studies(plan, tokenizer, own)
-        needles = check_prompts(plan, tokenizer) if plan.checked else None
-        keyed = key_tasks(plan, tokenizer)
-        asked = [(prompts, study.reply) for study in found for prompts in study.read]
-        asked += [(task.whole, 0) for task in keyed]
-        for prompts, more in [*asked, *([(needles, REPLY)] if needles is not None else [])]:
-            check_context(model, prompts, more)
-        explored = explored_prompt(plan, tokenizer, own, context_length(model)) if found and plan.explore else None
-        origin = Provenance.of(model, tokenizer, seed=plan.seed)
-        run = cls(folder, plan, model, tokenizer, origin, tuple(found), needles, own, explored, keyed)
-        run._begin()
+        stages = tuple(plan.stages(model, tokenizer, own))
+        for stage in stages:
+            for prompts, new_tokens in stage.prompts:
+                check_context(model, prompts, new_tokens)
+        run = cls(Path(folder), plan, model, tokenizer, Provenance.of(model, tokenizer, seed=plan.seed), layout, stages)
+        folders.begin(run.folder, run._manifest())
         return run
 
-    def _begin(self) -> None:
-        manifest = {
-            "format": FORMAT,
+    def _manifest(self) -> dict[str, Any]:
+        import interp
+
+        return {
             "interp": interp.__version__,
-            "plan": json.loads(json.dumps(asdict(self.plan))),
-            "layout": asdict(HeadLayout.of(self.model)),
-            "prompts": {name: prompts.fingerprint() for name, prompts in self._asked.items()},
+            "recipe": self.plan.recipe,
+            "plan": asdict(self.plan),
+            "layout": asdict(self.layout),
+            "prompts": {name: prompts.fingerprint() for name, prompts in prompts_of(self.stages)},
+            "stages": [{"name": stage.name, "shown": stage.shown} for stage in self.stages],
             "provenance": self.provenance.to_dict(),
         }
-        if (self.folder / "manifest.json").exists():
-            stored = read_manifest(self.folder)
-            before = Provenance.from_dict(stored["provenance"])
-            if not before.same_model(self.provenance):
-                raise RunError(
-                    f"{self.folder} holds a run of {before.model} (weights {before.weights_hash}), not of "
-                    f"{self.provenance.model} (weights {self.provenance.weights_hash}): name another folder."
-                )
-            for key in ("interp", "plan", "prompts"):
-                if stored.get(key) != manifest[key]:
-                    raise RunError(
-                        f"{self.folder} holds a run with another {_what(stored.get(key), manifest[key], key)}: "
-                        "use the same settings to continue it, or name another folder."
-                    )
-            return
-        claim(self.folder, "run folder")
-        write(self.folder / "manifest.json", manifest)
 
-    @property
-    def _asked(self) -> dict[str, Prompts]:
-        """What each analysis is asked on, by name."""
-        asked = {study.name: study.prompts for study in self.studies}
-        asked |= asked_of_heads(self.plan, self.tokenizer, self.own)
-        asked |= {f"{KEYS}, {task.name}": task.whole for task in self.keyed}
-        if self.explored is not None:
-            asked["explorer"] = self.explored
-        return asked
+    def finish(self, progress: bool = True) -> RunResults:
+        """Make what is not made yet, cell by cell, and read the whole run back.
 
-    def cells(self) -> Iterator[Cell]:
-        """All cells in order; those of the causal check need the scores before them, so finish each as it comes."""
-        for study in self.studies:
-            for number, batch in enumerate(study.batches(self.plan.batch_size)):
-                path = self.folder / "cells" / f"{study.name}-{number:04d}.json"
-                yield Cell(f"{study.name} {number}", path, lambda s=study, b=batch: self._score(s, b))
-        if self.needles is not None and (self.plan.heads or self._answered):
-            for c, condition in enumerate(self.conditions()):
-                for number, batch in enumerate(self.needles.batches(self.plan.batch_size)):
-                    path = self.folder / "cells" / f"{check_name(c, condition)}-{number:04d}.json"
-                    yield Cell(condition.name, path, lambda d=condition, b=batch: self._ask(d, b))
-        for study in self.studies:
-            if study.name in CONTROLLED and self.plan.check:
-                path = self.folder / "cells" / f"control-{study.name}.json"
-                yield Cell(f"{study.name}, heads out", path, lambda s=study: self._control(s))
-        if "influence" in self.plan.analyses and (self.plan.heads or self._answered):
-            yield Cell("influence", self.folder / "cells" / "influence.json", self._influence)
-        for number, task in enumerate(self.keyed):
-            path = self.folder / "cells" / f"keys-{number}-{task.name.replace(' ', '-')}.json"
-            yield Cell(f"key selectors, {task.name}", path, lambda t=task: self._keys(t))
-        if self._answered:
-            yield Cell("attention on a text", self.folder / "cells" / "view.json", self._view)
-        if (text := self.explored) is not None:
-            yield Cell("explorer", self.folder / "cells" / "explored.json", lambda: self._explore(text))
-            if self._shown:
-                yield Cell("what heads write", self.folder / "cells" / "written.json", lambda: self._written(text))
-        for name, work in (("qk_projection", self._joint), ("logit_lens", self._vocabulary)):
-            if name in self.plan.analyses and self._shown:
-                yield Cell(name, self.folder / "cells" / f"{name}.json", work)
+        Args:
+            progress: Show a bar once it takes longer than two seconds.
 
-    @property
-    def _answered(self) -> bool:
-        """Whether retrieval scored any head: a model that answers no needle has no retrieval heads to take out."""
-        return "retrieval" in self.plan.analyses and bool(top_heads(self.folder, self.plan.k))
-
-    def count(self) -> int:
-        """How many cells there are."""
-        size = self.plan.batch_size
-        total = sum(1 if study.whole else -(-len(study.prompts) // size) for study in self.studies)
-        if self.needles is not None:
-            total += (2 + 2 * self.plan.draws) * -(-len(self.needles) // size)
-        named = {study.name for study in self.studies}
-        total += len(named & set(CONTROLLED)) if self.plan.check else 0
-        total += ("retrieval" in named) + len(set(self.plan.analyses) & set(OF_HEADS) - {KEYS}) + len(self.keyed)
-        return total + 2 * (self.explored is not None)
-
-    def _score(self, study: Study, batch: Prompts) -> dict[str, Any]:
-        settings = {"batch_size": self.plan.batch_size, "seed": self.plan.seed, **study.settings}
-        if study.resumes:
-            settings["folder"] = self.folder / "steps" / study.name
-        scores = study.run(self.model, batch, **settings)
-        return {"scores": scores, "texts": [brief(prompt, self.tokenizer) for prompt in batch]}
-
-    def _ask(self, condition: Condition, batch: Prompts) -> dict[str, Any]:
-        kind: Any = self.plan.kind
-        replies = [reply.text for reply in ask(self.model, batch, condition.heads, kind, batch_size=len(batch))]
-        verdicts = [judge(reply, prompt) for reply, prompt in zip(replies, batch, strict=True)]
-        asked = {key: [str(prompt.meta.get(key[:-1], "")) for prompt in batch] for key in ("answers", "questions")}
-        return {"verdicts": verdicts, "replies": replies, **asked}
-
-    def _control(self, study: Study) -> dict[str, Any]:
-        scores, plan = join_scores(self.folder, study.name), self.plan
-        settings = {"k": plan.k, "draws": plan.draws, "seed": plan.seed, "batch_size": plan.batch_size}
-        return control(study.name, self.model, study.prompts, scores, **settings).to_dict()
-
-    def _influence(self) -> dict[str, Any]:
-        heads = self.plan.heads or join_scores(self.folder, "retrieval")
-        size = self.plan.batch_size
-        return attention_influence(
-            self.model, self._asked["influence"], heads, draws=self.plan.draws, batch_size=size, seed=self.plan.seed
-        ).to_dict()
-
-    def _keys(self, task: KVTask) -> dict[str, Any]:
-        selectors = selectors_of(self._scores, self.plan.seed, self.model)
-        size = self.plan.batch_size
-        return key_curve(self.model, [task], selectors, batch_size=size, seed=self.plan.seed).to_dict()
-
-    def _view(self) -> dict[str, Any]:
-        scores = join_scores(self.folder, "retrieval")
-        prompts = next(study.prompts for study in self.studies if study.name == "retrieval")
-        shown = min(range(len(prompts)), key=lambda i: (bool(scores.per_prompt[i].isnan().all()), len(prompts[i])))
-        return asdict(view(self.model, prompts[shown : shown + 1], scores.top(8)))
-
-    @property
-    def _scores(self) -> dict[str, HeadScores]:
-        """What every analysis found, once all of its cells are done."""
-        return {study.name: join_scores(self.folder, study.name) for study in self.studies}
-
-    @property
-    def _ranked(self) -> list[Head]:
-        """The heads that get cards: those that are named, else the first of each analysis, then the second."""
-        if self.plan.heads:
-            return list(HeadSet.parse(self.plan.heads, HeadLayout.of(self.model)))
-        return shown_heads(self._scores)
-
-    @property
-    def _shown(self) -> HeadSet:
-        return HeadSet(tuple(self._ranked))
-
-    def _explore(self, prompts: Prompts) -> dict[str, Any]:
-        title = str(prompts[0].meta.get("question") or "a text")
-        # so many blocks that the maps of all heads stay below MAPPED bytes; a power of two reads better
-        across = max(1.0, (2 * MAPPED / HeadLayout.of(self.model).size) ** 0.5)
-        block = 1 << max(0, math.ceil(math.log2(len(prompts[0]) / across)))
-        told = explore(self.model, prompts, heads=self._shown, block=block, title=title, seed=self.plan.seed)
-        return told.to_dict()
-
-    def _written(self, prompts: Prompts) -> dict[str, Any]:
-        n = len(prompts[0])
-        span = "answer" if "answer" in prompts[0].spans else (max(0, n - LAST), n)
-        try:
-            return ov_tokens(self.model, prompts, self._shown, span).to_dict()
-        except ModelError as error:
-            # a view beside the scores: without it they stand all the same
-            return {"missing": str(error)}
-
-    def _joint(self) -> dict[str, Any]:
-        heads = HeadSet(tuple(self._ranked[:DRAWN]))
-        return qk_projection(
-            self.model, self._asked["qk_projection"], heads, points=POINTS, seed=self.plan.seed
-        ).to_dict()
-
-    def _vocabulary(self) -> dict[str, Any]:
-        return logit_lens(self.model, self._asked["logit_lens"], self._shown).to_dict()
-
-    def conditions(self) -> tuple[Condition, ...]:
-        """What the causal check takes out."""
-        return conditions_of(self.folder, asdict(self.plan), HeadLayout.of(self.model))
-
-    def finish(self, progress: bool = True) -> Findings:
-        """Do what is not done yet, cell by cell, and read the whole run back."""
+        Returns:
+            RunResults: every result by its name.
+        """
         from tqdm.auto import tqdm
 
-        (self.folder / "cells").mkdir(exist_ok=True)
-        bar = tqdm(total=self.count(), desc="cells", disable=not progress, delay=2)
-        for cell in self.cells():
-            bar.set_description(cell.name, refresh=False)
-            if not is_done(cell.path):
-                started = time.perf_counter()
-                value = cell.work()
-                scores = value.pop("scores", None)
-                if scores is not None:
-                    scores.save(cell.path.with_name(f"{cell.path.stem}.scores.json"))
-                # written last: a cell is done where this file is
-                seconds = time.perf_counter() - started
-                write(cell.path, value | {"seconds": seconds, "scored": scores is not None})
+        with tqdm(total=sum(stage.n_cells for stage in self.stages), desc="run", disable=not progress, delay=2) as bar:
+            for stage in self.stages:
+                bar.set_description(stage.name, refresh=False)
+                self._make(stage, bar)
+        return read_results(self.folder)
+
+    def _make(self, stage: Stage, bar: Any) -> None:
+        if stage_record(self.folder, stage.name) is not None:
+            bar.update(stage.n_cells)
+            return
+        missing = self._reason(stage)
+        parts, texts, seconds = [], [], 0.0
+        for cell in () if missing else stage.cells(self):
+            record = self._cell(stage, cell)
+            missing = missing or record.missing
+            parts += [] if record.result is None else [record.result]
+            texts += record.texts
+            seconds += record.seconds
             bar.update()
-        bar.close()
-        return findings(self.folder)
+        if not missing:
+            self._write(result_path(self.folder, stage.name), stage.joined(parts))
+        path = record_path(self.folder, stage.name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        folders.write(path, {"seconds": seconds, "texts": texts, "missing": missing})
+        # what was made from an earlier result of this name is made again
+        for other in self.stages:
+            if stage.name in other.needs:
+                self._drop(other)
 
+    def _cell(self, stage: Stage, cell: Cell) -> CellRecord:
+        path = cell_files(self.folder, stage.name) / f"{cell.key}.json"
+        if not is_whole(path):
+            started, missing, result = time.perf_counter(), "", None
+            steps = self.folder / "steps" / stage.name / cell.key
+            try:
+                result = cell.work(steps)
+            except InterpError as error:
+                if not stage.optional:
+                    raise
+                missing = str(error)
+            self._write(path, CellRecord(result, time.perf_counter() - started, cell.texts, missing))
+        return codec.load(path)
 
-def _what(before: Any, now: Any, key: str) -> str:
-    if isinstance(before, dict) and isinstance(now, dict):
-        changed = [name for name in now if before.get(name) != now[name]]
-        if changed:
-            first = changed[0]
-            return f"{key} ({first} was {before.get(first)!r}, now {now[first]!r})"
-    return f"{key} ({before!r}, now {now!r})"
+    def _write(self, path: Path, value: Result | CellRecord) -> None:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            codec.save(value, path)
+        except (OSError, ScoreError) as error:
+            raise RunError(f"{path} cannot be written ({error}).") from error
+
+    def _drop(self, stage: Stage) -> None:
+        """Remove what is kept of a stage."""
+        record_path(self.folder, stage.name).unlink(missing_ok=True)
+        for kept in (cell_files(self.folder, stage.name), self.folder / "steps" / stage.name):
+            shutil.rmtree(kept, ignore_errors=True)
+
+    def _reason(self, stage: Stage) -> str:
+        """Why a stage cannot be made; "" where it can."""
+        for need in stage.needs:
+            if self.result(need) is None:
+                return f"it needs the result {need!r}, which this run does not have."
+        return stage.ready(self) if stage.ready is not None else ""
+
+    def result(self, name: str) -> Result | None:
+        """A result that is finished, None where there is none yet."""
+        path = result_path(self.folder, name)
+        return codec.load(path) if is_whole(path) else None
+
+    def __getitem__(self, name: str) -> Result:
+        """A finished result. Raises UsageError for a name that the run does not have."""
+        return read_results(self.folder)[name]
+
+    @property
+    def scores(self) -> dict[str, HeadScores]:
+        """The head tables that are finished, in the order of the stages."""
+        found = {stage.name: self.result(stage.name) for stage in self.stages if stage.shown}
+        return {name: table for name, table in found.items() if isinstance(table, HeadScores)}
+
+    @property
+    def named_heads(self) -> HeadSet:
+        """The heads that the plan names; an empty set where it names none."""
+        named = getattr(self.plan, "heads", "")
+        return HeadSet.parse(named, self.layout) if named else HeadSet(())
+
+    @property
+    def leading(self) -> list[Head]:
+        """The named heads, else the first of each table, then the second of each, without doubles."""
+        return list(self.named_heads) or leading_heads(self.scores)

@@ -1,4 +1,4 @@
-"""Attention calls of every shape that the contract allows: drawn from a seed, or with one thing that is special."""
+"""Attention calls for tests: random calls with any fields of the contract, and plain calls with chosen fields."""
 
 import random
 from dataclasses import replace
@@ -12,7 +12,7 @@ from interp.kernels.contract import At, Blocks, Call, Columns, Entropy, Lse, Mas
 def draw(
     seed: int, dtype: torch.dtype = torch.float64, small: bool = False
 ) -> tuple[Call, tuple[Request, ...], torch.Tensor | None]:
-    """One call, all requests on it, and the queries they are asked for; `small` for engines that are slow on a CPU."""
+    """Return a random call, all requests on it, and the queries they read; `small` for engines slow on a CPU."""
     rng, torch_rng = random.Random(seed), torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> torch.Tensor:
@@ -54,10 +54,13 @@ def draw(
     return call, every_request(call, rows, torch_rng), queries
 
 
-def plain(
+def causal_call(
     b: int = 2, h: int = 2, g: int = 1, n: int = 34, before: int = 0, d: int = 32, e: int | None = None, **more: Any
 ) -> Call:
-    """A causal call of n queries on before + n keys, in float64, heads d wide and values e; `more` as in Call."""
+    """Return a causal float64 call of n queries and before + n keys, with heads of width d and values of width e.
+
+    `more` holds other fields of Call.
+    """
     rng = torch.Generator().manual_seed(b * h * n + d)
 
     def normal(*shape: int) -> torch.Tensor:
@@ -70,7 +73,7 @@ def plain(
 
 
 def in_dtype(call: Call, dtype: torch.dtype, device: str | torch.device = "cpu") -> Call:
-    """The same call with q, k and v in another dtype, everything on a device."""
+    """Return the same call with q, k and v in another dtype, and all tensors on a device."""
     on = {
         name: value.to(device)
         for name, value in vars(call).items()
@@ -80,7 +83,7 @@ def in_dtype(call: Call, dtype: torch.dtype, device: str | torch.device = "cpu")
 
 
 def every_request(call: Call, rows: int, torch_rng: torch.Generator) -> tuple[Request, ...]:
-    """All requests on `rows` queries of a call."""
+    """Return all requests, for `rows` queries of a call."""
     b, _, _, n, m = call.sizes
     sets, weights = torch.rand(b, 4, m, generator=torch_rng), torch.rand(b, n, generator=torch_rng)
     keys = torch.randint(-1, m + call.k_start + 3, (b, rows, 3), generator=torch_rng)

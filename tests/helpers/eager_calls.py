@@ -1,4 +1,4 @@
-"""What a model's own eager attention is given and gives, layer by layer, for formulas that use no part of ours."""
+"""Inputs and outputs of a model's own eager attention by layer, for formulas that do not use the code under test."""
 
 import contextlib
 import sys
@@ -16,24 +16,24 @@ from interp.hooks.prompts.prompts import Prompt
 
 @dataclass(frozen=True, eq=False)
 class Calls:
-    """Of one unpadded prompt; keys and values stand beside each query head that they serve."""
+    """Attention of one unpadded prompt. Keys and values are repeated for each query head."""
 
     q: Tensor
-    """[l h q d], rotated"""
+    """[l h q d], after RoPE."""
     k: Tensor
-    """[l h k d], rotated"""
+    """[l h k d], after RoPE."""
     v: Tensor
-    """[l h k d]"""
+    """[l h k d]."""
     z: Tensor
-    """[l h q d]"""
+    """[l h q d], the outputs of the heads."""
     pattern: Tensor
-    """[l h q k]"""
+    """[l h q k]."""
     scale: float
-    """of q . k"""
+    """Factor of q . k."""
 
 
 def calls(model: Any, prompt: Prompt) -> Calls:
-    """One forward."""
+    """Run one forward pass and return its attention."""
     found: list[tuple[Tensor, ...]] = []
     scales = set()
 
@@ -53,9 +53,10 @@ def calls(model: Any, prompt: Prompt) -> Calls:
 
 @contextlib.contextmanager
 def attending(model: Any, attention: Callable[..., Any]) -> Iterator[None]:
-    """Eager attention by `attention(own, module, q, k, v, mask, **settings)`, own being the model's function.
+    """Replace eager attention by `attention(own, module, q, k, v, mask, **settings)`; own is the model's function.
 
-    q [b h q d], k and v [b g k d]; gives (z [b q h d], pattern [b h q k]). module.layer_idx is the layer.
+    It receives q [b h q d], k and v [b g k d], and returns (z [b q h d], pattern [b h q k]). `module.layer_idx` is the
+    layer.
     """
     home: Any = sys.modules[type(model).__module__]
     before = model.config._attn_implementation

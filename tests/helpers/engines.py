@@ -1,4 +1,4 @@
-"""The engines under test, and how near two results are."""
+"""The engines under test and their tolerances."""
 
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -12,28 +12,28 @@ from interp.kernels.contract import Call, Engine
 
 
 @dataclass(frozen=True)
-class Under:
-    """One engine and what it is held to."""
+class EngineUnderTest:
+    """One engine, with the dtype and the tolerance of its tests."""
 
     name: str
     attend: Engine
     dtype: torch.dtype
-    """of q, k and v"""
+    """The dtype of q, k and v."""
     atol: float
-    """absolute, and relative to values above 1"""
+    """Absolute tolerance, also used as relative tolerance."""
     torch_only: bool = True
-    """plain torch, which takes masks of four axes and carries gradients"""
+    """Whether the engine is plain torch, which supports masks of four axes and gradients."""
 
-    def takes(self, call: Call) -> Call:
-        """The call in this engine's dtype, less what it does not serve."""
+    def adapt(self, call: Call) -> Call:
+        """Return the call in the dtype of this engine, without a mask that the engine does not support."""
         call = call if self.torch_only else replace(call, mask=None)
         return replace(call, q=call.q.to(self.dtype), k=call.k.to(self.dtype), v=call.v.to(self.dtype))
 
-    def close(self, expected: Any, found: Any, what: str, atol: float | None = None) -> None:
-        """Fails where a result is not that of the specification, with nan or in another shape."""
+    def assert_close(self, expected: Any, found: Any, what: str, atol: float | None = None) -> None:
+        """Assert that a result equals that of the reference, has the same shape and has no NaN."""
         if isinstance(expected, tuple):
             for i, (one, other) in enumerate(zip(expected, found, strict=True)):
-                self.close(one, other, f"{what}[{i}]", atol)
+                self.assert_close(one, other, f"{what}[{i}]", atol)
         elif isinstance(expected, int):
             assert expected == found, what
         else:
@@ -45,18 +45,18 @@ class Under:
 
 
 ENGINES = [
-    Under("naive", naive.attend, torch.float64, 1e-9),
-    Under("chunked", chunked.attend, torch.float64, 1e-9),
+    EngineUnderTest("naive", naive.attend, torch.float64, 1e-9),
+    EngineUnderTest("chunked", chunked.attend, torch.float64, 1e-9),
 ]
 if find_spec("triton"):
-    from interp.kernels.gpu import engine as fused
+    from interp.kernels.gpu import engine as triton_engine
 
-    ENGINES.append(Under("triton", fused.attend, torch.float32, 2e-5, torch_only=False))
+    ENGINES.append(EngineUnderTest("triton", triton_engine.attend, torch.float32, 2e-5, torch_only=False))
 
-NAMED = {engine.name: engine for engine in ENGINES}
+ENGINES_BY_NAME = {engine.name: engine for engine in ENGINES}
 
 
-def rows(*but: str) -> list[Any]:
-    """A parameter for each engine but those that are named."""
+def engine_params(*exclude: str) -> list[Any]:
+    """Return a test parameter for each engine except those in `exclude`."""
     marks = {"triton": [pytest.mark.interpreter]}
-    return [pytest.param(e, id=e.name, marks=marks.get(e.name, [])) for e in ENGINES if e.name not in but]
+    return [pytest.param(e, id=e.name, marks=marks.get(e.name, [])) for e in ENGINES if e.name not in exclude]

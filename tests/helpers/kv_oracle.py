@@ -15,7 +15,7 @@ from interp.analyses.kv.snapkv import SnapKV
 from interp.analyses.kv.streaming import Streaming
 from interp.analyses.kv.task_kv import TaskKV
 from interp.analyses.results.head_scores import HeadScores
-from interp.hooks.edit.evicting_cache import CompactCache
+from interp.hooks.edit.evicting_cache import EvictingCache
 from interp.hooks.model.heads import HeadLayout
 from interp.hooks.prompts.prompts import Prompts
 
@@ -56,7 +56,7 @@ def continued(model: Any, selector: KeySelector, asked: Prompts, later: torch.Te
     """Logits of a continuation read after the prompts, and what was noted, by layer."""
     inputs = asked.tensors()
     mask = inputs["attention_mask"]
-    with selecting(model, selector, asked, cache if isinstance(cache, CompactCache) else None) as state:
+    with selecting(model, selector, asked, cache if isinstance(cache, EvictingCache) else None) as state:
         position = (mask.cumsum(-1) - 1).clamp(min=0)
         kept = model(
             input_ids=inputs["input_ids"],

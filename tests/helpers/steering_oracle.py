@@ -8,7 +8,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 from interp.hooks.prompts.prompts import Prompts
-from interp.hooks.read.capture import placed
+from interp.hooks.read.capture import model_inputs
 
 NAME = "literal"
 
@@ -128,7 +128,7 @@ def batch(lengths=(17, 23), seed=0):
 
 def logits(model, prompts):
     with torch.no_grad():
-        return model(**placed(model, prompts), use_cache=False).logits
+        return model(**model_inputs(model, prompts), use_cache=False).logits
 
 
 def real(x, prompts):

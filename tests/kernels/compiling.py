@@ -1,7 +1,8 @@
-"""Compiles the kernels for a GPU that is not there, in the tilings of the table, and says what they take of it.
+"""Compiles the kernels for a GPU that is not present, with the tilings of the table, and prints their resource usage.
 
-`python compiling.py 90 bfloat16 128` prints one line of JSON for each kernel. Its own process, since Triton decides
-once whether it interprets. Each kernel is compiled from the very arguments that its launcher passes.
+`python compiling.py 90 bfloat16 128` prints one line of JSON for each kernel. It runs as a separate process, because
+Triton decides only once whether to use its interpreter. Each kernel is compiled from the arguments that its launcher
+passes.
 """
 
 import inspect
@@ -27,13 +28,19 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from interp.kernels import contract
 from interp.kernels.contract import At, Blocks, Call, Columns, Entropy, Mass, TopKeys
-from interp.kernels.gpu import block_sums as blocks
-from interp.kernels.gpu import columns, forward, gather, hopper, hopper_scores
-from interp.kernels.gpu import engine as fused
-from interp.kernels.gpu import few_rows as rows
-from interp.kernels.gpu import key_sets as sets
-from interp.kernels.gpu import tile_sizes as settings
-from interp.kernels.gpu import top_keys as tops
+from interp.kernels.gpu import (
+    block_sums,
+    columns,
+    engine,
+    few_rows,
+    forward,
+    gather,
+    hopper,
+    hopper_scores,
+    key_sets,
+    tile_sizes,
+    top_keys,
+)
 
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 TYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
@@ -41,12 +48,12 @@ TYPES |= {torch.int16: "i16", torch.int32: "i32", torch.int64: "i64", torch.uint
 
 
 @dataclass
-class Seen:
-    """A kernel that is compiled where it would be launched."""
+class CompiledKernel:
+    """Stands in for a kernel and compiles it when it would be launched."""
 
     kernel: Any
     arch: int
-    found: list[dict[str, Any]] = field(default_factory=list)
+    lines: list[dict[str, Any]] = field(default_factory=list)
     done: set[str] = field(default_factory=set)
 
     def __getitem__(self, grid: Any) -> Any:
@@ -68,7 +75,7 @@ class Seen:
         options = {"num_warps": num_warps, "num_stages": num_stages}
         made = triton.compile(source, target=GPUTarget("cuda", self.arch, 32), options=options)
         registers, stack = resources(made.asm["cubin"])
-        self.found.append(
+        self.lines.append(
             {
                 "kernel": self.kernel.fn.__name__.strip("_"),
                 "flags": [name for name, value in constants.items() if value is True],
@@ -81,7 +88,7 @@ class Seen:
 
 
 def typed(value: Any, path: tuple[int, ...], known: dict[Any, Any], attributes: dict[Any, Any]) -> Any:
-    """The type of an argument as a launch would name it; what it is compiled for goes into `known` and `attributes`."""
+    """Return the type name of an argument of a launch, and add its constants and attributes to the dictionaries."""
     if isinstance(value, tuple) and not isinstance(value, torch.Size):
         parts = [typed(x, (*path, i), known, attributes) for i, x in enumerate(value)]
         make: Any = type(value)
@@ -101,66 +108,66 @@ def typed(value: Any, path: tuple[int, ...], known: dict[Any, Any], attributes: 
 
 
 def resources(cubin: bytes) -> tuple[int, int]:
-    """Registers of a thread, and bytes of stack, which are what was spilled."""
+    """Return the registers of a thread and the bytes of its stack, which are spilled registers."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        told = subprocess.run(
+        usage = subprocess.run(
             [TOOLS / "cuobjdump", "-res-usage", file.name], capture_output=True, text=True, check=True
         )
-    used = re.search(r"REG:(\d+) STACK:(\d+)", told.stdout)
+    used = re.search(r"REG:(\d+) STACK:(\d+)", usage.stdout)
     if used is None:
-        raise RuntimeError(told.stdout)
+        raise RuntimeError(usage.stdout)
     return int(used[1]), int(used[2])
 
 
-def watched(arch: int) -> list[Seen]:
-    """Puts a Seen in the place of each kernel that some module launches; helpers inside of kernels stay."""
+def compiled_kernels(arch: int) -> list[CompiledKernel]:
+    """Replace each kernel that a module launches by a CompiledKernel; functions that kernels call stay."""
     made = []
-    for module in (blocks, columns, forward, gather, hopper, hopper_scores, rows, sets, tops):
+    for module in (block_sums, columns, few_rows, forward, gather, hopper, hopper_scores, key_sets, top_keys):
         for name in sorted(set(re.findall(r"(\w+)\[\(", inspect.getsource(module)))):
             kernel = getattr(module, name, None)
-            kernel = kernel.kernel if isinstance(kernel, Seen) else kernel
+            kernel = kernel.kernel if isinstance(kernel, CompiledKernel) else kernel
             if isinstance(kernel, triton.JITFunction):
-                made.append(Seen(kernel, arch))
+                made.append(CompiledKernel(kernel, arch))
                 setattr(module, name, made[-1])
     return made
 
 
-def everything(arch: int, dtype: torch.dtype, width: int) -> list[dict[str, Any]]:
-    """All kernels for heads of one width, with scores and without."""
-    settings.architecture = lambda device: arch
-    settings.table.cache_clear()
-    kernels = watched(arch)
+def compile_all(arch: int, dtype: torch.dtype, width: int) -> list[dict[str, Any]]:
+    """Compile all kernels for heads of one width, with and without scores."""
+    tile_sizes.architecture = lambda device: arch
+    tile_sizes.lookup_tiling.cache_clear()
+    kernels = compiled_kernels(arch)
     n = 1024
     q, k = torch.zeros(1, 8, n, width, dtype=dtype), torch.zeros(1, 2, n, width, dtype=dtype)
     call = Call(q, k, k, width**-0.5)
     spread = torch.zeros(1, 16, n)
     listed = torch.zeros(1, n, 4, dtype=torch.int64)
-    fused.attend(call)
-    fused.attend(call, (Mass(spread), TopKeys(1), Entropy(), Columns(), At(listed)))
-    fused.attend(call, (Mass(spread), TopKeys(1)))
-    fused.attend(call, (Blocks(128, torch.zeros(1, dtype=torch.int64)),), out=False)
-    fused.attend(call, (TopKeys(4),), out=False)
+    engine.attend(call)
+    engine.attend(call, (Mass(spread), TopKeys(1), Entropy(), Columns(), At(listed)))
+    engine.attend(call, (Mass(spread), TopKeys(1)))
+    engine.attend(call, (Blocks(128, torch.zeros(1, dtype=torch.int64)),), out=False)
+    engine.attend(call, (TopKeys(4),), out=False)
     one = contract.replace(call, q=q[:, :, :1], q_start=n - 1)
-    fused.attend(one, (contract.Rows(torch.tensor([0])),))
+    engine.attend(one, (contract.Rows(torch.tensor([0])),))
     if arch == 90 and dtype.itemsize == 2 and width in (64, 128):
-        tiles = hopper.NARROW if width == 64 else hopper.WIDE
-        held = torch.zeros(1, 1, n, 16)
+        tiles = tile_sizes.HOPPER_TILINGS[width]
+        sets = torch.zeros(1, 1, n, 16)
         forward.forward(call, tiles=tiles)
-        forward.forward(call, sets=held, top=True, tiles=tiles)
-        forward.forward(call, sets=held, spans=True, top=True, entropy=True, tiles=tiles)
-        cut = blocks.BlockPlan.of(call, Blocks(128, torch.zeros(1, dtype=torch.int64)), tiles)
-        forward.forward(call, sets=held, spans=True, top=True, blocks=cut)
+        forward.forward(call, sets=sets, top=True, tiles=tiles)
+        forward.forward(call, sets=sets, spans=True, top=True, entropy=True, tiles=tiles)
+        cut = block_sums.BlockPlan.of(call, Blocks(128, torch.zeros(1, dtype=torch.int64)), tiles)
+        forward.forward(call, sets=sets, spans=True, top=True, blocks=cut)
         biased = contract.replace(call, key_bias=torch.zeros(1, 8, n))
         forward.forward(biased, tiles=tiles)
-        forward.forward(biased, sets=held, spans=True, top=True, tiles=tiles)
+        forward.forward(biased, sets=sets, spans=True, top=True, tiles=tiles)
         one_group = {"row_coef": torch.zeros(1, 8, n, 1), "key_group": torch.zeros(1, n, dtype=torch.int64)}
         forward.forward(contract.replace(call, **one_group), tiles=tiles)
         forward.forward(contract.replace(biased, **one_group), tiles=tiles)
-    return [line for kernel in kernels for line in kernel.found]
+    return [line for kernel in kernels for line in kernel.lines]
 
 
 if __name__ == "__main__":
-    for line in everything(int(sys.argv[1]), getattr(torch, sys.argv[2]), int(sys.argv[3])):
+    for line in compile_all(int(sys.argv[1]), getattr(torch, sys.argv[2]), int(sys.argv[3])):
         print(json.dumps(line), flush=True)

@@ -1,4 +1,4 @@
-"""Every kernel, compiled for GPUs that are not there: what it spills, the shared memory it takes, the units it uses."""
+"""Compiles every kernel for GPUs that are not present and checks spilled registers, shared memory and matrix units."""
 
 import json
 import os
@@ -9,20 +9,23 @@ from typing import Any
 
 import pytest
 
-from interp.kernels.gpu.tile_sizes import SHARED
+from interp.kernels.gpu.tile_sizes import SHARED_MEMORY_BYTES
 
-HALVES = [(arch, "bfloat16", width) for arch in SHARED for width in (64, 128, 256)]
-SINGLES = [(arch, "float32", width) for arch in SHARED for width in (64, 128)] + [(89, "float32", 256)]
-WARPS = 12
-"""of a program of Hopper's kernel: two groups of 64 rows, and the one that loads"""
-QUICK = [(90, "bfloat16", 64), (90, "bfloat16", 128)]
-"""the rest is slow"""
+CASES_16_BIT = [(arch, "bfloat16", width) for arch in SHARED_MEMORY_BYTES for width in (64, 128, 256)]
+CASES_FLOAT32 = [(arch, "float32", width) for arch in SHARED_MEMORY_BYTES for width in (64, 128)] + [
+    (89, "float32", 256)
+]
+HOPPER_WARPS = 12
+"""Warps of a program of the kernel for Hopper: two groups of 64 rows, and one that loads."""
+QUICK_CASES = [(90, "bfloat16", 64), (90, "bfloat16", 128)]
+"""All other cases are slow."""
 
-SPILLED = {("float32", 64): 16, ("float32", 128): 64, ("float32", 256): 4200}
-"""bytes of stack that are known of: float32 takes three passes of the matrix units, whose operands lie in registers.
-16-bit inputs spill nothing, but for Hopper's kernel:"""
-HOPPER = {("BIASED", 64): 440, ("BIASED", 128): 712, ("MAP", 64): 0, ("MAP", 128): 40}
-"""what it spills with biases, most where those of keys and of rows meet, and with sums of tiles"""
+MAX_SPILLED_BYTES = {("float32", 64): 16, ("float32", 128): 64, ("float32", 256): 4200}
+"""Known bytes of stack. float32 takes three passes of the matrix units, whose operands are in registers; 16-bit inputs
+spill nothing, except in the kernel for Hopper."""
+MAX_HOPPER_SPILLED_BYTES = {("BIASED", 64): 440, ("BIASED", 128): 712, ("MAP", 64): 0, ("MAP", 128): 40}
+"""Known bytes of stack of that kernel with biases, most if biases of keys and of rows are combined, and with sums of
+tiles."""
 
 
 def compiled(arch: int, dtype: str, width: int) -> list[dict[str, Any]]:
@@ -33,7 +36,9 @@ def compiled(arch: int, dtype: str, width: int) -> list[dict[str, Any]]:
     return [json.loads(line) for line in ran.stdout.splitlines()]
 
 
-CASES = [pytest.param(*case, marks=[] if case in QUICK else pytest.mark.slow) for case in HALVES + SINGLES]
+CASES = [
+    pytest.param(*case, marks=[] if case in QUICK_CASES else pytest.mark.slow) for case in CASES_16_BIT + CASES_FLOAT32
+]
 
 
 @pytest.mark.interpreter
@@ -43,14 +48,16 @@ def test_kernels_fit(arch, dtype, width):
     names = {line["kernel"] for line in kernels}
     assert {"forward", "finish", "columns", "winners", "at", "shares", "merge"} <= names
     for line in kernels:
-        assert line["shared"] <= SHARED[arch], line
+        assert line["shared"] <= SHARED_MEMORY_BYTES[arch], line
         extra = [
-            HOPPER[flag, width] for flag in line["flags"] if line["kernel"] == "hopper" and (flag, width) in HOPPER
+            MAX_HOPPER_SPILLED_BYTES[flag, width]
+            for flag in line["flags"]
+            if line["kernel"] == "hopper" and (flag, width) in MAX_HOPPER_SPILLED_BYTES
         ]
-        assert line["stack"] <= max(extra, default=SPILLED.get((dtype, width), 0)), line
+        assert line["stack"] <= max(extra, default=MAX_SPILLED_BYTES.get((dtype, width), 0)), line
         if line["kernel"] == "hopper" and "MAP" in line["flags"]:
-            # its memory is that of a multiprocessor: two programs must not fit on one
-            assert 2 * line["registers"] * 32 * WARPS > 65536, line
+            # its scratch memory belongs to a multiprocessor, so two programs must not fit on one
+            assert 2 * line["registers"] * 32 * HOPPER_WARPS > 65536, line
         if arch == 90 and dtype == "bfloat16" and line["kernel"] in ("forward", "columns", "hopper"):
             assert line["wgmma"], line
     assert ("hopper" in names) == ((arch, dtype) == (90, "bfloat16") and width < 256)

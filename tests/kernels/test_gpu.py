@@ -1,6 +1,6 @@
-"""The kernels as a GPU runs them: table tilings, 16-bit inputs, long calls.
+"""The kernels on a GPU, with the tilings of the table, 16-bit inputs and long calls.
 
-Few variants, since each takes a second or two to compile.
+There are few variants, because each takes a second or two to compile.
 """
 
 from dataclasses import replace
@@ -8,24 +8,24 @@ from typing import Any
 
 import pytest
 import torch
-from attention_calls import in_dtype, plain
-from engines import NAMED
+from attention_calls import causal_call, in_dtype
+from engines import ENGINES_BY_NAME
 
 from interp.kernels import naive
 from interp.kernels.contract import At, Blocks, Call, Columns, Entropy, Lse, Mass, Request, Rows, TopKeys
 from interp.kernels.gpu import hopper
 from interp.kernels.gpu.columns import columns
-from interp.kernels.gpu.few_rows import rows
+from interp.kernels.gpu.few_rows import attend_few_rows
 from interp.kernels.gpu.forward import forward
 from interp.kernels.gpu.gather import winners
 from interp.kernels.gpu.tile_sizes import tiling
 from interp.kernels.select import select
 
-GPU = torch.cuda.is_available() and "triton" in NAMED
+GPU = torch.cuda.is_available() and "triton" in ENGINES_BY_NAME
 pytestmark = pytest.mark.skipif(not GPU, reason="needs a GPU")
 
-OUT = {torch.float16: 4e-3, torch.bfloat16: 2e-2, torch.float32: 2e-4}
-MASS = {torch.float16: 1e-3, torch.bfloat16: 5e-3, torch.float32: 1e-4}
+OUT_ATOL = {torch.float16: 4e-3, torch.bfloat16: 2e-2, torch.float32: 2e-4}
+MASS_ATOL = {torch.float16: 1e-3, torch.bfloat16: 5e-3, torch.float32: 1e-4}
 
 
 @pytest.fixture(autouse=True)
@@ -58,11 +58,11 @@ def requests_of(call: Call) -> tuple[Request, ...]:
 
 
 def check(call: Call, requests: tuple[Request, ...]) -> None:
-    """Near naive in float64 on the same numbers, the best key up to ties in its logit."""
+    """Assert equality with the reference in float64. The best key may differ if its logit is tied."""
     dtype = call.q.dtype
     exact = replace(call, q=call.q.double(), k=call.k.double(), v=call.v.double())
-    judge, found = naive.attend(exact, requests), NAMED["triton"].attend(call, requests)
-    near(judge.out, found.out, OUT[dtype], "out")
+    judge, found = naive.attend(exact, requests), ENGINES_BY_NAME["triton"].attend(call, requests)
+    near(judge.out, found.out, OUT_ATOL[dtype], "out")
     for request, one, other in zip(requests, judge.values, found.values, strict=True):
         name = type(request).__name__
         if isinstance(request, TopKeys):
@@ -73,7 +73,7 @@ def check(call: Call, requests: tuple[Request, ...]) -> None:
             near(best[0], best[1], 1e-4 * max(1.0, float(best[0].abs().max())), "largest logit")
             near(one[1], other[1], 2e-4, "largest probability")
         elif isinstance(request, Mass):
-            near(one, other, MASS[dtype], name)
+            near(one, other, MASS_ATOL[dtype], name)
         else:
             pairs = zip(one, other, strict=True) if isinstance(one, tuple) else [(one, other)]
             for a, b in pairs:
@@ -91,7 +91,7 @@ def near(expected: Any, found: Any, atol: float, what: str) -> None:
     )
 
 
-# lengths that divide by 16 and by nothing are different kernels
+# lengths divisible by 16 and other lengths use different kernels
 PLAIN = [
     (torch.bfloat16, 64, 1025),
     (torch.bfloat16, 128, 1024),
@@ -103,19 +103,21 @@ PLAIN = [
 
 @pytest.mark.parametrize(("dtype", "d", "n"), PLAIN)
 def test_plain_calls(device, dtype, d, n):
-    call = in_dtype(plain(2, 8, 2, n, 0, d), dtype, device)
+    call = in_dtype(causal_call(2, 8, 2, n, 0, d), dtype, device)
     check(call, requests_of(call))
 
 
 @pytest.mark.parametrize("d", [80, 256])
 def test_other_widths(device, d):
-    call = in_dtype(plain(1, 4, 2, 257, 0, d), torch.bfloat16, device)
+    call = in_dtype(causal_call(1, 4, 2, 257, 0, d), torch.bfloat16, device)
     check(call, requests_of(call))
 
 
 def test_padding_window_and_sinks(device):
     live = torch.arange(513)[None] >= torch.tensor([[0], [200]])
-    call = plain(2, 4, 2, 513, 0, 64, live=live, row_live=live, window=300, sinks=torch.tensor([0.0, 3.0, -3.0, 20.0]))
+    call = causal_call(
+        2, 4, 2, 513, 0, 64, live=live, row_live=live, window=300, sinks=torch.tensor([0.0, 3.0, -3.0, 20.0])
+    )
     call = in_dtype(call, torch.bfloat16, device)
     check(call, requests_of(call))
     dirty = replace(
@@ -126,7 +128,7 @@ def test_padding_window_and_sinks(device):
     )
     zeros = replace(dirty, q=dirty.q.nan_to_num(0, 0, 0), k=dirty.k.nan_to_num(0, 0, 0), v=dirty.v.nan_to_num(0, 0, 0))
     requests = (Lse(), Entropy(), TopKeys(1), Columns())
-    one, other = (NAMED["triton"].attend(x, requests) for x in (zeros, dirty))
+    one, other = (ENGINES_BY_NAME["triton"].attend(x, requests) for x in (zeros, dirty))
     assert torch.equal(one.written, other.written)
     assert all(torch.equal(a, b) for a, b in zip(one.values[:2], other.values[:2], strict=True))
     assert torch.equal(one.values[3][0], other.values[3][0])
@@ -143,12 +145,12 @@ def test_biases(device):
         "logit_scale": torch.rand(4, generator=rng),
         "softcap": 5.0,
     }
-    call = in_dtype(plain(1, 4, 2, 384, 0, 128, **more), torch.bfloat16, device)
+    call = in_dtype(causal_call(1, 4, 2, 384, 0, 128, **more), torch.bfloat16, device)
     check(call, requests_of(call))
 
 
 def on_span(n: int, value: float, start: int = 130, stop: int = 600) -> torch.Tensor:
-    """[1 h k] a bias of some keys, for two of four heads."""
+    """Return a bias [1 h k] of some keys, for two of four heads."""
     bias = torch.zeros(1, 4, n)
     bias[:, ::2, start:stop] = value
     return bias
@@ -165,11 +167,11 @@ def noise(*shape: int) -> torch.Tensor:
 
 BIASES = {
     "a span raised": lambda n: {"key_bias": on_span(n, 1.4)},
-    "every key another": lambda n: {"key_bias": noise(1, 4, n)},
-    "keys taken away, some rows see nothing": lambda n: {"key_bias": on_span(n, -torch.inf, 0, 300)},
+    "a different bias for every key": lambda n: {"key_bias": noise(1, 4, n)},
+    "hidden keys, some rows see none": lambda n: {"key_bias": on_span(n, -torch.inf, 0, 300)},
     "one key takes all": lambda n: {"key_bias": on_span(n, torch.inf, 200, 201)},
-    "rows give to a group": lambda n: of_rows(n, noise(1, 4, n)),
-    "rows take a group away": lambda n: of_rows(n, torch.where(noise(1, 4, n) > 0, -torch.inf, 0.5)),
+    "rows raise a group": lambda n: of_rows(n, noise(1, 4, n)),
+    "rows hide a group": lambda n: of_rows(n, torch.where(noise(1, 4, n) > 0, -torch.inf, 0.5)),
     "both": lambda n: of_rows(n, noise(1, 4, n)) | {"key_bias": on_span(n, -0.7)},
 }
 
@@ -177,34 +179,34 @@ BIASES = {
 @pytest.mark.parametrize("d", [64, 128])
 @pytest.mark.parametrize("name", BIASES)
 def test_biases_on_hopper(device, name, d):
-    call = in_dtype(plain(1, 4, 2, 1000, 0, d, **BIASES[name](1000)), torch.bfloat16, device)
+    call = in_dtype(causal_call(1, 4, 2, 1000, 0, d, **BIASES[name](1000)), torch.bfloat16, device)
     if torch.cuda.get_device_capability(device) == (9, 0):
         assert hopper.tiling_of(call) is not None
     check(call, requests_of(call))
 
 
-LARGE = {
+DOMINANT_BIASES = {
     "a tile takes all": {"key_bias": on_span(1000, torch.inf, 256, 512)},
-    "rows give a tile all": of_rows(1000, torch.where(noise(1, 4, 1000) > 1, torch.inf, 0.5)),
+    "rows give all to a tile": of_rows(1000, torch.where(noise(1, 4, 1000) > 1, torch.inf, 0.5)),
 }
 
 
 @pytest.mark.parametrize("d", [64, 128])
-@pytest.mark.parametrize("name", LARGE)
+@pytest.mark.parametrize("name", DOMINANT_BIASES)
 def test_several_keys_share_a_row_that_they_take(device, name, d):
-    """Which probabilities from a log-sum-exp, of 1e30, cannot show: the plain kernel is the judge."""
-    call = in_dtype(plain(1, 4, 2, 1000, 0, d, **LARGE[name]), torch.bfloat16, device)
+    """A log-sum-exp of 1e30 cannot give these probabilities, so `forward` is compared with its Triton kernel."""
+    call = in_dtype(causal_call(1, 4, 2, 1000, 0, d, **DOMINANT_BIASES[name]), torch.bfloat16, device)
     one, other = forward(call, tiles=tiling("forward", call.q, d)), forward(call)
     near(one.out, other.out, 2e-2, "out")
     near(one.lse, other.lse, 2e-4, "lse")
 
 
 def test_chunk_of_a_prefill_and_decode(device):
-    whole = in_dtype(plain(1, 8, 2, 1024, 0, 128), torch.bfloat16, device)
+    whole = in_dtype(causal_call(1, 8, 2, 1024, 0, 128), torch.bfloat16, device)
     chunk = replace(whole, q=whole.q[:, :, 512:], q_start=512)
     check(chunk, requests_of(chunk))
     last = replace(whole, q=whole.q[:, :, -1:], q_start=1023)
-    out, lse, _ = rows(last)
+    out, lse, _ = attend_few_rows(last)
     found = forward(whole)
     assert found.out is not None
     near(found.out[:, :, -1:], out, 2e-2, "out")
@@ -212,9 +214,9 @@ def test_chunk_of_a_prefill_and_decode(device):
 
 
 def test_layouts_give_the_same(device):
-    call = in_dtype(plain(1, 4, 2, 512, 0, 128), torch.bfloat16, device)
+    call = in_dtype(causal_call(1, 4, 2, 512, 0, 128), torch.bfloat16, device)
     inside = replace(call, **{x: getattr(call, x).transpose(1, 2).contiguous().transpose(1, 2) for x in "qkv"})
-    # not aligned to 16 bytes: the copy engine refuses, pointers do not
+    # without alignment to 16 bytes, the copy engine cannot be used, but pointers can
     odd = replace(call, **{x: torch.nn.functional.pad(getattr(call, x), (1, 0))[..., 1:] for x in "qkv"})
     shared = replace(call, k=call.k[:, :1].expand(-1, 2, -1, -1), v=call.v[:, :1].expand(-1, 2, -1, -1))
     for laid in (inside, odd, shared):
@@ -222,12 +224,12 @@ def test_layouts_give_the_same(device):
 
 
 @pytest.mark.parametrize("d", [64, 128])
-def test_a_hundred_times_the_same(device, d):
-    call = in_dtype(plain(1, 8, 2, 1024, 0, d), torch.bfloat16, device)
+def test_hundred_runs_are_bit_identical(device, d):
+    call = in_dtype(causal_call(1, 8, 2, 1024, 0, d), torch.bfloat16, device)
     requests = (Lse(), Entropy(), Columns(), Mass(torch.rand(1, 5, 1024, device=device)))
 
     def once() -> tuple[torch.Tensor, ...]:
-        result = NAMED["triton"].attend(call, requests)
+        result = ENGINES_BY_NAME["triton"].attend(call, requests)
         return result.written, result.values[0], result.values[1], *result.values[2], result.values[3]
 
     first = once()
@@ -278,7 +280,7 @@ def test_long_calls_on_sampled_rows(device, d):
 def test_more_elements_than_32_bits_count(device):
     if torch.cuda.get_device_properties(device).total_memory < 40 << 30:
         pytest.skip("needs 40 GiB")
-    # 2.3e9 elements of q; the last head lies past 2^31
+    # 2.3e9 elements of q; the last head is past 2^31
     call = long(device, 9, 64, 1, 32768, 128)
     assert call.q.numel() > 1 << 31
     found = forward(call)
@@ -289,13 +291,13 @@ def test_more_elements_than_32_bits_count(device):
         near(lse, found.lse[b, h, row], 2e-4, "lse")
     del found
     chosen = call.for_queries(torch.tensor([12345, 32767], device=device))
-    out, lse, _ = rows(chosen, scores=None)
+    out, lse, _ = attend_few_rows(chosen, scores=None)
     assert out is not None
     near(sampled(call, 8, 63, 32767)[0], out[8, 63, 1], 2e-2, "out of rows")
 
 
 def test_a_gpu_chooses_the_kernels(device):
-    call = in_dtype(plain(1, 4, 2, 64, 0, 64), torch.bfloat16, device)
+    call = in_dtype(causal_call(1, 4, 2, 64, 0, 64), torch.bfloat16, device)
     assert select(call).name == "triton"
     assert select(replace(call, mask=torch.ones(1, 1, 64, 64, dtype=torch.bool, device=device))).name == "chunked"
 
@@ -322,9 +324,9 @@ def test_a_model_is_read_by_the_kernels(device):
             model.generate(**given, generation_config=settings)
         read.append([cap[x] for x in wanted])
     for kept, one, other in zip(wanted, *read, strict=True):
-        # which key is largest is a matter of rounding where two are alike; how much it gets is not
+        # which of two nearly equal keys is largest depends on rounding, but its probability does not
         a, b = (x[1] if isinstance(x, tuple) else x for x in (one, other))
         assert a.shape[:4] == (2, 2, 4, b.shape[3])
-        # the first layer has the same q, k and v; what comes after has the rounding of its output to 16 bits
+        # the first layer has the same q, k and v; later layers have the rounding of its output to 16 bits
         torch.testing.assert_close(b[:, 0, :, :70], a[:, 0, :, :70], atol=6e-3, rtol=1e-3, msg=repr(kept))
         assert (a - b)[:, 1, :, :70].abs().mean() < 0.05, kept

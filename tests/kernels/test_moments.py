@@ -1,4 +1,4 @@
-"""Moments of keys, and the log-normal estimate on keys that are Gaussian."""
+"""Moments of keys, and the log-normal estimate on Gaussian keys."""
 
 import math
 
@@ -12,7 +12,7 @@ D, KEYS = 64, 4096
 
 
 def gaussian(v, queries=64, seed=0):
-    """Estimate less exact, for random queries on Gaussian keys, whose logits have the variance v [q]."""
+    """Return the error of the estimate for random queries on Gaussian keys, whose logits have the variance v [q]."""
     rng = torch.Generator().manual_seed(seed)
     mix = torch.randn(D, D, generator=rng, dtype=torch.float64) / D**0.5
     k = torch.randn(KEYS, D, generator=rng, dtype=torch.float64) @ mix + torch.randn(D, generator=rng).double()
@@ -27,14 +27,14 @@ def gaussian(v, queries=64, seed=0):
 @pytest.mark.parametrize(
     ("v", "low", "high", "spread"), [(0.74, -0.03, 0.03, 0.1), (4.8, -0.2, 0.3, 0.6), (10.4, -0.8, 1.5, 2.0)]
 )
-def test_the_estimate_holds_while_v_is_small(v, low, high, spread):
+def test_estimate_is_accurate_for_small_v(v, low, high, spread):
     error = gaussian(v)[0]
     assert low < error.mean() < high
     assert error.abs().max() < spread + 1
 
 
-def test_the_estimate_breaks_beyond_the_log_of_the_keys():
-    # the plain estimate; the clamp takes a part of its error away
+def test_estimate_fails_beyond_the_log_of_the_number_of_keys():
+    # the estimate without its second formula, which removes part of the error
     plain = math.log(KEYS) + 38 / 2 - (2 * 38 * math.log(KEYS)) ** 0.5
     error = gaussian(38.0)[0].mean()
     assert 3 < error + plain < 5
@@ -45,7 +45,7 @@ def test_the_estimate_breaks_beyond_the_log_of_the_keys():
 
 @pytest.mark.parametrize("v", [0.5, 2.0, 4.0])
 def test_labels_agree_with_the_truth(v):
-    """Local or long, near keys having had any share between nothing and all of the attention."""
+    """Labels of local and long rows, for near keys with any share of the attention."""
     error, q, k, _, _ = gaussian(v, queries=2000)
     exact = torch.logsumexp(q @ k.T, -1)
     near = exact + 3 * torch.randn(len(q), dtype=torch.float64)
@@ -53,8 +53,8 @@ def test_labels_agree_with_the_truth(v):
     assert agree.double().mean() > 0.9
 
 
-def test_moving_moments_are_those_of_the_range():
-    call = attention_calls.plain(b=2, h=4, g=2, n=50)
+def test_moving_moments_equal_those_of_the_range():
+    call = attention_calls.causal_call(b=2, h=4, g=2, n=50)
     moments = Moments.of(call, torch.tensor([2, 10]))
     for high, low in [(5, None), (20, 1), (20, 8), (41, 30), (30, 12), (50, 45)]:
         moments.move(high, low)

@@ -1,4 +1,4 @@
-"""Streaming attention against the n x n mask, in float64, gradients included; and its complement."""
+"""Streaming attention and its complement against the n x n mask, in float64, including gradients."""
 
 from dataclasses import replace
 
@@ -21,7 +21,7 @@ def first_of(call):
 
 
 def near(call, sink, recent):
-    """Bool [b 1 q k] the definition: the first keys of each prompt, and the last before each query."""
+    """Return the mask that defines streaming, Bool [b 1 q k]: the first keys of a prompt and the last of a query."""
     row = call.rows[None, None, :, None]
     column = torch.arange(call.k_start, call.k_start + call.k.shape[2])[None, None, None]
     distance = row - column
@@ -29,7 +29,7 @@ def near(call, sink, recent):
 
 
 def masked(call, seen):
-    """The call with `seen` on top of its own mask, whatever that says."""
+    """Return the call with `seen` combined with its own mask."""
     if call.mask is None:
         return replace(call, mask=seen)
     if call.mask.dtype == torch.bool:
@@ -39,7 +39,7 @@ def masked(call, seen):
 
 def drawn(seed):
     call, _, _ = attention_calls.draw(seed)
-    # edits are refused
+    # edits are not supported
     return replace(call, key_bias=None, row_coef=None, key_group=None, logit_scale=None)
 
 
@@ -55,14 +55,14 @@ def test_equals_the_mask_that_defines_it(seed):
 
 
 @pytest.mark.parametrize("seed", range(60))
-def test_the_rest_is_what_is_missing_from_the_whole(seed):
+def test_stream_and_beyond_add_up_to_the_whole(seed):
     call = drawn(seed)
     sink, recent = SIZES[seed % len(SIZES)]
     _, lse = streaming.stream(call, sink, recent)
     rest = streaming.beyond(call, sink, recent)
     (bulk,) = chunked.attend(rest, (Lse(),), out=False).values
     (whole,) = naive.attend(call, (Lse(),)).values
-    # a row that sees a learned sink and no near key counts as dead in its near part
+    # a row that sees a learned sink but no near key counts as dead in `stream`
     sees = lse > -torch.inf
     if call.sinks is None:
         sees = torch.ones_like(sees)
@@ -87,7 +87,7 @@ def test_the_rest_is_what_is_missing_from_the_whole(seed):
 )
 @pytest.mark.parametrize(("sink", "recent"), [(0, 5), (4, 6), (3, 33)])
 def test_gradients_equal_those_of_the_mask(settings, sink, recent):
-    call = attention_calls.plain(**{"n": 70} | settings)
+    call = attention_calls.causal_call(**{"n": 70} | settings)
     if call.live is not None:
         call = replace(call, row_live=call.live)
     weigh = torch.randn(*call.q.shape[:3], call.v.shape[-1], dtype=torch.float64)
@@ -103,20 +103,20 @@ def test_gradients_equal_those_of_the_mask(settings, sink, recent):
         loss = (out * weigh).sum() + lse.masked_fill(lse == -torch.inf, 0.0).sin().sum()
         found.append(torch.autograd.grad(loss, leaves))
     for mine, theirs in zip(*found, strict=True):
-        # a masked naive row that sees nothing has nan for a gradient
+        # in the reference, a masked row that sees no key has a gradient of NaN
         torch.testing.assert_close(mine, theirs.nan_to_num(0.0), atol=1e-11, rtol=1e-9)
         assert mine.isfinite().all()
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_runs_of_queries_are_one_call(seed, monkeypatch):
+def test_splitting_into_runs_changes_nothing(seed, monkeypatch):
     call = drawn(seed)
     sink, recent = SIZES[seed % 4]
     leaves = [x.clone().requires_grad_() for x in (call.q, call.k, call.v)]
     call = replace(call, q=leaves[0], k=leaves[1], v=leaves[2])
     found = []
-    for held in (streaming.HELD, 1):
-        monkeypatch.setattr(streaming, "HELD", held)
+    for limit in (streaming.MAX_LOGITS, 1):
+        monkeypatch.setattr(streaming, "MAX_LOGITS", limit)
         out, lse = streaming.stream(call, sink, recent)
         found.append((out, lse, *torch.autograd.grad(out.sin().sum(), leaves)))
     for whole, cut in zip(*found, strict=True):
@@ -125,8 +125,8 @@ def test_runs_of_queries_are_one_call(seed, monkeypatch):
 
 @pytest.mark.parametrize("name", ["chunked", pytest.param("triton", marks=pytest.mark.interpreter)])
 @pytest.mark.parametrize("settings", [{}, {"h": 4, "g": 2}, {"window": 20}, {"softcap": 3.0}, {"before": 20}], ids=str)
-def test_the_rest_runs_on_every_engine(name, settings):
-    call = attention_calls.in_dtype(attention_calls.plain(n=44, **settings), torch.float32)
+def test_beyond_runs_on_every_engine(name, settings):
+    call = attention_calls.in_dtype(attention_calls.causal_call(n=44, **settings), torch.float32)
     rest = streaming.beyond(call, 3, 8)
     (found,) = select(rest, (Lse(),), force=name).engine(rest, (Lse(),), out=False).values
     (expected,) = naive.attend(rest, (Lse(),)).values
@@ -135,7 +135,7 @@ def test_the_rest_runs_on_every_engine(name, settings):
 
 
 def test_low_precision_keeps_its_dtype_and_float32_statistics():
-    call = attention_calls.in_dtype(attention_calls.plain(h=4, g=2, n=50), torch.bfloat16)
+    call = attention_calls.in_dtype(attention_calls.causal_call(h=4, g=2, n=50), torch.bfloat16)
     out, lse = streaming.stream(call, 2, 8)
     assert (out.dtype, lse.dtype) == (torch.bfloat16, torch.float32)
     wanted = naive.attend(masked(call, near(call, 2, 8)), (Lse(),))
@@ -143,7 +143,7 @@ def test_low_precision_keeps_its_dtype_and_float32_statistics():
 
 
 def test_memory_grows_with_the_length_only():
-    """The largest tensor made holds a few times n (sink + recent) numbers, far fewer than n^2."""
+    """The largest tensor has a few times n (sink + recent) elements, far fewer than n^2."""
     from torch.utils._python_dispatch import TorchDispatchMode
 
     class Largest(TorchDispatchMode):
@@ -157,7 +157,7 @@ def test_memory_grows_with_the_length_only():
             return out
 
     n, h = 4096, 2
-    call = attention_calls.plain(b=1, h=h, g=1, n=n, d=4)
+    call = attention_calls.causal_call(b=1, h=h, g=1, n=n, d=4)
     leaves = [x.requires_grad_() for x in (call.q, call.k, call.v)]
     with Largest() as seen:
         out, _ = streaming.stream(call, 4, 32)
@@ -167,17 +167,17 @@ def test_memory_grows_with_the_length_only():
 
 
 def test_no_rows_and_no_keys():
-    call = attention_calls.plain(n=0, before=5)
+    call = attention_calls.causal_call(n=0, before=5)
     out, lse = streaming.stream(call, 1, 4)
     assert out.shape == (2, 2, 0, 32)
     assert lse.shape == (2, 2, 0)
 
 
-def test_what_it_refuses():
-    call = attention_calls.plain()
-    with pytest.raises(UsageError, match="sink=-1, recent=4: give a number of first keys, 0 or more, and a last one"):
+def test_invalid_arguments():
+    call = attention_calls.causal_call()
+    with pytest.raises(UsageError, match="sink=-1 and recent=4 are not valid; pass sink >= 0 and recent >= 1"):
         streaming.stream(call, -1, 4)
-    with pytest.raises(UsageError, match="sink=4, recent=0"):
+    with pytest.raises(UsageError, match="sink=4 and recent=0"):
         streaming.beyond(call, 4, 0)
-    with pytest.raises(UsageError, match="takes a call as the model makes it"):
+    with pytest.raises(UsageError, match="does not support edits or chosen rows; pass an unmodified call"):
         streaming.stream(replace(call, key_bias=torch.zeros(2, 2, 34)), 1, 4)

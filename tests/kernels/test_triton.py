@@ -1,27 +1,27 @@
-"""Triton's results against naive in float64: everything that a call may have, dead rows, padding, layouts, extremes."""
+"""The Triton engine against the reference in float64: all features of a call, dead rows, padding, layouts, extremes."""
 
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from attention_calls import plain
-from engines import NAMED
+from attention_calls import causal_call
+from engines import ENGINES_BY_NAME
 
 from interp.kernels import naive
 from interp.kernels.contract import At, Blocks, Call, Columns, Entropy, Lse, Mass, Request, Result, Rows, TopKeys
 
 pytestmark = pytest.mark.interpreter
-TRITON = NAMED["triton"]
+TRITON = ENGINES_BY_NAME["triton"]
 
 
 def padded(m: int, *left: int) -> torch.Tensor:
-    """Bool [b m]: so many keys at the left are padding."""
+    """Return Bool [b m] with the given numbers of padded keys on the left."""
     return torch.arange(m)[None] >= torch.tensor(left)[:, None]
 
 
 def requests_of(call: Call, rows: int | None = None) -> tuple[Request, ...]:
-    """Each reduction once, in the variants that take other ways through the kernels."""
+    """Return each reduction in the variants that different kernels serve."""
     b, _, _, n, m = call.sizes
     rng = torch.Generator().manual_seed(1)
     listed = torch.randint(-1, m + call.k_start + 2, (b, rows or n, 3), generator=rng)
@@ -46,19 +46,19 @@ def requests_of(call: Call, rows: int | None = None) -> tuple[Request, ...]:
 def check(
     call: Call, requests: tuple[Request, ...] | None = None, queries: Any = None, atol: float | None = None
 ) -> Result:
-    """The kernels give what naive gives for the same numbers in float64."""
-    given = TRITON.takes(call)
+    """Assert that the kernels give the results of the reference on the same numbers in float64."""
+    given = TRITON.adapt(call)
     requests = requests_of(call, None if queries is None else len(queries)) if requests is None else requests
     exact = replace(given, q=given.q.double(), k=given.k.double(), v=given.v.double())
     judge, found = naive.attend(exact, requests, queries), TRITON.attend(given, requests, queries)
-    TRITON.close(judge.out, found.out, "out", atol)
+    TRITON.assert_close(judge.out, found.out, "out", atol)
     for request, one, other in zip(requests, judge.values, found.values, strict=True):
-        TRITON.close(one, other, repr(request)[:40], atol)
+        TRITON.assert_close(one, other, repr(request)[:40], atol)
     return found
 
 
 def equal(one: Any, other: Any) -> bool:
-    """Equal to the bit."""
+    """Return whether two values are bit-identical."""
     if isinstance(one, tuple):
         return all(equal(a, b) for a, b in zip(one, other, strict=True))
     return one == other if isinstance(one, int) else torch.equal(one, other)
@@ -115,15 +115,15 @@ FEATURES: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("name", FEATURES)
 def test_every_output_of_every_call(tiny, name):
-    check(plain(**FEATURES[name]))
+    check(causal_call(**FEATURES[name]))
 
 
 @pytest.mark.parametrize(
     "name", ["full", "window of a tile", "left padding", "row coefficients of -inf", "all of them"]
 )
 def test_chosen_queries(tiny16, name):
-    call = plain(**FEATURES[name])
-    # enough of them for the pass over all keys, and few
+    call = causal_call(**FEATURES[name])
+    # enough rows for the pass over all keys, and few rows
     check(call, queries=torch.arange(0, 34, 2))
     check(call, queries=torch.tensor([3, 33]))
 
@@ -144,7 +144,7 @@ DEAD: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("name", DEAD)
 def test_rows_that_see_nothing(tiny16, name):
-    call = plain(**DEAD[name])
+    call = causal_call(**DEAD[name])
     found = check(call)
     dead = ~call.visible().any(-1).expand(2, 2, 34)
     assert dead.any()
@@ -165,12 +165,12 @@ SIZES: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("name", SIZES)
 def test_sizes(tiny16, name):
-    check(plain(**SIZES[name]))
+    check(causal_call(**SIZES[name]))
 
 
 @pytest.mark.parametrize("start", [0, -17, 20])
 def test_more_queries_than_keys(tiny16, start):
-    call = plain(n=34)
+    call = causal_call(n=34)
     check(replace(call, k=call.k[:, :, :20], v=call.v[:, :, :20], q_start=start))
 
 
@@ -188,7 +188,7 @@ PADDING: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("few", [False, True])
 @pytest.mark.parametrize("name", PADDING)
 def test_padding_may_hold_anything(tiny16, name, few):
-    call = TRITON.takes(plain(**PADDING[name]))
+    call = TRITON.adapt(causal_call(**PADDING[name]))
     rows, keys = call.row_live, call.live
     assert rows is not None
 
@@ -201,16 +201,16 @@ def test_padding_may_hold_anything(tiny16, name, few):
 
     queries = torch.tensor([2, 8, 30]) if few else None
     requests = requests_of(call, 3 if few else None)
-    rubbish = (0.0, 0.0), (torch.nan, torch.inf)
-    clean, dirty = (TRITON.attend(fill(*values), requests, queries) for values in rubbish)
+    fillings = (0.0, 0.0), (torch.nan, torch.inf)
+    clean, dirty = (TRITON.attend(fill(*values), requests, queries) for values in fillings)
     assert equal(clean.out, dirty.out)
     for request, one, other in zip(requests, clean.values, dirty.values, strict=True):
         assert equal(one, other), request
 
 
 @pytest.mark.parametrize("name", ["causal", "all of them"])
-def test_equal_to_the_bit(tiny16, name):
-    call = TRITON.takes(plain(**FEATURES[name]))
+def test_runs_are_bit_identical(tiny16, name):
+    call = TRITON.adapt(causal_call(**FEATURES[name]))
     requests = (*requests_of(call), TopKeys(3))
     first = TRITON.attend(call, requests)
     again = TRITON.attend(call, requests)
@@ -219,8 +219,8 @@ def test_equal_to_the_bit(tiny16, name):
 
 @pytest.mark.parametrize("queries", [None, torch.tensor([1, 30])])
 def test_a_prompt_alone_is_the_prompt_in_its_batch(tiny16, queries):
-    call = TRITON.takes(plain(**FEATURES["left padding"]))
-    # spans in one prompt, scattered keys in the other, so that each alone would be served in another way
+    call = TRITON.adapt(causal_call(**FEATURES["left padding"]))
+    # spans in one prompt and scattered keys in the other, so that each alone would use another kernel
     sets = torch.zeros(2, 2, 34)
     sets[0, 0, 10:20] = 1
     sets[1] = torch.rand(2, 34)
@@ -246,7 +246,7 @@ def test_a_prompt_alone_is_the_prompt_in_its_batch(tiny16, queries):
         )
         for j, (one, other) in enumerate(zip(ask(alone, slice(i, i + 1)), whole, strict=True)):
             own = tuple(x[i : i + 1] for x in other) if isinstance(other, tuple) else other[i : i + 1]
-            # of few rows, torch adds up the columns
+            # for few rows, torch sums the columns
             assert equal(one, own) or (queries is not None and j > 5), j
 
 
@@ -266,19 +266,19 @@ LAYOUTS = {
 @pytest.mark.parametrize("n", [24, 2])
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_layouts(tiny16, name, n):
-    call, lay = TRITON.takes(plain(h=4, g=2, n=n, before=9, sinks=torch.zeros(4))), LAYOUTS[name]
+    call, lay = TRITON.adapt(causal_call(h=4, g=2, n=n, before=9, sinks=torch.zeros(4))), LAYOUTS[name]
     laid = replace(call, q=lay(call.q), k=lay(call.k), v=lay(call.v))
     requests = requests_of(call)
     one, other = TRITON.attend(call, requests), TRITON.attend(laid, requests)
-    TRITON.close(one.values, other.values, name, 1e-6)
-    # torch adds up the norms of values in the order of memory, the kernels do not
+    TRITON.assert_close(one.values, other.values, name, 1e-6)
+    # torch sums the norms of values in the order of memory, unlike the kernels
     plain_ones = [i for i, request in enumerate(requests) if not getattr(request, "by_value", False)]
     assert equal(one.out, other.out)
     assert all(equal(one.values[i], other.values[i]) for i in plain_ones)
 
 
 def guarded(x: torch.Tensor) -> torch.Tensor:
-    """The same numbers, nan before and after them."""
+    """Return the same numbers with NaN before and after them in memory."""
     room = torch.full((x.numel() + 128,), torch.nan, dtype=x.dtype)
     room[64:-64] = x.flatten()
     return room[64:-64].view(x.shape)
@@ -287,8 +287,8 @@ def guarded(x: torch.Tensor) -> torch.Tensor:
 @pytest.mark.slow
 @pytest.mark.parametrize("n", [20, 2])
 @pytest.mark.parametrize("name", ["offset", "heads of 40", "key bias", "row coefficients", "all of them"])
-def test_nothing_beside_a_call_is_read(tiny16, name, n):
-    whole = TRITON.takes(plain(**FEATURES[name]))
+def test_memory_outside_of_a_call_is_not_read(tiny16, name, n):
+    whole = TRITON.adapt(causal_call(**FEATURES[name]))
     call = whole.for_queries(torch.arange(whole.sizes[3])[-n:])
     floats = {x: getattr(call, x) for x in ("q", "k", "v", "key_bias", "row_coef", "logit_scale", "sinks")}
     inside = replace(call, **{x: guarded(value) for x, value in floats.items() if value is not None})
@@ -300,14 +300,14 @@ def test_nothing_beside_a_call_is_read(tiny16, name, n):
 
 @pytest.mark.parametrize("n", [24, 2])
 def test_expanded_keys(tiny16, n):
-    call = plain(b=3, h=4, g=2, n=n, before=5)
+    call = causal_call(b=3, h=4, g=2, n=n, before=5)
     shared = replace(call, k=call.k[:1].expand(3, -1, -1, -1), v=call.v[:1, :1].expand(3, 2, -1, -1))
     check(shared)
 
 
 @pytest.mark.parametrize("layout", ["expanded", "other dtype", "transposed"])
-def test_small_operands_may_lie_in_any_way(tiny16, layout):
-    call = plain(
+def test_small_operands_may_have_any_layout(tiny16, layout):
+    call = causal_call(
         live=padded(34, 3).expand(2, -1), row_live=padded(34, 3).expand(2, -1), sinks=torch.zeros(1).expand(2), **COEF
     )
     bias = noise(2, 34, 2).transpose(1, 2) if layout == "transposed" else noise(1, 1, 34).expand(2, 2, 34)
@@ -319,14 +319,14 @@ def test_small_operands_may_lie_in_any_way(tiny16, layout):
 def test_extremes(tiny16, n):
     rng = torch.Generator().manual_seed(3)
     q = torch.randn(1, 2, n, 16, generator=rng)
-    # whole numbers, of which every sum is exact
+    # whole numbers, whose sums are exact
     equal_keys = torch.arange(16.0).expand(1, 1, n, 16) % 5
     check(Call(q.round(), equal_keys, torch.randn(1, 1, n, 16, generator=rng), 0.25))
-    # one-hot rows: each query finds its own key
+    # one-hot rows, where each query finds its own key
     eye = torch.nn.functional.one_hot(torch.arange(n), 32)[None, None].float() * 16
     found = check(Call(eye.expand(1, 2, -1, -1), eye, eye, 1.0, causal=False))
     assert (found.values[1] < 1e-6).all()
     assert (found.values[2][0][..., 0] == torch.arange(n)).all()
-    # logits of +-1e4: float32 knows them to 1e-3
+    # logits of +-1e4, which float32 resolves to 1e-3
     big = torch.where(torch.randn(1, 2, n, 16, generator=rng) > 0, 25.0, -25.0)
     check(Call(big, big[:, :1].clone(), big[:, :1].clone(), 1.0), atol=4e-3)

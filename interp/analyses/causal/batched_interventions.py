@@ -17,10 +17,10 @@ from torch import Tensor
 
 from interp.analyses.causal.batch_size import halved, rows_that_fit
 from interp.errors import ModelError, PromptError
-from interp.hooks.edit.ablation import Bank, Intervention, intervening
-from interp.hooks.edit.partial_forward import fill, plain_cache, recording, resumed
+from interp.hooks.edit.ablation import Intervention, ReferenceOutputs, intervene
+from interp.hooks.edit.partial_forward import fill_cache, holds_all_keys, record_hidden_states, resume_from_layer
 from interp.hooks.model.heads import HeadSet
-from interp.hooks.model.layers import check_eval, plain
+from interp.hooks.model.layers import check_eval, unwrap
 from interp.hooks.prompts.prompts import Prompts
 from interp.hooks.read.capture import check_context
 
@@ -47,14 +47,14 @@ class BatchedInterventions:
     model: Any
     prompts: Prompts
     intervention: Intervention
-    bank: Bank | None = None
+    bank: ReferenceOutputs | None = None
     source: Tensor | None = None
     """Int [p], as `Intervention.source` has it"""
     forwards: float = field(default=0.0, init=False)
     """what was computed so far, in whole forwards of a prompt"""
 
     def __post_init__(self) -> None:
-        self.model = plain(self.model)
+        self.model = unwrap(self.model)
         if not len(self.prompts) or not all(self.prompts.lengths):
             raise PromptError("a prompt without tokens has no last token to read: give prompts of at least one.")
         check_context(self.model, self.prompts, 0)
@@ -75,12 +75,12 @@ class BatchedInterventions:
         self._before: dict[int, Tensor] = {}
         cache = None
         if self.shared:
-            with recording(self.model) as self._before:
+            with record_hidden_states(self.model) as self._before:
                 _, _, cache = self._forward(self._ids[:1, : self.shared], self._last[:1], self._empty())
-            self.shared = self.shared if plain_cache(cache) else 0
+            self.shared = self.shared if holds_all_keys(cache) else 0
         self._cache = cache if self.shared else None
         inner = None if self._cache is None else self._tiled(self._filled(len(self._before), 1))
-        with recording(self.model) as self._hidden:
+        with record_hidden_states(self.model) as self._hidden:
             self.logits, self.hidden, _ = self._forward(self._ids[:, self.shared :], self._last - self.shared, inner)
         self.layers = len(self._hidden)
         self.forwards += len(self.prompts)
@@ -119,14 +119,14 @@ class BatchedInterventions:
         cache = None
         if self.shared:
             begin = self._before[first].expand(each, -1, -1)
-            with self._acting(sets, None), resumed(self.model, first, begin):
+            with self._acting(sets, None), resume_from_layer(self.model, first, begin):
                 ids = self._ids[:1, : self.shared].expand(each, -1)
                 _, _, cache = self._forward(ids, self._last[:1].expand(each), self._empty())
-            cache = self._tiled(fill(cache, self._cache, range(first), slice(None), each))
+            cache = self._tiled(fill_cache(cache, self._cache, range(first), slice(None), each))
             self.forwards += each * share * self.shared / width
         with (
             self._acting(sets, self.source),
-            resumed(self.model, first, self._hidden[first].repeat_interleave(each, 0)),
+            resume_from_layer(self.model, first, self._hidden[first].repeat_interleave(each, 0)),
         ):
             ids = self._ids[:, self.shared :].repeat_interleave(each, 0)
             logits, hidden, _ = self._forward(ids, (self._last - self.shared).repeat_interleave(each), cache)
@@ -134,7 +134,7 @@ class BatchedInterventions:
         return logits.unflatten(0, (p, each)), hidden.unflatten(0, (p, each))
 
     def _acting(self, sets: list[HeadSet], source: Tensor | None) -> contextlib.AbstractContextManager[None]:
-        return intervening(self.model, self.intervention, sets, self.bank, source)
+        return intervene(self.model, self.intervention, sets, self.bank, source)
 
     def _forward(self, ids: Tensor, last: Tensor, cache: Any = None) -> tuple[Tensor, Tensor, Any]:
         """float32 logits [b v] and what enters the output embeddings [b m], at the columns `last` of `ids`."""
@@ -181,7 +181,7 @@ class BatchedInterventions:
         return DynamicCache(config=self.model.config.get_text_config())
 
     def _filled(self, layers: int, each: int) -> Any:
-        return fill(self._empty(), self._cache, range(layers), slice(None), each)
+        return fill_cache(self._empty(), self._cache, range(layers), slice(None), each)
 
     def _tiled(self, cache: Any) -> Any:
         """A cache whose rows are head sets, for rows that are prompts times head sets."""

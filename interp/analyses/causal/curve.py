@@ -11,7 +11,7 @@ from interp.analyses.causal.ablation_test import bootstrap, paired, randoms
 from interp.analyses.results.files import Parts
 from interp.analyses.results.head_scores import HeadScores
 from interp.errors import UsageError
-from interp.hooks.edit.ablation import Kind, ablate
+from interp.hooks.edit.ablation import AblationKind, ablate
 from interp.hooks.model.heads import Head, HeadLayout, HeadSet
 from interp.hooks.model.layers import check_eval
 from interp.hooks.model.provenance import Provenance
@@ -122,7 +122,7 @@ def causal_curve(
     measures: Mapping[str, Measure],
     *,
     sizes: Sequence[int] = (1, 3, 5, 10),
-    kind: Kind = "zero",
+    kind: AblationKind = "zero",
     reference: Prompts | None = None,
     draws: int = 3,
     until: float | None = None,

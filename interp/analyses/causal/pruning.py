@@ -14,7 +14,7 @@ from interp.analyses.identify.gradient_importance import gradient_importance
 from interp.analyses.measures.losses import Loss, token_losses
 from interp.analyses.results.head_scores import HeadScores
 from interp.errors import ScoreError, UsageError
-from interp.hooks.edit.ablation import Kind, ablate
+from interp.hooks.edit.ablation import AblationKind, ablate
 from interp.hooks.model.heads import Head, HeadLayout, HeadSet
 from interp.hooks.prompts.prompts import Prompts
 
@@ -82,7 +82,7 @@ def pruning_curve(
     fractions: Sequence[float] = SHARES,
     recompute: bool = False,
     keep_per_layer: int = 0,
-    kind: Kind = "zero",
+    kind: AblationKind = "zero",
     reference: Prompts | None = None,
     loss: Loss | None = None,
     judge: Judge | None = None,

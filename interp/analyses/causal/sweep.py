@@ -15,9 +15,9 @@ from interp.analyses.causal.batched_interventions import BatchedInterventions
 from interp.analyses.results.files import Parts
 from interp.analyses.results.head_scores import HeadScores
 from interp.errors import PromptError, UsageError
-from interp.hooks.edit.ablation import Bank, Change, Intervention
+from interp.hooks.edit.ablation import Intervention, InterventionKind, ReferenceOutputs
 from interp.hooks.model.heads import HeadLayout, HeadSet
-from interp.hooks.model.layers import plain
+from interp.hooks.model.layers import unwrap
 from interp.hooks.model.provenance import Provenance
 from interp.hooks.prompts.prompts import Prompts
 
@@ -65,10 +65,10 @@ class Cell:
     source: tuple[int, ...] | None = None
     """reference prompt of each prompt, of interventions that have one"""
 
-    def reader(self, model: Any, bank: Bank | None = None) -> BatchedInterventions:
+    def reader(self, model: Any, bank: ReferenceOutputs | None = None) -> BatchedInterventions:
         """The forward as loaded, which cells of the same prompts can share."""
         if bank is None and self.intervention.reference is not None:
-            bank = Bank.of(model, _union(self.sets), self.intervention)
+            bank = ReferenceOutputs.of(model, _union(self.sets), self.intervention)
         source = self.intervention.source(self.prompts) if self.source is None else torch.tensor(self.source)
         return BatchedInterventions(model, self.prompts, self.intervention, bank, source)
 
@@ -112,7 +112,7 @@ def checked(values: Any, prompts: Prompts, metric: Any) -> Tensor:
 def sweep(
     model: nn.Module,
     prompts: Prompts,
-    kind: Change | Intervention,
+    kind: InterventionKind | Intervention,
     metric: Metric = kl,
     *,
     heads: Any = None,
@@ -178,7 +178,7 @@ def sweep_sets(
     model: nn.Module,
     prompts: Prompts,
     sets: Sequence[Any],
-    kind: Change | Intervention,
+    kind: InterventionKind | Intervention,
     metric: Metric = kl,
     *,
     batch_size: int = 8,
@@ -230,7 +230,7 @@ class Chunk:
     order: list[int]
     """of the sets, as the cells have them"""
     cells: list[Cell]
-    bank: Callable[[], Bank | None]
+    bank: Callable[[], ReferenceOutputs | None]
     _reader: BatchedInterventions | None = field(default=None, init=False)
 
     def about(self, cell: Cell) -> list[Any]:
@@ -258,11 +258,11 @@ def chunks(
 ) -> Iterator[Chunk]:
     """Prompts of like lengths side by side, head sets in the order of their first layers."""
     source = intervention.source(prompts)
-    held: list[Bank | None] = []
+    held: list[ReferenceOutputs | None] = []
 
-    def bank() -> Bank | None:
+    def bank() -> ReferenceOutputs | None:
         if not held:
-            held.append(Bank.of(model, _union(sets), intervention, progress=progress))
+            held.append(ReferenceOutputs.of(model, _union(sets), intervention, progress=progress))
         return held[0]
 
     order = sorted(range(len(sets)), key=lambda i: min((head.layer for head in sets[i]), default=-1))
@@ -275,7 +275,7 @@ def chunks(
             Cell(batch, tuple(sets[i] for i in order[at : at + SETS]), intervention, metric, rows, own)
             for at in range(0, len(order), SETS)
         ]
-        yield Chunk(plain(model), numbers, order, cells, bank)
+        yield Chunk(unwrap(model), numbers, order, cells, bank)
 
 
 def identity(metric: Any) -> list[Any]:

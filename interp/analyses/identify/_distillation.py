@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from interp.analyses.results.files import reason, write_atomic
 from interp.errors import ScoreError, UsageError
-from interp.hooks.edit.streaming_mix import branching
+from interp.hooks.edit.streaming_mix import streaming_mix
 from interp.hooks.model.heads import HeadLayout
 from interp.hooks.model.layers import attention_layers, projection_inputs
 from interp.hooks.prompts.prompts import Prompts
-from interp.hooks.read.capture import placed
+from interp.hooks.read.capture import model_inputs
 
 Full = Literal["teacher", "student"]
 
@@ -112,7 +112,7 @@ class State:
 
 def distillation(model: Any, batch: Prompts, gates: Float[Tensor, "l g"], settings: Settings) -> Tensor:
     """Mean over labelled tokens and dimensions of the squared distance of two runs after the final norm, in float32."""
-    inputs = placed(model, batch)
+    inputs = model_inputs(model, batch)
     held: dict[int, Tensor] = {}
 
     def body() -> Tensor:
@@ -126,7 +126,7 @@ def distillation(model: Any, batch: Prompts, gates: Float[Tensor, "l g"], settin
     with torch.no_grad(), projection_inputs(model, layers, keep):
         teacher = body()
     full = held if settings.full == "teacher" else None
-    with branching(model, gates, sink=settings.sink, recent=settings.recent, full=full):
+    with streaming_mix(model, gates, sink=settings.sink, recent=settings.recent, full=full):
         student = body()
     return (teacher - student).pow(2).mean()
 

@@ -13,7 +13,7 @@ from interp.analyses.causal.ablation_test import bootstrap, conditions
 from interp.analyses.measures.losses import token_losses
 from interp.analyses.results.head_scores import HeadScores
 from interp.errors import UsageError
-from interp.hooks.edit.ablation import Kind, ablate
+from interp.hooks.edit.ablation import AblationKind, ablate
 from interp.hooks.model.heads import HeadLayout, HeadSet
 from interp.hooks.prompts.prompts import Prompts
 
@@ -87,7 +87,7 @@ def attention_influence(
     heads: HeadScores | Any,
     *,
     share: float = 0.05,
-    kind: Kind = "uniform",
+    kind: AblationKind = "uniform",
     reference: Prompts | None = None,
     tokenizer: Any = None,
     draws: int = 3,

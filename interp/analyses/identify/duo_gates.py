@@ -13,7 +13,7 @@ from interp.analyses.results.files import digest
 from interp.analyses.results.head_scores import HeadScores
 from interp.errors import ModelError, UsageError
 from interp.hooks.model.heads import HeadLayout, HeadSet
-from interp.hooks.model.layers import check_eval, plain
+from interp.hooks.model.layers import check_eval, unwrap
 from interp.hooks.model.provenance import Provenance
 from interp.hooks.prompts.prompts import Prompts
 
@@ -57,7 +57,7 @@ def duo_gates(
     recent and l1, so compare ranks, not values.
     """
     settings = Settings(sink, recent, steps, lr, l1, full, span, batch_size)
-    network = plain(model)
+    network = unwrap(model)
     if torch.float16 in {parameter.dtype for parameter in network.parameters()}:
         raise ModelError("the model is in float16, whose gradients overflow: load it in bfloat16 or float32.")
     if network.base_model is network:

@@ -13,9 +13,9 @@ from interp.analyses.identify._last_token import at_last
 from interp.analyses.measures.continuations import Options
 from interp.analyses.results.head_scores import HeadScores
 from interp.errors import PromptError, UsageError
-from interp.hooks.edit.ablation import Bank, Intervention
+from interp.hooks.edit.ablation import Intervention, ReferenceOutputs
 from interp.hooks.model.heads import HeadLayout, HeadSet
-from interp.hooks.model.layers import attention_layers, plain, projection_name
+from interp.hooks.model.layers import attention_layers, projection_name, unwrap
 from interp.hooks.model.provenance import Provenance
 from interp.hooks.prompts.prompts import Prompts
 from interp.hooks.read import keep as keeps
@@ -62,15 +62,15 @@ def function_vectors(
     bar = tqdm(total=len(items), desc="function vectors", disable=not progress, delay=2, leave=False)
     for batch in replace(shuffled, items=items).batches(batch_size):
         change = Intervention("patch", reference=batch)
-        bank = Bank.of(model, heads, change)
+        bank = ReferenceOutputs.of(model, heads, change)
         if bank is None:
             raise UsageError("patching has no reference prompts: give some.")
         # every head writes what it writes as loaded, but at the last token
         for row, prompt in zip(bank.z, batch, strict=True):
             row[len(prompt) - 1] = means[_relation(prompt)].flatten(0, 1)
         cell = Cell(batch, tuple(HeadSet((head,)) for head in heads), change, probability, rows)
-        reader = cell.reader(plain(model), bank)
-        patched.append(cell.run(plain(model), reader).unflatten(1, (layout.layers, layout.heads)))
+        reader = cell.reader(unwrap(model), bank)
+        patched.append(cell.run(unwrap(model), reader).unflatten(1, (layout.layers, layout.heads)))
         before.append(_of_answer(reader.logits, batch).cpu())
         bar.update(len(batch))
     bar.close()
@@ -100,7 +100,7 @@ def function_vector(model: nn.Module, clean: Prompts, heads: Any, *, batch_size:
     Source: Todd et al. 2310.15213, with the top 10 heads.
     Cannot show: at which layer and how strongly to add it.
     """
-    network, layout = plain(model), HeadLayout.of(model)
+    network, layout = unwrap(model), HeadLayout.of(model)
     chosen = HeadSet.parse(heads, layout)
     layout.check(chosen)
     if not len(chosen):

@@ -14,7 +14,7 @@ from interp.analyses.results.head_scores import HeadScores
 from interp.errors import ModelError, UsageError
 from interp.hooks.edit.head_gate_gradient import gate_gradient
 from interp.hooks.model.heads import HeadLayout
-from interp.hooks.model.layers import plain
+from interp.hooks.model.layers import unwrap
 from interp.hooks.model.provenance import Provenance
 from interp.hooks.prompts.prompts import Prompts
 
@@ -55,7 +55,7 @@ def gradient_importance(
             f"statistic={statistic!r}, normalize={normalize!r}: statistic is 'example' or 'position' (a sum over the "
             "batch depends on its size), normalize is 'layer' or None."
         )
-    network = plain(model)
+    network = unwrap(model)
     kinds = {parameter.dtype for parameter in network.parameters()}
     if torch.float16 in kinds:
         raise ModelError("the model is in float16, whose gradients overflow: load it in bfloat16 or float32.")

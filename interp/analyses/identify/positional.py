@@ -12,7 +12,7 @@ from interp.analyses.identify._spread import spread
 from interp.analyses.results.head_scores import HeadScores
 from interp.errors import UsageError
 from interp.hooks.model.heads import HeadLayout
-from interp.hooks.model.layers import attention_layers, plain
+from interp.hooks.model.layers import attention_layers, unwrap
 from interp.hooks.model.provenance import Provenance
 from interp.hooks.prompts.prompts import Prompts
 from interp.hooks.read import keep as keeps
@@ -93,7 +93,7 @@ def pairs_of_dimensions(model: Any) -> Int[Tensor, "m 2"] | None:
     Asks the function by which the model's own attention rotates what it does to each dimension at position 1, so both
     layouts (halves, neighbours) and rotations of a part of the dimensions are read off, not looked up.
     """
-    network = plain(model)
+    network = unwrap(model)
     module = next(iter(attention_layers(network).values()))
     rotate: Any = getattr(sys.modules[type(module).__module__], "apply_rotary_pos_emb", None)
     embedding: Any = next((part for part in network.modules() if "rotary" in type(part).__name__.lower()), None)

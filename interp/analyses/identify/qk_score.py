@@ -13,7 +13,7 @@ from interp.hooks.model.heads import HeadLayout
 from interp.hooks.model.provenance import Provenance
 from interp.hooks.prompts.prompts import Prompts
 from interp.hooks.read.keep import rows
-from interp.hooks.transformerlens.without_rope import unrotated
+from interp.hooks.transformerlens.without_rope import without_rope
 
 
 def qk_score(
@@ -31,7 +31,7 @@ def qk_score(
     that ends the line of option d; score[n l h] = 1 where argmax over d of fit is the right option, else 0. A head that
     sees no option scores 0. attention=True: fit = pattern[n l h N t_d], with rotation. extras["options"]: fit, Float
     [n l h d], times the model's scale and under its soft-cap without attention. Chance is 1 over the options.
-    q and k are read after norms, in a second run of each attention module with a rotation by nothing (`unrotated`).
+    q and k are read after norms, in a second run of each attention module with a rotation by nothing (`without_rope`).
     prompts: tasks.get("choice").prompts(...), or any with a span "options", a range for each option whose last token
     ends its line, and meta "option", the number of the right one.
     Raises SpanError, PromptError for prompts without them, ModelError for a model whose rotation cannot be left out.
@@ -52,7 +52,7 @@ def qk_score(
     keep = rows(logits=not attention)
     most = max(len(prompt.spans["options"]) for prompt in prompts)
     fits, parts = [], []
-    with nullcontext() if attention else unrotated(model):
+    with nullcontext() if attention else without_rope(model):
         title = "qk_score" if progress else None
         for batch, last in last_rows(model, prompts, keep, batch_size=batch_size, progress=title):
             for b, prompt in enumerate(batch):

@@ -11,7 +11,7 @@ from interp.analyses.results.head_scores import HeadScores
 from interp.errors import PromptError, ScoreError, UsageError
 from interp.hooks.model.heads import Head, HeadLayout, HeadSet
 from interp.hooks.prompts.prompts import Prompt, Prompts
-from interp.hooks.transformerlens.without_rope import unrotated
+from interp.hooks.transformerlens.without_rope import without_rope
 
 
 def razor_induction(
@@ -27,7 +27,7 @@ def razor_induction(
 
     score[n l h] = mean over pairs (q, d) of pattern[n l h q q-dK+1], q in copy c = 2, 3, ... of K tokens, d = 1..c-1.
     The pairs are averaged, not summed in a row: with four copies a perfect head scores 0.5, with two copies 1.
-    prompts: tasks.repeated(copies=4). rope=False reads the softmax without the rotary embedding (`unrotated`).
+    prompts: tasks.repeated(copies=4). rope=False reads the softmax without the rotary embedding (`without_rope`).
     Raises PromptError for prompts without copies.
     Source: RazorAttention, Tang et al. 2407.15891, induction heads. Differs: K as given, 2500 in the paper; the tool of
     its vendor computes what rope=False does, from projections before any norm of q and k, here after it.
@@ -106,7 +106,7 @@ def _razor(
     def targets(prompt: Prompt) -> Targets:
         return copies(prompt, after)
 
-    with nullcontext() if rope else unrotated(model):
+    with nullcontext() if rope else without_rope(model):
         scores = score_targets(model, prompts, name, targets, batch_size=batch_size, seed=seed, progress=progress)
     # score_targets sums the targets of a row; here every pair of a row and a copy weighs the same
     share = [_rows(targets(prompt)) for prompt in prompts]

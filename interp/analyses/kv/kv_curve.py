@@ -14,7 +14,7 @@ from interp.analyses.kv.selectors_of import Make
 from interp.analyses.results.trials import BASELINE, RANDOM, Trial, Trials
 from interp.errors import UsageError
 from interp.hooks.edit.edit import Edits, steering
-from interp.hooks.model.layers import plain
+from interp.hooks.model.layers import unwrap
 from interp.hooks.model.provenance import Provenance
 from interp.hooks.prompts.prompts import Prompts
 from interp.hooks.read.capture import check_context
@@ -124,7 +124,7 @@ def _batch(
     model: nn.Module, task: KVTask, part: slice, made: list[tuple[str, float, KeySelector]]
 ) -> dict[tuple[str, float], list[Row]]:
     """The row of each prompt, with all keys and for every selector at its ratio."""
-    network: Any = plain(model)
+    network: Any = unwrap(model)
     contexts = task.contexts[part]
     inputs = contexts.tensors(device=next(network.parameters()).device)
     mask = inputs["attention_mask"]

@@ -13,7 +13,7 @@ from interp.analyses.kv.selector import KeySelector
 from interp.errors import UsageError
 from interp.hooks.edit.edit import Edits, Steering
 from interp.hooks.model.heads import HeadLayout
-from interp.hooks.model.layers import plain
+from interp.hooks.model.layers import unwrap
 from interp.hooks.prompts.batch_spans import BatchSpans
 from interp.hooks.prompts.prompts import Prompts
 from interp.hooks.seam import Site, tapping
@@ -72,7 +72,7 @@ def layer_errors(
             f"keep_ratio={selector.keep_ratio}, max_new_tokens={max_new_tokens}; give a ratio below 1, and "
             "at least 1 token."
         )
-    network: Any = plain(model)
+    network: Any = unwrap(model)
     layout = HeadLayout.of(network)
     found = []
     bar = tqdm(list(prompts.batches(batch_size)), desc="layer errors", disable=not progress, delay=2, leave=False)

@@ -36,7 +36,7 @@ def selecting(
         model: A transformers causal language model, or a TransformerBridge over one.
         selector: The selector.
         prompts: The batch that runs, so that the end of each prompt is known.
-        cache: The cache that runs, a `CompactCache`, from which keys are evicted layer by layer as the prompt is read.
+        cache: The cache that runs, a `EvictingCache`, from which keys are evicted layer by layer as the prompt is read.
         noted: Earlier choices of the selector, by (0, layer), for a prompt that is already in the model's cache.
 
     Yields:
@@ -47,8 +47,8 @@ def selecting(
 
     Examples:
         >>> from interp.analyses.kv import SnapKV, selecting
-        >>> from interp.hooks.edit.evicting_cache import CompactCache
-        >>> cache = CompactCache(model)
+        >>> from interp.hooks.edit.evicting_cache import EvictingCache
+        >>> cache = EvictingCache(model)
         >>> with selecting(model, SnapKV(0.5, n_sink=1, n_recent=2, window=4), prompts, cache) as state:
         ...     tokens = model.generate(**prompts.tensors(), max_new_tokens=2, past_key_values=cache)
         >>> state.memory[0, 1].kept.shape
@@ -73,14 +73,14 @@ def selecting(
                     chosen = state.memory.get((0, layer))
                     held = cache.layers[layer]
                     # a sliding layer drops its keys by itself
-                    if chosen is None or not hasattr(held, "compact"):
+                    if chosen is None or not hasattr(held, "evict"):
                         return
                     length = torch.tensor(state.bound.lengths(len(chosen.kept)), device=chosen.kept.device)
                     if held.kept is None:
-                        held.compact(_columns(chosen.kept, length))
+                        held.evict(_columns(chosen.kept, length))
                     elif chosen.window is not None and held.get_seq_length() - held.kept.shape[-1] >= EVICTION_INTERVAL:
                         start = chosen.kept.shape[-1] - length
-                        held.compact(_in_window(chosen.window, start, selector.n_sink, held.get_seq_length()))
+                        held.evict(_in_window(chosen.window, start, selector.n_sink, held.get_seq_length()))
 
                 return after
 

@@ -14,7 +14,7 @@ from interp.analyses.registry import SelectorEntry
 from interp.analyses.results.head_scores import HeadScores
 from interp.analyses.results.trials import RANDOM
 from interp.errors import UsageError
-from interp.hooks.model.layers import plain
+from interp.hooks.model.layers import unwrap
 
 Make = Callable[[float], KeySelector]
 """keep_ratio -> selector"""
@@ -108,13 +108,13 @@ def has_global_layers(model: nn.Module) -> bool:
     Args:
         model: A transformers causal language model, or a TransformerBridge over one.
     """
-    network: Any = plain(model)
+    network: Any = unwrap(model)
     return bool(global_layers(network, 1).any())
 
 
 def _in_global_layers(scores: HeadScores, model: nn.Module) -> HeadScores:
     """The scores of layers without a sliding window; the others become NaN."""
-    network: Any = plain(model)
+    network: Any = unwrap(model)
     kept = global_layers(network, scores.layers)
     return replace(scores, per_prompt=scores.per_prompt.masked_fill(~kept[None, :, None], float("nan")))
 

@@ -84,7 +84,7 @@ class TaskKV(SnapKV):
         layers, groups = int(choose.sum()), layout.kv_heads
         counts = falling(int(self.part * self.keep_ratio * layers * groups), layers, groups)
         fixed = sum(counts) / (layers * groups)
-        received = here.columns(observed_rows(here, self.window), every=True)
+        received = here.columns(observed_rows(here, self.window), all_rows=True)
         far = distances(received, here.call.v, self.top).unflatten(1, (groups, -1)).amax(-1)
         order = far.argsort(dim=1, descending=True, stable=True)
         count = counts[int(choose[:layer].sum())]

@@ -16,13 +16,13 @@ from torch import Tensor
 
 from interp.errors import PromptError
 from interp.hooks.edit.edit import Edit, Edits, steering
-from interp.hooks.edit.partial_forward import fill, plain_cache, recording, resumed
+from interp.hooks.edit.partial_forward import fill_cache, holds_all_keys, record_hidden_states, resume_from_layer
 from interp.hooks.edit.per_row_steering import repeat_notes, steering_rows
 from interp.hooks.model.heads import HeadSet
-from interp.hooks.model.layers import attention_layers, plain
+from interp.hooks.model.layers import attention_layers, unwrap
 from interp.hooks.prompts.batch_spans import BatchSpans
 from interp.hooks.prompts.prompts import Prompts
-from interp.hooks.read.capture import placed
+from interp.hooks.read.capture import model_inputs
 
 
 @dataclass
@@ -92,18 +92,18 @@ class ContinuationScorer:
     cost: Cost = field(default_factory=Cost)
 
     def __post_init__(self) -> None:
-        self.model = plain(self.model)
+        self.model = unwrap(self.model)
         self.options = Options.of(self.prompts)
         longest = max(len(ids) for row in self.options.ids for ids in row)
-        self._inputs = placed(self.model, self.prompts, more=longest)
-        with recording(self.model) as self._hidden:
+        self._inputs = model_inputs(self.model, self.prompts, more=longest)
+        with record_hidden_states(self.model) as self._hidden:
             self._last, self._cache = self._read(self._inputs)
         self.layers = len(self._hidden)
         self._dtype = self._hidden[0].dtype
-        self._resumes = plain_cache(self._cache)
+        self._resumes = holds_all_keys(self._cache)
         self._start = self._untouched() if self._resumes else 0
         # a reading of continuations adds to the cache, which the head sets need as it is
-        with recording(self.model) as self._after:
+        with record_hidden_states(self.model) as self._after:
             self.base = self._continued(self._last, _repeated(self._cache, self.options.most), 1)[:, 0]
 
     def under(self, sets: Sequence[HeadSet], rows: int = 32) -> Tensor:
@@ -147,11 +147,11 @@ class ContinuationScorer:
         each, start = len(sets), self._start
         inputs = {name: x.repeat_interleave(each, 0) for name, x in self._inputs.items()}
         inputs |= {name: inputs[name][:, start:] for name in ("input_ids", "position_ids")}
-        cache = fill(self._empty(), self._cache, range(self.layers if start else 0), slice(0, start), each)
+        cache = fill_cache(self._empty(), self._cache, range(self.layers if start else 0), slice(0, start), each)
         with steering_rows(self.model, self.edits, self.prompts, sets) as context:
-            with resumed(self.model, first, self._hidden[first][:, start:].repeat_interleave(each, 0)):
+            with resume_from_layer(self.model, first, self._hidden[first][:, start:].repeat_interleave(each, 0)):
                 last, cache = self._read(inputs, cache)
-            fill(cache, self._cache, range(first), slice(start, None), each)
+            fill_cache(cache, self._cache, range(first), slice(start, None), each)
             context.repeat(self.options.most)
             cache.batch_repeat_interleave(self.options.most)
             whole = len(self.prompts) * each
@@ -198,7 +198,7 @@ class ContinuationScorer:
                 stack.enter_context(torch.no_grad())
                 if first:
                     rows_of = self._after[first].unflatten(0, (-1, 1, most)).expand(-1, each, -1, -1, -1)
-                    stack.enter_context(resumed(self.model, first, rows_of.flatten(0, 2)))
+                    stack.enter_context(resume_from_layer(self.model, first, rows_of.flatten(0, 2)))
                 out: Any = self.model(
                     input_ids=ids[:, :-1],
                     attention_mask=mask,

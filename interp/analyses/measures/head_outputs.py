@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from interp.errors import ModelError, UsageError
 from interp.hooks.model.heads import HeadLayout
-from interp.hooks.model.layers import check_eval, plain
+from interp.hooks.model.layers import check_eval, unwrap
 from interp.hooks.prompts.prompts import Prompts
 from interp.hooks.transformerlens.bridge import bridge
 
@@ -37,7 +37,7 @@ def bridged(model: nn.Module) -> Iterator[Any]:
     """
     check_eval(model)
     with contextlib.ExitStack() as stack:
-        tl: Any = model if plain(model) is not model else stack.enter_context(bridge(model))
+        tl: Any = model if unwrap(model) is not model else stack.enter_context(bridge(model))
         # the rest of the logits would take most of the memory
         stack.enter_context(tl.hooks(fwd_hooks=[("unembed.hook_in", lambda x, hook: x[:, -1:])]))
         yield tl

@@ -10,9 +10,9 @@ from torch.utils.checkpoint import checkpoint
 from tqdm.auto import tqdm
 
 from interp.errors import PromptError, UsageError
-from interp.hooks.model.layers import plain
+from interp.hooks.model.layers import unwrap
 from interp.hooks.prompts.prompts import Prompts
-from interp.hooks.read.capture import placed
+from interp.hooks.read.capture import model_inputs
 
 Loss = Callable[[Tensor, Prompts], Tensor]
 """logits [b q v] of a batch, padded on the left, and its prompts, to [b]: each row's own loss"""
@@ -52,8 +52,8 @@ def token_losses(
 
 def batch_losses(model: nn.Module, batch: Prompts, loss: Loss | None = None) -> Float[Tensor, "b"]:
     """As `token_losses`, for one forward; with a graph where gradients are on."""
-    network: Any = plain(model)
-    inputs = placed(network, batch)
+    network: Any = unwrap(model)
+    inputs = model_inputs(network, batch)
     if loss is None:
         if min(batch.lengths) < 2:
             raise PromptError("a prompt has one token, so that nothing is predicted in it: give at least two tokens.")

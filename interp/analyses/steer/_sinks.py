@@ -35,7 +35,7 @@ def sinks(here: EditContext, threshold: Threshold) -> Tensor:
             raise UsageError("sinks are found on the whole prompt, but it is read in chunks; read it in one prefill.")
         received = here.columns((position >= 0) & (position < lengths[:, None]))
         above = received > limit(threshold, lengths)[:, None, None].to(received)
-        found = above & (here.prompt() & ~here.first)[:, None] & here.own[:, None]
+        found = above & (here.prompt_keys() & ~here.first_token)[:, None] & here.head_mask[:, None]
         here.note(found)
     # a cache may have dropped its oldest keys since, and has new ones
     found = found[..., here.call.k_start :][..., :keys]

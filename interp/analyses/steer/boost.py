@@ -4,13 +4,13 @@ import math
 from dataclasses import dataclass
 
 from interp.analyses.registry import edit
-from interp.hooks.edit.edit import EditContext, Marked, positive
+from interp.hooks.edit.edit import EditContext, SpanEdit, check_positive
 from interp.kernels.contract import Call
 
 
 @edit(title="Boost", group="spans", order=2)
 @dataclass(frozen=True)
-class Boost(Marked):
+class Boost(SpanEdit):
     """Attention to spans is multiplied by `factor` and renormalised.
 
     The new pattern is proportional to `factor pattern[b h q k]` on the spans and to `pattern[b h q k]` elsewhere. This
@@ -43,7 +43,7 @@ class Boost(Marked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        positive("factor", self.factor)
+        check_positive("factor", self.factor)
 
     @property
     def is_noop(self) -> bool:
@@ -55,4 +55,4 @@ class Boost(Marked):
 
     def apply(self, here: EditContext) -> Call:
         marked = here.keys(self.spans)
-        return here.add_key_bias(math.log(self.factor), marked & ~here.first if self.protect_first else marked)
+        return here.add_key_bias(math.log(self.factor), marked & ~here.first_token if self.protect_first else marked)

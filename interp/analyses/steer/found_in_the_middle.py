@@ -10,7 +10,7 @@ from torch import Tensor
 from interp.analyses.registry import edit
 from interp.analyses.steer.slot_bias import slot_bias
 from interp.errors import SpanError, UsageError
-from interp.hooks.edit.edit import EditContext, Marked, positive, spans_of
+from interp.hooks.edit.edit import EditContext, SpanEdit, check_positive, parse_spans
 from interp.hooks.prompts.batch_spans import BatchSpans
 from interp.hooks.prompts.prompts import Prompts
 from interp.kernels.contract import Call
@@ -28,7 +28,7 @@ def _fit(
     Args:
         dummy: Text that fills the documents, repeated or cut to the length of each.
     """
-    spans = spans_of(span)
+    spans = parse_spans(span)
     if len(spans) < 2:
         raise UsageError(
             "found_in_the_middle divides attention between documents, but one span is given; name at least two, as in "
@@ -51,7 +51,7 @@ def _fit(
 
 @edit(name="found_in_the_middle", title="Found in the Middle", group="spans", order=9, fitted=_fit)
 @dataclass(frozen=True, repr=False)
-class FoundInTheMiddle(Marked):
+class FoundInTheMiddle(SpanEdit):
     """Attention to documents is calibrated: the bias of each slot is subtracted before the documents share attention.
 
     In row q after the last document, let m_k be the attention on document k, n_k its number of tokens, and C the sum of
@@ -97,7 +97,7 @@ class FoundInTheMiddle(Marked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        positive("temperature", self.temperature)
+        check_positive("temperature", self.temperature)
         if not 0 <= self.clip < 100:
             raise UsageError(f"clip={self.clip} is not in [0, 100); give the largest bias on a logit, such as 5.")
         given = _table(self.bias)
@@ -131,7 +131,7 @@ class FoundInTheMiddle(Marked):
         position = here.key_position
         inside = (position >= 0) & (position < places.shape[1])
         number = places.gather(1, position.clamp(0, places.shape[1] - 1)) * inside
-        here.warn_of_window(self.spans, number > 0)
+        here.warn_outside_window(self.spans, number > 0)
         m = here.masses(number[:, None] == which[:, None])
         tokens = (places[:, None] == which[:, None]).sum(-1)[:, None, None].to(m)
         # a document that a row cannot see gets no share
@@ -146,7 +146,7 @@ class FoundInTheMiddle(Marked):
         """Int `[b n]`: the document, from 1, of each position of the prompt, 0 for none; kept for decode steps."""
         found = here.recall()
         if found is None or found.shape[0] != here.call.q.shape[0]:
-            inside = torch.stack([here.tokens((where,)) for where in self.spans], 1).int()
+            inside = torch.stack([here.span_positions((where,)) for where in self.spans], 1).int()
             if int(inside.sum(1).max()) > 1:
                 raise SpanError(f"two documents of {self.spans} share a token; name spans that do not overlap.")
             found = inside.mul(torch.arange(1, len(self.spans) + 1, device=inside.device)[:, None]).sum(1)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from interp.analyses.registry import edit
 from interp.errors import UsageError
-from interp.hooks.edit.edit import Edit, Output
+from interp.hooks.edit.edit import Edit, GateInput
 
 
 @edit(title="Gate", group="outputs", order=11)
@@ -50,5 +50,5 @@ class Gate(Edit):
         return self.factor == 1
 
     @property
-    def gate(self) -> Callable[[Output], Tensor]:
+    def gate(self) -> Callable[[GateInput], Tensor]:
         return lambda output: output.z * self.factor

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from interp.analyses.registry import edit
-from interp.hooks.edit.edit import Edit, EditContext, positive
+from interp.hooks.edit.edit import Edit, EditContext, check_positive
 from interp.kernels.contract import Call
 
 MAX_ROWS = 8192
@@ -48,7 +48,7 @@ class KeyScale(Edit):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        positive("factor", self.factor)
+        check_positive("factor", self.factor)
 
     @property
     def is_noop(self) -> bool:
@@ -56,7 +56,7 @@ class KeyScale(Edit):
 
     def apply(self, here: EditContext) -> Call:
         z = _first_logit(here)
-        return here.add_row_bias(_capped(here.call, self.factor * z) - _capped(here.call, z), here.first)
+        return here.add_row_bias(_capped(here.call, self.factor * z) - _capped(here.call, z), here.first_token)
 
 
 def _first_logit(here: EditContext) -> Tensor:

@@ -4,13 +4,13 @@ import math
 from dataclasses import dataclass
 
 from interp.analyses.registry import edit
-from interp.hooks.edit.edit import EditContext, Marked
+from interp.hooks.edit.edit import EditContext, SpanEdit
 from interp.kernels.contract import Call
 
 
 @edit(title="Knockout", group="spans", order=5)
 @dataclass(frozen=True)
-class Knockout(Marked):
+class Knockout(SpanEdit):
     """Spans get no attention: a bias of -inf on their keys.
 
     Args:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from interp.analyses.registry import edit
 from interp.errors import HeadError, UsageError
-from interp.hooks.edit.edit import Edit, Output
+from interp.hooks.edit.edit import Edit, GateInput
 from interp.hooks.model.heads import Head, HeadLayout, HeadSet
 from interp.hooks.prompts.prompts import Prompts
 
@@ -123,20 +123,20 @@ class Offset(Edit):
         return False
 
     @property
-    def placed(self) -> bool:
+    def needs_positions(self) -> bool:
         return self.at == "last"
 
     def chosen(self, layout: HeadLayout) -> HeadSet:
         return HeadSet.parse([name for name, _ in self.vectors], layout) & super().chosen(layout)
 
     @property
-    def gate(self) -> Callable[[Output], Tensor]:
+    def gate(self) -> Callable[[GateInput], Tensor]:
         return self._moved
 
-    def _moved(self, output: Output) -> Tensor:
+    def _moved(self, output: GateInput) -> Tensor:
         z = output.z
         moves = self._moves(output).to(z)
-        if not self.placed:
+        if not self.needs_positions:
             return z + moves
         if output.row_position is None:
             raise UsageError(
@@ -146,10 +146,10 @@ class Offset(Edit):
         start = torch.tensor(output.steering.bound.lengths(z.shape[0]), device=z.device)[:, None] - 1
         return torch.where((output.row_position.to(z.device) >= start)[:, :, None, None], z + moves, z)
 
-    def _moves(self, output: Output) -> Tensor:
+    def _moves(self, output: GateInput) -> Tensor:
         """Float `[n d]`: the vectors of the heads of one layer, made once in a context."""
         key = output.number, output.layer
-        if key not in output.steering.made:
+        if key not in output.steering.constants:
             held = {Head.parse(name): vector for name, vector in self.vectors}
             mine = [held[Head(output.layer, head)] for head in output.heads]
             for head, vector in zip(output.heads, mine, strict=True):
@@ -158,8 +158,8 @@ class Offset(Edit):
                         f"the vector of {Head(output.layer, head)} has {len(vector)} numbers, expected "
                         f"{output.z.shape[-1]}; give vectors that were made on this model."
                     )
-            output.steering.made[key] = torch.tensor(mine, device=output.z.device) * self.scale
-        return output.steering.made[key]
+            output.steering.constants[key] = torch.tensor(mine, device=output.z.device) * self.scale
+        return output.steering.constants[key]
 
 
 def _vectors(given: Any) -> Vectors:

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 
 from interp.analyses.registry import edit
 from interp.errors import UsageError
-from interp.hooks.edit.edit import EditContext, Marked, positive
+from interp.hooks.edit.edit import EditContext, SpanEdit, check_positive
 from interp.kernels.contract import Call
 
 
 @edit(title="PASTA", group="spans", order=1)
 @dataclass(frozen=True)
-class Pasta(Marked):
+class Pasta(SpanEdit):
     """Post-hoc attention steering: attention outside of marked spans is multiplied by `alpha` and renormalised.
 
     The new pattern is `pattern[b h q k] / C` on the span and `alpha pattern[b h q k] / C` elsewhere, where C is the sum
@@ -54,7 +54,7 @@ class Pasta(Marked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        positive("alpha", self.alpha)
+        check_positive("alpha", self.alpha)
         if self.scope not in ("prompt", "all", "generated"):
             raise UsageError(f"unknown scope {self.scope!r}; choose from 'prompt', 'all', 'generated'.")
         if self.mode not in ("exclude", "include"):
@@ -74,5 +74,5 @@ class Pasta(Marked):
         if self.mode == "include":
             return here.add_key_bias(-math.log(self.alpha), marked)
         # the prompt decides, not the keys: a cache may have dropped the span, and an earlier chunk not reached it yet
-        off = here.prompt(self.scope) & ~marked & here.has(self.spans)[:, None]
-        return here.add_key_bias(math.log(self.alpha), off & ~here.first if self.protect_first else off)
+        off = here.prompt_keys(self.scope) & ~marked & here.has_span(self.spans)[:, None]
+        return here.add_key_bias(math.log(self.alpha), off & ~here.first_token if self.protect_first else off)

@@ -9,7 +9,7 @@ import torch
 from interp.analyses.registry import edit
 from interp.analyses.steer._sinks import Threshold, limit, sinks
 from interp.errors import UsageError
-from interp.hooks.edit.edit import EditContext, Marked, spans_of
+from interp.hooks.edit.edit import EditContext, SpanEdit, parse_spans
 from interp.kernels.contract import Call
 
 TINY = 1e-6
@@ -18,7 +18,7 @@ TINY = 1e-6
 
 @edit(title="Redistribution", group="spans", order=8)
 @dataclass(frozen=True)
-class Redistribute(Marked):
+class Redistribute(SpanEdit):
     """Attention on sinks is moved to the spans, in the rows and heads that attend to the spans already.
 
     In row q of head h, after the last token of the spans, let s be the attention on sinks, m the attention on the
@@ -77,19 +77,19 @@ class Redistribute(Marked):
                 raise UsageError(f"{name}={value} is not in [0, 1]; give a share of attention.")
         limit(self.threshold, torch.ones(1))
         if self.sinks is not None:
-            object.__setattr__(self, "sinks", spans_of(self.sinks))
+            object.__setattr__(self, "sinks", parse_spans(self.sinks))
 
     @property
     def is_noop(self) -> bool:
         return self.keep == 1
 
     def apply(self, here: EditContext) -> Call:
-        span = here.keys(self.spans) & here.prompt()
+        span = here.keys(self.spans) & here.prompt_keys()
         if self.sinks is None:
-            drained = sinks(here, self.threshold) | (here.first[:, None] & here.own[:, None])
+            drained = sinks(here, self.threshold) | (here.first_token[:, None] & here.head_mask[:, None])
         else:
-            drained = here.keys(self.sinks) & here.prompt()
-        rows = here.after(self.spans)
+            drained = here.keys(self.sinks) & here.prompt_keys()
+        rows = here.rows_after(self.spans)
         if not bool(rows.any() & span.any()):
             return here.call
         marked = span if drained.dim() == 2 else span[:, None]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from interp.errors import SpanError
-from interp.hooks.edit.edit import spans_of
+from interp.hooks.edit.edit import parse_spans
 from interp.hooks.prompts.batch_spans import BatchSpans
 from interp.hooks.prompts.prompts import Prompts
 from interp.hooks.read.capture import capture, run
@@ -44,7 +44,7 @@ def slot_bias(model: nn.Module, prompts: Prompts, documents: Any, *, batch_size:
     Limits:
         Does not show a bias that depends on the text of other slots.
     """
-    spans = spans_of(documents)
+    spans = parse_spans(documents)
     keep, found = mass(*spans), []
     for batch in prompts.batches(batch_size):
         bound, width = BatchSpans(batch), max(batch.lengths)

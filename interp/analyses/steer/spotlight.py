@@ -6,7 +6,7 @@ import torch
 
 from interp.analyses.registry import edit
 from interp.errors import UsageError
-from interp.hooks.edit.edit import EditContext, Marked
+from interp.hooks.edit.edit import EditContext, SpanEdit
 from interp.kernels.contract import Call
 
 TINY = 1e-30
@@ -15,7 +15,7 @@ TINY = 1e-30
 
 @edit(title="SpotLight", group="spans", order=3)
 @dataclass(frozen=True)
-class SpotLight(Marked):
+class SpotLight(SpanEdit):
     """Spans get at least the share `target` of each row: a row that gives them less is raised, others are unchanged.
 
     With `psi = sum over the spans of pattern[b h q k]`, a row with `psi < target` gets a bias of

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from interp.analyses.registry import edit
-from interp.hooks.edit.edit import Edit, EditContext, positive
+from interp.hooks.edit.edit import Edit, EditContext, check_positive
 from interp.kernels.contract import Call
 
 
@@ -37,7 +37,7 @@ class Temperature(Edit):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        positive("temperature", self.temperature)
+        check_positive("temperature", self.temperature)
 
     @property
     def is_noop(self) -> bool:

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 from interp.analyses.registry import edit
-from interp.hooks.edit.edit import Edit, EditContext, positive
+from interp.hooks.edit.edit import Edit, EditContext, check_positive
 from interp.kernels.contract import Call
 
 
@@ -45,11 +45,11 @@ class ZeroTuning(Edit):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        positive("gamma", self.gamma)
+        check_positive("gamma", self.gamma)
 
     @property
     def is_noop(self) -> bool:
         return self.gamma == 1
 
     def apply(self, here: EditContext) -> Call:
-        return here.add_key_bias(math.log(self.gamma), here.first)
+        return here.add_key_bias(math.log(self.gamma), here.first_token)

@@ -16,7 +16,7 @@ from interp.analyses.measures.head_outputs import HeadOutputs, bridged, by_lengt
 from interp.analyses.results.files import plain, reason, write_atomic
 from interp.errors import CostError, HeadError, ScoreError, UsageError
 from interp.hooks.model.heads import Head, HeadLayout
-from interp.hooks.model.layers import plain as bare
+from interp.hooks.model.layers import unwrap
 from interp.hooks.model.provenance import Provenance
 from interp.hooks.prompts.prompts import Prompts
 from interp.hooks.read.capture import check_context
@@ -232,7 +232,7 @@ def _kept(before: Top, part: Float[Tensor, "n v"], columns: Int[Tensor, "v"], k:
 def _affordable(model: nn.Module, layer: int, seed: int) -> Lens:
     layout = HeadLayout.of(model)
     layout.check([Head(layer, 0)])
-    config = bare(model).config.get_text_config()
+    config = unwrap(model).config.get_text_config()
     m, v = config.hidden_size, config.vocab_size
     # weight, gradient, and two moments of Adam
     needed = 4 * 4 * layout.heads * m * v

@@ -20,8 +20,8 @@ from interp.errors import CostError, HeadError, PromptError, ScoreError, SpanErr
 from interp.hooks.model.heads import Head, HeadLayout, HeadSet
 from interp.hooks.model.provenance import Provenance
 from interp.hooks.prompts.prompts import Prompt, Prompts
-from interp.hooks.read.capture import Cost, capture, run
-from interp.hooks.read.keep import Top, at, blocks, entropy, mass, top_keys
+from interp.hooks.read.capture import CaptureCost, capture, run
+from interp.hooks.read.keep import RankedKeys, at, blocks, entropy, mass, top_keys
 
 FORMAT = "interp.explored/1"
 MOST_BLOCKS, CHOSEN, END, NEAR = 96, 12, 512, 16
@@ -193,13 +193,13 @@ def explore(
         some = stack.enter_context(capture(model, best, prompts, heads=chosen)) if chosen else None
         run(model, prompts, logits_to_keep=1)
     if chosen is None:
-        every_top = Top(*(part[0] for part in every[best]))
+        every_top = RankedKeys(*(part[0] for part in every[best]))
         chosen = _looking_back(every_top)
-        top = Top(*(part[_index(chosen)] for part in every_top))
+        top = RankedKeys(*(part[_index(chosen)] for part in every_top))
     elif some is not None:
-        top = Top(*(part[0] for part in some[best]))
+        top = RankedKeys(*(part[0] for part in some[best]))
     else:
-        top = Top(torch.zeros(0, len(prompt), k, dtype=torch.int64), torch.zeros(0, len(prompt), k))
+        top = RankedKeys(torch.zeros(0, len(prompt), k, dtype=torch.int64), torch.zeros(0, len(prompt), k))
     whole = every[tiles][0]
     summaries = {
         "first": every[first][0, :, :, 1:, 0].mean(-1),
@@ -225,7 +225,7 @@ def explore(
     )
 
 
-def cost(model: nn.Module, prompts: Prompts, *, heads: Any = None, block: int | None = None, k: int = 4) -> Cost:
+def cost(model: nn.Module, prompts: Prompts, *, heads: Any = None, block: int | None = None, k: int = 4) -> CaptureCost:
     """Host memory that `explore` would take with these settings, in bytes by what is kept; nothing is run.
 
     Twice what is kept, since joining layers copies. Raises as `explore`.
@@ -235,7 +235,7 @@ def cost(model: nn.Module, prompts: Prompts, *, heads: Any = None, block: int | 
     best = top_keys(k)
     count = layout.size if heads is None else len(HeadSet.parse(heads, layout))
     part = (f"{best!r} of {count} heads", 8 * count * best.width(len(prompt), len(prompt)))
-    return Cost((*every.parts, part), every.free)
+    return CaptureCost((*every.parts, part), every.free)
 
 
 def _plan(model: nn.Module, prompts: Prompts, block: int | None) -> tuple[Prompt, HeadLayout, int]:
@@ -263,7 +263,7 @@ def _marked(prompt: Prompt) -> list[str]:
     return [name for name, size in sizes.items() if 2 * size <= len(prompt)]
 
 
-def _looking_back(top: Top) -> HeadSet:
+def _looking_back(top: RankedKeys) -> HeadSet:
     """The heads whose queries at the end look hardest at one key far back, by their top keys [l h q k]."""
     keys, probs = (part[..., -END:, 0] for part in top)
     n = top.keys.shape[2]

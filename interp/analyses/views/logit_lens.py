@@ -15,10 +15,11 @@ from interp.analyses.views.attention_lens import Lens, Top, extremes
 from interp.errors import HeadError, ModelError, ScoreError, SpanError, UsageError
 from interp.hooks.model.heads import Head, HeadLayout, HeadSet
 from interp.hooks.model.provenance import Provenance
-from interp.hooks.prompts.batch_spans import Where
+from interp.hooks.prompts.batch_spans import TokenSpan
 from interp.hooks.prompts.prompts import Prompt, Prompts
 from interp.hooks.read.capture import capture, check_context
-from interp.hooks.read.keep import rows, v, where_of
+from interp.hooks.read.keep import rows, v
+from interp.hooks.read.reductions import normalize_spans
 
 COPIED = 5
 """a head copies a token that is among so many of the first that it writes for it"""
@@ -218,7 +219,7 @@ def ov_tokens(
     """
     layout = HeadLayout.of(model)
     chosen = _chosen(heads, layout)
-    (where,) = where_of((span,))
+    (where,) = normalize_spans((span,))
     cut, places = _read_at(model, prompts, queries)
     spans = _positions(prompts, where, [place.position for place in places])
     found: list[Any] = [()] * len(prompts)
@@ -315,7 +316,7 @@ def _read_at(model: nn.Module, prompts: Prompts, queries: str) -> tuple[Prompts,
     return replace(prompts, items=items), places
 
 
-def _positions(prompts: Prompts, where: Where, last: Sequence[int]) -> list[list[int]]:
+def _positions(prompts: Prompts, where: TokenSpan, last: Sequence[int]) -> list[list[int]]:
     """The positions of a span in each prompt that are not after the last one read. Raises SpanError."""
     if isinstance(where, str):
         ranges = prompts.span(where)

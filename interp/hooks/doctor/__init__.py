@@ -1,1 +1,1 @@
-"""Checks of what works for a model, and why not."""
+"""Compatibility checks: whether interp reads and edits a model correctly."""

@@ -1,4 +1,8 @@
-"""The checks of `doctor`, one function each: whether a model passes, None where it does not apply, and why."""
+"""The checks of `doctor`, one function each.
+
+A check returns whether the model passes and a sentence with the details; None means that the check reports a fact or
+does not apply.
+"""
 
 import importlib.util
 from collections.abc import Callable
@@ -16,20 +20,26 @@ from interp.hooks.read.capture import capture, run
 from interp.hooks.seam import AttentionTap, ReadRequest, Site, tapping
 from interp.kernels.contract import Call, Lse, Mass
 
-LENGTHS = (24, 33)
-NEW_TOKENS = 4
-TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 3e-2, torch.bfloat16: 0.15}
-"""largest norm of a difference along the last axis, as a share of the norm"""
+PROMPT_LENGTHS = (24, 33)
+"""Tokens of each test prompt."""
+N_NEW_TOKENS = 4
+"""Tokens that the generation check decodes."""
+TOLERANCE_BY_DTYPE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 3e-2, torch.bfloat16: 0.15}
+"""Largest allowed norm of a difference along the last axis, as a share of the norm of the expected values."""
 
 
 @dataclass(eq=False)
-class Probe(AttentionTap):
-    """A tap that notes every attention call, and how far its rows are from summing to one."""
+class ProbeTap(AttentionTap):
+    """A tap that records the attention calls, and how far the sums of attention rows are from one."""
 
     reads: bool = True
+    """Whether the tap reads at all; False leaves the seam idle."""
     calls: dict[int, Call] = field(default_factory=dict)
-    off: float = 0.0
+    """The first call of each layer."""
+    row_error: float = 0.0
+    """Largest distance of a row's sum from one, with its learned sink."""
     widths: dict[int, int] = field(default_factory=dict)
+    """Width of the input of each output projection."""
 
     def at(self, layer: int) -> bool:
         return self.reads
@@ -43,23 +53,25 @@ class Probe(AttentionTap):
         total, lse = values[0][..., 0], values[1]
         if site.call.sinks is not None:
             total = total + torch.exp(site.call.sinks.to(lse)[None, :, None] - lse)
-        self.off = max(self.off, float((total - 1).abs().masked_fill(lse == -torch.inf, 0).max()))
+        self.row_error = max(self.row_error, float((total - 1).abs().masked_fill(lse == -torch.inf, 0).max()))
 
     def width(self, layer: int, x: Tensor) -> None:
+        """Record the width of the input of an output projection."""
         self.widths[layer] = x.shape[-1]
 
 
 @dataclass(eq=False)
 class ModelUnderTest:
-    """A model under examination."""
+    """The model that is checked, its tokenizer, and the calls recorded so far."""
 
     model: Any
     tokenizer: Any
-    probe: Probe = field(default_factory=Probe)
+    probe: ProbeTap = field(default_factory=ProbeTap)
+    """The calls of the first run, which the check "seam" records."""
 
     @property
     def layers(self) -> list[int]:
-        """The layers that were reached."""
+        """The layers whose attention calls were recorded."""
         return sorted(self.probe.calls)
 
     @property
@@ -68,166 +80,189 @@ class ModelUnderTest:
 
     @property
     def prompts(self) -> Prompts:
-        """Random tokens without the special ones, which a model may treat in a way of its own."""
+        """Prompts of random tokens without special tokens, which a model may treat differently."""
         special: set[int] = set()
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
             found = getattr(self.config, name, None)
             special |= set(found) if isinstance(found, list) else set() if found is None else {found}
         usual = torch.tensor([i for i in range(min(self.config.vocab_size, 4096)) if i not in special])
         draw = torch.Generator().manual_seed(0)
-        limit = (getattr(self.config, "max_position_embeddings", None) or 10**6) - NEW_TOKENS
-        rows = [usual[torch.randint(len(usual), (min(n, limit),), generator=draw)].tolist() for n in LENGTHS]
+        limit = (getattr(self.config, "max_position_embeddings", None) or 10**6) - N_NEW_TOKENS
+        rows = [usual[torch.randint(len(usual), (min(n, limit),), generator=draw)].tolist() for n in PROMPT_LENGTHS]
         return Prompts.from_ids(rows, pad_id=min(special, default=0))
 
     @property
     def ends(self) -> list[int]:
-        """The tokens that end a generation."""
+        """The token ids that end a generation."""
         found = self.model.generation_config.eos_token_id
         return found if isinstance(found, list) else [] if found is None else [found]
 
     @property
     def tolerance(self) -> float:
-        return TOLERANCE.get(next(self.model.parameters()).dtype, 0.15)
+        return TOLERANCE_BY_DTYPE.get(next(self.model.parameters()).dtype, 0.15)
 
     def logits(self, prompts: Prompts) -> Tensor:
-        """Float [tokens vocabulary] of the real tokens of all prompts, one after the other."""
+        """Compute the logits of the real tokens of all prompts, concatenated: float `[tokens vocabulary]`."""
         padded = run(self.model, prompts).logits.float().cpu()
         return padded[prompts.tensors()["attention_mask"].bool()]
 
-    def near(self, a: Tensor, b: Tensor, what: str) -> tuple[bool, str]:
+    def compare(self, a: Tensor, b: Tensor, what: str) -> tuple[bool, str]:
+        """Compare values with the expected ones, within the tolerance of the dtype.
+
+        Args:
+            a: The values.
+            b: The expected values.
+            what: The subject of the sentence, such as "logits".
+
+        Returns:
+            Whether they agree, and a sentence with the difference.
+        """
         error = float(((a - b).norm(dim=-1) / b.norm(dim=-1).clamp(min=1e-30)).max())
-        return error <= self.tolerance, f"{what} differ by {error:.0e} of their size, {self.tolerance:.0e} is allowed"
+        return error <= self.tolerance, f"{what} differ by {error:.0e} of their norm ({self.tolerance:.0e} is allowed)"
 
 
-Look = Callable[[ModelUnderTest], tuple[bool | None, str]]
+Check = Callable[[ModelUnderTest], tuple[bool | None, str]]
+"""A function from the model to whether it passes (None for a fact, or where it does not apply) and a sentence."""
 
 
-def _seam(patient: ModelUnderTest) -> tuple[bool | None, str]:
-    layers = attention_layers(patient.model)
-    with tapping(patient.model, patient.probe), projection_inputs(patient.model, layers, patient.probe.width):
-        run(patient.model, patient.prompts)
-    expected = HeadLayout.of(patient.model).layers
-    missing = sorted(set(range(expected)) - set(patient.probe.calls))
+def _seam(subject: ModelUnderTest) -> tuple[bool | None, str]:
+    """Every layer calls the attention function that the model is set to use."""
+    layers = attention_layers(subject.model)
+    with tapping(subject.model, subject.probe), projection_inputs(subject.model, layers, subject.probe.width):
+        run(subject.model, subject.prompts)
+    expected = HeadLayout.of(subject.model).layers
+    missing = sorted(set(range(expected)) - set(subject.probe.calls))
     if missing:
         return False, (
-            f"layers {missing} of {expected} never called the attention function that the model was told to use: read "
-            "the others by layers=, or report the architecture"
+            f"layers {missing} of {expected} never called the attention function that the model is set to use; read "
+            "the other layers with layers=, or report the architecture"
         )
     return True, f"all {expected} layers are reached"
 
 
-def _needs_seam(look: Look) -> Look:
-    def looked(patient: ModelUnderTest) -> tuple[bool | None, str]:
-        return look(patient) if patient.probe.calls else (None, "not looked at, since no attention call was seen")
+def _needs_calls(check: Check) -> Check:
+    """Skip a check where no attention call was recorded."""
 
-    return looked
+    def checked(subject: ModelUnderTest) -> tuple[bool | None, str]:
+        return check(subject) if subject.probe.calls else (None, "skipped, because no attention call was recorded")
+
+    return checked
 
 
-@_needs_seam
-def _idle(patient: ModelUnderTest) -> tuple[bool | None, str]:
-    alone = patient.logits(patient.prompts)
-    with tapping(patient.model, Probe(reads=False)):
-        idle = patient.logits(patient.prompts)
+@_needs_calls
+def _idle(subject: ModelUnderTest) -> tuple[bool | None, str]:
+    """An idle seam does not change the logits."""
+    alone = subject.logits(subject.prompts)
+    with tapping(subject.model, ProbeTap(reads=False)):
+        idle = subject.logits(subject.prompts)
     if torch.equal(alone, idle):
-        return True, "logits are equal to the bit while nothing reads"
-    change = f"logits change by {float((alone - idle).abs().max()):.0e} while nothing reads"
-    if torch.equal(alone, patient.logits(patient.prompts)):
-        return False, f"{change}: a layer uses the attention mask by itself, so do not read this model"
-    return None, f"{change}, but they change from run to run as well"
+        return True, "logits are identical to the bit while nothing is read"
+    change = f"logits change by {float((alone - idle).abs().max()):.0e} while nothing is read"
+    if torch.equal(alone, subject.logits(subject.prompts)):
+        return False, f"{change}, because a layer computes with the attention mask; do not use interp on this model"
+    return None, f"{change}, but they also change from run to run"
 
 
-@_needs_seam
-def _reading(patient: ModelUnderTest) -> tuple[bool | None, str]:
-    alone = patient.logits(patient.prompts)
-    with tapping(patient.model, Probe()):
-        read = patient.logits(patient.prompts)
-    return patient.near(read, alone, "logits with and without reading")
+@_needs_calls
+def _reading(subject: ModelUnderTest) -> tuple[bool | None, str]:
+    """Reading attention changes the logits only within the tolerance."""
+    alone = subject.logits(subject.prompts)
+    with tapping(subject.model, ProbeTap()):
+        read = subject.logits(subject.prompts)
+    return subject.compare(read, alone, "logits with and without reading")
 
 
-@_needs_seam
-def _rows(patient: ModelUnderTest) -> tuple[bool | None, str]:
+@_needs_calls
+def _rows(subject: ModelUnderTest) -> tuple[bool | None, str]:
+    """Each attention row sums to one, less the share of its learned sink."""
     return (
-        patient.probe.off < 1e-4,
-        f"rows of attention with their learned sinks are off one by {patient.probe.off:.0e}",
+        subject.probe.row_error < 1e-4,
+        f"sums of attention rows with their learned sinks differ from one by {subject.probe.row_error:.0e}",
     )
 
 
-@_needs_seam
-def _padding(patient: ModelUnderTest) -> tuple[bool | None, str]:
-    prompts, item = patient.prompts, keeps.entropy()
+@_needs_calls
+def _padding(subject: ModelUnderTest) -> tuple[bool | None, str]:
+    """A prompt gives the same logits and attention in a padded batch and alone."""
+    prompts, item = subject.prompts, keeps.entropy()
     n = len(prompts[0])
-    with capture(patient.model, item, prompts, layers=patient.layers) as batch:
-        padded = patient.logits(prompts)[:n]
-    with capture(patient.model, item, prompts[:1], layers=patient.layers) as single:
-        alone = patient.logits(prompts[:1])
-    ok, detail = patient.near(padded, alone, "logits of a prompt in a padded batch and alone")
-    same, more = patient.near(batch[item][:1, ..., :n], single[item], "entropies of its rows")
-    if not ok and not patient.near(patient.logits(prompts)[:n], patient.logits(prompts[:1]), "")[0]:
-        detail += " (the model does this by itself: give prompts one by one, as with batch_size=1)"
+    with capture(subject.model, item, prompts, layers=subject.layers) as batch:
+        padded = subject.logits(prompts)[:n]
+    with capture(subject.model, item, prompts[:1], layers=subject.layers) as single:
+        alone = subject.logits(prompts[:1])
+    ok, detail = subject.compare(padded, alone, "logits of a prompt in a padded batch and alone")
+    same, more = subject.compare(batch[item][:1, ..., :n], single[item], "entropies of its rows")
+    if not ok and not subject.compare(subject.logits(prompts)[:n], subject.logits(prompts[:1]), "")[0]:
+        detail += " (the model does this without interp as well; run prompts one by one, as with batch_size=1)"
     return ok and same, f"{detail}; {more}"
 
 
-@_needs_seam
-def _generation(patient: ModelUnderTest) -> tuple[bool | None, str]:
-    prompts, item = patient.prompts[:1], keeps.entropy()
-    inputs = prompts.tensors(next(patient.model.parameters()).device)
-    settings = {"max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS, "do_sample": False, "num_beams": 1}
-    # a penalty of the model's own settings would choose other tokens than the likeliest
+@_needs_calls
+def _generation(subject: ModelUnderTest) -> tuple[bool | None, str]:
+    """Cached generation gives the tokens and attention of one run over the whole text."""
+    prompts, item = subject.prompts[:1], keeps.entropy()
+    inputs = prompts.tensors(next(subject.model.parameters()).device)
+    settings = {"max_new_tokens": N_NEW_TOKENS, "min_new_tokens": N_NEW_TOKENS, "do_sample": False, "num_beams": 1}
+    # a penalty in the model's generation settings would select other tokens than the likeliest
     settings |= {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
     settings["pad_token_id"] = prompts.pad_id
-    with capture(patient.model, item, layers=patient.layers) as cached:
-        tokens = patient.model.generate(**inputs, **settings)[0].tolist()
-    with capture(patient.model, item, layers=patient.layers) as whole:
-        logits = patient.logits(Prompts.from_ids([tokens[:-1]]))[-NEW_TOKENS:]
-    # eos is out of the question by min_new_tokens
-    chosen = logits.gather(-1, torch.tensor(tokens[-NEW_TOKENS:])[:, None])[:, 0]
-    likeliest = logits.index_fill(-1, torch.tensor(patient.ends, dtype=torch.int64), -torch.inf).amax(-1)
+    with capture(subject.model, item, layers=subject.layers) as cached:
+        tokens = subject.model.generate(**inputs, **settings)[0].tolist()
+    with capture(subject.model, item, layers=subject.layers) as whole:
+        logits = subject.logits(Prompts.from_ids([tokens[:-1]]))[-N_NEW_TOKENS:]
+    # min_new_tokens excludes the end tokens
+    chosen = logits.gather(-1, torch.tensor(tokens[-N_NEW_TOKENS:])[:, None])[:, 0]
+    likeliest = logits.index_fill(-1, torch.tensor(subject.ends, dtype=torch.int64), -torch.inf).amax(-1)
     short = float((likeliest - chosen).max() / logits.abs().max())
-    ok = short <= patient.tolerance
-    tail = "are the likeliest of a full run" if ok else f"fall {short:.0e} short of the likeliest of a full run"
-    same, more = patient.near(cached[item], whole[item], "entropies of its rows")
-    return ok and same, f"{NEW_TOKENS} tokens generated with the cache {tail}; {more}"
+    ok = short <= subject.tolerance
+    tail = "are the likeliest in a full run" if ok else f"are {short:.0e} less likely than the best in a full run"
+    same, more = subject.compare(cached[item], whole[item], "entropies of its rows")
+    return ok and same, f"{N_NEW_TOKENS} tokens generated with the cache {tail}; {more}"
 
 
-def _heads(patient: ModelUnderTest) -> tuple[bool | None, str]:
-    layout = HeadLayout.of(patient.model)
-    wrong = [f"there is a layer {layer}" for layer in patient.layers if layer >= layout.layers]
-    for layer, call in sorted(patient.probe.calls.items()):
+def _heads(subject: ModelUnderTest) -> tuple[bool | None, str]:
+    """The head layout of the config is that of the attention calls."""
+    layout = HeadLayout.of(subject.model)
+    wrong = [f"there is a layer {layer}" for layer in subject.layers if layer >= layout.layers]
+    for layer, call in sorted(subject.probe.calls.items()):
         seen = HeadLayout(layout.layers, call.sizes[1], call.sizes[2], call.q.shape[-1])
         if seen != layout:
             wrong.append(f"layer {layer} has {_shape(seen)}")
-        width = patient.probe.widths.get(layer)
+        width = subject.probe.widths.get(layer)
         if width is not None and width != call.sizes[1] * call.v.shape[-1]:
-            wrong.append(f"the output projection of layer {layer} takes {width} numbers")
+            wrong.append(f"the output projection of layer {layer} has {width} inputs")
     if wrong:
-        said = f"{layout.layers} layers of {_shape(layout)}"
-        return False, f"the config says {said}, but {'; '.join(wrong[:4])}: correct the config"
-    if not patient.probe.calls:
-        return None, f"{_shape(layout)} by the config; no attention call was seen"
+        stated = f"{layout.layers} layers of {_shape(layout)}"
+        return False, f"the config states {stated}, but {', '.join(wrong[:4])}; correct the config"
+    if not subject.probe.calls:
+        return None, f"{_shape(layout)} according to the config; no attention call was recorded"
     return True, f"{layout.layers} layers of {_shape(layout)}"
 
 
 def _shape(layout: HeadLayout) -> str:
-    return f"{layout.heads} query heads over {layout.kv_heads} kv heads of {layout.head_dim}"
+    return f"{layout.heads} query heads over {layout.kv_heads} kv heads of dimension {layout.head_dim}"
 
 
-def _windows(patient: ModelUnderTest) -> tuple[bool | None, str]:
-    calls, types = patient.probe.calls, getattr(patient.config, "layer_types", None)
+def _windows(subject: ModelUnderTest) -> tuple[bool | None, str]:
+    """The sliding windows of the config are those of the attention calls."""
+    calls, types = subject.probe.calls, getattr(subject.config, "layer_types", None)
     dense = [layer for layer, call in calls.items() if call.mask is not None]
     wrong = []
     for layer, call in calls.items():
         if types is not None and layer < len(types) and layer not in dense:
             sliding = types[layer] == "sliding_attention"
-            expected = getattr(patient.config, "sliding_window", None) if sliding else None
+            expected = getattr(subject.config, "sliding_window", None) if sliding else None
             if types[layer] in ("sliding_attention", "full_attention") and call.window != expected:
-                wrong.append(f"layer {layer} sees {_window(call.window)} where the config says {_window(expected)}")
+                wrong.append(
+                    f"layer {layer} attends to {_window(call.window)}, but the config states {_window(expected)}"
+                )
     if wrong:
-        return False, f"{'; '.join(wrong[:4])}: correct layer_types and sliding_window of the config"
+        return False, f"{'; '.join(wrong[:4])}; correct layer_types and sliding_window of the config"
     sizes = {layer: call.window for layer, call in calls.items() if call.window is not None}
     found = ", ".join(
         f"{size} keys in layers {[n for n in sizes if sizes[n] == size]}" for size in sorted(set(sizes.values()))
     )
-    whole = f"; a mask of their own, n x n, in layers {dense}" if dense else ""
+    whole = f"; a full n x n mask in layers {dense}" if dense else ""
     return (True if sizes else None), (found or "none") + whole
 
 
@@ -235,43 +270,48 @@ def _window(size: int | None) -> str:
     return "all keys" if size is None else f"{size} keys"
 
 
-def _sinks(patient: ModelUnderTest) -> tuple[bool | None, str]:
-    layers = [layer for layer, call in patient.probe.calls.items() if call.sinks is not None]
-    return None, f"one a head in layers {layers}, part of every denominator" if layers else "none"
+def _sinks(subject: ModelUnderTest) -> tuple[bool | None, str]:
+    """Report the layers with learned sinks."""
+    layers = [layer for layer, call in subject.probe.calls.items() if call.sinks is not None]
+    return None, f"one per head in layers {layers}, part of each softmax denominator" if layers else "none"
 
 
-def _softcap(patient: ModelUnderTest) -> tuple[bool | None, str]:
-    caps = sorted({call.softcap for call in patient.probe.calls.values() if call.softcap is not None})
+def _softcap(subject: ModelUnderTest) -> tuple[bool | None, str]:
+    """Report the soft-cap of the attention logits."""
+    caps = sorted({call.softcap for call in subject.probe.calls.values() if call.softcap is not None})
     return None, f"logits are capped at {', '.join(map(str, caps))}" if caps else "none"
 
 
-def _implementation(patient: ModelUnderTest) -> tuple[bool | None, str]:
-    weight = next(patient.model.parameters())
-    name = getattr(patient.model.config, "_attn_implementation", None)
+def _implementation(subject: ModelUnderTest) -> tuple[bool | None, str]:
+    """Report the attention implementation, dtype and device."""
+    weight = next(subject.model.parameters())
+    name = getattr(subject.model.config, "_attn_implementation", None)
     return None, f"{name}, {str(weight.dtype).removeprefix('torch.')} on {weight.device}"
 
 
-def _tokenizer(patient: ModelUnderTest) -> tuple[bool | None, str]:
-    if patient.tokenizer is None:
+def _tokenizer(subject: ModelUnderTest) -> tuple[bool | None, str]:
+    """The tokenizer gives character offsets, and its tokens fit the embedding of the model."""
+    if subject.tokenizer is None:
         return None, "none given"
-    if not getattr(patient.tokenizer, "is_fast", False):
+    if not getattr(subject.tokenizer, "is_fast", False):
         return (
             False,
-            "it cannot say where its tokens stand in the text: load a fast tokenizer, or give spans as token ids",
+            "it gives no character offsets; load a fast tokenizer, or give spans as token ids",
         )
-    rows = patient.model.get_input_embeddings().weight.shape[0]
-    if len(patient.tokenizer) > rows:
-        return False, f"it has {len(patient.tokenizer)} tokens and the model {rows}: load the tokenizer of this model"
-    return True, f"{len(patient.tokenizer)} tokens, {'a' if patient.tokenizer.chat_template else 'no'} chat template"
+    rows = subject.model.get_input_embeddings().weight.shape[0]
+    if len(subject.tokenizer) > rows:
+        return False, f"it has {len(subject.tokenizer)} tokens, but the model {rows}; load the tokenizer of this model"
+    return True, f"{len(subject.tokenizer)} tokens, {'a' if subject.tokenizer.chat_template else 'no'} chat template"
 
 
-def _bridge(patient: ModelUnderTest) -> tuple[bool | None, str]:
+def _bridge(subject: ModelUnderTest) -> tuple[bool | None, str]:
+    """Report whether transformer-lens is installed."""
     if importlib.util.find_spec("transformer_lens") is None:
-        return None, "transformer-lens is not installed, for interp.bridge: pip install 'transformer-lens>=4.3,<5'"
+        return None, "transformer-lens is not installed; interp.bridge needs: pip install 'transformer-lens>=4.3,<5'"
     return True, "transformer-lens is installed"
 
 
-LOOKS: dict[str, Look] = {
+CHECKS: dict[str, Check] = {
     "attention": _implementation,
     "seam": _seam,
     "heads": _heads,

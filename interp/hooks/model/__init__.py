@@ -1,1 +1,1 @@
-"""The model at hand: its heads, its layers, its mask, its provenance."""
+"""Properties of one model: its heads, layers, attention mask, provenance and module state."""

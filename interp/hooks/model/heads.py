@@ -1,85 +1,71 @@
-"""Heads by name: "L5H3", sets of them with algebra, and the layout of a model's attention."""
+"""Sets of attention heads with set algebra, and the head layout of a model."""
 
-import operator
-import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool
 from torch import Tensor
 
 from interp.errors import HeadError, ModelError
+from interp.hooks.model.head_names import Head as Head
+from interp.hooks.model.head_names import parse_heads
 
-_HEAD = re.compile(r"L(\d+)H(\d+)|(\d+)[.-](\d+)", re.IGNORECASE)
-_HEADS_OF_LAYER = re.compile(r"L(\d+)(?:H\*)?|(\d+)\.\*", re.IGNORECASE)
-_HEAD_OF_LAYERS = re.compile(r"L\*H(\d+)|\*\.(\d+)", re.IGNORECASE)
-_LAYERS = re.compile(r"L(\d+)-L(\d+)", re.IGNORECASE)
-_HEADS = re.compile(r"(L\d+H\d+)-(L\d+H\d+)", re.IGNORECASE)
-_SHOWN = 24
-
-
-class Head(NamedTuple):
-    """One query head of one layer, both counted from 0; prints as "L5H3"."""
-
-    layer: int
-    head: int
-
-    def __str__(self) -> str:
-        return f"L{self.layer}H{self.head}"
-
-    def __repr__(self) -> str:
-        return str(self)
-
-    @classmethod
-    def parse(cls, spec: Any) -> "Head":
-        """Read "L5H3", "5.3", "5-3", (5, 3) or a Head.
-
-        Raises HeadError for anything else, the number 5.3 included (5.3 and 5.30 are one number but two heads).
-        """
-        if isinstance(spec, str):
-            found = _HEAD.fullmatch(spec.strip())
-            if found:
-                layer, head = (int(part) for part in found.groups() if part is not None)
-                return cls(layer, head)
-        elif isinstance(spec, tuple | list) and len(spec) == 2 and all(_is_index(part) for part in spec):
-            layer, head = (operator.index(part) for part in spec)
-            if min(layer, head) < 0:
-                raise HeadError(f"{spec!r}: layers and heads count from 0, and not from the end.")
-            return cls(layer, head)
-        raise HeadError(f'{spec!r} does not name a head; write "L5H3", "5.3", "5-3" or (5, 3).')
+_MAX_SHOWN = 24  # heads that repr() of a set lists in full
 
 
 @dataclass(frozen=True)
 class HeadLayout:
-    """How many layers, query heads, key-value heads and dimensions per head a model has."""
+    """The number of layers, query heads per layer, key-value heads per layer, and dimensions per head of a model.
+
+    Raises:
+        HeadError: If a count is not positive, or the query heads are not a multiple of the key-value heads.
+
+    Examples:
+        >>> interp.HeadLayout(layers=2, heads=4, kv_heads=2).size
+        8
+    """
 
     layers: int
+    """Number of layers."""
     heads: int
+    """Number of query heads in each layer."""
     kv_heads: int
+    """Number of key-value heads in each layer."""
     head_dim: int = 0
-    """0 where it is not known, as for a score file."""
+    """Dimensions of each head; 0 where unknown, as for a score file."""
 
     def __post_init__(self) -> None:
         if min(self.layers, self.heads, self.kv_heads) < 1 or self.heads % self.kv_heads:
             raise HeadError(
-                f"{self.layers} layers of {self.heads} query heads over {self.kv_heads} key-value heads is no layout; "
-                "give positive counts, the query heads a multiple of the key-value heads."
+                f"{self.layers} layers of {self.heads} query heads over {self.kv_heads} key-value heads is not a valid "
+                "layout; give positive counts, with the query heads a multiple of the key-value heads."
             )
 
     @classmethod
     def of(cls, model: Any) -> "HeadLayout":
-        """The layout of a transformers causal language model, of a bridge over one, or of a config.
+        """Read the layout of a model.
 
-        Raises ModelError where the config does not give one count for all layers.
+        Args:
+            model: A transformers causal language model, a TransformerBridge over one, or a config.
+
+        Returns:
+            The layout.
+
+        Raises:
+            ModelError: If the config does not give one number of heads for all layers.
+
+        Examples:
+            >>> interp.HeadLayout.of(model)
+            HeadLayout(layers=2, heads=4, kv_heads=2, head_dim=16)
         """
         config = getattr(getattr(model, "original_model", model), "config", model)
         text = config.get_text_config() if hasattr(config, "get_text_config") else config
         layers, heads = getattr(text, "num_hidden_layers", None), getattr(text, "num_attention_heads", None)
         if not isinstance(layers, int) or not isinstance(heads, int):
             raise ModelError(
-                f"{type(model).__name__} does not say how many layers and attention heads it has "
+                f"the config of {type(model).__name__} does not give the number of layers and attention heads "
                 f"(num_hidden_layers={layers!r}, num_attention_heads={heads!r}); give a causal language model."
             )
         head_dim = getattr(text, "head_dim", None) or getattr(text, "hidden_size", 0) // heads
@@ -87,18 +73,45 @@ class HeadLayout:
 
     @property
     def size(self) -> int:
+        """Number of query heads in the whole model."""
         return self.layers * self.heads
 
     def all(self) -> "HeadSet":
-        """Every query head of the model."""
+        """The set of all query heads of the model.
+
+        Examples:
+            >>> len(interp.HeadLayout.of(model).all())
+            8
+        """
         return HeadSet(tuple(Head(layer, head) for layer in range(self.layers) for head in range(self.heads)))
 
     def group(self, head: int) -> int:
-        """The key-value head that a query head reads."""
+        """The key-value head that a query head reads.
+
+        Args:
+            head: Index of the query head in its layer.
+
+        Returns:
+            Index of the key-value head in the same layer.
+
+        Examples:
+            >>> interp.HeadLayout.of(model).group(3)
+            1
+        """
         return head // (self.heads // self.kv_heads)
 
     def check(self, heads: Any) -> None:
-        """Raise HeadError, naming the first head that this model does not have."""
+        """Check that the model has all of the given heads.
+
+        Args:
+            heads: Heads in any form that `HeadSet.parse` reads.
+
+        Raises:
+            HeadError: If the model does not have one of the heads; the message names the first such head.
+
+        Examples:
+            >>> interp.HeadLayout.of(model).check("L1H3")
+        """
         for head in HeadSet.parse(heads):
             if head.layer >= self.layers:
                 raise HeadError(
@@ -114,37 +127,99 @@ class HeadLayout:
 
 @dataclass(frozen=True, repr=False)
 class HeadSet:
-    """Query heads, sorted and each once; `|`, `&`, `-` and `^` as for sets; str() of it can be parsed again."""
+    """A sorted set of query heads without duplicates.
+
+    `|`, `&`, `-` and `^` work as for Python sets. The result of str() can be parsed again.
+
+    Examples:
+        >>> heads = interp.HeadSet.parse("L0H1, L1H3")
+        >>> heads | interp.HeadSet.parse("L1H0")
+        HeadSet(L0H1, L1H0, L1H3)
+        >>> str(heads)
+        'L0H1, L1H3'
+    """
 
     heads: tuple[Head, ...] = ()
+    """The heads in order of layer and head."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "heads", tuple(sorted({Head.parse(head) for head in self.heads})))
 
     @classmethod
     def parse(cls, spec: Any, layout: HeadLayout | None = None) -> "HeadSet":
-        """Read heads from words, pairs, or a mixture.
+        """Parse heads from words, pairs, or a mixture of these.
 
-        Words, split by commas or spaces: "L5H3" "5.3" "5-3" a head; "L5" "L5H*" "5.*" a layer; "L*H3" "*.3" one head of
-        each layer; "L8-L12" layers, both ends included; "L3H1-L3H4" heads, both ends included; "all".
-        Also a Head, a (layer, head) pair, a HeadSet, or an iterable of any of these.
-        With `layout` each head is checked against it; the words that stand for several heads need it.
-        Raises HeadError.
+        A text holds words separated by commas, semicolons or spaces:
+
+        - "L5H3", "5.3" or "5-3": one head;
+        - "L5", "L5H*" or "5.*": every head of a layer;
+        - "L*H3" or "*.3": the same head of every layer;
+        - "L8-L12": a range of layers, both ends included;
+        - "L3H1-L3H4": a range of heads, both ends included;
+        - "all": every head of the model.
+
+        Args:
+            spec: A text as above, a Head, a (layer, head) pair, a HeadSet, or an iterable of any of these.
+            layout: The layout that each head is checked against. Words that cover several heads need it, except a
+                range of heads within one layer.
+
+        Returns:
+            The set of heads.
+
+        Raises:
+            HeadError: If a word does not name heads, a word needs `layout`, or the model does not have a head.
+
+        Examples:
+            >>> interp.HeadSet.parse("L0H1 1.3")
+            HeadSet(L0H1, L1H3)
+            >>> interp.HeadSet.parse("L1", interp.HeadLayout.of(model))
+            HeadSet(L1H0, L1H1, L1H2, L1H3)
         """
-        heads = cls(tuple(_parse(spec, layout)))
+        heads = cls(tuple(parse_heads(spec, layout)))
         if layout is not None:
             layout.check(heads)
         return heads
 
     @classmethod
     def from_mask(cls, mask: Bool[Tensor, "l h"]) -> "HeadSet":
-        """The heads where `mask` is true."""
+        """Make the set of the heads at which a mask is true.
+
+        Args:
+            mask: Bool `[l h]`.
+
+        Returns:
+            The set of heads.
+
+        Raises:
+            HeadError: If `mask` is not a bool tensor with two dimensions.
+
+        Examples:
+            >>> interp.HeadSet.from_mask(torch.eye(2, 4, dtype=torch.bool))
+            HeadSet(L0H0, L1H1)
+        """
         if mask.ndim != 2 or mask.dtype != torch.bool:
-            raise HeadError(f"a mask of heads is a bool tensor [layers, heads]; got {mask.dtype} {list(mask.shape)}.")
+            raise HeadError(
+                f"the mask of heads is a {mask.dtype} tensor of shape {list(mask.shape)}; "
+                "give a bool tensor [layers, heads]."
+            )
         return cls(tuple(Head(layer, head) for layer, head in mask.nonzero().tolist()))
 
     def mask(self, layout: HeadLayout) -> Bool[Tensor, "l h"]:
-        """True where a head of the model is in the set."""
+        """Make a mask that is true at the heads of the set.
+
+        Args:
+            layout: The layout of the model.
+
+        Returns:
+            Bool `[l h]`.
+
+        Raises:
+            HeadError: If the model does not have one of the heads.
+
+        Examples:
+            >>> interp.HeadSet.parse("L1H3").mask(interp.HeadLayout.of(model)).sum()
+            tensor(1)
+        """
         layout.check(self)
         mask = torch.zeros(layout.layers, layout.heads, dtype=torch.bool)
         for layer, head in self.heads:
@@ -152,7 +227,12 @@ class HeadSet:
         return mask
 
     def by_layer(self) -> dict[int, tuple[int, ...]]:
-        """Layer to the heads in it; layers without one are left out."""
+        """The heads of each layer; layers without heads of the set are left out.
+
+        Examples:
+            >>> interp.HeadSet.parse("L0H1, L1H0, L1H3").by_layer()
+            {0: (1,), 1: (0, 3)}
+        """
         layers: dict[int, tuple[int, ...]] = {}
         for layer, head in self.heads:
             layers[layer] = (*layers.get(layer, ()), head)
@@ -165,24 +245,41 @@ class HeadSet:
         match: Literal["free", "layer"] = "free",
         exclude: "HeadSet | None" = None,
     ) -> "HeadSet":
-        """As many other heads, drawn at random: the control beside a claim about these.
+        """Draw a random set of the same size from the other heads of the model, as a control for this set.
 
-        "free" draws from all the rest of the model; "layer" takes as many from each layer as this set has there, and
-        what a layer cannot give from the nearest layers that can. Heads of this set and of `exclude` are never drawn.
-        Raises HeadError where too few heads are left.
+        Heads of this set and of `exclude` are never drawn.
+
+        Args:
+            layout: The layout of the model.
+            seed: Seed of the random draw.
+            match: "free" draws from all remaining heads of the model. "layer" draws from each layer as many heads as
+                this set has there; heads that a layer cannot provide come from the nearest layers that can.
+            exclude: Further heads that are not drawn.
+
+        Returns:
+            The random set.
+
+        Raises:
+            HeadError: If too few heads are left, or `match` is unknown.
+
+        Examples:
+            >>> layout = interp.HeadLayout.of(model)
+            >>> control = interp.HeadSet.parse("L0H1, L1H3").random_like(layout, seed=0, match="layer")
+            >>> [len(heads) for heads in control.by_layer().values()]
+            [1, 1]
         """
         layout.check(self)
         rest = layout.all() - self - (exclude or HeadSet())
         if len(rest) < len(self):
             raise HeadError(
-                f"{len(self)} random heads asked for, but only {len(rest)} of the {layout.size} heads are left to draw "
-                "from; take a smaller set, or exclude fewer."
+                f"{len(self)} random heads were requested, but only {len(rest)} of the {layout.size} heads are left to "
+                "draw from; use a smaller set, or exclude fewer heads."
             )
         draw = torch.Generator().manual_seed(seed)
         if match == "free":
             return HeadSet(tuple(_sample(list(rest), len(self), draw)))
         if match != "layer":
-            raise HeadError(f'match={match!r} is not a way to draw heads; use "free" or "layer".')
+            raise HeadError(f"unknown match {match!r}; choose from 'free', 'layer'.")
         pool = {layer: [Head(layer, head) for head in heads] for layer, heads in rest.by_layer().items()}
         drawn: list[Head] = []
         missing: list[int] = []
@@ -224,17 +321,13 @@ class HeadSet:
         return ", ".join(map(str, self.heads))
 
     def __repr__(self) -> str:
-        if len(self) <= _SHOWN:
+        if len(self) <= _MAX_SHOWN:
             return f"HeadSet({self})"
         return f"HeadSet({self.heads[0]}, {self.heads[1]}, ..., {self.heads[-1]}; {len(self)} heads)"
 
 
-def _is_index(value: Any) -> bool:
-    return hasattr(value, "__index__") and not isinstance(value, bool)
-
-
 def _kv_heads(text: Any, heads: int) -> int:
-    """The key-value heads of a config; families that predate the common name say multi_query or num_kv_heads."""
+    """The number of key-value heads in a config; older families use multi_query or num_kv_heads for it."""
     named = getattr(text, "num_key_value_heads", None)
     if isinstance(named, int):
         return named
@@ -246,56 +339,3 @@ def _kv_heads(text: Any, heads: int) -> int:
 
 def _sample(heads: list[Head], count: int, draw: torch.Generator) -> list[Head]:
     return [heads[i] for i in torch.randperm(len(heads), generator=draw)[:count].tolist()]
-
-
-def _parse(spec: Any, layout: HeadLayout | None) -> Iterable[Head]:
-    if isinstance(spec, HeadSet):
-        return spec.heads
-    if isinstance(spec, Head):
-        return (spec,)
-    if isinstance(spec, str):
-        words = re.sub(r"\s*-\s*", "-", spec).replace(",", " ").replace(";", " ").split()
-        if not words:
-            raise HeadError('an empty text names no head; write "L5H3", "L5H*", "L8-L12" or "all".')
-        return [head for word in words for head in _parse_word(word, layout)]
-    if isinstance(spec, tuple | list) and len(spec) == 2 and all(_is_index(part) for part in spec):
-        return (Head.parse(spec),)
-    if isinstance(spec, Iterable):
-        return [head for part in spec for head in _parse(part, layout)]
-    raise HeadError(f'{spec!r} does not name heads; write "L5H3, L7H0", (5, 3), or a list of these.')
-
-
-def _parse_word(word: str, layout: HeadLayout | None) -> Iterable[Head]:
-    if _HEAD.fullmatch(word):
-        return (Head.parse(word),)
-    if ends := _HEADS.fullmatch(word):
-        first, last = (Head.parse(end) for end in ends.groups())
-        if first <= last and first.layer == last.layer:
-            return [Head(first.layer, head) for head in range(first.head, last.head + 1)]
-        return _between(word, first, last, layout)
-    if found := _LAYERS.fullmatch(word):
-        first, last = Head(int(found[1]), 0), Head(int(found[2]), _need(word, layout).heads - 1)
-        return _between(word, first, last, layout)
-    if found := _HEADS_OF_LAYER.fullmatch(word):
-        layer = int(found[1] or found[2])
-        return [Head(layer, head) for head in range(_need(word, layout).heads)]
-    if found := _HEAD_OF_LAYERS.fullmatch(word):
-        head = int(found[1] or found[2])
-        return [Head(layer, head) for layer in range(_need(word, layout).layers)]
-    if word.lower() == "all":
-        return _need(word, layout).all()
-    raise HeadError(f'"{word}" does not name heads; write "L5H3", "5.3", "L5H*", "L8-L12", "L3H1-L3H4" or "all".')
-
-
-def _between(word: str, first: Head, last: Head, layout: HeadLayout | None) -> Iterable[Head]:
-    if first > last:
-        raise HeadError(f'"{word}" runs backwards; write the lower end first.')
-    known = _need(word, layout)
-    known.check([first, last])
-    return [head for head in known.all() if first <= head <= last]
-
-
-def _need(word: str, layout: HeadLayout | None) -> HeadLayout:
-    if layout is None:
-        raise HeadError(f'"{word}" stands for several heads; pass layout=HeadLayout.of(model) to say which there are.')
-    return layout

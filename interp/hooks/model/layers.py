@@ -1,4 +1,4 @@
-"""The modules of a model that the seam and the hooks need: self-attention by layer, and its output projection."""
+"""The modules of a model that hooks attach to: self-attention by layer, and its output projection."""
 
 import contextlib
 import sys
@@ -10,56 +10,71 @@ from torch import Tensor, nn
 
 from interp.errors import ModelError
 
-PROJECTIONS = ("o_proj", "c_proj", "dense", "out_proj", "wo")
-"""names of the output projection in the families of transformers"""
-DELEGATING = ("Delegating.forward", "AttentionBridge.forward")
-"""attention of a TransformerLens bridge that calls the model's own module: ours, and its simplest one"""
+PROJECTION_NAMES = ("o_proj", "c_proj", "dense", "out_proj", "wo")
+"""Names of the output projection in the model families of transformers."""
+DELEGATING_FORWARDS = ("DelegatingAttention.forward", "AttentionBridge.forward")
+"""Attention components of a TransformerLens bridge that run the module of the model: interp's, and TransformerLens'
+simplest one."""
 
 
-def plain(model: Any) -> Any:
-    """The transformers model itself, also where a TransformerLens bridge over it was given."""
+def unwrap(model: Any) -> Any:
+    """Return the transformers model itself, given the model or a TransformerLens bridge over it."""
     inner = getattr(model, "original_model", None)
     return inner if isinstance(inner, nn.Module) else model
 
 
-def wrapped(module: nn.Module) -> nn.Module | None:
-    """The module inside of a component of a TransformerLens bridge, None for any other module."""
+def wrapped_module(module: nn.Module) -> nn.Module | None:
+    """Return the module inside a component of a TransformerLens bridge; None for any other module."""
     return module._modules.get("_original_component")
 
 
-def recomputed(model: Any) -> int:
-    """How many attention layers a TransformerLens bridge over the model computes by its own code."""
+def n_recomputed_layers(model: Any) -> int:
+    """Count the attention layers that a TransformerLens bridge over the model computes in its own code."""
     layers = set(attention_layers(model).values())
     return sum(
-        wrapped(module) in layers and type(module).forward.__qualname__ not in DELEGATING
-        for module in plain(model).modules()
+        wrapped_module(module) in layers and type(module).forward.__qualname__ not in DELEGATING_FORWARDS
+        for module in unwrap(model).modules()
     )
 
 
 def uses_interface(model: Any, layers: Iterable[nn.Module]) -> bool:
-    """Whether attention goes through transformers' AttentionInterface, by the model's word or its code."""
-    return getattr(plain(model), "_supports_attention_backend", False) or any(
+    """Whether the model declares support for transformers' AttentionInterface, or the code of a layer uses it."""
+    return getattr(unwrap(model), "_supports_attention_backend", False) or any(
         hasattr(sys.modules.get(type(layer).__module__), "ALL_ATTENTION_FUNCTIONS") for layer in layers
     )
 
 
 def context_length(model: Any) -> int | None:
-    """Tokens that fit into the model's context; None where its config does not say."""
-    return getattr(plain(model).config.get_text_config(), "max_position_embeddings", None)
+    """Return the number of tokens that fit into the model's context; None where its config does not state it."""
+    return getattr(unwrap(model).config.get_text_config(), "max_position_embeddings", None)
 
 
 def attention_layers(model: nn.Module) -> dict[int, nn.Module]:
-    """The self-attention modules of a causal LM by layer: those that have a layer_idx and an output projection.
+    """Find the self-attention modules of a causal language model.
 
-    Raises ModelError where there is none.
+    An attention module has a `layer_idx` and an output projection.
+
+    Args:
+        model: A transformers causal language model, or a TransformerBridge over one.
+
+    Returns:
+        Layer index to module, in order of the layers.
+
+    Raises:
+        ModelError: If the model has no such module.
+
+    Examples:
+        >>> from interp.hooks.model.layers import attention_layers
+        >>> list(attention_layers(model))
+        [0, 1]
     """
     found: dict[int, nn.Module] = {}
-    for module in plain(model).modules():
-        if wrapped(module) is not None:
-            # a component of TransformerLens answers for the module inside of it, which comes next
+    for module in unwrap(model).modules():
+        if wrapped_module(module) is not None:
+            # a component of TransformerLens has the attributes of the module inside it, which comes later
             continue
         index = getattr(module, "layer_idx", None)
-        # hybrid models number their convolutions too, some of which have an output projection
+        # hybrid models number their convolutions as well, and some of these have an output projection
         attends = "attention" in type(module).__name__.lower() or hasattr(module, "q_proj")
         crosses = getattr(module, "is_cross_attention", False)
         if isinstance(index, int) and attends and not crosses and projection_name(module):
@@ -67,30 +82,37 @@ def attention_layers(model: nn.Module) -> dict[int, nn.Module]:
     if not found:
         raise ModelError(
             f"{type(model).__name__} has no attention module with a layer_idx and an output projection "
-            f"({', '.join(PROJECTIONS)}): interp reads decoder models of transformers."
+            f"({', '.join(PROJECTION_NAMES)}); give a decoder model of transformers."
         )
     return dict(sorted(found.items()))
 
 
 def check_eval(model: Any) -> None:
-    """Raise ModelError for a model in training mode, whose dropout makes numbers random."""
-    if any(module.training for module in plain(model).modules()):
-        raise ModelError("the model is in training mode, where dropout makes two runs differ: call model.eval() first.")
+    """Raise ModelError for a model in training mode, because dropout makes its results random."""
+    if any(module.training for module in unwrap(model).modules()):
+        raise ModelError("the model is in training mode, where dropout makes two runs differ; call model.eval() first.")
 
 
 def projection_name(module: nn.Module) -> str | None:
-    """The name of the output projection of an attention module."""
-    return next((name for name in PROJECTIONS if isinstance(getattr(module, name, None), nn.Module)), None)
+    """Return the name of the output projection of an attention module; None where it has none."""
+    return next((name for name in PROJECTION_NAMES if isinstance(getattr(module, name, None), nn.Module)), None)
 
 
 @contextlib.contextmanager
 def projection_inputs(
     model: nn.Module, layers: Iterable[int], see: Callable[[int, Tensor], Tensor | None], *, inside: bool = False
 ) -> Iterator[None]:
-    """Call see(layer, x) with the input of each output projection, x [b q h*d]; what it returns takes x's place.
+    """Observe or replace the input of each output projection while the context is open.
 
-    Linear and Conv1D alike: the input is one tensor either way. The hooks go when the context closes. Under a
-    TransformerLens bridge the call comes before hook_z, which sees the change; inside=True: after it.
+    The input x `[b q h*d]` is a single tensor for Linear and Conv1D alike. The hooks are removed when the context
+    closes.
+
+    Args:
+        model: A transformers causal language model, or a TransformerBridge over one.
+        layers: The layers to hook.
+        see: Called as `see(layer, x)`. A tensor that it returns replaces x; None leaves x unchanged.
+        inside: Under a TransformerLens bridge, call `see` after hook_z. By default it is called before hook_z, which
+            then receives the replaced x.
     """
     modules = attention_layers(model)
     handles = []
@@ -99,9 +121,9 @@ def projection_inputs(
             name = projection_name(modules[layer])
             if name is not None:
                 projection = getattr(modules[layer], name)
-                while inside and (inner := wrapped(projection)) is not None:
+                while inside and (inner := wrapped_module(projection)) is not None:
                     projection = inner
-                # what changes x comes before what reads it, in whatever order the contexts were opened
+                # hooks that change x run before hooks that read it, in whatever order the contexts were opened
                 handles.append(projection.register_forward_pre_hook(_hook(layer, see), prepend=not inside))
         yield
     finally:

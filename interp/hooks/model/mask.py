@@ -1,4 +1,4 @@
-"""What a model says about its attention mask, kept small, and the mask itself for whoever needs it."""
+"""The attention mask of a model as a small description; the mask itself is built only where it is needed."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,44 +11,46 @@ from interp.errors import ModelError
 
 
 @dataclass(eq=False)
-class Facts:
-    """What a model said about its mask, and the mask it would have had, made when somebody needs it."""
+class MaskFacts:
+    """The arguments of a model's mask function, and the facts that follow from them."""
 
-    own: str | None
-    said: dict[str, Any]
+    implementation: str | None
+    """The attention implementation of the model, without interp."""
+    arguments: dict[str, Any]
+    """The keyword arguments that transformers passes to a mask function."""
 
     @cached_property
     def mask(self) -> Tensor | None:
-        """The mask of the model's own attention function."""
+        """The mask that the original attention function of the model receives."""
         from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS as makers
 
-        return makers[self.own](**self.said) if self.own in makers else None
+        return makers[self.implementation](**self.arguments) if self.implementation in makers else None
 
     @cached_property
     def start(self) -> tuple[int, int, int]:
-        """Column of the first query, column of the first key, and how many keys are live."""
-        q_start, k_start = int(self.said.get("q_offset", 0)), int(self.said.get("kv_offset", 0))
-        return q_start, k_start, min(q_start + self.said["q_length"] - k_start, self.said["kv_length"])
+        """The column of the first query, the column of the first key, and the number of live keys."""
+        q_start, k_start = int(self.arguments.get("q_offset", 0)), int(self.arguments.get("kv_offset", 0))
+        return q_start, k_start, min(q_start + self.arguments["q_length"] - k_start, self.arguments["kv_length"])
 
     @cached_property
     def padding(self) -> Tensor | None:
-        """Bool [b n] over all columns so far, None where nothing is padded."""
-        mask = self.said.get("attention_mask")
+        """Bool `[b n]` over all columns so far, True at real tokens; None where nothing is padded."""
+        mask = self.arguments.get("attention_mask")
         return None if mask is None or bool(mask.all()) else mask.bool()
 
     @cached_property
     def first(self) -> Tensor:
-        """Int [b] column of the first real token."""
+        """Int `[b]` column of the first real token."""
         if self.padding is None:
-            return torch.zeros(self.said["batch_size"], dtype=torch.int64, device=self.said.get("device"))
+            return torch.zeros(self.arguments["batch_size"], dtype=torch.int64, device=self.arguments.get("device"))
         return self.padding.to(torch.int8).argmax(1)
 
     @cached_property
-    def shape(self) -> tuple[int | None, bool]:
-        """The window, and whether causal + window + padding say all there is to the mask."""
+    def structure(self) -> tuple[int | None, bool]:
+        """The size of the sliding window, and whether causality, window and padding describe the mask completely."""
         from transformers import masking_utils as masks
 
-        parts = [self.said.get("mask_function", masks.causal_mask_function)]
+        parts = [self.arguments.get("mask_function", masks.causal_mask_function)]
         if parts[0].__code__ is masks.and_masks(masks.causal_mask_function).__code__:
             parts = list(parts[0].__closure__[0].cell_contents)
         window, causal = None, False
@@ -64,43 +66,65 @@ class Facts:
 
     @cached_property
     def dense(self) -> Tensor | None:
-        """Bool [b 1 q k]: the whole mask, for packed sequences, chunked attention and other masks of a model's own."""
+        """Bool `[b 1 q k]`: the whole mask where `structure` does not describe it; None otherwise.
+
+        Packed sequences, chunked attention and masks that a model defines itself need it.
+        """
         from transformers.masking_utils import sdpa_mask
 
-        said = dict(self.said, allow_is_causal_skip=False)
-        return None if self.shape[1] else sdpa_mask(**said)
+        arguments = dict(self.arguments, allow_is_causal_skip=False)
+        return None if self.structure[1] else sdpa_mask(**arguments)
 
 
-class Mask(Tensor):
-    """Stands for a mask on its way from the model to its layers: has its shape, no memory, and the facts."""
+class DeferredMask(Tensor):
+    """A placeholder that travels from the model to its layers in place of the mask.
 
-    facts: Facts
+    It has the shape of the mask, occupies one element of memory, and carries the facts.
+    """
+
+    facts: MaskFacts
 
     @classmethod
-    def of(cls, facts: Facts) -> "Mask":
-        said = facts.said
-        shape = (said["batch_size"], 1, said["q_length"], said["kv_length"])
-        made = torch.zeros(1, 1, 1, 1, dtype=torch.bool, device=said.get("device")).expand(shape).as_subclass(cls)
+    def of(cls, facts: MaskFacts) -> "DeferredMask":
+        """Make the placeholder of the mask that the facts describe."""
+        arguments = facts.arguments
+        shape = (arguments["batch_size"], 1, arguments["q_length"], arguments["kv_length"])
+        made = torch.zeros(1, 1, 1, 1, dtype=torch.bool, device=arguments.get("device")).expand(shape).as_subclass(cls)
         made.facts = facts
         return made
 
-    def known(self, module: nn.Module) -> Facts:
-        """The facts, or ModelError where something was computed from the mask on its way to `module`."""
+    def facts_for(self, module: nn.Module) -> MaskFacts:
+        """Return the facts of the mask that arrived at an attention module.
+
+        Args:
+            module: The attention module, for the message.
+
+        Returns:
+            The facts.
+
+        Raises:
+            ModelError: If the model computed something from the mask on the way, so that the facts are lost.
+        """
         if not hasattr(self, "facts"):
             raise ModelError(
-                f"{type(module).__name__} reshapes its attention mask, so that interp cannot tell padding from text: "
-                "use a model that passes its mask on as it was made."
+                f"{type(module).__name__} receives an attention mask that the model has changed, so interp cannot tell "
+                "padding from text; use a model that passes its mask to the layers unchanged."
             )
         return self.facts
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         source = args[0] if args else None
-        if func is Tensor.contiguous and isinstance(source, Mask):
-            # generate() asks this of the masks of a static cache; it would fill q x k
+        if func is Tensor.contiguous and isinstance(source, DeferredMask):
+            # generate() calls it on the mask of a static cache, which would fill q x k elements
             return source
         result = super().__torch_function__(func, types, args, kwargs or {})
-        # a move to another device keeps what the mask stands for; a slice or a sum does not
-        if func is Tensor.to and isinstance(source, Mask) and isinstance(result, Mask) and hasattr(source, "facts"):
+        # a copy to another device represents the same mask; a slice or a sum does not
+        if (
+            func is Tensor.to
+            and isinstance(source, DeferredMask)
+            and isinstance(result, DeferredMask)
+            and hasattr(source, "facts")
+        ):
             result.facts = source.facts
         return result

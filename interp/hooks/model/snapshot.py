@@ -1,17 +1,19 @@
-"""Putting a model back as it was, after something took its modules apart."""
+"""Snapshots of a model's modules, to restore it after a library has rearranged them."""
 
 from typing import Any
 
 from torch import nn
 
 LIBRARIES = ("transformers.", "transformer_lens.")
+"""Libraries whose hooks are removed on restoring."""
 
 
 class ModuleSnapshot:
-    """What a model is made of, noted to be put back: modules, parameters, buffers, attributes and configs.
+    """The modules, parameters, buffers, attributes and configs of a model, recorded to be restored later.
 
-    Hooks of a library that came meanwhile go (transformers installs its own once outputs are recorded, and notes that
-    in an attribute); those of anybody else stay. Values changed in place stay changed.
+    Restoring removes hooks that a library has added since the snapshot (transformers installs hooks once outputs are
+    recorded, and notes that in an attribute). Hooks that anybody else has added are kept, and so are values that were
+    changed in place.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -21,15 +23,17 @@ class ModuleSnapshot:
         self.configs = [(config, dict(vars(config))) for config in configs.values()]
 
     def restore_configs(self) -> None:
+        """Restore the entries of all configs."""
         for config, was in self.configs:
             _refill(vars(config), was)
 
     def restore(self) -> None:
+        """Restore the modules, attributes, hooks, parameters and buffers."""
         for module, was in self.modules:
             now = vars(module)
             for name, value in was.items():
                 if "hooks" in name and isinstance(value, dict):
-                    _drop(now[name], value)
+                    _drop_library_hooks(now[name], value)
                 elif isinstance(value, dict) and isinstance(now.get(name), dict):
                     _refill(now[name], value)
                 elif now.get(name) is not value:
@@ -41,7 +45,8 @@ class ModuleSnapshot:
                 parameter.data = data
 
 
-def _drop(now: dict[int, Any], was: dict[int, Any]) -> None:
+def _drop_library_hooks(now: dict[int, Any], was: dict[int, Any]) -> None:
+    """Remove the hooks of libraries that are new since the snapshot."""
     for number in [
         n for n in now.keys() - was.keys() if (getattr(now[n], "__module__", None) or "").startswith(LIBRARIES)
     ]:
@@ -53,6 +58,6 @@ def _copy(value: Any) -> Any:
 
 
 def _refill(now: dict[Any, Any], was: dict[Any, Any]) -> None:
-    """The entries of before in the order of before, in the same dict."""
+    """Give a dict its former entries in their former order; the dict object stays the same."""
     now.clear()
     now.update(was)

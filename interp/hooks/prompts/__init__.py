@@ -1,1 +1,1 @@
-"""Prompts as token ids with named spans, and their spans in a running batch."""
+"""Prompts as token ids with named spans, and the position of these spans in a running batch."""

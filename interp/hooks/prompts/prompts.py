@@ -1,4 +1,4 @@
-"""Prompts: token ids, left padding, chat templates, and named spans found by exact character offsets."""
+"""Prompts: token ids with left padding, chat templates, and named spans found by exact character offsets."""
 
 import hashlib
 import json
@@ -13,21 +13,30 @@ from torch import Tensor
 
 from interp.errors import PromptError, SpanError
 from interp.hooks.model.provenance import tokenizer_hash
+from interp.hooks.prompts.encoding import normalize_item, one_line, padding_id, parse_json_line, render_text, tokenize
 from interp.hooks.prompts.spans import check_ranges, locate, token_ranges
 
 Spans = Mapping[str, tuple[tuple[int, int], ...]]
-"""Name to half-open token ranges, sorted and disjoint; positions in the unpadded sequence."""
+"""Span name to half-open token ranges, sorted and disjoint; positions count in the unpadded sequence."""
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """One prompt as the model reads it."""
+    """One prompt as the model reads it.
+
+    Examples:
+        >>> len(prompts[0]), prompts[0].spans["first"]
+        (17, ((1, 9),))
+    """
 
     text: str
-    """The whole rendered text, template included; "" where the prompt was made from ids."""
+    """The whole rendered text, with the chat template; "" for a prompt made from token ids."""
     ids: tuple[int, ...]
+    """The token ids, without padding."""
     spans: Spans = field(default_factory=dict, hash=False)
+    """The named spans, as token ranges."""
     meta: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    """Further facts about the prompt, such as its answer."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -35,11 +44,24 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Prompts:
-    """Prompts of one tokenizer, of any lengths; batched with padding on the left."""
+    """Prompts of any lengths for one tokenizer, padded on the left in a batch.
+
+    Make them with `encode`, `from_ids` or `from_file`, or with the functions of `interp.tasks`. `len`, iteration,
+    indexing and slicing work as for a tuple of prompts, and `+` joins prompts of the same tokenizer.
+
+    Examples:
+        >>> prompts
+        Prompts(2, 17 to 17 tokens, spans first second)
+        >>> len(prompts + prompts[:1])
+        3
+    """
 
     items: tuple[Prompt, ...]
+    """The prompts in order."""
     tokenizer: Any | None = field(default=None, repr=False, compare=False)
+    """The tokenizer that encoded them; None where they were made from ids alone."""
     pad_id: int = 0
+    """Token id of the padding."""
 
     @classmethod
     def encode(
@@ -53,26 +75,51 @@ class Prompts:
         add_generation_prompt: bool | None = None,
         template_kwargs: Mapping[str, Any] | None = None,
     ) -> "Prompts":
-        """Encode texts or chats and find the named spans in them.
+        """Encode texts or chats, and find the named spans in them.
 
-        items: a text, a list of messages {"role", "content"}, or {"text" | "messages", "spans", "meta"}.
-        spans: name -> where, for all prompts, or one such table per prompt; a prompt's own "spans" come on top. Where:
-          a text that occurs once; {"text": t, "occurrence": i or "all"}; a (start, stop) range of characters of the
-          rendered text; or a list of these. The span is every token that overlaps those characters.
-        chat: None renders messages with the chat template and takes texts as they are; True makes a text the one user
-          message; False refuses messages.
-        continue_final: a last assistant message is left open, for the model to go on with (an answer prefix).
-        add_generation_prompt: None adds it unless the last message is the assistant's.
-        template_kwargs: further variables of the template, such as {"enable_thinking": False}.
-        A rendered template is encoded without special tokens, since it writes its own.
-        Raises PromptError (nothing to encode, no fast tokenizer, no template, doubled BOS), SpanError (not found, found
-        several times, empty).
+        The place of a span is one of:
+
+        - a text that occurs exactly once in the prompt;
+        - `{"text": t, "occurrence": i}` or `{"text": t, "occurrence": "all"}`;
+        - a (start, stop) range of characters of the rendered text;
+        - a list of these.
+
+        The span consists of every token that overlaps those characters. A chat that the template has rendered is
+        encoded without special tokens, because the template writes them itself.
+
+        Args:
+            tokenizer: A fast tokenizer.
+            items: The prompts. Each is a text, a list of messages `{"role", "content"}`, or a dict with "text" or
+                "messages" and, optionally, "spans" and "meta".
+            spans: Span name to place for all prompts, or one such dict for each prompt. The "spans" of an item are
+                added and take precedence.
+            chat: None renders messages with the chat template and leaves texts unchanged. True makes each text the only
+                user message of a chat. False refuses messages.
+            continue_final: Leave a final assistant message open, so that the model continues it (an answer prefix).
+            add_generation_prompt: Whether the template adds the start of the assistant's reply; None adds it unless the
+                last message is the assistant's.
+            template_kwargs: Further variables of the template, such as `{"enable_thinking": False}`.
+
+        Returns:
+            The prompts.
+
+        Raises:
+            PromptError: If there is nothing to encode, the tokenizer is not fast, a chat has no template, or a text
+                begins with a BOS token that the tokenizer adds as well.
+            SpanError: If the text of a span is absent, occurs several times without "occurrence", or holds no token.
+
+        Examples:
+            >>> made = interp.Prompts.encode(tokenizer, ["The cat sat."], spans={"animal": "cat"})
+            >>> made.span("animal")
+            [((4, 7),)]
         """
         if not getattr(tokenizer, "is_fast", False):
             raise PromptError(f"{type(tokenizer).__name__} gives no character offsets; load a fast tokenizer.")
         if isinstance(items, str | Mapping):
-            raise PromptError(f"items is one {type(items).__name__}; give a list of prompts, [item] for a single one.")
-        rows = [_row(item, number) for number, item in enumerate(items)]
+            raise PromptError(
+                f"items is a single {type(items).__name__}; give a list of prompts, or [item] for a single prompt."
+            )
+        rows = [normalize_item(item, number) for number, item in enumerate(items)]
         if not rows:
             raise PromptError("no prompts given; give at least one text or chat.")
         if spans is not None and not isinstance(spans, Mapping) and len(spans) != len(rows):
@@ -80,13 +127,15 @@ class Prompts:
         prompts = []
         for number, row in enumerate(rows):
             common = spans if isinstance(spans, Mapping) else spans[number] if spans is not None else {}
-            text, rendered = _text(tokenizer, row, number, chat, continue_final, add_generation_prompt, template_kwargs)
+            text, rendered = render_text(
+                tokenizer, row, number, chat, continue_final, add_generation_prompt, template_kwargs
+            )
             named = {**common, **row.get("spans", {})}
             found = {name: locate(text, where, f'span "{name}" of prompt {number}') for name, where in named.items()}
-            encoded = _tokens(tokenizer, text, number, special=not rendered)
+            encoded = tokenize(tokenizer, text, number, special=not rendered)
             ranges = token_ranges(tokenizer, text, encoded, found, number) if found else {}
             prompts.append(Prompt(text, tuple(encoded["input_ids"]), ranges, dict(row.get("meta", {}))))
-        return cls(tuple(prompts), tokenizer, _pad_id(tokenizer))
+        return cls(tuple(prompts), tokenizer, padding_id(tokenizer))
 
     @classmethod
     def from_ids(
@@ -98,9 +147,27 @@ class Prompts:
         pad_id: int = 0,
         tokenizer: Any | None = None,
     ) -> "Prompts":
-        """Prompts from token ids; spans are token ranges, one table per prompt.
+        """Make prompts from token ids.
 
-        spans: [{"first": (0, 5), "all": [(0, 5), (7, 9)]}, ...]. Raises PromptError, SpanError.
+        Args:
+            ids: Token ids of each prompt, without padding.
+            spans: For each prompt, span name to a token range (start, stop) or a list of ranges.
+            meta: For each prompt, further facts to store with it.
+            pad_id: Token id of the padding.
+            tokenizer: The tokenizer of the ids, for analyses that decode or encode text.
+
+        Returns:
+            The prompts; the text of each is "".
+
+        Raises:
+            PromptError: If there are no prompts, a prompt is empty or holds a negative id, or `spans` or `meta` does
+                not have one entry for each prompt.
+            SpanError: If a range does not lie inside its prompt.
+
+        Examples:
+            >>> made = interp.Prompts.from_ids([[5, 6, 7, 8]], spans=[{"first": (0, 2), "ends": [(0, 1), (3, 4)]}])
+            >>> made[0].spans["ends"]
+            ((0, 1), (3, 4))
         """
         rows = [tuple(int(token) for token in row) for row in ids]
         if not rows:
@@ -113,7 +180,7 @@ class Prompts:
             if not row:
                 raise PromptError(f"prompt {number} is empty; give at least one token id.")
             if min(row) < 0:
-                raise PromptError(f"prompt {number} holds the id {min(row)}; token ids count from 0.")
+                raise PromptError(f"prompt {number} holds the token id {min(row)}; give ids from 0 upwards.")
             named = spans[number] if spans is not None else {}
             what = 'span "{}" of prompt {}'
             ranges = {name: check_ranges(where, len(row), what.format(name, number)) for name, where in named.items()}
@@ -122,23 +189,43 @@ class Prompts:
 
     @classmethod
     def from_file(cls, path: str | Path, tokenizer: Any, **settings: Any) -> "Prompts":
-        """Prompts from a .txt (one a line) or .jsonl file (one {"text" | "messages", "spans", "meta"} a line), UTF-8.
+        """Read prompts from a UTF-8 text file; blank lines are skipped.
 
-        Blank lines are skipped; settings as for encode. Raises PromptError naming the file, and the line at fault.
+        Args:
+            path: A .txt file with one text on each line, or a .jsonl file with one object on each line: "text" or
+                "messages" and, optionally, "spans" and "meta".
+            tokenizer: A fast tokenizer.
+            **settings: The remaining arguments of `encode`.
+
+        Returns:
+            The prompts.
+
+        Raises:
+            PromptError: If the file cannot be read or holds no prompts, or a line is not valid; the message names the
+                file and the line.
+            SpanError: As in `encode`.
+
+        Examples:
+            >>> path = folder / "prompts.txt"
+            >>> _ = path.write_text("The cat sat.\\nThe dog ran.\\n")
+            >>> interp.Prompts.from_file(path, tokenizer).lengths
+            (12, 12)
         """
         path = Path(path)
         if path.suffix not in (".txt", ".jsonl"):
-            raise PromptError(f"{path} is neither .txt (one prompt a line) nor .jsonl (one object a line).")
+            raise PromptError(
+                f"{path} is neither a .txt nor a .jsonl file; give one with one prompt or one object on each line."
+            )
         try:
-            # not splitlines, which would also break a prompt at its line separators (U+2028)
+            # splitlines() would also split a prompt at line separators (U+2028)
             lines = path.read_text(encoding="utf-8-sig").split("\n")
         except (OSError, UnicodeDecodeError) as error:
-            raise PromptError(f"{path} cannot be read as UTF-8 text ({_reason(error)}); give another file.") from error
+            raise PromptError(f"{path} cannot be read as UTF-8 text ({one_line(error)}); give another file.") from error
         items: list[Any] = [line for line in lines if line.strip()]
         if path.suffix == ".jsonl":
-            items = [_json(line, path, number) for number, line in enumerate(lines, 1) if line.strip()]
+            items = [parse_json_line(line, path, number) for number, line in enumerate(lines, 1) if line.strip()]
         if not items:
-            raise PromptError(f"{path} holds no prompts; write one a line.")
+            raise PromptError(f"{path} holds no prompts; write one on each line.")
         return cls.encode(tokenizer, items, **settings)
 
     def __len__(self) -> int:
@@ -162,7 +249,7 @@ class Prompts:
         mine, theirs = self.tokenizer, other.tokenizer
         both = mine is not None and theirs is not None and mine is not theirs
         if both and tokenizer_hash(mine) != tokenizer_hash(theirs):
-            raise PromptError("prompts of two tokenizers cannot be joined; encode all of them with one.")
+            raise PromptError("prompts of two tokenizers cannot be joined; encode all of them with one tokenizer.")
         return Prompts(self.items + other.items, mine if mine is not None else theirs, self.pad_id)
 
     def __repr__(self) -> str:
@@ -172,26 +259,73 @@ class Prompts:
 
     @property
     def lengths(self) -> tuple[int, ...]:
-        """Tokens of each prompt, padding not counted."""
+        """The number of tokens of each prompt, without padding.
+
+        Examples:
+            >>> prompts.lengths
+            (17, 17)
+        """
         return tuple(len(prompt) for prompt in self.items)
 
     def batches(self, size: int) -> Iterator["Prompts"]:
-        """Slices of `size` prompts in order, the last one possibly shorter."""
+        """Split the prompts into batches, in order.
+
+        Args:
+            size: Number of prompts in a batch; the last batch may be smaller.
+
+        Returns:
+            An iterator over the batches.
+
+        Raises:
+            PromptError: If `size` is below 1.
+
+        Examples:
+            >>> [len(batch) for batch in prompts.batches(1)]
+            [1, 1]
+        """
         if size < 1:
-            raise PromptError(f"a batch of {size} prompts is none; give a batch size of at least 1.")
+            raise PromptError(f"the batch size is {size}; give a batch size of at least 1.")
         return (self[start : start + size] for start in range(0, len(self), size))
 
     def tensors(self, device: Any = "cpu") -> dict[str, Int[Tensor, "b n"]]:
-        """input_ids and attention_mask, int64, padded on the left to the longest prompt."""
+        """Make the inputs of a model, padded on the left to the longest prompt.
+
+        Args:
+            device: Device of the tensors.
+
+        Returns:
+            `input_ids` and `attention_mask`, both int64 `[b n]`.
+
+        Raises:
+            PromptError: If there are no prompts.
+
+        Examples:
+            >>> prompts.tensors()["input_ids"].shape
+            torch.Size([2, 17])
+        """
         if not self.items:
-            raise PromptError("no prompts to make tensors of; the selection is empty.")
+            raise PromptError("an empty selection of prompts has no tensors; select at least one prompt.")
         width = max(self.lengths)
         ids = [[self.pad_id] * (width - len(prompt)) + list(prompt.ids) for prompt in self.items]
         mask = [[0] * (width - length) + [1] * length for length in self.lengths]
         return {"input_ids": torch.tensor(ids, device=device), "attention_mask": torch.tensor(mask, device=device)}
 
     def span(self, name: str) -> list[tuple[tuple[int, int], ...]]:
-        """The token ranges of a span in each prompt. Raises SpanError where a prompt does not have it."""
+        """The token ranges of a named span in each prompt.
+
+        Args:
+            name: Name of the span.
+
+        Returns:
+            For each prompt, half-open ranges of positions in the unpadded sequence.
+
+        Raises:
+            SpanError: If a prompt does not have the span.
+
+        Examples:
+            >>> prompts.span("second")
+            [((9, 17),), ((9, 17),)]
+        """
         for number, prompt in enumerate(self.items):
             if not prompt.spans.get(name):
                 known = ", ".join(f'"{other}"' for other in prompt.spans) or "none"
@@ -199,11 +333,28 @@ class Prompts:
         return [prompt.spans[name] for prompt in self.items]
 
     def span_mask(self, name: str, width: int | None = None) -> Bool[Tensor, "b n"]:
-        """True at the positions of a span, counted in the unpadded sequence; width: by default the longest prompt."""
+        """Make a mask that is true at the positions of a span, counted in the unpadded sequence.
+
+        Args:
+            name: Name of the span.
+            width: Number of positions; by default the length of the longest prompt.
+
+        Returns:
+            Bool `[b n]`.
+
+        Raises:
+            SpanError: If a prompt does not have the span, or `width` is smaller than the longest prompt.
+
+        Examples:
+            >>> prompts.span_mask("first").sum(1)
+            tensor([8, 8])
+        """
         longest = max(self.lengths, default=0)
         width = longest if width is None else width
         if width < longest:
-            raise SpanError(f"a mask {width} wide cannot hold prompts of {longest} tokens; give at least {longest}.")
+            raise SpanError(
+                f"a mask of width {width} cannot hold prompts of {longest} tokens; give at least {longest}."
+            )
         mask = torch.zeros(len(self), width, dtype=torch.bool)
         for row, ranges in zip(mask, self.span(name), strict=True):
             for start, stop in ranges:
@@ -211,123 +362,29 @@ class Prompts:
         return mask
 
     def check_length(self, limit: int) -> None:
-        """Raise PromptError, naming the first prompt longer than the model's context of `limit` tokens."""
+        """Check that every prompt fits into the context of a model.
+
+        Args:
+            limit: Number of tokens of the context.
+
+        Raises:
+            PromptError: If a prompt is longer; the message names the first such prompt.
+
+        Examples:
+            >>> prompts.check_length(512)
+        """
         for number, length in enumerate(self.lengths):
             if length > limit:
                 raise PromptError(
-                    f"prompt {number} has {length:,} tokens; the context of this model is {limit:,}: shorten it."
+                    f"prompt {number} has {length:,} tokens, but the context of this model is {limit:,}; shorten it."
                 )
 
     def fingerprint(self) -> str:
-        """First 16 hex digits of a sha256 over the ids, spans and meta of all prompts, in order."""
+        """Hash the ids, spans and meta of all prompts in order: the first 16 hexadecimal digits of a SHA-256.
+
+        Examples:
+            >>> prompts.fingerprint() == prompts[:1].fingerprint()
+            False
+        """
         rows = [[prompt.ids, sorted(prompt.spans.items()), sorted(prompt.meta.items())] for prompt in self.items]
         return hashlib.sha256(json.dumps(rows, default=repr).encode()).hexdigest()[:16]
-
-
-def _row(item: Any, number: int) -> dict[str, Any]:
-    """One given item as {"text" | "messages", "spans", "meta"}."""
-    if isinstance(item, str):
-        item = {"text": item}
-    elif isinstance(item, Sequence):
-        item = {"messages": item}
-    if not isinstance(item, Mapping) or ("text" in item) == ("messages" in item):
-        raise PromptError(
-            f'prompt {number} is neither a text nor a chat; give a string, a list of messages, or {{"text": ...}} or '
-            '{"messages": ...}.'
-        )
-    if unknown := set(item) - {"text", "messages", "spans", "meta"}:
-        raise PromptError(f'prompt {number} has the unknown entries {sorted(map(str, unknown))}; use "meta" for them.')
-    row = {key: value for key, value in item.items() if value is not None}
-    for key in ("spans", "meta"):
-        if not isinstance(row.get(key, {}), Mapping):
-            raise PromptError(f'"{key}" of prompt {number} is {row[key]!r}; give a table with names.')
-    if "messages" in row:
-        _check_messages(row["messages"], number)
-    elif not isinstance(row.get("text"), str) or not row["text"]:
-        raise PromptError(f"prompt {number} is empty; give a text of at least one character.")
-    return row
-
-
-def _check_messages(messages: Any, number: int) -> None:
-    if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
-        raise PromptError(f"prompt {number} holds no messages; give a list of at least one.")
-    for message in messages:
-        if not isinstance(message, Mapping) or not {"role", "content"} <= set(message):
-            raise PromptError(f'prompt {number} holds {message!r}; a message is {{"role": ..., "content": ...}}.')
-
-
-def _text(
-    tokenizer: Any,
-    row: Mapping[str, Any],
-    number: int,
-    chat: bool | None,
-    continue_final: bool,
-    add_generation_prompt: bool | None,
-    template_kwargs: Mapping[str, Any] | None,
-) -> tuple[str, bool]:
-    """The text to encode, and whether a template wrote it."""
-    if "text" in row and not chat:
-        return row["text"], False
-    messages = row["messages"] if "messages" in row else [{"role": "user", "content": row["text"]}]
-    if chat is False:
-        raise PromptError(f"prompt {number} is a chat but chat=False; give it as a text, or leave chat=None.")
-    if not getattr(tokenizer, "chat_template", None):
-        raise PromptError(f"prompt {number} is a chat, but the tokenizer has no chat template; give it as a text.")
-    from jinja2 import TemplateError
-
-    answered = messages[-1]["role"] == "assistant"
-    go_on = continue_final and answered
-    generation = not answered if add_generation_prompt is None else add_generation_prompt
-    try:
-        text = tokenizer.apply_chat_template(
-            [dict(message) for message in messages],
-            tokenize=False,
-            add_generation_prompt=generation and not go_on,
-            continue_final_message=go_on,
-            **(template_kwargs or {}),
-        )
-    except (TemplateError, ValueError, TypeError, KeyError) as error:
-        raise PromptError(
-            f"the chat template refuses prompt {number} ({_reason(error)}); change its messages, or give it as a text."
-        ) from error
-    return text, True
-
-
-def _tokens(tokenizer: Any, text: str, number: int, special: bool) -> Mapping[str, Any]:
-    encoded = tokenizer(
-        text,
-        add_special_tokens=special,
-        return_offsets_mapping=True,
-        return_special_tokens_mask=True,
-        truncation=False,
-        padding=False,
-        verbose=False,
-    )
-    ids = encoded["input_ids"]
-    if not ids:
-        raise PromptError(f"prompt {number} has no tokens; give a text that the tokenizer keeps.")
-    bos = getattr(tokenizer, "bos_token_id", None)
-    if encoded["special_tokens_mask"][0] and bos is not None and ids[:2] == [bos, bos]:
-        raise PromptError(
-            f'prompt {number} begins with "{tokenizer.bos_token}", which the tokenizer adds too; leave it out.'
-        )
-    return encoded
-
-
-def _pad_id(tokenizer: Any) -> int:
-    known = (getattr(tokenizer, name, None) for name in ("pad_token_id", "eos_token_id"))
-    return next((token for token in known if token is not None), 0)
-
-
-def _json(line: str, path: Path, number: int) -> Any:
-    try:
-        item = json.loads(line)
-    except ValueError as error:
-        raise PromptError(f"line {number} of {path} is not JSON ({error}); write one object a line.") from error
-    if not isinstance(item, Mapping):
-        raise PromptError(f'line {number} of {path} is no object; write {{"text": ...}} or {{"messages": [...]}}.')
-    return item
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(str(getattr(error, "strerror", None) or error).split())[:200]

@@ -1,1 +1,1 @@
-"""TransformerLens on the user's own model."""
+"""TransformerLens tools on an unmodified transformers model, and attention without its rotary embedding."""

@@ -1,7 +1,8 @@
-"""TransformerLens on the user's model, its attention through our seam; with lens.py all that knows its private parts.
+"""A TransformerLens bridge over the user's model whose attention runs through the seam.
 
 TransformerLens wraps the modules of a model in place and computes attention itself, n x n. Here its attention component
-runs the model's own module instead, which calls the seam; its hook points inside of attention are called from there.
+runs the module of the model instead, which calls the seam; the hook points inside attention are called from there.
+Only this module and `components` depend on private parts of TransformerLens.
 """
 
 import contextlib
@@ -13,69 +14,87 @@ from typing import Any
 from torch import nn
 
 from interp.errors import ModelError, UsageError
-from interp.hooks.model.layers import attention_layers, plain, wrapped
+from interp.hooks.model.layers import attention_layers, unwrap, wrapped_module
 from interp.hooks.model.snapshot import ModuleSnapshot
 from interp.hooks.seam import AttentionTap, tapping
-from interp.hooks.transformerlens.components import AttentionPoints, Delegating, rewire
+from interp.hooks.transformerlens.components import AttentionPoints, DelegatingAttention, rewire
 
 
 @contextlib.contextmanager
 def bridge(model: nn.Module, tokenizer: Any = None) -> Iterator[Any]:
-    """A TransformerLens TransformerBridge over `model` whose attention runs through our seam.
+    """Open a TransformerLens `TransformerBridge` over a model, with attention computed by the model and read by interp.
 
-        with interp.bridge(model, tokenizer) as tl:
-            logits, cache = tl.run_with_cache(tokens)
-            with interp.capture(tl, entropy()) as cap: ...
+    The tools of TransformerLens (patching, attribution, detect_head, logit lens) work on it as on the bridges that
+    TransformerLens makes, and every function of interp that takes a model takes the bridge as well.
 
-    TransformerLens' tools work on it as on its own bridge (patching, attribution, detect_head, logit lens), and `tl` is
-    accepted everywhere a model is. An n x n pattern is made only in layers where somebody listens to hook_pattern,
-    hook_attn_scores, hook_rot_q or hook_rot_k: at length, cache with names_filter=. Edits there act and gradients flow;
-    hook_attn_scores has -inf where a query may not look, and a `capture` reads the pattern after the hooks. A change at
-    hook_rot_k raises UsageError, since the cache has the key already: edit hook_k.
-    Fused projections (GPT-2, NeoX, Phi-3) run as q, k and v apart, as in TransformerLens: equal up to rounding.
+    An n x n pattern is computed only in layers with a hook at hook_pattern, hook_attn_scores, hook_rot_q or hook_rot_k;
+    on long prompts, cache with `names_filter=`. Edits at these points take effect, and gradients flow through them.
+    hook_attn_scores holds -inf where a query cannot attend. A `capture` reads the pattern after the hooks. A change at
+    hook_rot_k raises UsageError, because the key is already in the cache; edit hook_k instead. Fused projections
+    (GPT-2, NeoX, Phi-3) run as separate projections to q, k and v, as in TransformerLens, equal up to rounding.
 
-    On leaving, the module tree, parameters (folded weights too), buffers, attributes and the attention implementation
-    of the model are as before; `tl` then refuses to run. Weights that were changed in place, by an optimizer, stay so.
-    In a notebook, open it over cells with `contextlib.ExitStack().enter_context(interp.bridge(model))`.
-    Raises ModelError where transformer-lens is missing or has no adapter for the model, or a bridge is open already.
+    When the context closes, the module tree, parameters (including folded weights), buffers, attributes and attention
+    implementation of the model are restored, and the bridge refuses to run. Weights that were changed in place, for
+    example by an optimizer, keep their new values. To keep a bridge open over several cells of a notebook, use
+    `contextlib.ExitStack().enter_context(interp.bridge(model))`.
+
+    Args:
+        model: A transformers causal language model.
+        tokenizer: Its tokenizer, for the text methods of the bridge. The bridge uses a copy.
+
+    Yields:
+        TransformerBridge: the bridge over `model`.
+
+    Raises:
+        ModelError: If transformer-lens is not installed or has no adapter for the model, or a bridge over the model is
+            open already.
+
+    Examples:
+        >>> with interp.bridge(model) as tl:
+        ...     logits, cache = tl.run_with_cache(prompts.tensors()["input_ids"])
+        >>> cache["blocks.1.attn.hook_pattern"].shape
+        torch.Size([2, 4, 17, 17])
     """
-    model = plain(model)
+    model = unwrap(model)
     layers = attention_layers(model)
-    if any(wrapped(module) is not None for module in model.modules()):
-        raise ModelError("the modules of this model are in a TransformerBridge already: use that bridge, or load anew.")
-    tree = ModuleSnapshot(model)
+    if any(wrapped_module(module) is not None for module in model.modules()):
+        raise ModelError(
+            "the modules of this model are already in a TransformerBridge; use that bridge, or load the model again."
+        )
+    snapshot = ModuleSnapshot(model)
     with contextlib.ExitStack() as stack:
-        stack.callback(tree.restore)
+        stack.callback(snapshot.restore)
         try:
             built = _build(model, tokenizer)
         finally:
-            # some adapters ask for eager attention
-            tree.restore_configs()
+            # some adapters set eager attention
+            snapshot.restore_configs()
         points: dict[nn.Module, AttentionPoints] = {}
-        attentions: list[Any] = [m for m in model.modules() if isinstance(m, Delegating)]
+        attentions: list[Any] = [m for m in model.modules() if isinstance(m, DelegatingAttention)]
         for attn in attentions:
             rewire(attn)
             points[attn.original_component] = AttentionPoints(attn)
         if missing := set(layers.values()) - set(points):
             raise ModelError(
-                f"transformer-lens leaves {len(missing)} of {len(layers)} attention layers outside of its bridge: use "
-                "the model without it."
+                f"the bridge of transformer-lens does not cover {len(missing)} of {len(layers)} attention layers; use "
+                "the model without a bridge."
             )
-        seam = stack.enter_context(tapping(model, Nothing()))
+        seam = stack.enter_context(tapping(model, IdleTap()))
         seam.points.update(points)
         stack.callback(seam.points.clear)
-        stack.callback(object.__setattr__, built, "forward", _closed)
+        stack.callback(object.__setattr__, built, "forward", _refuse_to_run)
         yield built
 
 
 def _build(model: nn.Module, tokenizer: Any) -> Any:
+    """Build the bridge of TransformerLens over a model."""
     if importlib.util.find_spec("transformer_lens") is None:
-        raise ModelError("transformer-lens is not installed: pip install 'transformer-lens>=4.3,<5'.")
+        raise ModelError("transformer-lens is not installed; run pip install 'transformer-lens>=4.3,<5'.")
     from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
 
     name = type(model).__name__
     try:
-        # it sets up the tokenizer that it is given, padding included
+        # the bridge changes the tokenizer it receives, including its padding
         return build_bridge_from_module(
             model,
             name,
@@ -84,24 +103,29 @@ def _build(model: nn.Module, tokenizer: Any) -> Any:
             post_adapter_hook=_delegate,
         )
     except ValueError as error:
-        raise ModelError(f"transformer-lens cannot bridge {name} ({error}): use the model without it.") from error
+        raise ModelError(f"transformer-lens cannot bridge {name} ({error}); use the model without a bridge.") from error
 
 
 def _delegate(adapter: Any) -> None:
-    """Let the module of transformers compute attention; called before the component is copied for each block."""
+    """Make the module of transformers compute attention; called before the component is copied for each block."""
     blocks = (adapter.component_mapping or {}).get("blocks")
     attn = None if blocks is None else blocks.submodules.get("attn")
     if attn is None:
-        raise ModelError("transformer-lens knows no attention in the blocks of this model: use the model without it.")
-    attn.__class__ = type(type(attn).__name__, (Delegating, type(attn)), {})
+        raise ModelError(
+            "transformer-lens has no attention component for the blocks of this model; use the model without a bridge."
+        )
+    attn.__class__ = type(type(attn).__name__, (DelegatingAttention, type(attn)), {})
 
 
-def _closed(*_: Any, **__: Any) -> None:
-    raise UsageError("this TransformerBridge was closed when its context ended: run inside of interp.bridge(model).")
+def _refuse_to_run(*_: Any, **__: Any) -> None:
+    """The forward of a closed bridge."""
+    raise UsageError(
+        "this TransformerBridge was closed when its context ended; run it inside `with interp.bridge(model)`."
+    )
 
 
-class Nothing(AttentionTap):
-    """A tap that keeps the seam open."""
+class IdleTap(AttentionTap):
+    """A tap that reads nothing and keeps the seam open."""
 
     def at(self, layer: int) -> bool:
         return False

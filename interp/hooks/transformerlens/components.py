@@ -1,6 +1,7 @@
-"""Components of a TransformerLens bridge, made to run the modules of the model and its attention through our seam.
+"""Components of a TransformerLens bridge that run the modules of the model, and its attention through the seam.
 
-Each class is mixed into the component that TransformerLens built; `attention` is the attention component it belongs to.
+Each class is mixed into a component that TransformerLens has built; `attention` is the attention component that it
+belongs to.
 """
 
 from collections.abc import Callable
@@ -16,11 +17,11 @@ from interp.hooks.seam import ReadRequest
 from interp.kernels import naive
 from interp.kernels.contract import Call, TopKeys
 
-Merge = Callable[[Tensor, Tensor, Tensor], Tensor]
+MergeFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
-class Delegating:
-    """An attention component whose forward is that of the module it wraps."""
+class DelegatingAttention:
+    """An attention component that runs the module it wraps."""
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         if "hidden_states" in kwargs:
@@ -31,11 +32,11 @@ class Delegating:
         if kwargs.get("position_embeddings") is not None and hasattr(self, "hook_cos"):
             kwargs["position_embeddings"] = self._apply_position_embedding_hooks(kwargs["position_embeddings"])
         try:
-            self.__dict__["forks"] = _forks(self, x)
+            self.__dict__["forks"] = _fork_inputs(self, x)
             output = self.original_component(*args, **kwargs)
         finally:
             self.__dict__["forks"] = {}
-            # noted by the block for the forks
+            # the block stored it for the forked inputs
             self._captured_pre_ln_residual = None
         out, *rest = output if isinstance(output, tuple) else (output,)
         if "qkv" in self.submodules:
@@ -44,8 +45,11 @@ class Delegating:
         return (out, *rest) if isinstance(output, tuple) else out
 
 
-def _forks(attn: Any, x: Tensor) -> dict[str, Tensor]:
-    """[b q h m] input of q, k and v, a copy for each head, where set_use_split_qkv_input or set_use_attn_in asks."""
+def _fork_inputs(attn: Any, x: Tensor) -> dict[str, Tensor]:
+    """The inputs of q, k and v with a copy for each head `[b q h m]`, after set_use_split_qkv_input or set_use_attn_in.
+
+    Without these settings the result is empty.
+    """
     config = attn.config
     split = getattr(config, "use_split_qkv_input", False)
     if not split and not getattr(config, "use_attn_in", False):
@@ -60,8 +64,8 @@ def _forks(attn: Any, x: Tensor) -> dict[str, Tensor]:
     return {"q": fork, "k": fork[:, :, :groups], "v": fork[:, :, :groups]}
 
 
-class Projection:
-    """A projection to q, k or v, of each head's own input where there are forks."""
+class HeadProjection:
+    """A projection to q, k or v that takes a separate input for each head where the inputs are forked."""
 
     def forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         attn = self.__dict__["attention"]
@@ -71,8 +75,8 @@ class Projection:
         return attn._project_per_head_qkv(self, fork, fork.shape[2], attn.config.d_head).flatten(-2)
 
 
-class Output:
-    """An output projection that shows what each head writes, where set_use_attn_result asks for it."""
+class OutputProjection:
+    """An output projection that shows the output of each head at hook_result, after set_use_attn_result."""
 
     def forward(self: Any, z: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         attn = self.__dict__["attention"]
@@ -85,20 +89,20 @@ class Output:
         return self.hook_out(out)
 
 
-class Normed:
-    """A norm of q or k that shows [b h q d], as TransformerLens does, where the model norms [b q h d]."""
+class HeadNorm:
+    """A norm of q or k that shows `[b h q d]`, as TransformerLens does, where the model normalises `[b q h d]`."""
 
     def forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         heads, shown = self.__dict__["heads"], self.__dict__["shown"]
-        # a view of the projection has not been transposed yet: its positions are further apart than its heads
+        # before the transposition, the positions of a view are further apart in memory than its heads
         early = x.dim() == 4 and x.shape[2] == heads and (x.shape[1] != heads or x.stride(1) > x.stride(2))
         out = super().forward(x.transpose(1, 2) if early else x, *args, **kwargs)  # pyright: ignore
         out = shown(out)
         return out.transpose(1, 2) if early else out
 
 
-class Fused:
-    """A projection of q, k and v in one, computed apart by the components that TransformerLens split it into."""
+class FusedProjection:
+    """A fused projection to q, k and v, computed by the three components that TransformerLens split it into."""
 
     def forward(self: Any, x: Tensor) -> Tensor:
         attn, merge = self.__dict__["attention"], self.__dict__["merge"]
@@ -107,36 +111,41 @@ class Fused:
 
 
 def rewire(attn: Any) -> None:
-    """Put the components of one attention layer where the transformers module looks for them.
+    """Attach the components of one attention layer to the transformers module that it wraps.
 
-    Raises ModelError where q, k and v are fused in an order that is not known.
+    Args:
+        attn: The attention component of the layer.
+
+    Raises:
+        ModelError: If q, k and v are fused in an unknown order.
     """
     inner, config = attn.original_component, attn.config
     parts = attn._modules
     for letter in ("q", "k", "v"):
         if letter in parts:
-            _become(parts[letter], Projection, attention=attn, letter=letter)
+            _mix_in(parts[letter], HeadProjection, attention=attn, letter=letter)
     for letter, count in (("q", config.n_heads), ("k", getattr(config, "n_key_value_heads", None) or config.n_heads)):
         if f"{letter}_norm" in parts and hasattr(attn, f"hook_{letter}_normed"):
-            _become(parts[f"{letter}_norm"], Normed, heads=count, shown=getattr(attn, f"hook_{letter}_normed"))
+            _mix_in(parts[f"{letter}_norm"], HeadNorm, heads=count, shown=getattr(attn, f"hook_{letter}_normed"))
     name = projection_name(inner)
     if name is not None and "o" in parts:
-        _become(attn.o, Output, attention=attn)
-        # TransformerLens leaves it out where it computes the projection itself
+        _mix_in(attn.o, OutputProjection, attention=attn)
+        # TransformerLens does not attach it where it computes the projection itself
         setattr(inner, name, attn.o)
     if "qkv" in attn.submodules:
-        _become(attn.qkv, Fused, attention=attn, merge=_merge(attn))
+        _mix_in(attn.qkv, FusedProjection, attention=attn, merge=_find_merge(attn))
         setattr(inner, attn.qkv.name, attn.qkv)
 
 
-def _become(component: Any, mixin: type, **known: Any) -> None:
+def _mix_in(component: Any, mixin: type, **known: Any) -> None:
+    """Add a mixin to the class of one component, and give it attributes."""
     component.__class__ = type(type(component).__name__, (mixin, type(component)), {})
-    # past nn.Module, which would register the parent below its child
+    # bypasses nn.Module, which would register the parent as a child of its own child
     component.__dict__.update(known)
 
 
-def _merge(attn: Any) -> Merge:
-    """How q, k and v stand in a fused projection: found by comparing its weight with the three it was split into."""
+def _find_merge(attn: Any) -> MergeFunction:
+    """Find the order of q, k and v in a fused projection by comparing its weight with the three parts."""
     heads = attn.config.n_heads
 
     def in_turn(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -153,14 +162,14 @@ def _merge(attn: Any) -> Merge:
     if q.shape == k.shape and any(torch.equal(by_head(q, k, v), weight) for weight in (fused, fused.T)):
         return by_head
     raise ModelError(
-        f"{type(attn.original_component).__name__} fuses q, k and v in an order that interp.bridge does not know: use "
-        "the model without it."
+        f"{type(attn.original_component).__name__} fuses q, k and v in an order that interp.bridge does not know; use "
+        "the model without a bridge."
     )
 
 
 @dataclass(eq=False)
 class AttentionPoints:
-    """The hook points inside of one attention call: hook_rot_q, hook_rot_k, hook_attn_scores and hook_pattern."""
+    """The hook points inside one attention call: hook_rot_q, hook_rot_k, hook_attn_scores and hook_pattern."""
 
     attn: Any
     _points: list[Any] = field(init=False)
@@ -170,11 +179,12 @@ class AttentionPoints:
         self._points = [getattr(self.attn, name, None) for name in names]
 
     @property
-    def live(self) -> bool:
+    def active(self) -> bool:
+        """Whether any of the points has a hook."""
         return any(point is not None and point.has_hooks() for point in self._points)
 
     def attend(self, call: Call) -> tuple[Tensor, Tensor]:
-        """(out [b h q d], pattern [b h q k]) with every hook called in its place."""
+        """Compute the output `[b h q d]` and the pattern `[b h q k]`, running each hook at its point."""
         call = self._rotated(call)
         scores = self._points[2](naive.logits(call))
         pattern = torch.exp(scores - naive.lse(call, scores)[..., None]).nan_to_num(0.0)
@@ -189,13 +199,13 @@ class AttentionPoints:
             old, new = call.k.split([call.k.shape[2] - call.q.shape[2], call.q.shape[2]], 2)
             hooked = rot_k(new)
             if not torch.equal(hooked, new):
-                raise UsageError("hook_rot_k was edited, but the key is in the cache by then: edit hook_k.")
+                raise UsageError("hook_rot_k was edited after the key had entered the cache; edit hook_k instead.")
             call = replace(call, k=torch.cat([old, hooked], 2))
         return call
 
     @torch.no_grad()
     def values(self, call: Call, pattern: Tensor, want: ReadRequest) -> tuple[Any, ...]:
-        """Reductions of the pattern after the hooks; lse and logits are those before them."""
+        """Compute reductions of the pattern after the hooks; lse and logits are those before the hooks."""
         pattern = pattern.detach().to(call.dtype)
         if want.heads is not None:
             call, pattern = call.for_heads(want.heads), pattern.index_select(1, want.heads)
@@ -209,7 +219,7 @@ class AttentionPoints:
 
 
 def _top(request: TopKeys, call: Call, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """The largest of the pattern itself, which an edit may have taken away from the logits."""
+    """The largest entries of the pattern itself; after an edit it need not follow from the logits."""
     probs, order = rows.sort(dim=-1, descending=True, stable=True)
     probs, order = probs[..., : request.k], order[..., : request.k]
     keys = torch.where(probs > 0, order + call.k_start, -1)

@@ -1,11 +1,12 @@
-"""Triton: blocks of rows by blocks of keys, from the sums of tiles that the forward pass leaves.
+"""Triton: sums over blocks of rows and keys, from the sums of tiles that the forward pass stores.
 
-Blocks count from each prompt's first token. Tiles are moved so that none lies across the border of two blocks. A sum is
-kept for each row and tile, neighbouring rows beside each other, until the log-sum-exp of the row is known.
+Blocks are counted from the first token of each prompt. Tiles are shifted so that none crosses the border of two
+blocks. The forward pass stores one sum per row and tile, with neighbouring rows adjacent in memory, until the
+log-sum-exp of the row is known.
 """
 
 # pyright: reportCallIssue=false, reportArgumentType=false, reportGeneralTypeIssues=false
-# what triton's launches take is not typed
+# launches of triton kernels are not typed
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,51 +17,62 @@ import triton.language as tl
 from torch import Tensor
 
 from interp.kernels.contract import Blocks, Call, block_grid
-from interp.kernels.gpu.tile_sizes import Tiling, pieces
+from interp.kernels.gpu.tile_sizes import Tiling, ceil_div
 from interp.kernels.gpu.tiles import LOG2E, Operands, extent, place, reach, row_columns
 
-SMALLEST, LARGEST = 16, 1024
-"""blocks that the kernel adds up"""
-TABLE = 1 << 28
-"""bytes of a map of finer blocks, from which coarser ones are made"""
-STRIP = tl.constexpr(64)
-"""tiles of keys whose sums are finished at once"""
+MIN_BLOCK_SIZE, MAX_BLOCK_SIZE = 16, 1024
+"""Sizes of blocks that the kernel can sum."""
+MAX_MAP_BYTES = 1 << 28
+"""Largest size of a map of small blocks from which a map of larger blocks is computed."""
+TILES_PER_STRIP = tl.constexpr(64)
+"""Tiles of keys that one program of the second kernel reduces."""
 
 
 @dataclass(frozen=True, eq=False)
 class BlockPlan:
-    """How one request for blocks is served by the forward pass."""
+    """How the forward pass computes the blocks of one request."""
 
     request: Blocks
+    """The request with the block size of the kernel."""
     rows: int
-    """rows of a block as the kernel adds them up: a block, or a tile where a block is larger"""
+    """Rows that the kernel sums: those of a block, or those of a tile if a block is larger."""
     row_shift: list[int]
+    """[b] start of the first tile of rows, 0 or negative."""
     key_shift: list[int]
-    """[b] where the first tile of rows and the first block of keys begin, at or before 0"""
+    """[b] start of the first block of keys, 0 or negative."""
     tiling: Tiling
+    """Tiling of the forward pass."""
     ratio: int = 1
-    """blocks of the kernel in one that was asked for, each way"""
+    """Number of blocks of the kernel along each side of a requested block."""
 
     @classmethod
-    def of(cls, call: Call, asked: Blocks, tiles: Tiling) -> "BlockPlan | None":
-        """The plan, or None where tiles cannot be cut at the borders of blocks.
+    def of(cls, call: Call, requested: Blocks, tiles: Tiling) -> "BlockPlan | None":
+        """Plan the blocks of a request.
 
-        Sizes that the kernel does not know are put together from the largest that it knows, 1536 from 512.
+        A size that the kernel does not support is composed of the largest size that it supports, such as 1536 of 512.
+
+        Args:
+            call: The attention call.
+            requested: The request.
+            tiles: Tiling of the forward pass.
+
+        Returns:
+            BlockPlan | None: The plan; None if the tiles cannot be aligned with the borders of the blocks.
         """
-        size = min(asked.size & -asked.size, LARGEST)
-        request = Blocks(size, asked.first)
-        ratio = asked.size // size
-        if call.row_columns is not None or size < SMALLEST:
+        size = min(requested.size & -requested.size, MAX_BLOCK_SIZE)
+        request = Blocks(size, requested.first)
+        ratio = requested.size // size
+        if call.row_columns is not None or size < MIN_BLOCK_SIZE:
             return None
         b, h, _, n, m = call.sizes
-        if ratio > 1 and 4 * b * h * n * m > TABLE * size * size:
+        if ratio > 1 and 4 * b * h * n * m > MAX_MAP_BYTES * size * size:
             return None
-        # the kernel for Hopper moves no tiles and cuts none: blocks are as large and begin where tiles do
+        # the kernel for Hopper does not shift or shrink tiles, so blocks must be as large and must start with a tile
         moved = (call.q_start | call.k_start) % size or any(first % size for first in request.starts)
         if tiles.groups and (size < tiles.keys or moved):
             return None
         tiles = replace(tiles, keys=min(tiles.keys, size))
-        if STRIP.value * tiles.keys < size:
+        if TILES_PER_STRIP.value * tiles.keys < size:
             return None
         rows = min(size, tiles.rows)
         row_shift = [-((call.q_start - first) % rows) for first in request.starts]
@@ -68,29 +80,70 @@ class BlockPlan:
         return cls(request, rows, row_shift, key_shift, tiles, ratio)
 
     def shifts(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """row_shift and key_shift as the kernels read them: int32 [b]."""
+        """Return the shifts in the form that the kernels read.
+
+        Args:
+            device: The device of the call.
+
+        Returns:
+            tuple: row_shift and key_shift, int32 [b].
+        """
         if not any(self.row_shift + self.key_shift):
-            # a fill, where numbers would be a copy that the device waits for
-            none = torch.zeros(len(self.row_shift), dtype=torch.int32, device=device)
-            return none, none
+            # filling memory does not wait for the device, unlike copying numbers to it
+            zeros = torch.zeros(len(self.row_shift), dtype=torch.int32, device=device)
+            return zeros, zeros
         rows, keys = (torch.tensor(x, dtype=torch.int32, device=device) for x in (self.row_shift, self.key_shift))
         return rows, keys
 
     def k_tiles(self, m: int) -> int:
-        """Tiles of keys, moved as they may be."""
+        """Return the number of tiles of keys, including the shift.
+
+        Args:
+            m: Number of keys.
+
+        Returns:
+            int: The number of tiles.
+        """
         return self.k_blocks(m) * self.request.size // self.tiling.keys
 
     def k_blocks(self, m: int) -> int:
-        """Blocks of keys, moved as they may be."""
+        """Return the number of blocks of keys, including the shift.
+
+        Args:
+            m: Number of keys.
+
+        Returns:
+            int: The number of blocks.
+        """
         return (m + 2 * (self.request.size - 1)) // self.request.size
 
     def empty(self, b: int, h: int, row_tiles: int, m: int, device: torch.device) -> Tensor:
-        """Where the kernel puts its blocks: float32 [b h n m]; Hopper's leaves tiles of keys apart."""
+        """Create the map that the kernel writes its sums to.
+
+        Args:
+            b: Number of prompts.
+            h: Number of query heads.
+            row_tiles: Number of tiles of rows.
+            m: Number of keys.
+            device: The device of the call.
+
+        Returns:
+            Tensor: float32 [b h n m] zeros. The kernel for Hopper writes tiles of keys instead of blocks of keys.
+        """
         n = row_tiles * self.tiling.rows // self.rows
         return torch.zeros(b, h, n, self.k_tiles(m) if self.tiling.groups else self.k_blocks(m), device=device)
 
-    def table(self, call: Call, table: Tensor, lse: Tensor) -> tuple[int, Tensor, Tensor]:
-        """The contract's (start, sums [b h n m], live rows [b n]) from the kernel's table of blocks."""
+    def block_values(self, call: Call, table: Tensor, lse: Tensor) -> tuple[int, Tensor, Tensor]:
+        """Convert the map of the kernel to the value of the request.
+
+        Args:
+            call: The attention call.
+            table: float32 [b h n m], the map of the kernel.
+            lse: float32 [b h q], log-sum-exp of the rows.
+
+        Returns:
+            tuple: Index of the first query block, sums [b h n m] and live rows [b n].
+        """
         b, h = call.sizes[:2]
         size = self.request.size
         start, n, m, row_block, _ = block_grid(call, self.request, None)
@@ -112,7 +165,7 @@ class BlockPlan:
 
 
 def _grouped(part: Tensor, axis: int, size: int, before: int) -> Tensor:
-    """Sums of `size` neighbours along an axis, of which the first group lacks `before`."""
+    """Sums of groups of `size` neighbours along an axis. The first group lacks its first `before` members."""
     if size == 1:
         return part
     after = -(before + part.shape[axis]) % size
@@ -121,7 +174,7 @@ def _grouped(part: Tensor, axis: int, size: int, before: int) -> Tensor:
 
 
 def _folded(part: Tensor, axis: int, before: int) -> Tensor:
-    """What lies before a prompt's first token belongs to its first block."""
+    """Add the blocks before the first token of a prompt to its first block."""
     if before <= 0:
         return part
     first, rest = part.tensor_split([before + 1], axis)
@@ -129,7 +182,7 @@ def _folded(part: Tensor, axis: int, before: int) -> Tensor:
 
 
 def _overlay(onto: Tensor, part: Tensor, row: int, key: int) -> None:
-    """Write part[h n m] into onto[h N M] with its corner at (row, key), which may lie outside."""
+    """Write part[h n m] into onto[h N M] with its corner at (row, key), which may be outside of onto."""
     n, m = onto.shape[1:]
     rows, keys = slice(max(row, 0), min(n, row + part.shape[1])), slice(max(key, 0), min(m, key + part.shape[2]))
     if rows.stop > rows.start and keys.stop > keys.start:
@@ -149,17 +202,17 @@ def _finish(
     inside = (row >= 0) & (row < op.n_q)
     low, high = extent(op, first_row, inside, row_columns(op, row), BM)
     lo, _, _, hi = reach(op, b, low, high, shift, BN, CAUSAL)
-    # rows that see nothing have a log-sum-exp of -inf
+    # rows that see no key have a log-sum-exp of -inf
     norm = tl.load(to.lse + (b * op.heads + h).to(tl.int64) * op.n_q + row, mask=inside, other=float("-inf")) * LOG2E
-    tile = strip * STRIP + tl.arange(0, STRIP)
+    tile = strip * TILES_PER_STRIP + tl.arange(0, TILES_PER_STRIP)
     there = (tile * BN + shift >= lo) & (tile * BN + shift < hi) & (tile < to.tiles)
     at = to.scratch + slot.to(tl.int64) * to.tiles * BM + tile[:, None] * BM + tl.arange(0, BM)[None, :]
     mask = there[:, None] & (norm > float("-inf"))[None, :]
     share = tl.where(mask, tl.exp2(tl.load(at, mask=mask, other=0.0) - norm[None, :]), 0.0)
-    sums = tl.sum(tl.reshape(share, (STRIP // KB, KB, BM // RB, RB)), 3)
+    sums = tl.sum(tl.reshape(share, (TILES_PER_STRIP // KB, KB, BM // RB, RB)), 3)
     sums = tl.sum(sums, 1)
     block = start_row // RB + tl.arange(0, BM // RB)
-    key_block = strip * (STRIP // KB) + tl.arange(0, STRIP // KB)
+    key_block = strip * (TILES_PER_STRIP // KB) + tl.arange(0, TILES_PER_STRIP // KB)
     line = (b * op.heads + h).to(tl.int64) * to.map_n + block
     there = (key_block < to.map_m)[:, None] & (block < to.map_n)[None, :]
     tl.store(to.map + line[None, :] * to.map_m + key_block[:, None], sums, mask=there)
@@ -168,9 +221,19 @@ def _finish(
 def finish(
     op: Operands, to: Any, plan: BlockPlan, known: dict[str, Any], row_tiles: int, offset: int, count: int
 ) -> None:
-    """Add the sums of tiles that `count` programs of the forward pass left up to blocks, in the plan's table."""
+    """Reduce the sums of tiles that programs of the forward pass stored to sums of blocks.
+
+    Args:
+        op: The operands of the call.
+        to: The outputs of the forward pass, whose map is written.
+        plan: The plan of the blocks.
+        known: The compile-time flags of the call.
+        row_tiles: Number of tiles of rows.
+        offset: Index of the first program whose sums are stored.
+        count: Number of programs whose sums are stored.
+    """
     tiles = plan.tiling
-    _finish[(count, pieces(to.tiles, STRIP.value))](
+    _finish[(count, ceil_div(to.tiles, TILES_PER_STRIP.value))](
         op,
         to,
         row_tiles,

@@ -1,11 +1,11 @@
-"""Triton: what each key receives, from (q, k, lse) of any engine: a second pass, keys on the rows of the product.
+"""Triton: the attention that each key receives, from q, k and the log-sum-exp of any engine.
 
-Sums along the rows of a tile stay inside of a thread's registers but for the last two steps, where sums across them
-would not.
+This is a second pass whose matrix product has the keys as its rows. A sum along the rows of a tile stays in the
+registers of a thread except for the last two steps; a sum across rows would not.
 """
 
 # pyright: reportCallIssue=false, reportGeneralTypeIssues=false
-# what triton's launches and loops take is not typed
+# launches and loops of triton kernels are not typed
 
 from typing import Any
 
@@ -15,8 +15,18 @@ import triton.language as tl
 from torch import Tensor
 
 from interp.kernels.contract import Call
-from interp.kernels.gpu.tile_sizes import Tiling, pieces, tiling
-from interp.kernels.gpu.tiles import LOG2E, descriptor, edited, flags, keys, operands, queries, row_columns, seen
+from interp.kernels.gpu.tile_sizes import Tiling, ceil_div, tiling
+from interp.kernels.gpu.tiles import (
+    LOG2E,
+    descriptor,
+    edit_logits,
+    flags,
+    keys,
+    operands,
+    queries,
+    row_columns,
+    visible_keys,
+)
 
 
 @triton.jit
@@ -28,11 +38,11 @@ def _step(
 ):  # fmt: skip
     at = (b * op.heads + h).to(tl.int64) * op.n_q
     row = lo + tl.arange(0, BM)
-    # rows that see nothing, or do not exist, have a log-sum-exp of +inf: nothing of them is left
+    # rows that see no key, or do not exist, get a log-sum-exp of +inf, which makes their weights 0
     norm = tl.load(lse + at + row, mask=row < op.n_q, other=float("inf"))
     for start in tl.range(lo, hi, BM):
         row = start + tl.arange(0, BM)
-        # what the next step needs is under way while this one computes
+        # prefetch for the next step
         ahead = tl.load(lse + at + row + BM, mask=row + BM < op.n_q, other=float("inf"))
         if q_desc is not None:
             q = tl.reshape(q_desc.load([b, h, start, 0]), (BM, DP))
@@ -40,10 +50,10 @@ def _step(
             q = queries(op, b, h, row, D, DP)
         x = tl.dot(k, tl.trans(q), input_precision=PRECISION)
         if not PLAIN:
-            x = edited(x, op, b, h, row[None, :], key[:, None], GROUPS, LOG2E)
+            x = edit_logits(x, op, b, h, row[None, :], key[:, None], GROUPS, LOG2E)
         if EDGE:
             column = row_columns(op, row)
-            mask = seen(op, b, row[None, :], column[None, :], key[:, None], CAUSAL)
+            mask = visible_keys(op, b, row[None, :], column[None, :], key[:, None], CAUSAL)
             if PLAIN:
                 x = tl.where(mask, x * op.scale, float("-inf"))
             else:
@@ -78,7 +88,7 @@ def _columns(
     SEEN: tl.constexpr, PRECISION: tl.constexpr, LOG2E: tl.constexpr,
 ):  # fmt: skip
     task = tl.program_id(0)
-    # the first keys are seen by the most rows: long programs come first; the heads of one kv head side by side
+    # the first keys are visible to the most rows, so long programs come first; heads of one kv head are neighbours
     each = key_tiles * op.group
     bg, rest = task // each, task % each
     b, g = bg // (op.heads // op.group), bg % (op.heads // op.group)
@@ -102,7 +112,7 @@ def _columns(
         if op.live is not None:
             full = tl.where(first >= tl.load(op.clear + b), full, 0)
         if op.row_live is not None:
-            # rows that are padding may hold anything: each is hidden, key by key
+            # rows that are padding may hold any values, so they are masked key by key
             clear = tl.maximum(clear, tl.load(op.row_clear + b))
         if SEEN:
             full = 0
@@ -138,14 +148,25 @@ def _columns(
 def columns(
     call: Call, lse: Tensor, stat: str = "sum", weights: Tensor | None = None, tiles: Tiling | None = None
 ) -> tuple[Tensor, Tensor]:
-    """What each key receives and from how many, out of a log-sum-exp that is there already.
+    """Compute the attention that each key receives and the weight of the rows that see it, from a log-sum-exp.
 
-    received[b h k] = sum over q of w[b h q] exp(logit[b h q k] - lse[b h q]), or the maximum instead
-    saw[b h k] = sum over the q that see k of w[b h q]
-    Both float32. lse: Float [b h q], natural log of the same rows' denominators, of any engine; both infinities mean a
-    row that sees nothing. weights: Float [b h|1 q], 1 by default, not negative for "max"; rows that are padding never
-    count. stat: "sum", "max", or "seen" for the second part alone. Memory O(n), bit-equal between runs.
-    Cannot show: which rows a sum comes from. An error in lse is one of the same relative size in what is received.
+    `received[b h k] = sum over q of w[b h q] exp(logit[b h q k] - lse[b h q])`, or the maximum over q, and
+    `saw[b h k] = sum over the q that see k of w[b h q]`. The pass takes O(n) memory and is bit-identical between runs.
+
+    Args:
+        call: The attention call.
+        lse: Float [b h q], natural log of the denominators of the rows, from any engine. Both infinities mark a row
+            that sees no key.
+        stat: "sum", "max", or "seen" to compute `saw` alone.
+        weights: Float [b h|1 q], 1 by default; not negative for "max". Rows that are padding never count.
+        tiles: Tiling to use instead of the one from the table.
+
+    Returns:
+        tuple: `received` and `saw`, float32 [b h k].
+
+    Limits:
+        The result does not show which rows a sum comes from. An absolute error in lse is a relative error of the same
+        size in `received`.
     """
     op = operands(call)
     b, h, _, n, m = call.sizes
@@ -157,7 +178,7 @@ def columns(
     received = torch.zeros(b, h, m, **made)
     counted = call.row_coef is not None or call.row_columns is not None
     saw = torch.zeros(b, h, m, **made) if counted else None
-    key_tiles = pieces(m, settings.keys)
+    key_tiles = ceil_div(m, settings.keys)
     if b * h * key_tiles and n and (counted or stat != "seen"):
         _columns[(b * h * key_tiles,)](
             op,
@@ -183,13 +204,13 @@ def columns(
 
 
 def _seen(call: Call, weights: Tensor | None) -> Tensor:
-    """[b h k] weight of the rows that see each key, where rows follow each other and biases do not differ by row."""
+    """[b h k] weight of the rows that see each key, for consecutive rows and biases that are the same for all rows."""
     b, h, _, n, m = call.sizes
     device = call.q.device
     weight = torch.ones(b, 1, n, dtype=torch.float64, device=device) if weights is None else weights.double()
     if call.row_live is not None:
         weight = weight * call.row_live[:, None]
-    # the rows that see a key are neighbours: the difference of two running sums
+    # the rows that see a key are consecutive, so their weight is the difference of two cumulative sums
     upto = torch.nn.functional.pad(weight.cumsum(-1), (1, 0))
     key = torch.arange(m, device=device) + call.k_start - call.q_start
     first = key.clamp(0, n) if call.causal else torch.zeros_like(key)

@@ -1,7 +1,8 @@
-"""The Triton engine: which kernel gives what a call is asked for.
+"""The Triton engine, which maps the requests of a call to kernels.
 
-Many rows: one `forward` pass, then `gather` for single keys and `columns` for what keys receive. Few rows (decode
-steps, chosen queries): their logits are written in full by `rows`, and every reduction is made of them.
+A call of many rows takes one `forward` pass, then `gather` for single keys and `columns` for the attention that keys
+receive. For few rows (decode steps, chosen queries), `few_rows` writes all their logits, and every reduction is
+computed from them.
 """
 
 import contextlib
@@ -13,31 +14,41 @@ import torch
 from torch import Tensor
 
 from interp.errors import UsageError
-from interp.kernels.accumulators import BITS, Block, Workspace, accumulator
+from interp.kernels.accumulators import BITS_PER_NAT, RowBlock, Workspace, accumulator
 from interp.kernels.contract import At, Blocks, Call, Columns, Entropy, Lse, Mass, Request, Result, Rows, TopKeys
 from interp.kernels.gpu.block_sums import BlockPlan
 from interp.kernels.gpu.columns import columns
-from interp.kernels.gpu.few_rows import rows
-from interp.kernels.gpu.forward import WIDEST, Found, forward, forward_tiling
+from interp.kernels.gpu.few_rows import attend_few_rows
+from interp.kernels.gpu.forward import MAX_SETS_PER_PASS, PassResult, forward, forward_tiling
 from interp.kernels.gpu.gather import at, winners
 from interp.kernels.gpu.top_keys import top_keys
 
-FEW = 16
-"""rows of a call up to which they are written in full"""
-HELD = 1 << 26
-"""logits of chosen rows held at once: 256 MiB"""
+MAX_FEW_ROWS = 16
+"""Largest number of rows of a call whose logits are all written to memory."""
+MAX_ROW_LOGITS = 1 << 26
+"""Number of logits of chosen rows in memory at once: 256 MiB."""
 
 
 def attend(call: Call, requests: tuple[Request, ...] = (), queries: Tensor | None = None, out: bool = True) -> Result:
-    """Attention and its reductions by Triton, O(n) memory beside the results.
+    """Compute attention and its reductions with Triton, in O(n) memory in addition to the results.
 
-    out[b h q d] = sum over k of softmax(logits) v, in the dtype of v; one value a request, as `contract` has them.
-    Equal to `naive.attend` up to rounding: statistics in float32; masses of 16-bit inputs to 2^-9 of a probability,
-    since weights enter the matrix product in the dtype of v. queries: Int [r], the rows that requests read, or all.
-    Takes every call that `select.obstacle` has nothing against; anything else must not come here.
-    Cannot show: gradients, which stop here.
+    `out[b h q d] = sum over k of softmax(logits) v`, in the dtype of v. The results equal those of `naive.attend` up to
+    rounding, with statistics in float32. Masses of 16-bit inputs are accurate to 2^-9 of a probability, because the
+    weights enter the matrix product in the dtype of v.
+
+    Args:
+        call: The attention call. It must be one for which `select.obstacle` returns None.
+        requests: The reductions to compute.
+        queries: Int [r], indices of the rows that the reductions read; None for all.
+        out: Whether to compute the output.
+
+    Returns:
+        Result: The output, and one value per request in the form that `contract` describes.
+
+    Limits:
+        Gradients do not flow through the result.
     """
-    # launches go to the current device
+    # kernels are launched on the current device
     card = torch.cuda.device(call.q.device) if call.q.is_cuda else contextlib.nullcontext()
     with torch.no_grad(), card:
         if queries is None:
@@ -47,58 +58,60 @@ def attend(call: Call, requests: tuple[Request, ...] = (), queries: Tensor | Non
 
 
 def _attend(whole: Call, call: Call, requests: tuple[Request, ...], queries: Tensor | None, out: bool) -> Result:
-    named = {i: _rows(whole, r) for i, r in enumerate(requests) if isinstance(r, Rows)}
+    named = {i: _requested_rows(whole, r) for i, r in enumerate(requests) if isinstance(r, Rows)}
     rest = {i: r for i, r in enumerate(requests) if i not in named}
-    serve = _few if call.sizes[3] <= FEW else _many
+    serve = _attend_few if call.sizes[3] <= MAX_FEW_ROWS else _attend_many
     result, found = (None, ()) if not (rest or out) else serve(call, tuple(rest.values()), queries, out)
     values = named | dict(zip(rest, found, strict=True))
     return Result(result, tuple(values[i] for i in range(len(requests))))
 
 
-def _rows(call: Call, request: Rows) -> Tensor:
-    """[b h r k] of the rows that a request names."""
+def _requested_rows(call: Call, request: Rows) -> Tensor:
+    """[b h r k], the rows of a Rows request."""
     kind = "logits" if request.logits else "probs"
-    parts = [rows(part, out=False, scores=kind)[2] for _, part in _parts(call.for_queries(request.queries))]
+    parts = [
+        attend_few_rows(part, out=False, scores=kind)[2] for _, part in _row_chunks(call.for_queries(request.queries))
+    ]
     return torch.cat([part for part in parts if part is not None], 2)
 
 
-def _few(
+def _attend_few(
     call: Call, requests: tuple[Request, ...], queries: Tensor | None, out: bool
 ) -> tuple[Tensor | None, list[Any]]:
-    """Everything from the rows themselves, some of them at a time."""
+    """Compute every reduction from the logits of the rows, some rows at a time."""
     steps = [accumulator(request, call, queries) for request in requests]
     outs = []
-    for start, part in _parts(call):
-        result, _, logits = rows(part, out=out, scores="logits" if steps else None)
+    for start, part in _row_chunks(call):
+        result, _, logits = attend_few_rows(part, out=out, scores="logits" if steps else None)
         outs.append(result)
         if logits is not None:
-            block = softmaxed(call, slice(start, start + part.sizes[3]), logits)
+            block = row_block_of(call, slice(start, start + part.sizes[3]), logits)
             for add, _ in steps:
                 add(block)
     return torch.cat(outs, 2) if out else None, [value() for _, value in steps]
 
 
-def _many(
+def _attend_many(
     call: Call, requests: tuple[Request, ...], queries: Tensor | None, out: bool
 ) -> tuple[Tensor | None, list[Any]]:
-    """One pass for all that it can give, second passes from its log-sum-exp, rows for the rest."""
+    """Compute as much as possible in one pass, columns from its log-sum-exp, and the rest from rows of logits."""
     tiles = forward_tiling(call, out=False)
     cut = {i: BlockPlan.of(call, r, tiles) for i, r in enumerate(requests) if isinstance(r, Blocks)}
     plans = {i: plan for i, plan in cut.items() if plan is not None}
     slow = [i for i, r in enumerate(requests) if cut.get(i, r) is None]
     values: dict[int, Any] = {}
     if slow:
-        values = dict(zip(slow, _few(call, tuple(requests[i] for i in slow), queries, False)[1], strict=True))
+        values = dict(zip(slow, _attend_few(call, tuple(requests[i] for i in slow), queries, False)[1], strict=True))
     wanted = [r for i, r in enumerate(requests) if i not in values]
-    masses = Masses.of(call, wanted)
+    masses = MassColumns.of(call, wanted)
     groups = masses.groups()
     if not (out or wanted):
         return None, [values[i] for i in range(len(requests))]
     sets = groups[0] if groups else None
     best = forward_tiling(call, sets, out)
     for i in list(plans)[:1]:
-        asked = requests[i]
-        plans[i] = (BlockPlan.of(call, asked, best) if isinstance(asked, Blocks) else None) or plans[i]
+        request = requests[i]
+        plans[i] = (BlockPlan.of(call, request, best) if isinstance(request, Blocks) else None) or plans[i]
     first = next(iter(plans.values()), None)
     found = forward(
         call,
@@ -109,30 +122,30 @@ def _many(
         entropy=any(isinstance(r, Entropy) for r in wanted),
         blocks=first,
     )
-    # the first map and the first sets came out of the pass; each of the others needs one more
+    # the pass gave the first map and the first sets; each of the others needs one more pass
     more = [forward(call, out=False, blocks=plan) for plan in plans.values() if plan is not first]
     maps = dict(zip(plans, [x.map for x in (found, *more)], strict=False))
     parts = (found, *(forward(call, out=False, sets=group) for group in groups[1:]))
     masses.found = [x.mass for x in parts if x.mass is not None]
     for i, request in enumerate(requests):
         if i in plans:
-            values[i] = plans[i].table(call, _made(maps[i]), found.lse)
+            values[i] = plans[i].block_values(call, _required(maps[i]), found.lse)
         elif i not in values:
-            values[i] = _value(request, call, queries, found, masses)
+            values[i] = _value_of(request, call, queries, found, masses)
     return found.out, [values[i] for i in range(len(requests))]
 
 
-def _value(request: Request, call: Call, queries: Tensor | None, found: Found, masses: "Masses") -> Any:
+def _value_of(request: Request, call: Call, queries: Tensor | None, found: PassResult, masses: "MassColumns") -> Any:
     if isinstance(request, Lse):
         return found.lse
     if isinstance(request, Entropy):
-        return _made(found.entropy)
+        return _required(found.entropy)
     if isinstance(request, TopKeys):
         if request.k > 1:
             key, probability = top_keys(call, found.lse, request.k)
         else:
-            key = winners(call, _made(found.tile), found.tiling)[..., None]
-            probability = _made(found.peak)[..., None]
+            key = winners(call, _required(found.tile), found.tiling)[..., None]
+            probability = _required(found.peak)[..., None]
         return torch.where(key < 0, -1, key + call.k_start) if call.k_start else key, probability
     if isinstance(request, Mass):
         return masses.of_request(request)
@@ -156,21 +169,32 @@ def _value(request: Request, call: Call, queries: Tensor | None, found: Found, m
 
 
 @dataclass(eq=False)
-class Masses:
-    """The key sets of all requests side by side, as columns of one product; norms of values too, where they weigh."""
+class MassColumns:
+    """The key sets of all requests, and the norms of the values if needed, as the columns of one matrix product."""
 
     call: Call
     columns: list[Tensor]
-    """[b 1|g k s] each"""
+    """[b 1|g k s] each, the sets of one request."""
     places: dict[int, slice]
-    """by id of the request"""
+    """Range of the columns of each request, by its id."""
     by_value: bool
+    """Whether a request weights keys by the norms of their values."""
     spans: bool
-    """whether all sets are a few ranges of keys"""
+    """Whether every set consists of a few ranges of keys."""
     found: list[Tensor] = field(default_factory=list)
+    """[b h q s] masses of each pass."""
 
     @classmethod
-    def of(cls, call: Call, requests: list[Request]) -> "Masses":
+    def of(cls, call: Call, requests: list[Request]) -> "MassColumns":
+        """Collect the key sets of the requests.
+
+        Args:
+            call: The attention call.
+            requests: The requests of the call.
+
+        Returns:
+            MassColumns: The columns, without masses.
+        """
         by_value = any(getattr(r, "by_value", False) for r in requests)
         spans = not by_value and all(r.spans for r in requests if isinstance(r, Mass))
         made = cls(call, [], {}, by_value, spans)
@@ -182,23 +206,28 @@ class Masses:
                 made.places[id(request)] = slice(width, width + sets.shape[-1])
                 width += sets.shape[-1]
         if made.by_value:
-            # in two parts, since 16 bits would round the norms of values
+            # split into two columns, because 16 bits would round the norms of the values
             high = made.norm.to(call.v.dtype).float()
             made.columns.append(torch.stack([high, made.norm - high], -1))
         return made
 
     @cached_property
     def norm(self) -> Tensor:
+        """float32 [b g k], norm of each value."""
         return value_norm(self.call)
 
     def groups(self) -> list[Tensor]:
-        """All sets, as many at a time as one pass takes."""
+        """Split the columns into groups that fit into one pass.
+
+        Returns:
+            list[Tensor]: [b 1|g k s] each.
+        """
         if not self.columns:
             return []
-        if len(self.columns) == 1 and self.columns[0].shape[-1] <= WIDEST:
+        if len(self.columns) == 1 and self.columns[0].shape[-1] <= MAX_SETS_PER_PASS:
             return self.columns
         g = max(column.shape[1] for column in self.columns)
-        return list(torch.cat([c.expand(-1, g, -1, -1) for c in self.columns], -1).split(WIDEST, -1))
+        return list(torch.cat([c.expand(-1, g, -1, -1) for c in self.columns], -1).split(MAX_SETS_PER_PASS, -1))
 
     @cached_property
     def _all(self) -> Tensor:
@@ -206,41 +235,65 @@ class Masses:
 
     @cached_property
     def total(self) -> Tensor:
-        """float32 [b h q] sum over k of p |v|"""
+        """float32 [b h q], sum over k of p |v|."""
         return self._all[..., -2:].sum(-1).clamp(min=torch.finfo(torch.float32).tiny)
 
     def of_request(self, request: Mass) -> Tensor:
+        """Return the masses of one request.
+
+        Args:
+            request: A request that the columns were collected from.
+
+        Returns:
+            Tensor: float32 [b h q s].
+        """
         mass = self._all[..., self.places[id(request)]]
         return mass / self.total[..., None] if request.by_value else mass
 
 
-def _made(x: Tensor | None) -> Tensor:
+def _required(x: Tensor | None) -> Tensor:
     if x is None:
-        raise UsageError("the forward pass was not asked for this.")
+        raise UsageError("the forward pass did not compute this value; pass the matching option to `forward`.")
     return x
 
 
-def _parts(call: Call) -> list[tuple[int, Call]]:
-    """The call, some rows at a time, so that their logits fit into HELD; with the index of the first."""
+def _row_chunks(call: Call) -> list[tuple[int, Call]]:
+    """Runs of rows whose logits fit into MAX_ROW_LOGITS, each with the index of its first row."""
     b, h, _, n, m = call.sizes
-    size = max(1, HELD // max(1, b * h * m))
+    size = max(1, MAX_ROW_LOGITS // max(1, b * h * m))
     if n <= size:
         return [(0, call)]
     index = torch.arange(n, device=call.q.device)
     return [(start, call.for_queries(index[start : start + size])) for start in range(0, n, size)]
 
 
-def softmaxed(call: Call, chosen: slice, logits: Tensor) -> Block:
-    """The rows `chosen` as the reductions see them, from their logits [b h r k]."""
-    # 0 * -inf would turn entropy into nan
+def row_block_of(call: Call, chosen: slice, logits: Tensor) -> RowBlock:
+    """Compute the block of rows that the accumulators read, from its logits.
+
+    Args:
+        call: The attention call.
+        chosen: Indices of the rows among the queries that are read.
+        logits: [b h r k], the logits of the rows in natural units.
+
+    Returns:
+        RowBlock: The block.
+    """
+    # a large finite number, because 0 * -inf would make the entropy NaN
     hidden = torch.finfo(logits.dtype).min / 4
     norm = value_norm(call).repeat_interleave(call.sizes[1] // call.sizes[2], 1)[:, :, None]
     space = Workspace(logits.dtype, logits.device)
-    score = (logits * BITS).clamp(min=hidden)
-    return Block.of(call, chosen, slice(0, logits.shape[-1]), score, hidden, space, norm)
+    score = (logits * BITS_PER_NAT).clamp(min=hidden)
+    return RowBlock.of(call, chosen, slice(0, logits.shape[-1]), score, hidden, space, norm)
 
 
 def value_norm(call: Call) -> Tensor:
-    """float32 [b g k] norm of each value, 0 on padding."""
+    """Compute the norm of each value vector.
+
+    Args:
+        call: The attention call.
+
+    Returns:
+        Tensor: float32 [b g k], 0 on padding.
+    """
     norm = call.v.float().norm(dim=-1)
     return norm if call.live is None else norm.masked_fill(~call.live[:, None], 0.0)

@@ -1,13 +1,13 @@
-"""Triton: few query rows against many keys, split over the keys: decode steps and chosen rows.
+"""Triton: few query rows against many keys, for decode steps and chosen rows, with the keys split over programs.
 
-The rows of the heads that share a kv head lie in one tile, so that keys and values are read once. Each program writes
-the logits of its share of the keys, which are the answer or what every reduction of these rows is made of, and its part
-of the softmax; a second launch merges the parts in a fixed order. Shares depend on the number of keys alone: results do
-not change with the batch.
+The rows of all heads that share a kv head are in one tile, so that keys and values are read once. Each program writes
+the logits of its share of the keys and its part of the softmax. A second launch merges the parts in a fixed order. The
+reductions of these rows are computed from the logits. The shares depend on the number of keys alone, so results do not
+change with the batch.
 """
 
 # pyright: reportCallIssue=false, reportArgumentType=false
-# triton's launch options and cdiv are not typed
+# launches of triton kernels are not typed
 
 from typing import Any
 
@@ -17,13 +17,13 @@ import triton.language as tl
 from torch import Tensor
 
 from interp.kernels.contract import Call
-from interp.kernels.gpu.tile_sizes import Tiling, pieces, power, tiling
-from interp.kernels.gpu.tiles import LOG2E, edited, flags, keys, operands, row_columns, seen, values
+from interp.kernels.gpu.tile_sizes import Tiling, ceil_div, next_power_of_2, tiling
+from interp.kernels.gpu.tiles import LOG2E, edit_logits, flags, keys, operands, row_columns, values, visible_keys
 
-SHARE = 512
-"""keys of one program"""
-MOST = 128
-"""programs that share the keys of a row"""
+KEYS_PER_PROGRAM = 512
+"""Smallest number of keys of one program."""
+MAX_PROGRAMS_PER_ROW = 128
+"""Largest number of programs that share the keys of a row."""
 
 
 @triton.jit
@@ -54,8 +54,8 @@ def _shares(
         if PLAIN:
             x = x * op.scale
         else:
-            x = edited(x, op, b, h[:, None], row[:, None], key[None, :], GROUPS, LOG2E)
-        x = tl.where(seen(op, b, row[:, None], column[:, None], key[None, :], CAUSAL), x, float("-inf"))
+            x = edit_logits(x, op, b, h[:, None], row[:, None], key[None, :], GROUPS, LOG2E)
+        x = tl.where(visible_keys(op, b, row[:, None], column[:, None], key[None, :], CAUSAL), x, float("-inf"))
         if logits_to is not None:
             to = logits_to + line[:, None] * op.n_k + key[None, :]
             tl.store(to, x / LOG2E, mask=inside[:, None] & (key < op.n_k)[None, :])
@@ -114,25 +114,42 @@ def _merge(
         tl.store(logits_to + line * op.n_k + key, p, mask=there)
 
 
-def rows(
-    call: Call, *, out: bool = True, scores: str | None = "probs", tiles: Tiling | None = None, share: int = SHARE
+def attend_few_rows(
+    call: Call,
+    *,
+    out: bool = True,
+    scores: str | None = "probs",
+    tiles: Tiling | None = None,
+    keys_per_program: int = KEYS_PER_PROGRAM,
 ) -> tuple[Tensor | None, Tensor, Tensor | None]:
-    """(out [b h q e], lse [b h q], rows [b h q k]) of a call of few queries.
+    """Compute attention of a call with few queries, and its complete rows, in O(q k) memory.
 
-    lse = log sum over k of exp(logit), learned sink included; rows = exp(logit - lse) or logit; out = sum over k of
-    rows v. lse and rows in float32, out in the dtype of v; dead rows have lse -inf, out and probabilities 0.
-    scores: "probs"; "logits", natural units and -inf where a query may not look; None for no rows.
-    share: keys of one program, at least; no row is shared by more than MOST. Memory O(q k).
-    Cannot show: more rows than memory holds; `fused` takes them some at a time.
+    `lse = log sum over k of exp(logit)` with the learned sink included, `rows = exp(logit - lse)` or `logit`, and
+    `out = sum over k of rows v`.
+
+    Args:
+        call: The attention call.
+        out: Whether to compute the output.
+        scores: "probs" for probabilities; "logits" for logits in natural units, -inf for keys that are not visible;
+            None for no rows.
+        tiles: Tiling to use instead of the one from the table.
+        keys_per_program: Smallest number of keys of one program. At most MAX_PROGRAMS_PER_ROW programs share a row.
+
+    Returns:
+        tuple: Output [b h q e] in the dtype of v, log-sum-exp float32 [b h q], and rows float32 [b h q k]. Dead rows
+            have lse -inf, output 0 and probabilities 0.
+
+    Limits:
+        All rows must fit into memory. The engine passes them in parts.
     """
     op = operands(call)
     b, h, g, n, m = call.sizes
     known = flags(call)
     settings = tiles or tiling("rows", op.q, known["DP"], known["EP"])
     made: dict[str, Any] = {"dtype": torch.float32, "device": op.q.device}
-    length = pieces(max(share, pieces(m, MOST)), settings.keys) * settings.keys
-    shares = pieces(m, length)
-    height = min(64, max(settings.rows, power(h // g * n)))
+    length = ceil_div(max(keys_per_program, ceil_div(m, MAX_PROGRAMS_PER_ROW)), settings.keys) * settings.keys
+    shares = ceil_div(m, length)
+    height = min(64, max(settings.rows, next_power_of_2(h // g * n)))
     result = torch.zeros(b, h, n, known["E"], dtype=call.v.dtype, device=op.q.device) if out else None
     if not (b * n * shares):
         empty = torch.zeros(b, h, n, m, **made) if scores else None
@@ -141,7 +158,7 @@ def rows(
     lse = torch.empty(b, h, n, **made)
     parts = torch.empty(2, b, h, n, shares, **made)
     acc = torch.empty(b, h, n, shares, known["E"], **made) if out else None
-    _shares[(shares, pieces(h // g * n, height), b * g)](
+    _shares[(shares, ceil_div(h // g * n, height), b * g)](
         op,
         logits,
         parts[0],
@@ -159,8 +176,8 @@ def rows(
         num_stages=settings.stages,
     )
     probs = scores == "probs"
-    piece = power(min(m, 4096))
-    _merge[(b * h * n, pieces(m, piece) if probs else 1)](
+    piece = next_power_of_2(min(m, 4096))
+    _merge[(b * h * n, ceil_div(m, piece) if probs else 1)](
         op,
         logits,
         parts[0],
@@ -172,7 +189,7 @@ def rows(
         piece,
         E=known["E"],
         EP=known["EP"],
-        SP=power(shares),
+        SP=next_power_of_2(shares),
         BN=piece,
         OUT=out,
         PROBS=probs,

@@ -1,15 +1,20 @@
 """Triton: attention output, log-sum-exp and row reductions in one pass over the keys.
 
-A program owns a tile of rows and walks over tiles of keys: those that every row sees run without a mask, the edges of
-the causal triangle, the window and the padding with one. Beside the running softmax it carries, where asked, the masses
-on key sets (one more small matrix product), the tile that holds each row's largest logit (the key inside of it is found
-afterwards, by `gather.py`), the entropy, and one number per row and tile of keys, from which the map of blocks comes.
-On Hopper, plain causal calls are served by `hopper.py` instead, with the same results.
-Nothing is added by atomics: results are equal to the bit between runs and do not depend on the rest of the batch.
+A program owns a tile of rows and iterates over tiles of keys. Tiles that are visible to every row need no mask.
+Only the tiles at the edges of the causal triangle, the window and the padding have one. In addition to the online
+softmax, the program can compute:
+
+- the masses on key sets, with one more small matrix product,
+- the tile that contains the largest logit of each row (`gather.py` finds the key inside it afterwards),
+- the entropy,
+- one number per row and tile of keys, from which the map of blocks is computed.
+
+On Hopper, `hopper.py` serves plain causal calls instead, with the same results. No sum uses atomics: results are
+bit-identical between runs and do not depend on the rest of the batch.
 """
 
 # pyright: reportCallIssue=false, reportArgumentType=false, reportGeneralTypeIssues=false, reportOperatorIssue=false
-# what triton's launches and loops take is not typed
+# launches and loops of triton kernels are not typed
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -23,13 +28,13 @@ from interp.errors import UsageError
 from interp.kernels.contract import Call
 from interp.kernels.gpu import hopper
 from interp.kernels.gpu.block_sums import BlockPlan, finish
-from interp.kernels.gpu.key_sets import Sets, as_operand, by_product
-from interp.kernels.gpu.tile_sizes import Tiling, pieces, tiling
+from interp.kernels.gpu.key_sets import KeySetOperand, add_masses, key_set_operand
+from interp.kernels.gpu.tile_sizes import Tiling, ceil_div, tiling
 from interp.kernels.gpu.tiles import (
     LOG2E,
     Operands,
     descriptors,
-    edited,
+    edit_logits,
     extent,
     flags,
     keys,
@@ -38,23 +43,24 @@ from interp.kernels.gpu.tiles import (
     queries,
     reach,
     row_columns,
-    seen,
     values,
+    visible_keys,
 )
 
-WIDEST = 64
-"""key sets of one pass"""
-SCRATCH = 512 << 20
-"""bytes for the sums of tiles, of which blocks are made"""
-NONE = tl.constexpr(-(1 << 30))
-"""the tile of a row that sees nothing"""
+MAX_SETS_PER_PASS = 64
+"""Largest number of key sets of one pass."""
+MAX_SCRATCH_BYTES = 512 << 20
+"""Memory for the sums of tiles, from which blocks are computed, in bytes."""
+NO_TILE = tl.constexpr(-(1 << 30))
+"""The tile of a row that sees no key."""
 
 
-class Written(NamedTuple):
-    """Where the kernel writes; None for what is not wanted."""
+class PassOutputs(NamedTuple):
+    """Tensors that the kernel writes; None for those that are not requested. `PassResult` describes most of them."""
 
     out: Tensor | None
     out_b: int
+    """Stride of `out` between prompts; the next two are those between heads and between rows."""
     out_h: int
     out_n: int
     lse: Tensor
@@ -63,36 +69,41 @@ class Written(NamedTuple):
     peak: Tensor | None
     entropy: Tensor | None
     map: Tensor | None
-    """[b h n m] sums of blocks"""
+    """[b h n m], sums of blocks."""
     map_n: int
+    """Size of the axis n of `map`."""
     map_m: int
+    """Size of the axis m of `map`."""
     scratch: Tensor | None
-    """[slot tile row]: log2 of the sum of a tile's weights"""
+    """[slot tile row], log2 of the sum of the weights of a tile."""
     tiles: int
+    """Number of tiles of keys."""
     row_shift: Tensor | None
+    """int32 [b], start of the first tile of rows, 0 or negative, so that blocks start at the first token."""
     key_shift: Tensor | None
-    """int32 [b]: tiles begin this many rows or keys before the first, so that blocks start at a prompt's first token"""
+    """int32 [b], start of the first tile of keys, 0 or negative."""
 
 
 @dataclass(frozen=True)
-class Found:
-    """What one pass gave; rows are the queries of the call."""
+class PassResult:
+    """Results of one pass. Its rows are the queries of the call, and results that were not requested are None."""
 
     out: Tensor | None
-    """[b h q e]"""
+    """[b h q e], the output."""
     lse: Tensor
-    """float32 [b h q], natural log, learned sink included; -inf on dead rows"""
+    """float32 [b h q], natural log of the denominators, learned sink included; -inf on dead rows."""
     mass: Tensor | None
-    """float32 [b h q s]"""
+    """float32 [b h q s], masses on the key sets."""
     tile: Tensor | None
-    """int32 [b h q] first key of the tile that holds the largest logit, far below 0 on dead rows"""
+    """int32 [b h q], first key of the tile with the largest logit; far below 0 on dead rows."""
     peak: Tensor | None
-    """float32 [b h q] probability of the largest logit"""
+    """float32 [b h q], probability of the key with the largest logit."""
     entropy: Tensor | None
-    """float32 [b h q] in nats, over keys alone"""
+    """float32 [b h q], entropy in nats, over keys alone."""
     map: Tensor | None
-    """float32 [b h n m] sums of blocks, tiles of rows by blocks of keys"""
+    """float32 [b h n m], sums of blocks: tiles of rows by blocks of keys."""
     tiling: Tiling
+    """The tiling of the pass."""
 
 
 @triton.jit
@@ -111,9 +122,9 @@ def _sweep(
             k = keys(op, b, g, key, D, DP)
         x = tl.dot(q, tl.trans(k), input_precision=PRECISION)
         if not PLAIN:
-            x = edited(x, op, b, h, row[:, None], key[None, :], GROUPS, LOG2E)
+            x = edit_logits(x, op, b, h, row[:, None], key[None, :], GROUPS, LOG2E)
         if EDGE:
-            x = tl.where(seen(op, b, row[:, None], column[:, None], key[None, :], CAUSAL), x, float("-inf"))
+            x = tl.where(visible_keys(op, b, row[:, None], column[:, None], key[None, :], CAUSAL), x, float("-inf"))
         if PLAIN:
             top = tl.max(x, 1) * op.scale
         else:
@@ -130,7 +141,7 @@ def _sweep(
         if TOP:
             tile = tl.where(top > m, start, tile)
         if ENTROPY:
-            # a hidden key has p = 0 and a logit of -inf, whose product would be nan
+            # a hidden key has p = 0 and a logit of -inf, whose product would be NaN
             moved = tl.where(l > 0.0, (m - safe) * l, 0.0)
             spread = fade * (spread + moved) + tl.sum(p * tl.maximum(x, -1e30), 1)
         if MAP:
@@ -144,7 +155,7 @@ def _sweep(
                 v = values(op, b, g, key, E, EP)
             acc = tl.dot(p.to(v.dtype), v, acc * fade[:, None], input_precision=PRECISION)
         if S > 0:
-            mass = by_product(
+            mass = add_masses(
                 mass * fade[:, None], p.to(sets.member.dtype.element_ty), op, sets, b, g, key, S, PRECISION
             )
         m = now
@@ -177,7 +188,7 @@ def _forward(
     l = tl.zeros([BM], tl.float32)
     spread = tl.zeros([BM], tl.float32)
     mass = tl.zeros([BM, S if S > 0 else 1], tl.float32)
-    tile = tl.full([BM], NONE, tl.int32)
+    tile = tl.full([BM], NO_TILE, tl.int32)
     base = tl.program_id(0).to(tl.int64) * to.tiles * BM
     if op.window is not None or op.live is not None or to.row_shift is not None:
         acc, m, l, mass, tile, spread = _sweep(
@@ -205,7 +216,7 @@ def _forward(
         sink = tl.load(op.sinks + h) * LOG2E
         peak = tl.maximum(safe, sink)
         total = over_keys * tl.exp2(safe - peak) + tl.exp2(sink - peak)
-    # what turns weights relative to the largest logit into probabilities
+    # factor that turns weights relative to the largest logit into probabilities
     norm = tl.where(dead, 0.0, tl.exp2(safe - peak) / total)
     lse = peak + tl.log2(total)
     at = (b * op.heads + h).to(tl.int64) * op.n_q + row
@@ -222,10 +233,10 @@ def _forward(
     if S > 0:
         s = tl.arange(0, S)
         result = tl.where(dead[:, None], 0.0, mass * norm[:, None])
-        held = inside[:, None] & (s < sets.number)[None, :]
-        tl.store(to.mass + at[:, None] * sets.number + s[None, :], result, mask=held)
+        there = inside[:, None] & (s < sets.number)[None, :]
+        tl.store(to.mass + at[:, None] * sets.number + s[None, :], result, mask=there)
     if TOP:
-        tl.store(to.tile + at, tl.where(dead, NONE, tile), mask=inside)
+        tl.store(to.tile + at, tl.where(dead, NO_TILE, tile), mask=inside)
         tl.store(to.peak + at, norm, mask=inside)
     if ENTROPY:
         entropy = (tl.log2(over_keys) - spread / over_keys) / LOG2E
@@ -242,44 +253,59 @@ def forward(
     entropy: bool = False,
     blocks: BlockPlan | None = None,
     tiles: Tiling | None = None,
-) -> Found:
-    """One pass over a call: the output, and what else was asked of its rows.
+) -> PassResult:
+    """Compute the output and the requested row reductions of a call in one pass, in O(n) memory.
 
-    out[b h q e] = sum over k of p v, p[b h q k] = exp(logit - lse); mass[b h q s] = sum over k of p sets[b k s];
-    entropy[b h q] = log l - sum over k of p' logit', of keys alone. See `Found` for shapes and dtypes.
-    sets: Float [b 1|g k s], up to WIDEST key sets, rounded to the dtype of v. spans: whether each is a few ranges of
-    keys, which costs less on Hopper. blocks: how the map of blocks lies over
-    the tiles. tiles: a tiling instead of the table's, or the plan's. Memory O(n); a call that the kernels cannot serve
-    (`select.obstacle`) must not come here.
-    Raises UsageError for more key sets than one pass holds.
-    Cannot show: the key of the largest logit, only its tile (`gather.winners`); what a key receives (`columns`).
+    With `p[b h q k] = exp(logit - lse)`, the output is `out[b h q e] = sum over k of p v`, the masses are
+    `mass[b h q s] = sum over k of p sets[b k s]`, and the entropy over keys alone is
+    `entropy[b h q] = log l - sum over k of p' logit'`.
+
+    Args:
+        call: The attention call. It must be one for which `select.obstacle` returns None.
+        out: Whether to compute the output.
+        sets: Float [b 1|g k s], up to MAX_SETS_PER_PASS key sets, rounded to the dtype of v.
+        spans: Whether each set consists of a few ranges of keys, which costs less on Hopper.
+        top: Whether to find the tile and the probability of the largest logit.
+        entropy: Whether to compute the entropy.
+        blocks: Plan of the map of blocks; None for no map.
+        tiles: Tiling to use instead of the one from the table. The tiling of `blocks` takes precedence.
+
+    Returns:
+        PassResult: The results with their shapes and dtypes.
+
+    Raises:
+        UsageError: If there are more key sets than one pass supports.
+
+    Limits:
+        The pass finds only the tile of the largest logit (`gather.winners` finds the key), and it does not compute the
+        attention that a key receives (`columns` does).
     """
-    if sets is not None and sets.shape[-1] > WIDEST:
-        raise UsageError(f"{sets.shape[-1]} key sets were given and one pass holds {WIDEST}: split them.")
+    if sets is not None and sets.shape[-1] > MAX_SETS_PER_PASS:
+        raise UsageError(f"{sets.shape[-1]} key sets exceed the limit of {MAX_SETS_PER_PASS} for one pass; split them.")
     op = operands(call)
     b, h, _, n, m = call.sizes
     known = flags(call)
     settings = blocks.tiling if blocks is not None else tiles or forward_tiling(call, sets, out)
     device = op.q.device
     statistic: dict[str, Any] = {"dtype": torch.float32, "device": device}
-    # tiles that are moved may be one more
-    row_tiles = pieces(n + (blocks.rows - 1 if blocks is not None and not settings.groups else 0), settings.rows)
+    # shifted tiles may need one more
+    row_tiles = ceil_div(n + (blocks.rows - 1 if blocks is not None and not settings.groups else 0), settings.rows)
     tasks = row_tiles * b * h
-    k_tiles = pieces(m, settings.keys) if blocks is None else blocks.k_tiles(m)
-    # the sums of tiles are held for some of the programs at a time
-    together = tasks if blocks is None else min(tasks, max(1, SCRATCH // (4 * k_tiles * settings.rows)))
-    slots = hopper.SLOTS if settings.groups else together
+    k_tiles = ceil_div(m, settings.keys) if blocks is None else blocks.k_tiles(m)
+    # the sums of tiles are stored for some of the programs at a time
+    together = tasks if blocks is None else min(tasks, max(1, MAX_SCRATCH_BYTES // (4 * k_tiles * settings.rows)))
+    slots = hopper.SCRATCH_SLOTS if settings.groups else together
     table = None if blocks is None else blocks.empty(b, h, row_tiles, m, device)
 
-    # memory order [b q h e]: what follows attention reads the heads of a token together
+    # memory order [b q h e], because the next layer reads the heads of a token together
     result = torch.empty(b, n, h, known["E"], dtype=call.v.dtype, device=device).transpose(1, 2) if out else None
     tile = settings.keys if spans and settings.groups else None
-    held = None if sets is None else as_operand(sets.to(device), op.v.dtype, tile)
-    to = Written(
+    operand = None if sets is None else key_set_operand(sets.to(device), op.v.dtype, tile)
+    to = PassOutputs(
         result,
         *((result.stride(i) for i in range(3)) if result is not None else (0, 0, 0)),
         torch.empty(b, h, n, **statistic),
-        torch.empty(b, h, n, held.number, **statistic) if held is not None else None,
+        torch.empty(b, h, n, operand.number, **statistic) if operand is not None else None,
         torch.empty(b, h, n, dtype=torch.int32, device=device) if top else None,
         torch.empty(b, h, n, **statistic) if top else None,
         torch.empty(b, h, n, **statistic) if entropy else None,
@@ -290,19 +316,25 @@ def forward(
         *((None, None) if blocks is None else blocks.shifts(device)),
     )
     if settings.groups:
-        hopper.launch(op, to, held, settings, row_tiles)
+        hopper.launch(op, to, operand, settings, row_tiles)
     for offset in range(0, 0 if settings.groups else tasks, max(1, together)):
         count = min(together, tasks - offset)
-        _launch(op, to, held, known, settings, row_tiles, offset, count)
+        _launch(op, to, operand, known, settings, row_tiles, offset, count)
         if blocks is not None:
             finish(op, to, blocks, known, row_tiles, offset, count)
-    return Found(result, to.lse, to.mass, to.tile, to.peak, to.entropy, table, settings)
+    return PassResult(result, to.lse, to.mass, to.tile, to.peak, to.entropy, table, settings)
 
 
 def _launch(
-    op: Operands, to: Written, sets: Sets | None, known: dict[str, Any], tiles: Tiling, row_tiles: int, offset: int,
+    op: Operands,
+    to: PassOutputs,
+    sets: KeySetOperand | None,
+    known: dict[str, Any],
+    tiles: Tiling,
+    row_tiles: int,
+    offset: int,
     count: int,
-) -> None:  # fmt: skip
+) -> None:
     _forward[(count,)](
         op,
         to,
@@ -326,9 +358,18 @@ def _launch(
 
 
 def forward_tiling(call: Call, sets: Tensor | None = None, out: bool = True) -> Tiling:
-    """What the table says for a call, with or without key sets [b 1|g k s]."""
+    """Return the tiling of a call from the table.
+
+    Args:
+        call: The attention call.
+        sets: Float [b 1|g k s], the key sets of the pass; None for none.
+        out: Whether the output is computed.
+
+    Returns:
+        Tiling: The tiling, that of `hopper.py` if it can serve the call.
+    """
     known = flags(call)
-    if out and (sets is None or sets.shape[-1] <= hopper.MOST_SETS):
+    if out and (sets is None or sets.shape[-1] <= hopper.MAX_SETS):
         best = hopper.tiling_of(call)
         if best is not None:
             return best

@@ -1,10 +1,11 @@
-"""Triton: single keys of single rows, after the pass.
+"""Triton: single keys of each row, after the forward pass.
 
-The key inside of a row's winning tile, and attention at listed keys.
+`winners` finds the key with the largest logit inside the tile that contains it, and `at` computes attention at listed
+keys.
 """
 
 # pyright: reportCallIssue=false
-# triton's launch options are not typed
+# launch options of triton kernels are not typed
 
 import torch
 import triton
@@ -12,11 +13,11 @@ import triton.language as tl
 from torch import Tensor
 
 from interp.kernels.contract import Call
-from interp.kernels.gpu.tile_sizes import Tiling, pieces
-from interp.kernels.gpu.tiles import LOG2E, edited, flags, keys, operands, queries, row_columns, seen
+from interp.kernels.gpu.tile_sizes import Tiling, ceil_div
+from interp.kernels.gpu.tiles import LOG2E, edit_logits, flags, keys, operands, queries, row_columns, visible_keys
 
-NONE = tl.constexpr(1 << 30)
-"""past every key"""
+PAST_LAST_KEY = tl.constexpr(1 << 30)
+"""An index larger than that of any key."""
 
 
 @triton.jit
@@ -33,43 +34,52 @@ def _winners(
     at = bh.to(tl.int64) * op.n_q
     # places count over all heads
     row = (tl.load(order + at + place, mask=place < op.n_q, other=at - 1) - at).to(tl.int32)
-    tile = tl.load(tile_of + at + row, mask=row >= 0, other=-NONE)
+    tile = tl.load(tile_of + at + row, mask=row >= 0, other=-PAST_LAST_KEY)
     column = row_columns(op, row)
     q = queries(op, b, h, row, D, DP)
     best = tl.full([BM], -1, tl.int32)
-    # rows come sorted by tile, so that few tiles are met, each by one product
-    start = tl.min(tl.where(tile > -NONE, tile, NONE), 0)
-    while start < NONE:
+    # rows are sorted by tile, so a program visits few tiles, each with one product
+    start = tl.min(tl.where(tile > -PAST_LAST_KEY, tile, PAST_LAST_KEY), 0)
+    while start < PAST_LAST_KEY:
         key = start + tl.arange(0, BN)
         k = keys(op, b, g, key, D, DP)
         x = tl.dot(q, tl.trans(k), input_precision=PRECISION)
         if not PLAIN:
-            x = edited(x, op, b, h, row[:, None], key[None, :], GROUPS, LOG2E)
-        x = tl.where(seen(op, b, row[:, None], column[:, None], key[None, :], CAUSAL), x, float("-inf"))
+            x = edit_logits(x, op, b, h, row[:, None], key[None, :], GROUPS, LOG2E)
+        x = tl.where(visible_keys(op, b, row[:, None], column[:, None], key[None, :], CAUSAL), x, float("-inf"))
         # the first of equals
-        first = tl.min(tl.where(x == tl.max(x, 1)[:, None], key[None, :], NONE), 1)
+        first = tl.min(tl.where(x == tl.max(x, 1)[:, None], key[None, :], PAST_LAST_KEY), 1)
         best = tl.where(tile == start, first, best)
-        start = tl.min(tl.where(tile > start, tile, NONE), 0)
+        start = tl.min(tl.where(tile > start, tile, PAST_LAST_KEY), 0)
     tl.store(key_to + at + row, best, mask=row >= 0)
 
 
 def winners(call: Call, tile: Tensor, tiles: Tiling) -> Tensor:
-    """The key with the largest logit of each row, once it is known in which tile it lies.
+    """Find the key with the largest logit of each row inside a known tile.
 
-    key[b h q] = the lowest k of tile[b h q] .. + tiles.keys with logit[b h q k] = max over k; int64, -1 on dead rows.
-    tile: int32 [b h q] first key of the tile, as `forward` gives it with the tiling `tiles`: with another tiling the
-    logits may round differently, and a tie may fall to another key.
-    Cannot show: the second best key, which may lie in another tile.
+    `key[b h q]` is the lowest k from `tile[b h q]` to `tile[b h q] + tiles.keys` with `logit[b h q k] = max over k`.
+
+    Args:
+        call: The attention call.
+        tile: int32 [b h q], first key of the tile, as `forward` returns it.
+        tiles: The tiling of that pass. With another tiling the logits may round differently, and a tie may be resolved
+            to another key.
+
+    Returns:
+        Tensor: int64 [b h q], -1 on dead rows.
+
+    Limits:
+        The second largest logit is not found, because it may be in another tile.
     """
     op = operands(call)
     b, h, _, n, m = call.sizes
     key = torch.empty_like(tile, dtype=torch.int64)
     rows = min(64, max(16, tiles.rows))
-    row_tiles = pieces(n, rows)
+    row_tiles = ceil_div(n, rows)
     if tile.numel():
         _winners[(b * h * row_tiles,)](
             op,
-            by_tile(tile.view(b * h, n), tiles.keys, m),
+            order_by_tile(tile.view(b * h, n), tiles.keys, m),
             tile,
             key,
             row_tiles,
@@ -84,13 +94,20 @@ def winners(call: Call, tile: Tensor, tiles: Tiling) -> Tensor:
     return key
 
 
-def by_tile(tile: Tensor, size: int, m: int) -> Tensor:
-    """Int64 [line entry]: where the entries of `tile` [line entry], first keys of tiles, lie in the order of tiles.
+def order_by_tile(tile: Tensor, size: int, m: int) -> Tensor:
+    """Sort entries by their tile, line by line.
 
-    Entries of one line stay together, in stable order; those of no tile, far below 0, come first. m: keys of the call.
+    Args:
+        tile: int32 [line entry], first keys of tiles; far below 0 for entries without a tile.
+        size: Number of keys of a tile.
+        m: Number of keys of the call.
+
+    Returns:
+        Tensor: int64 [line * entry], indices into the flattened `tile`. Entries of one line stay together, in a stable
+            order, with those without a tile first.
     """
     lines, each = tile.shape[0], m // size + 3
-    # a sort of 16 bits takes half the passes of one of 32, and one of all lines the launches of one
+    # a 16-bit sort takes half the passes of a 32-bit sort, and one sort of all lines needs the launches of one line
     small = lines * each <= 1 << 16
     number = torch.div(tile, size, rounding_mode="floor").clamp_(min=-2)
     number += torch.arange(2 - (1 << 15), lines * each, each, device=tile.device, dtype=torch.int32)[:lines, None]
@@ -122,8 +139,8 @@ def _at(
         from_k += key.to(tl.int64)[:, None] * op.k_n + d[None, :]
         k = tl.load(from_k, mask=there[:, None] & (d < D)[None, :], other=0.0).to(tl.float32)
         x = tl.sum(q * k, 1)
-        x = edited(x, op, b, h, row, key, GROUPS, LOG2E)
-        x = tl.where(there & seen(op, b, row, column, key, CAUSAL), x, float("-inf"))
+        x = edit_logits(x, op, b, h, row, key, GROUPS, LOG2E)
+        x = tl.where(there & visible_keys(op, b, row, column, key, CAUSAL), x, float("-inf"))
         p = tl.exp2(x - norm)
         if weight is not None:
             from_weight = weight + (b * (op.heads // op.group) + g).to(tl.int64) * op.n_k + key
@@ -132,19 +149,29 @@ def _at(
 
 
 def at(call: Call, lse: Tensor, listed: Tensor, weight: Tensor | None = None) -> Tensor:
-    """Attention at listed keys.
+    """Compute attention at listed keys.
 
-    found[b h q n] = exp(logit[b h q k] - lse[b h q]) weight[b g k], k = listed[b q n]; float32, 0 where k is out of
-    range or not seen. lse: Float [b h q], natural log, of any engine, infinite on dead rows. weight: Float [b g k], 1
-    where none is given. One dot product in float32 an entry: meant for few keys a row.
-    Cannot show: whether a listed key is the best one.
+    `found[b h q n] = exp(logit[b h q k] - lse[b h q]) weight[b g k]` with `k = listed[b q n]`. Every entry takes one
+    dot product in float32, so the function is meant for few keys per row.
+
+    Args:
+        call: The attention call.
+        lse: Float [b h q], natural log of the denominators, from any engine; infinite on dead rows.
+        listed: Int [b q n], indices of keys, -1 for none.
+        weight: Float [b g k], weights of the keys; None for 1.
+
+    Returns:
+        Tensor: float32 [b h q n], 0 if k is out of range or not visible.
+
+    Limits:
+        The result does not show whether a listed key is the one with the largest probability.
     """
     op = operands(call)
     b, h, _, n, m = call.sizes
     each = listed.shape[-1]
     found = torch.zeros(b, h, n, each, dtype=torch.float32, device=op.q.device)
     rows = 32
-    row_tiles = pieces(n, rows)
+    row_tiles = ceil_div(n, rows)
     if found.numel():
         norm = (lse.to(torch.float32) * LOG2E).masked_fill(~lse.isfinite(), torch.inf).contiguous()
         index = listed.to(op.q.device).clamp(-1, m).to(torch.int32).expand(b, n, each).contiguous()

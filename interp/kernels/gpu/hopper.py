@@ -1,14 +1,14 @@
-"""Gluon: the forward pass of Hopper GPUs for causal calls, where the matrix units must not wait for the softmax.
+"""Gluon: the forward pass for causal calls on Hopper GPUs, which overlaps matrix products with the softmax.
 
-One group of warps asks the copy engine for tiles of k and v, two own 64 rows each. Inside of a group the next
-q k^T is under way while the last p v still runs; between the groups one computes exponentials while the other
-multiplies. All else (windows, padding, scales of logits, float32) is served by `forward.py`, whose results these are.
+One group of warps requests tiles of k and v from the copy engine, and two groups own 64 rows each. Within a group, the
+next q k^T runs while the last p v is still running. Between the groups, one computes exponentials while the other
+multiplies. `forward.py` serves all other calls (windows, padding, logit scales, float32), with the same results.
 """
 
 # pyright: reportCallIssue=false, reportArgumentType=false, reportGeneralTypeIssues=false, reportIndexIssue=false
 # pyright: reportAttributeAccessIssue=false, reportOptionalMemberAccess=false, reportOperatorIssue=false
 # pyright: reportAssignmentType=false
-# neither layouts nor launches of gluon are typed
+# layouts and launches of gluon are not typed
 
 from typing import Any
 
@@ -26,12 +26,21 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from interp.kernels.contract import Call
-from interp.kernels.gpu.hopper_scores import by_tile, large, mixed, multiprocessor, note, shifted, stretch, to_map
-from interp.kernels.gpu.key_sets import Sets
-from interp.kernels.gpu.tile_sizes import Tiling
-from interp.kernels.gpu.tiles import LOG2E, Operands, copyable, steps
+from interp.kernels.gpu.hopper_scores import (
+    add_mixed_mass,
+    add_stretch_mass,
+    add_tile_bias,
+    add_to_map,
+    biases_by_tile,
+    has_dominant_bias,
+    multiprocessor,
+    store_tile_sum,
+)
+from interp.kernels.gpu.key_sets import KeySetOperand
+from interp.kernels.gpu.tile_sizes import HOPPER_TILINGS, Tiling
+from interp.kernels.gpu.tiles import LOG2E, Operands, descriptor_strides, is_copyable
 
-NONE = gl.constexpr(-(1 << 30))
+NO_TILE = gl.constexpr(-(1 << 30))
 
 
 @gluon.jit
@@ -61,7 +70,7 @@ def _softmax(
     x, m, l, tile, spread, scale, shift, start, first_row, op, EDGE: gl.constexpr, TOP: gl.constexpr,
     ENTROPY: gl.constexpr, BN: gl.constexpr, S_LAYOUT: gl.constexpr,
 ):  # fmt: skip
-    """Weights of one tile relative to the new maximum, and the row statistics moved on."""
+    """Return the weights of one tile relative to the new maximum, and the updated row statistics."""
     if EDGE:
         row = first_row + gl.arange(0, 64, gl.SliceLayout(1, S_LAYOUT))
         key = start + gl.arange(0, BN, gl.SliceLayout(0, S_LAYOUT))
@@ -93,22 +102,21 @@ def _next(
     acc, mass, p, m, l, part, tile, spread, since_m, since_l, q, k_s, v_s, e_s, k_full, k_empty, v_full, v_empty, j,
     first_row, op, to, sums, member, borders, f_before, f_now, b, h, value, group, coef, lost, c_now, g_now,
     EDGE: gl.constexpr, TOP: gl.constexpr, ENTROPY: gl.constexpr, MAP: gl.constexpr, BIASED: gl.constexpr,
-    BN: gl.constexpr, D: gl.constexpr,
-    S: gl.constexpr, STAGES: gl.constexpr, WGS: gl.constexpr, S_LAYOUT: gl.constexpr, O_LAYOUT: gl.constexpr,
-    E_LAYOUT: gl.constexpr, LOG2E: gl.constexpr,
+    BN: gl.constexpr, D: gl.constexpr, S: gl.constexpr, STAGES: gl.constexpr, WGS: gl.constexpr, S_LAYOUT: gl.constexpr,
+    O_LAYOUT: gl.constexpr, E_LAYOUT: gl.constexpr, LOG2E: gl.constexpr,
 ):  # fmt: skip
-    """The product of q with tile j, and that of the weights of tile j - 1 with its values, at the same time."""
+    """Multiply q with tile j, and at the same time the weights of tile j - 1 with their values."""
     stage = j % STAGES
     before = (j - 1) % STAGES
     if borders is not None:
-        # one step ahead: to wait for it here would cost a fifth
+        # load one step ahead; waiting for the load here would cost a fifth
         f_next = gl.load(borders + j + 1)
         if f_before != 0:
             mbarrier.wait(v_full.index(before), ((j - 1) // STAGES) & 1)
-            mass = mixed(mass, p, e_s.index(before).reshape([BN, S]), since_m, m, E_LAYOUT)
+            mass = add_mixed_mass(mass, p, e_s.index(before).reshape([BN, S]), since_m, m, E_LAYOUT)
             since_m, since_l = m, l
         if f_now != 0:
-            mass = stretch(mass, since_m, since_l, m, l, member + (j * BN - 1) * S, S, E_LAYOUT)
+            mass = add_stretch_mass(mass, since_m, since_l, m, l, member + (j * BN - 1) * S, S, E_LAYOUT)
             since_m, since_l = m, l
         f_before, f_now = f_now, f_next
     c_next, g_next = c_now, g_now
@@ -122,8 +130,8 @@ def _next(
         q, k_s.index(stage).reshape([BN, D]).permute((1, 0)), warpgroup_mma_init(zero), use_acc=False, is_async=True
     )
     if MAP:
-        # here it costs half of what it does after the next product was sent off, or before this one was
-        note(sums, j - 1, m, part, S_LAYOUT, WGS)
+        # at this point the store costs half as much as after the next product starts, or before this one does
+        store_tile_sum(sums, j - 1, m, part, S_LAYOUT, WGS)
     mbarrier.wait(v_full.index(before), ((j - 1) // STAGES) & 1)
     acc = warpgroup_mma(p, v_s.index(before).reshape([BN, D]), warpgroup_mma_init(acc), is_async=True)
     if S > 0 and borders is None:
@@ -135,7 +143,7 @@ def _next(
     mbarrier.arrive(k_empty.index(stage))
     scale, shift = op.scale, None
     if BIASED:
-        x, scale, shift = shifted(x, c_now, g_now, coef, lost, j * BN, op, b, h, BN, S_LAYOUT, LOG2E)
+        x, scale, shift = add_tile_bias(x, c_now, g_now, coef, lost, j * BN, op, b, h, BN, S_LAYOUT, LOG2E)
     weight, m, l, part, tile, spread, fade = _softmax(
         x, m, l, tile, spread, scale, shift, j * BN, first_row, op, EDGE, TOP, ENTROPY, BN, S_LAYOUT
     )
@@ -155,10 +163,9 @@ def _rows_of(
     i: gl.constexpr, q_s, k_s, v_s, e_s, q_full, k_full, k_empty, v_full, v_empty, b, h, first_row, tiles, full, op, to,
     sets, shifts,
     TOP: gl.constexpr, ENTROPY: gl.constexpr, MAP: gl.constexpr, BIASED: gl.constexpr, BN: gl.constexpr,
-    D: gl.constexpr, S: gl.constexpr,
-    STAGES: gl.constexpr, WGS: gl.constexpr, LOG2E: gl.constexpr,
+    D: gl.constexpr, S: gl.constexpr, STAGES: gl.constexpr, WGS: gl.constexpr, LOG2E: gl.constexpr,
 ):  # fmt: skip
-    """64 rows of the tile, from the first key to the last they see."""
+    """Process 64 rows of the tile, from the first key to the last that they see."""
     S_LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BN, 16])
     O_LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16])
     E_LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 16, 16])
@@ -170,14 +177,14 @@ def _rows_of(
     m = gl.full([64], float("-inf"), gl.float32, VECTOR)
     l = gl.full([64], 0.0, gl.float32, VECTOR)
     spread = gl.full([64], 0.0, gl.float32, VECTOR)
-    tile = gl.full([64], NONE, gl.int32, VECTOR)
+    tile = gl.full([64], NO_TILE, gl.int32, VECTOR)
     acc = gl.zeros([64, D], gl.float32, O_LAYOUT)
     mass = gl.zeros([64, 16], gl.float32, E_LAYOUT)
     sums = to.lse
     if MAP:
-        # one program at a time runs on a multiprocessor: its memory is small and stays in the cache
+        # a multiprocessor runs one program at a time, so the scratch memory is small and stays in the cache
         sums = to.scratch + multiprocessor().to(gl.int64) * to.tiles * (64 * WGS) + 64 * i
-    # masses on spans: what was summed up to here, relative to which maximum
+    # masses on spans: the maximum and the sum at the last update
     since_m, since_l = m, l
     member, borders = sums, None
     f_before, f_now = 0, 0
@@ -200,7 +207,7 @@ def _rows_of(
             g_now = gl.load(group + 1)
             coef_at = op.row_coef + b.to(gl.int64) * op.coef_b + h.to(gl.int64) * op.coef_h
             coef = gl.load(coef_at + row, mask=inside, other=0.0) * LOG2E
-            lost = large(coef)
+            lost = has_dominant_bias(coef)
     mbarrier.wait(q_full, 0)
     q = q_s.index(i).reshape([64, D])
     mbarrier.wait(k_full.index(0), 0)
@@ -210,7 +217,7 @@ def _rows_of(
     mbarrier.arrive(k_empty.index(0))
     scale, shift = op.scale, None
     if BIASED:
-        x, scale, shift = shifted(x, c_first, g_first, coef, lost, 0, op, b, h, BN, S_LAYOUT, LOG2E)
+        x, scale, shift = add_tile_bias(x, c_first, g_first, coef, lost, 0, op, b, h, BN, S_LAYOUT, LOG2E)
     weight, m, l, part, tile, spread, _ = _softmax(
         x, m, l, tile, spread, scale, shift, 0, first_row, op, True, TOP, ENTROPY, BN, S_LAYOUT
     )
@@ -237,10 +244,10 @@ def _rows_of(
     if S > 0:
         if borders is not None:
             if f_before != 0:
-                mass = mixed(mass, p, e_s.index(last).reshape([BN, S]), since_m, m, E_LAYOUT)
+                mass = add_mixed_mass(mass, p, e_s.index(last).reshape([BN, S]), since_m, m, E_LAYOUT)
                 since_m, since_l = m, l
             final = gl.minimum(tiles * BN, op.n_k) - 1
-            mass = stretch(mass, since_m, since_l, m, l, member + final * S, S, E_LAYOUT)
+            mass = add_stretch_mass(mass, since_m, since_l, m, l, member + final * S, S, E_LAYOUT)
         else:
             p_e = gl.convert_layout(p, gl.DotOperandLayout(0, E_LAYOUT, 2))
             mass = warpgroup_mma(p_e, e_s.index(last).reshape([BN, S]), mass)
@@ -257,11 +264,11 @@ def _rows_of(
     gl.store(at, result.to(to.out.dtype.element_ty), mask=(out_row < op.n_q)[:, None])
     gl.store(to.lse + line_of, gl.where(dead, float("-inf"), (m + gl.log2(l)) / LOG2E), mask=inside)
     if MAP:
-        note(sums, tiles - 1, m, part, S_LAYOUT, WGS)
+        store_tile_sum(sums, tiles - 1, m, part, S_LAYOUT, WGS)
         whole = gl.where(dead | (row >= op.n_q), float("inf"), m + gl.log2(l))
-        to_map(sums, whole, to, b, h, first_row, tiles, op, WGS)
+        add_to_map(sums, whole, to, b, h, first_row, tiles, op, WGS)
     if TOP:
-        gl.store(to.tile + line_of, gl.where(dead, NONE, tile), mask=inside)
+        gl.store(to.tile + line_of, gl.where(dead, NO_TILE, tile), mask=inside)
         gl.store(to.peak + line_of, norm, mask=inside)
     if ENTROPY:
         entropy = gl.where(dead, 0.0, gl.maximum((gl.log2(l) - spread * norm) / LOG2E, 0.0))
@@ -272,10 +279,9 @@ def _rows_of(
 def _hopper(
     op, to, sets, shifts, q_desc, k_desc, v_desc, e_desc, row_tiles,
     TOP: gl.constexpr, ENTROPY: gl.constexpr, MAP: gl.constexpr, BIASED: gl.constexpr, BN: gl.constexpr,
-    D: gl.constexpr, S: gl.constexpr,
-    STAGES: gl.constexpr, WGS: gl.constexpr, LOG2E: gl.constexpr,
+    D: gl.constexpr, S: gl.constexpr, STAGES: gl.constexpr, WGS: gl.constexpr, LOG2E: gl.constexpr,
 ):  # fmt: skip
-    # the same order of tasks as in `tiles.place`
+    # the order of tasks of `tiles.place`
     task = gl.program_id(0)
     each = row_tiles * op.group
     bg, rest = task // each, task % each
@@ -283,7 +289,7 @@ def _hopper(
     h = g * op.group + rest % op.group
     first_row = (row_tiles - 1 - rest // op.group) * (64 * WGS)
     away = op.q_start - op.k_start
-    # rows before the first key see nothing, and still wait for a tile
+    # rows before the first key see no key, but still wait for a tile
     tiles = gl.maximum((gl.minimum(op.n_k, first_row + 64 * WGS + away) + BN - 1) // BN, 1)
     full = gl.minimum(op.n_k, first_row + 1 + away) // BN
 
@@ -317,53 +323,57 @@ def _hopper(
     ], [4, 4], [240, 24])  # fmt: skip
 
 
-WIDE = Tiling(128, 128, 4, 2, groups=2, descriptors=True)
-NARROW = Tiling(128, 128, 4, 3, groups=2, descriptors=True)
-"""for heads of 128 and of 64"""
-MOST_SETS = 16
-SLOTS = 144
-"""multiprocessors of the chip, of which cards use most; each has its own memory for the sums of tiles"""
+MAX_SETS = 16
+"""Largest number of key sets of one pass."""
+SCRATCH_SLOTS = 144
+"""Multiprocessors of the full chip, of which cards enable most. Each has its own memory for the sums of tiles."""
 
 
 def tiling_of(call: Call) -> Tiling | None:
-    """The tiling of this kernel for a call; None where `forward.py` has to serve it."""
+    """Return the tiling of this kernel for a call.
+
+    Args:
+        call: The attention call.
+
+    Returns:
+        Tiling | None: The tiling; None if `forward.py` has to serve the call.
+    """
     q, k, v = call.q, call.k, call.v
-    more = (
-        call.softcap, call.logit_scale, call.window, call.live, call.row_live, call.sinks, call.row_columns, call.mask,
-    )  # fmt: skip
+    special = call.softcap, call.logit_scale, call.window, call.live, call.row_live, call.sinks, call.row_columns
+    if not call.causal or call.mask is not None or any(x is not None for x in special) or not q.is_cuda:
+        return None
     if call.row_coef is not None and call.row_coef.shape[-1] > 1:
         return None
-    if not (call.causal and all(x is None for x in more) and q.is_cuda):
-        return None
-    # later chips have no such matrix instructions: to compile for them would end the process
+    # later chips do not have these matrix instructions, and compiling for them would abort the process
     if torch.cuda.get_device_capability(q.device) != (9, 0):
         return None
-    if q.dtype not in (torch.float16, torch.bfloat16) or q.shape[-1] not in (64, 128) or v.shape[-1] != q.shape[-1]:
+    width = q.shape[-1]
+    if q.dtype not in (torch.float16, torch.bfloat16) or width not in HOPPER_TILINGS or v.shape[-1] != width:
         return None
-    if not all(copyable(x, q.shape[-1]) for x in (q, k, v)):
-        return None
-    return NARROW if q.shape[-1] == 64 else WIDE
+    return HOPPER_TILINGS[width] if all(is_copyable(x, width) for x in (q, k, v)) else None
 
 
-def launch(
-    op: Operands,
-    to: Any,
-    sets: Sets | None,
-    tiles: Tiling,
-    row_tiles: int,
-) -> None:
-    """Run the pass; what `to` has room for is written."""
+def launch(op: Operands, to: Any, sets: KeySetOperand | None, tiles: Tiling, row_tiles: int) -> None:
+    """Run the pass and write the results for which `to` has tensors.
+
+    Args:
+        op: The operands of the call.
+        to: The `PassOutputs` of the pass.
+        sets: The key sets; None for none.
+        tiles: The tiling that `tiling_of` returned.
+        row_tiles: Number of tiles of rows.
+    """
     width = op.q.shape[-1]
     member = None
     if sets is not None:
         flat = sets.member.view(-1, *sets.member.shape[2:])
         layout = gl.NVMMASharedLayout(32, 16, rank=3)
-        member = TensorDescriptor(flat, list(flat.shape), list(flat.stride()), [1, tiles.keys, MOST_SETS], layout)
+        member = TensorDescriptor(flat, list(flat.shape), list(flat.stride()), [1, tiles.keys, MAX_SETS], layout)
     _hopper[(row_tiles * op.batch * op.heads,)](
         op,
         to,
         sets,
-        by_tile(op, tiles.keys),
+        biases_by_tile(op, tiles.keys),
         *(_describe(x, n, width) for x, n in ((op.q, 64), (op.k, tiles.keys), (op.v, tiles.keys))),
         member,
         row_tiles,
@@ -373,7 +383,7 @@ def launch(
         BIASED=op.key_bias is not None or op.row_coef is not None,
         BN=tiles.keys,
         D=width,
-        S=0 if sets is None else MOST_SETS,
+        S=0 if sets is None else MAX_SETS,
         STAGES=tiles.stages,
         WGS=tiles.groups,
         LOG2E=LOG2E,
@@ -382,6 +392,6 @@ def launch(
 
 
 def _describe(x: Tensor, rows: int, width: int) -> TensorDescriptor:
-    """x [b h n d] for the copy engine, with the layout that the matrix units read."""
-    layout = gl.NVMMASharedLayout(128, 16, rank=4)
-    return TensorDescriptor(x, list(x.shape), steps(x, width), [1, 1, rows, width], layout)
+    """Descriptor of x [b h n d] for the copy engine, with the layout that the matrix units read."""
+    shape, strides, layout = list(x.shape), descriptor_strides(x, width), gl.NVMMASharedLayout(128, 16, rank=4)
+    return TensorDescriptor(x, shape, strides, [1, 1, rows, width], layout)

@@ -1,13 +1,13 @@
-"""Gluon: what Hopper's pass carries beside attention itself: biases by tile, masses on spans, sums of tiles for blocks.
+"""Gluon: biases by tile, masses on spans and sums of tiles for the forward pass on Hopper.
 
-A bias costs next to nothing where all keys of a tile have the same one, as they do between the ends of a span: it joins
-the maximum of the row. Only tiles in which it changes take it key by key.
+A bias costs next to nothing in tiles whose keys all have the same bias, such as those between the ends of a span,
+because it is added to the maximum of the row. Only in tiles where the bias changes is it added key by key.
 """
 
 # pyright: reportCallIssue=false, reportArgumentType=false, reportGeneralTypeIssues=false, reportIndexIssue=false
 # pyright: reportAttributeAccessIssue=false, reportOptionalMemberAccess=false, reportOperatorIssue=false
 # pyright: reportAssignmentType=false
-# neither layouts nor launches of triton are typed
+# layouts and launches of triton are not typed
 
 from typing import NamedTuple
 
@@ -19,43 +19,52 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import warpgroup_mma
 
-from interp.kernels.gpu.tile_sizes import pieces
+from interp.kernels.gpu.tile_sizes import ceil_div
 from interp.kernels.gpu.tiles import LOG2E, Operands
 
-LARGE = tl.constexpr(1e4)
-"""a bias past it takes the whole row, and logits must be added to it one by one to be lost in it"""
-STRIP = gl.constexpr(32)
-"""tiles of keys whose sums are finished at once"""
+MIN_DOMINANT_BIAS = tl.constexpr(1e4)
+"""A larger bias takes all the attention of its row. It must be added to the logits one by one, so that rounding removes
+the differences between them as it does in the other kernels."""
+TILES_PER_STRIP = gl.constexpr(32)
+"""Tiles of keys whose sums are reduced at once."""
 # renamed in triton 3.7
 _barrier = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier
 
 
-class Shifts(NamedTuple):
-    """The biases of a call by tile of keys."""
+class TileBiases(NamedTuple):
+    """The biases of a call for each tile of keys."""
 
     value: Tensor
-    """float32 [b h tiles + 1] what the logits of all keys of a tile get, in log2 units; nan where keys differ"""
+    """float32 [b h tiles + 1], bias of all keys of a tile, in log2 units; NaN if its keys differ."""
     group: Tensor | None
-    """int32, the same shape: the key group of the tile"""
+    """int32 [b h tiles + 1], key group of the tile."""
     each: int
-    """tiles + 1"""
+    """Number of tiles + 1."""
 
 
-def by_tile(op: Operands, size: int) -> Shifts | None:
-    """The biases of a call by tiles of `size` keys; None where it has none."""
+def biases_by_tile(op: Operands, size: int) -> TileBiases | None:
+    """Compute the biases of a call for each tile of keys.
+
+    Args:
+        op: The operands of the call.
+        size: Number of keys of a tile.
+
+    Returns:
+        TileBiases | None: The biases; None if the call has none.
+    """
     if op.key_bias is None and op.row_coef is None:
         return None
-    each = pieces(op.n_k, size) + 1
+    each = ceil_div(op.n_k, size) + 1
     shape = op.batch, op.heads, each
     value = torch.empty(shape, dtype=torch.float32, device=op.q.device)
     group = None if op.row_coef is None else torch.empty(shape, dtype=torch.int32, device=op.q.device)
-    made = Shifts(value, group, each)
-    _by_tile[(each, op.batch * op.heads)](op, made, BN=size, LOG2E=LOG2E, num_warps=1)
+    made = TileBiases(value, group, each)
+    _biases_by_tile[(each, op.batch * op.heads)](op, made, BN=size, LOG2E=LOG2E, num_warps=1)
     return made
 
 
 @triton.jit
-def _by_tile(op, to, BN: tl.constexpr, LOG2E: tl.constexpr):
+def _biases_by_tile(op, to, BN: tl.constexpr, LOG2E: tl.constexpr):
     tile, bh = tl.program_id(0), tl.program_id(1)
     b, h = bh // op.heads, bh % op.heads
     key = tile * BN + tl.arange(0, BN)
@@ -66,7 +75,7 @@ def _by_tile(op, to, BN: tl.constexpr, LOG2E: tl.constexpr):
         value = tl.load(at + tile * BN, mask=tile * BN < op.n_k, other=0.0)
         bias = tl.load(at + key, mask=there, other=0.0)
         differ = tl.max((there & (bias != value)).to(tl.int32), 0)
-        if (tl.abs(value) > LARGE) & (value > float("-inf")):
+        if (tl.abs(value) > MIN_DOMINANT_BIAS) & (value > float("-inf")):
             differ = 1
     if op.row_coef is not None:
         at = op.key_group + b.to(tl.int64) * op.group_b + h.to(tl.int64) * op.group_h
@@ -78,20 +87,20 @@ def _by_tile(op, to, BN: tl.constexpr, LOG2E: tl.constexpr):
 
 
 @gluon.jit
-def large(coef):
-    """Whether some row adds so much that single logits are lost in it."""
-    return gl.max(((gl.abs(coef) > LARGE) & (coef > float("-inf"))).to(gl.int32), 0)
+def has_dominant_bias(coef):
+    """Return whether the coefficient of at least one row is so large that rounding removes the logits."""
+    return gl.max(((gl.abs(coef) > MIN_DOMINANT_BIAS) & (coef > float("-inf"))).to(gl.int32), 0)
 
 
 @gluon.jit
-def shifted(
+def add_tile_bias(
     x, shift, group, coef, lost, start, op, b, h, BN: gl.constexpr, S_LAYOUT: gl.constexpr,
     LOG2E: gl.constexpr,
 ):  # fmt: skip
-    """(x, scale, shift of each row) of a tile, whose logits in log2 units are x * scale + shift.
+    """Return (x, scale, shift of each row) of a tile, whose logits in log2 units are x * scale + shift.
 
-    shift: of the whole tile, nan where its keys differ; group: of the whole tile, for `coef`, what each row adds to
-    keys of group 1; lost: whether that must be added key by key.
+    `shift` is the bias of the whole tile, NaN if its keys differ. `group` is the key group of the whole tile, and
+    `coef` the coefficient that each row adds to the keys of group 1. `lost` is 1 if it must be added key by key.
     """
     apart = shift != shift
     rows = gl.zeros([64], gl.float32, gl.SliceLayout(1, S_LAYOUT))
@@ -114,51 +123,51 @@ def shifted(
 
 
 @gluon.jit
-def _moved(since_m, m):
-    """What turns weights relative to an earlier maximum into weights relative to this one."""
+def _rescaling(since_m, m):
+    """Return the factor that turns weights relative to an earlier maximum into weights relative to this one."""
     return gl.where(since_m == float("-inf"), 0.0, gl.exp2(since_m - m))
 
 
 @gluon.jit
-def stretch(mass, since_m, since_l, m, l, member, S: gl.constexpr, E_LAYOUT: gl.constexpr):
-    """Masses of a stretch of tiles whose keys all belong to the same sets: a difference of two sums."""
-    fade = _moved(since_m, m)
+def add_stretch_mass(mass, since_m, since_l, m, l, member, S: gl.constexpr, E_LAYOUT: gl.constexpr):
+    """Add the masses of a stretch of tiles whose keys all belong to the same sets, from a difference of two sums."""
+    fade = _rescaling(since_m, m)
     part = gl.convert_layout(gl.maximum(l - since_l * fade, 0.0), gl.SliceLayout(1, E_LAYOUT))
     whole = gl.load(member + gl.arange(0, S, gl.SliceLayout(0, E_LAYOUT))).to(gl.float32)
     return mass * gl.convert_layout(fade, gl.SliceLayout(1, E_LAYOUT))[:, None] + part[:, None] * whole[None, :]
 
 
 @gluon.jit
-def mixed(mass, p, e, since_m, m, E_LAYOUT: gl.constexpr):
-    """Masses of a tile in which membership changes: a product."""
-    mass = mass * gl.convert_layout(_moved(since_m, m), gl.SliceLayout(1, E_LAYOUT))[:, None]
+def add_mixed_mass(mass, p, e, since_m, m, E_LAYOUT: gl.constexpr):
+    """Add the masses of a tile in which membership changes, by a matrix product."""
+    mass = mass * gl.convert_layout(_rescaling(since_m, m), gl.SliceLayout(1, E_LAYOUT))[:, None]
     return warpgroup_mma(gl.convert_layout(p, gl.DotOperandLayout(0, E_LAYOUT, 2)), e, mass)
 
 
 @gluon.jit
 def multiprocessor():
-    """The number of the multiprocessor that runs this program."""
+    """Return the number of the multiprocessor that runs this program."""
     return gl.inline_asm_elementwise("mov.u32 $0, %smid;", "=r,r", [gl.program_id(0)], gl.int32, False, 1)
 
 
 @gluon.jit
-def note(sums, j, m, part, S_LAYOUT: gl.constexpr, WGS: gl.constexpr):
-    """Keep the sum of the weights of tile j, in log2."""
+def store_tile_sum(sums, j, m, part, S_LAYOUT: gl.constexpr, WGS: gl.constexpr):
+    """Store the sum of the weights of tile j, in log2."""
     gl.store(sums + j * (64 * WGS) + gl.arange(0, 64, gl.SliceLayout(1, S_LAYOUT)), m + gl.log2(part))
 
 
 @gluon.jit
-def to_map(sums, norm, to, b, h, first_row, tiles, op, WGS: gl.constexpr):
-    """Sums of tiles to sums of blocks, once the log2 of the total of each row, `norm`, is known."""
+def add_to_map(sums, norm, to, b, h, first_row, tiles, op, WGS: gl.constexpr):
+    """Reduce sums of tiles to sums of blocks, given `norm`, the log2 of the total of each row."""
     LAYOUT: gl.constexpr = gl.BlockedLayout([1, 4], [2, 16], [4, 1], [1, 0])
     row = gl.arange(0, 64, gl.SliceLayout(0, LAYOUT))
     norm = gl.convert_layout(norm, gl.SliceLayout(0, LAYOUT))
     line = ((b * op.heads + h).to(gl.int64) * to.map_n + first_row // (64 * WGS)) * to.map_m
-    # what other threads of this group wrote
+    # wait for the stores of the other threads of this group
     _barrier()
-    for start in range(0, tiles, STRIP):
-        tile = start + gl.arange(0, STRIP, gl.SliceLayout(1, LAYOUT))
+    for start in range(0, tiles, TILES_PER_STRIP):
+        tile = start + gl.arange(0, TILES_PER_STRIP, gl.SliceLayout(1, LAYOUT))
         there = tile < tiles
-        held = gl.load(sums + tile[:, None] * (64 * WGS) + row[None, :], mask=there[:, None], other=float("-inf"))
-        # two groups of warps add to a block, in either order the same
-        gl.atomic_add(to.map + line + tile, gl.sum(gl.exp2(held - norm[None, :]), 1), mask=there, sem="relaxed")
+        stored = gl.load(sums + tile[:, None] * (64 * WGS) + row[None, :], mask=there[:, None], other=float("-inf"))
+        # two groups of warps add to a block, and the sum is the same in either order
+        gl.atomic_add(to.map + line + tile, gl.sum(gl.exp2(stored - norm[None, :]), 1), mask=there, sem="relaxed")

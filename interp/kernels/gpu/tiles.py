@@ -1,11 +1,11 @@
-"""What every Triton kernel does to a tile of q k^T: scale, soft-cap, biases and the mask, in one place.
+"""Operations on a tile of q k^T that all Triton kernels share: scale, soft-cap, biases and the mask.
 
-Logits are kept in log2 units (times log2 e), so that exp2 and one fused multiply-add serve the softmax. `row` and `key`
-are indices of queries and keys that broadcast to the tile, whichever of them lies on its rows.
+Logits are in log2 units (multiplied by log2 e), so that the softmax needs only exp2 and one fused multiply-add. `row`
+and `key` are indices of queries and keys that broadcast to the tile. Either of them may be along its rows.
 """
 
 # pyright: reportGeneralTypeIssues=false, reportAttributeAccessIssue=false
-# loops of kernels and triton.knobs are not typed
+# loops of triton kernels and triton.knobs are not typed
 
 import math
 from typing import Any, NamedTuple
@@ -15,14 +15,18 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from interp.kernels.contract import LARGEST, Call
-from interp.kernels.gpu.tile_sizes import Tiling, power
+from interp.kernels.contract import MAX_BIAS, Call
+from interp.kernels.gpu.tile_sizes import Tiling, next_power_of_2
 
 LOG2E = math.log2(math.e)
 
 
 class Operands(NamedTuple):
-    """One attention call as the kernels read it; what a call does not have is None and compiles to nothing."""
+    """One attention call in the form that the kernels read. Absent fields are None and compile to nothing.
+
+    A field such as `q_b` is a stride: of q, between prompts. `k_g` and `v_g` are strides between kv heads, `q_n`, `k_n`
+    and `v_n` those between rows.
+    """
 
     q: Tensor
     k: Tensor
@@ -39,47 +43,57 @@ class Operands(NamedTuple):
     batch: int
     heads: int
     group: int
-    """query heads of one kv head"""
+    """Number of query heads of one kv head."""
     n_q: int
     n_k: int
     q_start: int
     k_start: int
     scale: float
-    """in log2 units"""
+    """Scale in log2 units, as is `cap`."""
     cap: float | None
     window: int | None
     logit_scale: Tensor | None
-    """[b h]"""
+    """float32 [b h]."""
     sinks: Tensor | None
-    """[h], natural units"""
+    """float32 [h], in natural units."""
     live: Tensor | None
-    """uint8 [b k]"""
+    """uint8 [b k]."""
     first: Tensor | None
-    """int32 [b] the first live key"""
+    """int32 [b], first live key."""
     clear: Tensor | None
-    """int32 [b] one past the last key that is padding"""
+    """int32 [b], index after the last key that is padding."""
     row_live: Tensor | None
-    """uint8 [b q]"""
+    """uint8 [b q]."""
     row_clear: Tensor | None
-    """int32 [b] one past the last row that is padding"""
+    """int32 [b], index after the last row that is padding."""
     key_bias: Tensor | None
-    """float32 [b h k]; natural units"""
+    """float32 [b h k], in natural units."""
     bias_b: int
     bias_h: int
     row_coef: Tensor | None
-    """float32 [b h q s]; natural units"""
+    """float32 [b h q s], in natural units."""
     coef_b: int
     coef_h: int
     key_group: Tensor | None
-    """int32 [b 1|h k]"""
+    """int32 [b 1|h k]."""
     group_b: int
     group_h: int
     rows: Tensor | None
-    """int32 [q] column of each query, where they do not follow each other"""
+    """int32 [q], column of each query if they are not consecutive."""
 
 
 def operands(call: Call, q: Tensor | None = None) -> Operands:
-    """The call in the kernels' form; copies only what they cannot read, such as a last axis with gaps."""
+    """Convert a call to the form that the kernels read.
+
+    Only tensors that the kernels cannot read are copied, such as those with gaps in the last axis.
+
+    Args:
+        call: The attention call.
+        q: Queries to use instead of those of the call.
+
+    Returns:
+        Operands: The operands.
+    """
     q, k, v = (_dense(x) for x in (call.q if q is None else q, call.k, call.v))
     b, h, g, n, m = call.sizes
     device = q.device
@@ -87,8 +101,8 @@ def operands(call: Call, q: Tensor | None = None) -> Operands:
     def small(x: Tensor | None, dtype: torch.dtype, *shape: int) -> Tensor | None:
         return None if x is None else x.to(device, dtype).expand(*shape).contiguous()
 
-    bias = None if call.key_bias is None else call.key_bias.to(device, torch.float32).clamp(max=LARGEST).contiguous()
-    coef = None if call.row_coef is None else call.row_coef.to(device, torch.float32).clamp(max=LARGEST).contiguous()
+    bias = None if call.key_bias is None else call.key_bias.to(device, torch.float32).clamp(max=MAX_BIAS).contiguous()
+    coef = None if call.row_coef is None else call.row_coef.to(device, torch.float32).clamp(max=MAX_BIAS).contiguous()
     group = None if coef is None else call.group_of_key.to(device, torch.int32).contiguous()
 
     first, clear = _live_range(call.live, m)
@@ -143,26 +157,34 @@ def _live_range(live: Tensor | None, m: int) -> tuple[Tensor | None, Tensor | No
     if live is None:
         return None, None
     if not m:
-        none = torch.zeros(live.shape[0], dtype=torch.int32, device=live.device)
-        return none, none
+        zeros = torch.zeros(live.shape[0], dtype=torch.int32, device=live.device)
+        return zeros, zeros
     place = torch.arange(m, device=live.device, dtype=torch.int32)
     first = torch.where(live, place, m).amin(1)
     return first, torch.where(live, -1, place).amax(1) + 1
 
 
 def flags(call: Call) -> dict[str, Any]:
-    """What the kernels know of a call when they are compiled."""
+    """Return the compile-time constants of a call.
+
+    Args:
+        call: The attention call.
+
+    Returns:
+        dict: CAUSAL, PLAIN (no soft-cap, bias or logit scale), GROUPS (number of key groups), the head widths D of q
+            and k and E of v, and the padded widths DP and EP.
+    """
     plain = call.softcap is None and call.key_bias is None and call.row_coef is None and call.logit_scale is None
     groups = 0 if call.row_coef is None else call.row_coef.shape[-1]
     d, e = call.q.shape[-1], call.v.shape[-1]
-    width = {"D": d, "DP": max(16, power(d)), "E": e, "EP": max(16, power(e))}
+    width = {"D": d, "DP": max(16, next_power_of_2(d)), "E": e, "EP": max(16, next_power_of_2(e))}
     return {"CAUSAL": call.causal, "PLAIN": plain, "GROUPS": groups, **width}
 
 
 def _dense(x: Tensor) -> Tensor:
     x = x.detach()
     if INTERPRETED and x.dtype in (torch.float16, torch.bfloat16):
-        # some versions of the interpreter multiply the bits of a bfloat16
+        # some versions of the interpreter multiply the bit patterns of bfloat16 numbers
         x = x.float()
     return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
 
@@ -170,30 +192,65 @@ def _dense(x: Tensor) -> Tensor:
 INTERPRETED = bool(triton.knobs.runtime.interpret)
 
 
-def copyable(x: Tensor, width: int) -> bool:
-    """Whether x [b h n d], heads of `width`, lies in memory as Hopper's copy engine can read it."""
+def is_copyable(x: Tensor, width: int) -> bool:
+    """Return whether the copy engine of Hopper can read a tensor.
+
+    Args:
+        x: [b h n d], the tensor.
+        width: Padded head width.
+
+    Returns:
+        bool: True if alignment, strides and width meet the requirements.
+    """
     size = x.element_size()
     steps = [x.stride(i) * size for i in range(3) if x.shape[i] > 1]
     fits = x.data_ptr() % 16 == 0 and x.stride(3) == 1 and all(step % 16 == 0 and step > 0 for step in steps)
     return fits and x.shape[-1] == width and 0 not in x.shape and not INTERPRETED
 
 
-def steps(x: Tensor, width: int) -> list[int]:
-    """Strides of x for the copy engine; those of an axis of length one may be anything and become a multiple of 16."""
+def descriptor_strides(x: Tensor, width: int) -> list[int]:
+    """Return the strides of a tensor for the copy engine.
+
+    Args:
+        x: [b h n d], the tensor.
+        width: Head width. It replaces the stride of an axis of length 1, which may not be a multiple of 16 bytes.
+
+    Returns:
+        list[int]: Four strides.
+    """
     return [*(x.stride(i) if x.shape[i] > 1 else width for i in range(3)), 1]
 
 
 def descriptor(x: Tensor, rows: int, width: int) -> Any:
-    """x [b h n d] for Hopper's copy engine, in tiles of rows x width; None where its layout does not allow that."""
+    """Create a descriptor for the copy engine of Hopper.
+
+    Args:
+        x: [b h n d], the tensor.
+        rows: Rows of a tile.
+        width: Padded head width.
+
+    Returns:
+        TensorDescriptor | None: The descriptor; None if the layout of the tensor does not allow one.
+    """
     from triton.tools.tensor_descriptor import TensorDescriptor
 
-    if not copyable(x, width):
+    if not is_copyable(x, width):
         return None
-    return TensorDescriptor(x, list(x.shape), steps(x, width), [1, 1, rows, width])
+    return TensorDescriptor(x, list(x.shape), descriptor_strides(x, width), [1, 1, rows, width])
 
 
 def descriptors(op: Operands, tiles: Tiling, known: dict[str, Any], out: bool) -> tuple[Any, Any, Any]:
-    """Descriptors of q, k, v; None for all where one of them cannot be had."""
+    """Create descriptors of q, k and v.
+
+    Args:
+        op: The operands of the call.
+        tiles: The tiling of the kernel.
+        known: The compile-time constants of the call.
+        out: Whether the output is computed, which needs v.
+
+    Returns:
+        tuple: Three descriptors, that of v None without output; None for all if one of them cannot be created.
+    """
     if not tiles.descriptors or op.rows is not None:
         return None, None, None
     q = descriptor(op.q, tiles.rows, known["DP"])
@@ -204,7 +261,7 @@ def descriptors(op: Operands, tiles: Tiling, known: dict[str, Any], out: bool) -
 
 @triton.jit
 def row_columns(op, row):
-    """Column of each query; -1 past the end, which sees nothing of a causal call."""
+    """Return the column of each query; -1 past the end, where a causal call shows no key."""
     if op.rows is not None:
         column = tl.load(op.rows + row, mask=(row >= 0) & (row < op.n_q), other=-1)
     else:
@@ -213,8 +270,8 @@ def row_columns(op, row):
 
 
 @triton.jit
-def seen(op, b, row, column, key, CAUSAL: tl.constexpr):
-    """Bool, the shape of the tile: which keys each query may attend to."""
+def visible_keys(op, b, row, column, key, CAUSAL: tl.constexpr):
+    """Return which keys each query may attend to, as a mask in the shape of the tile."""
     mask = (key >= 0) & (key < op.n_k) & (row >= 0) & (row < op.n_q)
     at = key + op.k_start
     if CAUSAL:
@@ -230,13 +287,13 @@ def seen(op, b, row, column, key, CAUSAL: tl.constexpr):
 
 
 @triton.jit
-def edited(s, op, b, h, row, key, GROUPS: tl.constexpr, LOG2E: tl.constexpr):
-    """Logits in log2 units from the raw product: scale, logit_scale, softcap, key_bias, row_coef; no mask."""
+def edit_logits(s, op, b, h, row, key, GROUPS: tl.constexpr, LOG2E: tl.constexpr):
+    """Return logits in log2 units from the raw product: scale, logit_scale, softcap, key_bias, row_coef; no mask."""
     x = s * op.scale
     if op.logit_scale is not None:
         x = x * tl.load(op.logit_scale + b * op.heads + h)
     if op.cap is not None:
-        # the approximate tanh of the hardware would be off by 1e-2 at a cap of 30
+        # the approximate tanh of the hardware has an error of 1e-2 at a cap of 30
         x = op.cap * (1.0 - 2.0 / (1.0 + tl.exp2(x * (2.0 * LOG2E / op.cap))))
     if op.key_bias is not None:
         at = op.key_bias + b.to(tl.int64) * op.bias_b + h.to(tl.int64) * op.bias_h + key
@@ -253,7 +310,7 @@ def edited(s, op, b, h, row, key, GROUPS: tl.constexpr, LOG2E: tl.constexpr):
 
 @triton.jit
 def queries(op, b, h, row, D: tl.constexpr, DP: tl.constexpr):
-    """[row d] of q, zero outside."""
+    """Load [row d] of q, zero outside."""
     d = tl.arange(0, DP)
     at = op.q + b.to(tl.int64) * op.q_b + h.to(tl.int64) * op.q_h + row.to(tl.int64)[:, None] * op.q_n + d[None, :]
     return tl.load(at, mask=((row >= 0) & (row < op.n_q))[:, None] & (d < D)[None, :], other=0.0)
@@ -261,7 +318,7 @@ def queries(op, b, h, row, D: tl.constexpr, DP: tl.constexpr):
 
 @triton.jit
 def keys(op, b, g, key, D: tl.constexpr, DP: tl.constexpr):
-    """[key d] of k, zero outside."""
+    """Load [key d] of k, zero outside."""
     d = tl.arange(0, DP)
     at = op.k + b.to(tl.int64) * op.k_b + g.to(tl.int64) * op.k_g + key.to(tl.int64)[:, None] * op.k_n + d[None, :]
     return tl.load(at, mask=((key >= 0) & (key < op.n_k))[:, None] & (d < D)[None, :], other=0.0)
@@ -269,7 +326,7 @@ def keys(op, b, g, key, D: tl.constexpr, DP: tl.constexpr):
 
 @triton.jit
 def values(op, b, g, key, E: tl.constexpr, EP: tl.constexpr):
-    """[key e] of v, zero outside and where a key is padding: 0 * nan would be nan."""
+    """Load [key e] of v, zero outside and for keys that are padding, because 0 * NaN would be NaN."""
     e = tl.arange(0, EP)
     there = (key >= 0) & (key < op.n_k)
     if op.live is not None:
@@ -280,8 +337,8 @@ def values(op, b, g, key, E: tl.constexpr, EP: tl.constexpr):
 
 @triton.jit
 def place(op, task, row_tiles, BM: tl.constexpr):
-    """(b, g, h, first row) of a task: the heads of one kv head side by side, so that its keys stay in the cache, and
-    the longest rows first."""
+    """Return (b, g, h, first row) of a task. Heads of one kv head are neighbours, so that its keys stay in the cache,
+    and the longest rows come first."""
     each = row_tiles * op.group
     bg, rest = task // each, task % each
     b, g = bg // (op.heads // op.group), bg % (op.heads // op.group)
@@ -290,7 +347,7 @@ def place(op, task, row_tiles, BM: tl.constexpr):
 
 @triton.jit
 def extent(op, first_row, inside, column, BM: tl.constexpr):
-    """The lowest and the highest column of a tile of rows, counted in keys of the call."""
+    """Return the lowest and the highest column of a tile of rows, as indices of keys of the call."""
     if op.rows is not None:
         low = tl.min(tl.where(inside, column, 1 << 30), 0)
         high = tl.max(column, 0)
@@ -302,7 +359,8 @@ def extent(op, first_row, inside, column, BM: tl.constexpr):
 
 @triton.jit
 def reach(op, b, low, high, shift, BN: tl.constexpr, CAUSAL: tl.constexpr):
-    """(lo, clear, full, hi): some row sees lo..hi, every row all of clear..full; where tiles begin, but for hi."""
+    """Return (lo, clear, full, hi): at least one row sees lo..hi, and every row sees all of clear..full. All but hi are
+    starts of tiles."""
     lo, hi = 0, op.n_k
     clear, full = 0, op.n_k
     if CAUSAL:

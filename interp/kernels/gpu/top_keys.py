@@ -1,11 +1,12 @@
-"""Triton: the k largest logits of every row, by a pass of its own over q k^T.
+"""Triton: the k largest logits of every row, by a separate pass over q k^T.
 
-The k best keys of a row lie in the k tiles with the largest maxima, so the pass keeps those tiles, a few numbers a row;
-then only their keys are computed again, rows sorted by tile, and sorted.
+The k best keys of a row are in the k tiles with the largest maxima. The pass stores only the indices of these tiles, a
+few numbers per row. A second kernel, which visits the rows sorted by tile, computes the logits of their keys again, and
+a third selects the k best.
 """
 
 # pyright: reportCallIssue=false, reportArgumentType=false, reportGeneralTypeIssues=false, reportOperatorIssue=false
-# what triton's launches and loops take is not typed
+# launches and loops of triton kernels are not typed
 
 import torch
 import triton
@@ -13,11 +14,11 @@ import triton.language as tl
 from torch import Tensor
 
 from interp.kernels.contract import Call
-from interp.kernels.gpu.gather import by_tile
-from interp.kernels.gpu.tile_sizes import Tiling, pieces, power, tiling
+from interp.kernels.gpu.gather import order_by_tile
+from interp.kernels.gpu.tile_sizes import Tiling, ceil_div, next_power_of_2, tiling
 from interp.kernels.gpu.tiles import (
     LOG2E,
-    edited,
+    edit_logits,
     extent,
     flags,
     keys,
@@ -26,13 +27,13 @@ from interp.kernels.gpu.tiles import (
     queries,
     reach,
     row_columns,
-    seen,
+    visible_keys,
 )
 
-HELD = 1 << 24
-"""candidates held at once: 64 MiB"""
-NONE = tl.constexpr(1 << 30)
-"""past every key"""
+MAX_CANDIDATES = 1 << 24
+"""Number of candidates in memory at once: 64 MiB."""
+PAST_LAST_KEY = tl.constexpr(1 << 30)
+"""An index larger than that of any key."""
 
 
 @triton.jit
@@ -46,13 +47,13 @@ def _rank(
         k = keys(op, b, g, key, D, DP)
         x = tl.dot(q, tl.trans(k), input_precision=PRECISION)
         if not PLAIN:
-            x = edited(x, op, b, h, row[:, None], key[None, :], GROUPS, LOG2E)
+            x = edit_logits(x, op, b, h, row[:, None], key[None, :], GROUPS, LOG2E)
         if EDGE:
-            x = tl.where(seen(op, b, row[:, None], column[:, None], key[None, :], CAUSAL), x, float("-inf"))
+            x = tl.where(visible_keys(op, b, row[:, None], column[:, None], key[None, :], CAUSAL), x, float("-inf"))
         top = tl.max(x, 1)
-        # in the place of the smallest, of equals the latest: ties go to the lowest key
+        # replace the smallest entry, the latest among equal ones, so that ties go to the lowest key
         worst = tl.min(tops, 1)
-        last = tl.max(tl.where(tops == worst[:, None], ids, -2 * NONE), 1)
+        last = tl.max(tl.where(tops == worst[:, None], ids, -2 * PAST_LAST_KEY), 1)
         hit = (ids == last[:, None]) & (top > worst)[:, None]
         tops = tl.where(hit, top[:, None], tops)
         ids = tl.where(hit, start, ids)
@@ -75,8 +76,8 @@ def _best_tiles(
     q = queries(op, b, h, row, D, DP)
     slot = tl.arange(0, KP)
     tops = tl.full([BM, KP], float("-inf"), tl.float32)
-    # empty places are told apart, so that one of them is filled at a time
-    ids = tl.zeros([BM, KP], tl.int32) - NONE - slot[None, :]
+    # empty slots have distinct ids, so that only one of them is filled at a time
+    ids = tl.zeros([BM, KP], tl.int32) - PAST_LAST_KEY - slot[None, :]
     if op.window is not None or op.live is not None:
         tops, ids = _rank(
             tops, ids, q, op, b, h, g, row, column, lo, clear, D, DP, BN, CAUSAL, PLAIN, GROUPS, True, PRECISION, LOG2E
@@ -91,8 +92,8 @@ def _best_tiles(
     there = inside
     if op.row_live is not None:
         there = there & (tl.load(op.row_live + b.to(tl.int64) * op.n_q + row, mask=inside, other=0) != 0)
-    # candidates in the order of keys
-    ids = tl.sort(tl.where(there[:, None], ids, -NONE), dim=1)
+    # sort the candidates by key
+    ids = tl.sort(tl.where(there[:, None], ids, -PAST_LAST_KEY), dim=1)
     tl.store(ids_to + at[:, None] + slot[None, :], ids, mask=inside[:, None])
 
 
@@ -109,22 +110,22 @@ def _candidates(
     i = (tl.program_id(0) % programs) * BM + tl.arange(0, BM)
     base = bh.to(tl.int64) * each
     pair = tl.load(order + base + i, mask=i < each, other=0)
-    tile = tl.load(ids + pair, mask=i < each, other=-NONE)
+    tile = tl.load(ids + pair, mask=i < each, other=-PAST_LAST_KEY)
     row = from_row + ((pair - base) // KP).to(tl.int32)
     column = row_columns(op, row)
     q = queries(op, b, h, row, D, DP)
-    start = tl.min(tl.where(tile >= 0, tile, NONE), 0)
-    while start < NONE:
+    start = tl.min(tl.where(tile >= 0, tile, PAST_LAST_KEY), 0)
+    while start < PAST_LAST_KEY:
         key = start + tl.arange(0, BN)
         k = keys(op, b, g, key, D, DP)
         x = tl.dot(q, tl.trans(k), input_precision=PRECISION)
         if PLAIN:
             x = x * op.scale
         else:
-            x = edited(x, op, b, h, row[:, None], key[None, :], GROUPS, LOG2E)
-        x = tl.where(seen(op, b, row[:, None], column[:, None], key[None, :], CAUSAL), x, float("-inf"))
+            x = edit_logits(x, op, b, h, row[:, None], key[None, :], GROUPS, LOG2E)
+        x = tl.where(visible_keys(op, b, row[:, None], column[:, None], key[None, :], CAUSAL), x, float("-inf"))
         tl.store(to + pair[:, None] * BN + tl.arange(0, BN)[None, :], x, mask=(tile == start)[:, None])
-        start = tl.min(tl.where(tile > start, tile, NONE), 0)
+        start = tl.min(tl.where(tile > start, tile, PAST_LAST_KEY), 0)
 
 
 @triton.jit
@@ -138,7 +139,7 @@ def _pick(
     x = tl.load(logits + line[:, None] * (KP * BN) + place[None, :], mask=inside[:, None], other=float("-inf"))
     norm = tl.load(lse + line, mask=inside, other=0.0) * LOG2E
     for i in range(k):
-        # tiles lie in the order of their keys, so that the first of equals is the lowest key
+        # tiles are sorted by key, so the first of several equal logits belongs to the lowest key
         best, first = tl.max(x, 1, return_indices=True)
         found = best > float("-inf")
         key = tl.load(ids + line * KP + first // BN, mask=inside & found, other=0) + first % BN
@@ -148,23 +149,32 @@ def _pick(
 
 
 def top_keys(call: Call, lse: Tensor, k: int, tiles: Tiling | None = None) -> tuple[Tensor, Tensor]:
-    """The k most attended keys of each query: (index [b h q k] int64, -1 for none; probability [b h q k] float32).
+    """Find the k keys with the largest logits of each query, with ties resolved to the lowest key.
 
-    The k largest of logit[b h q :], ties to the lowest key; probability = exp(logit - lse). lse: [b h q], natural log.
-    Costs about half a forward pass and memory O(n k); the candidates are held for some rows at a time.
+    The pass costs about half as much as a forward pass and O(n k) memory. The candidates of only some rows are in
+    memory at a time.
+
+    Args:
+        call: The attention call.
+        lse: Float [b h q], natural log of the denominators.
+        k: Number of keys.
+        tiles: Tiling to use instead of the one from the table.
+
+    Returns:
+        tuple: Index int64 [b h q k], -1 for none, and probability float32 [b h q k], which is `exp(logit - lse)`.
     """
     op = operands(call)
     b, h, _, n, m = call.sizes
     known = flags(call)
     settings = tiles or tiling("forward", op.q, known["DP"])
-    width = max(2, power(k))
-    row_tiles = pieces(n, settings.rows)
+    width = max(2, next_power_of_2(k))
+    row_tiles = ceil_div(n, settings.rows)
     ids = torch.empty(b, h, n, width, dtype=torch.int32, device=op.q.device)
     shared = known | {"BN": settings.keys, "KP": width, "PRECISION": settings.precision, "LOG2E": LOG2E}
     _best_tiles[(row_tiles * b * h,)](
         op, ids, row_tiles, **shared, BM=settings.rows, num_warps=settings.warps, num_stages=settings.stages
     )
-    rows = max(1, min(n, HELD // (b * h * width * settings.keys)))
+    rows = max(1, min(n, MAX_CANDIDATES // (b * h * width * settings.keys)))
     found = [
         _of_rows(op, ids[:, :, start : start + rows].contiguous(), start, shared, min(64, settings.rows), lse, k, m)
         for start in range(0, n, rows)
@@ -178,10 +188,10 @@ def _of_rows(
     b, h, n, width = ids.shape
     size = shared["BN"]
     logits = torch.full((b, h, n, width * size), -torch.inf, device=ids.device)
-    programs = pieces(n * width, rows)
+    programs = ceil_div(n * width, rows)
     _candidates[(b * h * programs,)](
         op,
-        by_tile(ids.view(b * h, -1), size, m),
+        order_by_tile(ids.view(b * h, -1), size, m),
         ids,
         logits,
         start,
@@ -195,7 +205,7 @@ def _of_rows(
     key = torch.empty(b, h, n, k, dtype=torch.int64, device=ids.device)
     probability = torch.empty(b, h, n, k, device=ids.device)
     lines = max(1, 4096 // (width * size))
-    _pick[(pieces(b * h * n, lines),)](
+    _pick[(ceil_div(b * h * n, lines),)](
         logits,
         ids,
         lse[:, :, start : start + n].contiguous(),

@@ -15,7 +15,7 @@ from interp.analyses.causal import sweep
 from interp.analyses.causal.batch_size import halved
 from interp.analyses.causal.sweep import Cell, kl, last_hidden, sweep_sets
 from interp.errors import HeadError, InterpError, ModelError, PromptError, ScoreError, UsageError
-from interp.hooks.edit.ablation import Intervention, intervening
+from interp.hooks.edit.ablation import Intervention, intervene
 from interp.hooks.model.heads import HeadLayout, HeadSet
 from interp.hooks.prompts.prompts import Prompts
 
@@ -296,7 +296,7 @@ def number(logits, batch):
         ({"metric": short}, UsageError, r"metric short gave shape \(\)"),
         ({"metric": number}, UsageError, "metric number gave float"),
         ({"metric": last_hidden}, UsageError, "use sweep_sets"),
-        ({"kind": "none"}, UsageError, "does not exist"),
+        ({"kind": "none"}, UsageError, "unknown ablation 'none'"),
         ({"kind": "mean"}, UsageError, "needs reference"),
         ({"heads": HeadSet(())}, UsageError, "empty set"),
         ({"heads": HeadSet.parse("L7H0")}, HeadError, "layer 7"),
@@ -324,8 +324,8 @@ def test_a_model_in_training_mode_and_empty_input_are_refused():
     with pytest.raises(UsageError, match="no head set"):
         sweep_sets(model, batch, [], "zero")
     with (
-        pytest.raises(UsageError, match="partner"),
-        intervening(model, Intervention("patch", reference=batch), [HeadSet.parse("L0H1")]),
+        pytest.raises(UsageError, match="reference prompt of each prompt"),
+        intervene(model, Intervention("patch", reference=batch), [HeadSet.parse("L0H1")]),
     ):
         pass
     model.train()

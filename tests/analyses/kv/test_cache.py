@@ -14,7 +14,7 @@ from interp.analyses.kv.selecting import selecting
 from interp.analyses.kv.snapkv import SnapKV
 from interp.analyses.kv.streaming import Streaming
 from interp.errors import UsageError
-from interp.hooks.edit.evicting_cache import CompactCache, nbytes
+from interp.hooks.edit.evicting_cache import EvictingCache, nbytes
 from interp.hooks.prompts.prompts import Prompts
 
 
@@ -25,7 +25,7 @@ def test_a_compact_cache_gives_the_same_and_holds_what_was_kept(name, family):
     asked, later = prompts(), continuation()
     selector = SELECTORS[name](scores(model))
     hidden, noted = continued(model, selector, asked, later, DynamicCache(config=model.config))
-    cache: Any = CompactCache(model)
+    cache: Any = EvictingCache(model)
     compact, _ = continued(model, selector, asked, later, cache)
     assert torch.equal(hidden, compact)
     for layer, held in enumerate(cache.layers):
@@ -69,7 +69,7 @@ def test_the_memory_of_a_cache_falls_by_the_share():
     asked = Prompts.from_ids([torch.randint(5, 60, (400,), generator=torch.Generator().manual_seed(3)).tolist()])
     sizes = {}
     for share in (1.0, 0.5, 0.1):
-        cache: Any = CompactCache(model) if share < 1 else DynamicCache(config=model.config)
+        cache: Any = EvictingCache(model) if share < 1 else DynamicCache(config=model.config)
         with selecting(model, SnapKV(share), asked, cache if share < 1 else None):
             model.generate(**asked.tensors(), max_new_tokens=2, do_sample=False, past_key_values=cache)
         sizes[share] = nbytes(cache)
@@ -92,7 +92,7 @@ def test_the_cache_of_streaming_heads_does_not_grow(monkeypatch):
         inputs = {**asked.tensors(), "max_new_tokens": new, "min_new_tokens": new, "do_sample": False}
         with selecting(model, selector, asked):
             hidden = model.generate(**inputs, return_dict_in_generate=True, output_logits=True)
-        cache: Any = CompactCache(model)
+        cache: Any = EvictingCache(model)
         with selecting(model, selector, asked, cache) as state:
             compact = model.generate(**inputs, return_dict_in_generate=True, output_logits=True, past_key_values=cache)
         assert torch.equal(hidden.sequences, compact.sequences)
@@ -118,13 +118,13 @@ def test_several_rows_of_a_prompt_choose_alike_and_beams_are_refused():
     inputs = {**asked.tensors(), "max_new_tokens": 4, "num_return_sequences": 2}
     made = {}
     for name in ("hidden", "compact"):
-        cache: Any = CompactCache(model) if name == "compact" else None
+        cache: Any = EvictingCache(model) if name == "compact" else None
         torch.manual_seed(3)
         with selecting(model, SnapKV(0.4, n_sink=2, n_recent=3, window=4), asked, cache):
             made[name] = model.generate(**inputs, do_sample=True, past_key_values=cache)
     assert torch.equal(made["hidden"], made["compact"])
     with (
-        selecting(model, Streaming(0.4), asked, cache := CompactCache(model)),
+        selecting(model, Streaming(0.4), asked, cache := EvictingCache(model)),
         pytest.raises(UsageError, match="beams"),
     ):
         model.generate(**inputs, num_beams=2, do_sample=False, past_key_values=cache)
@@ -132,11 +132,11 @@ def test_several_rows_of_a_prompt_choose_alike_and_beams_are_refused():
 
 def test_a_compact_cache_is_used_once_and_not_cropped():
     model: Any = families.make("llama")
-    cache: Any = CompactCache(model)
+    cache: Any = EvictingCache(model)
     asked = prompts(1)
     with selecting(model, Streaming(0.5), asked, cache), torch.no_grad():
         model(**asked.tensors(), past_key_values=cache)
     with pytest.raises(UsageError, match="cannot be cropped"):
         cache.layers[0].crop(-1)
-    with pytest.raises(UsageError, match="name at least the compact ones, and no more"):
-        cache.layers[0].compact(cache.layers[0].kept[..., :-1])
+    with pytest.raises(UsageError, match="of the call before, and no more"):
+        cache.layers[0].evict(cache.layers[0].kept[..., :-1])

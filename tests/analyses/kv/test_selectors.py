@@ -221,7 +221,7 @@ def test_selectors_that_do_not_fit_the_model_are_refused():
 def test_a_selector_knows_the_prompt_and_razor_its_end():
     model: Any = families.make("llama")
     asked = prompts(1)
-    with steering(model, Streaming(0.5)), pytest.raises(SpanError, match="pass the batch itself"):
+    with steering(model, Streaming(0.5)), pytest.raises(SpanError, match="pass that batch"):
         model(torch.tensor([[5, 6, 7]]))
     tokens = torch.tensor([[*asked[0].ids, 7, 8]])
     with selecting(model, RazorAttention(0.5), asked):

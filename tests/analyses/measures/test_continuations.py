@@ -12,7 +12,7 @@ from interp.errors import HeadError, PromptError, UsageError
 from interp.hooks.edit.edit import Edits, steering
 from interp.hooks.model.heads import HeadSet
 from interp.hooks.prompts.prompts import Prompts
-from interp.hooks.read.capture import placed
+from interp.hooks.read.capture import model_inputs
 
 SETS = [HeadSet.parse(text) if text else HeadSet(()) for text in ("L0H1", "L1H2 L1H3", "", "L2H0", "L0H0 L2H3", "L1H2")]
 EDITS = {
@@ -43,7 +43,7 @@ def prompts(lengths=(17, 23, 9)):
 def alone(model, prompt, edits, heads, option):
     """Mean log-probability of one continuation, token by token, as generate() would run it."""
     chosen = Edits(tuple(replace(edit, heads=str(heads)) for edit in Edits(()) + edits))
-    given, scores, cache = placed(model, prompt), [], None
+    given, scores, cache = model_inputs(model, prompt), [], None
     with torch.no_grad(), steering(model, chosen, prompt):
         for step, token in enumerate(option):
             out = model(**given, past_key_values=cache, use_cache=True)
@@ -108,7 +108,7 @@ def test_rows_before_a_span_are_read_once():
 
 def test_the_model_is_as_it_was():
     model, batch = make("llama", layers=3).eval(), prompts()
-    given = placed(model, batch)
+    given = model_inputs(model, batch)
     with torch.no_grad():
         before = model(**given).logits
         ContinuationScorer(model, batch, EDITS["pasta"]).under(SETS)
@@ -130,7 +130,7 @@ def test_a_wrapper_of_someone_else_stays():
     assert block.__dict__["forward"] is wrapper
     before = len(calls)
     with torch.no_grad():
-        model(**placed(model, batch))
+        model(**model_inputs(model, batch))
     assert len(calls) == before + 1
 
 
@@ -176,7 +176,7 @@ def test_continuations_are_tokenized_where_they_stand(kind):
 
 def test_bad_input():
     model, batch = make("llama", layers=2).eval(), prompts()
-    with pytest.raises(UsageError, match="Gate is no bias"):
+    with pytest.raises(UsageError, match="Gate is not a bias"):
         ContinuationScorer(model, batch, steer.Gate(0.5)).under(SETS[:1])
     with pytest.raises(HeadError, match="L2H0"):
         ContinuationScorer(model, batch, EDITS["pasta"]).under([HeadSet.parse("L2H0")])

@@ -13,14 +13,14 @@ from interp.hooks.edit.ablation import ablate
 from interp.hooks.edit.edit import steering
 from interp.hooks.model.heads import HeadLayout
 from interp.hooks.prompts.prompts import Prompts
-from interp.hooks.read.capture import placed
+from interp.hooks.read.capture import model_inputs
 
 LENGTHS = (20, 33, 11)
 
 
 def own_loss(model, prompt):
     """transformers' loss of one prompt without padding."""
-    inputs = placed(model, Prompts((prompt,)))
+    inputs = model_inputs(model, Prompts((prompt,)))
     with torch.no_grad():
         return model(**inputs, labels=inputs["input_ids"], use_cache=False).loss
 
@@ -83,7 +83,7 @@ def test_open_contexts_act(tiny_model):
 def test_the_model_stays_as_it_was(tiny_model, monkeypatch):
     model, batch = tiny_model("llama"), prompts(LENGTHS)
     body, hooks = model.model, len(model.model._forward_hooks)
-    logits = model(**placed(model, batch)).logits
+    logits = model(**model_inputs(model, batch)).logits
 
     def broken(*_):
         raise RuntimeError("in the head")
@@ -93,13 +93,13 @@ def test_the_model_stays_as_it_was(tiny_model, monkeypatch):
         token_losses(model, batch)
     assert model.model is body
     assert len(body._forward_hooks) == hooks
-    assert torch.equal(model(**placed(model, batch)).logits, logits)
+    assert torch.equal(model(**model_inputs(model, batch)).logits, logits)
 
 
 def test_a_loss_of_ones_own_and_what_is_wrong_with_it(tiny_model):
     model, batch = tiny_model("llama"), prompts(LENGTHS)
     found = token_losses(model, batch, 2, loss=lambda logits, batch: logits[:, -1, 5] - logits[:, -1, 6])
-    inputs = placed(model, batch[2:])
+    inputs = model_inputs(model, batch[2:])
     expected = model(**inputs).logits[0, -1]
     torch.testing.assert_close(found[2], (expected[5] - expected[6]).detach(), atol=1e-5, rtol=0)
     with pytest.raises(UsageError, match=r"batch of 3 prompts is \[\]: give one number a prompt"):

@@ -26,7 +26,7 @@ from interp.hooks.model.heads import Head, HeadLayout, HeadSet
 
 LAYOUT = HeadLayout(3, 4, 2, 8)
 NAN = math.nan
-PUBLISHED = Path(__file__).resolve().parents[2] / "benchmarks" / "published.py"
+PUBLISHED = Path(__file__).resolve().parents[3] / "benchmarks" / "published.py"
 
 
 def test_retrieval_scores_are_means_over_instances(tmp_path):
@@ -276,14 +276,14 @@ def like_orders() -> str:
 @pytest.mark.parametrize(
     ("path", "make", "old", "new", "complaint"),
     [
-        ("head_score/llama-2-7b-80k.json", like_retrieval, "0.92", "0", "active in all others is 11, known as 12"),
-        ("head_score/llama-2-7b-80k.json", like_retrieval, "0.3, ", "", "instances is 585, known as 586"),
+        ("head_score/llama-2-7b-80k.json", like_retrieval, "0.92", "0", "active in all others is 11, expected 12"),
+        ("head_score/llama-2-7b-80k.json", like_retrieval, "0.3, ", "", "instances is 585, expected 586"),
         (
             "Mistral-7B-Instruct-v0.2/lr=0.02/full_attention_heads.tsv",
             like_gates,
             "0.3\t",
             "0.6\t",
-            "at least 0.5 is 0.9570, known as 0.953",
+            "at least 0.5 is 0.9570, expected 0.953",
         ),
         (
             "Qwen2.5-7B-Instruct_qr_head_NQ.yaml",

@@ -9,7 +9,7 @@ import torch
 from interp import steer
 from interp.analyses.results.statistics import bootstrap
 from interp.analyses.steer import check
-from interp.analyses.steer.result import SteeringResult
+from interp.analyses.steer.result import SettingComparisons, SteeringResult
 from interp.errors import ScoreError, UsageError
 from interp.hooks.edit.edit import Edits, steering
 from interp.hooks.generate import generate
@@ -129,6 +129,14 @@ def test_settings_are_chosen_by_replies_then_by_score(model, prompts, tmp_path):
         raise AssertionError("verdicts are read from the folder")
 
     assert steer.choose(model, prompts, sets, judge=refused, max_new_tokens=5, folder=tmp_path) == found
+    stored = SettingComparisons(tuple(found))
+    assert SettingComparisons.load(stored.save(tmp_path / "tried")) == stored
+    assert stored.best == next(each.name for each in found if each.name != "baseline")
+    assert stored["two"].edits == Edits() + sets["two"]
+    assert list(stored.to_frame()["name"]) == [each.name for each in found]
+    assert len(stored.summary().splitlines()) == 4
+    with pytest.raises(UsageError, match="unknown setting 'four'; choose from"):
+        stored["four"]
 
 
 def test_a_result_is_stored_whole(model, prompts, tmp_path):
@@ -141,6 +149,7 @@ def test_a_result_is_stored_whole(model, prompts, tmp_path):
     assert again.edits == Edits() + EDIT
     assert again.tried == tried
     assert again.trials.trials == trials.trials
+    assert again.profile is not None
     assert torch.equal(again.profile.per_prompt, profile.scores.per_prompt)
     assert again.summary() == made.summary()
     assert made.summary().startswith("Boost(factor=9.0) on mine, top 2\n")

@@ -7,14 +7,14 @@ from steering_oracle import act, key_scale, literal, pasta, zero
 import interp
 from interp import steer
 from interp.hooks.edit.edit import steering
-from interp.hooks.read.capture import placed
+from interp.hooks.read.capture import model_inputs
 
 pytestmark = pytest.mark.slow
 
 
 def last_logits(model, prompts):
     with torch.no_grad():
-        return model(**placed(model, prompts), use_cache=False).logits
+        return model(**model_inputs(model, prompts), use_cache=False).logits
 
 
 @pytest.mark.parametrize("name", ["pasta", "zerotuning", "act", "key scale"])
@@ -61,7 +61,7 @@ def test_a_marked_instruction_is_followed(demo):
     prompts = interp.Prompts.encode(tokenizer, [chat], spans={"rule": "Answer in JSON."})
 
     def reply():
-        out = model.generate(**placed(model, prompts), max_new_tokens=40, do_sample=False)
+        out = model.generate(**model_inputs(model, prompts), max_new_tokens=40, do_sample=False)
         return tokenizer.decode(out[0, prompts.lengths[0] :], skip_special_tokens=True)
 
     before = reply()

@@ -9,7 +9,7 @@ from interp import steer
 from interp.errors import SpanError
 from interp.hooks.edit.edit import Edits, steering
 from interp.hooks.prompts.prompts import Prompts
-from interp.hooks.read.capture import capture, placed, run
+from interp.hooks.read.capture import capture, model_inputs, run
 from interp.hooks.read.keep import mass, pattern
 
 DOCUMENTS = {"one": (2, 6), "two": (6, 12), "three": (13, 17)}
@@ -45,7 +45,7 @@ def test_gradients_flow_through_a_scaled_key(tiny_model, family):
     some = [weights[name] for name in weights if "k_proj.weight" in name or "q_proj.weight" in name]
 
     def gradients():
-        loss = model(**placed(model, prompts), use_cache=False).logits.square().mean()
+        loss = model(**model_inputs(model, prompts), use_cache=False).logits.square().mean()
         return torch.autograd.grad(loss, some)
 
     first = torch.arange(20)[None] == 0

@@ -14,7 +14,7 @@ from interp.errors import HeadError, UsageError
 from interp.hooks.edit.edit import Edit, Edits, steering
 from interp.hooks.model.heads import HeadSet
 from interp.hooks.prompts.prompts import Prompts
-from interp.hooks.read.capture import placed
+from interp.hooks.read.capture import model_inputs
 
 DOCUMENTS = '["first", "second"]'
 # name -> settings as JSON; "" where the edit is estimated
@@ -55,7 +55,7 @@ def prompts() -> Prompts:
 
 def logits(model, prompts):
     with torch.no_grad():
-        return model(**placed(model, prompts), use_cache=False).logits
+        return model(**model_inputs(model, prompts), use_cache=False).logits
 
 
 def test_names_agree_with_files():

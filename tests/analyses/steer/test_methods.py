@@ -28,7 +28,7 @@ from interp.errors import HeadError, InterpError, SpanError, UsageError
 from interp.hooks.edit.edit import Edits, steering
 from interp.hooks.model.heads import HeadLayout
 from interp.hooks.prompts.prompts import Prompts
-from interp.hooks.read.capture import placed
+from interp.hooks.read.capture import model_inputs
 
 FAMILIES = ["llama", "qwen2", "gpt2", "gemma2", "phi3"]
 HEADS = "L0H1 L0H2 L1H0 L1H3"
@@ -190,7 +190,7 @@ def test_cached_generation_is_full_recompute(tiny_model, name, cache):
     settings = {"max_new_tokens": steps, "do_sample": False, "output_scores": True, "return_dict_in_generate": True}
     settings |= {"cache_implementation": cache, "pad_token_id": 0, "eos_token_id": None}
     with steering(model, METHODS[name], prompts):
-        out = model.generate(**placed(model, prompts), **settings)
+        out = model.generate(**model_inputs(model, prompts), **settings)
         for step in range(steps):
             ids = out.sequences[:, : max(prompts.lengths) + step]
             mask = torch.nn.functional.pad(prompts.tensors()["attention_mask"], (0, step), value=1)
@@ -224,7 +224,7 @@ def test_beams_and_samples_follow_their_prompts(tiny_model):
     settings = {"max_new_tokens": 4, "pad_token_id": 0, "eos_token_id": None, "num_return_sequences": 2}
     for more, name in itertools.product(({"num_beams": 2}, {"do_sample": True}), ("sum", "all of them")):
         with steering(model, METHODS[name], prompts):
-            out = model.generate(**placed(model, prompts), **settings, **more)
+            out = model.generate(**model_inputs(model, prompts), **settings, **more)
         assert out.shape[0] == 4
 
 
@@ -292,7 +292,7 @@ def test_windows_and_chunks_are_full_recompute(tiny_model, family, name):
     settings = {"max_new_tokens": steps, "do_sample": False, "output_scores": True, "return_dict_in_generate": True}
     with warnings.catch_warnings(), steering(model, edit, prompts):
         warnings.simplefilter("ignore")
-        out = model.generate(**placed(model, prompts), **settings, pad_token_id=0, eos_token_id=None)
+        out = model.generate(**model_inputs(model, prompts), **settings, pad_token_id=0, eos_token_id=None)
         ids = out.sequences[:, : max(prompts.lengths) + steps - 1]
         mask = torch.nn.functional.pad(prompts.tensors()["attention_mask"], (0, steps - 1), value=1)
         position = (mask.cumsum(-1) - 1).clamp(min=0)

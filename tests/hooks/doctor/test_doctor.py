@@ -1,4 +1,4 @@
-"""A sound model passes; one broken on purpose fails in the check that is about it; nothing stays behind."""
+"""A sound model passes, a model broken on purpose fails the matching check, and nothing remains on the model."""
 
 import json
 import types
@@ -10,7 +10,7 @@ import tokenizers_tiny
 import torch
 import transformers as tf
 
-from interp.hooks.doctor.checks import LOOKS
+from interp.hooks.doctor.checks import CHECKS
 from interp.hooks.doctor.doctor import doctor
 
 
@@ -25,7 +25,7 @@ def test_sound_models_pass(name, dtype):
     assert all(found[check].ok for check in ("seam", "heads", "idle", "reading", "rows", "padding", "generation"))
     windowed = {"mistral": "[0, 1]", "gemma2": "[0]", "gemma3": "[0]", "gpt_oss": "[0]"}
     assert found["windows"].detail == (f"32 keys in layers {windowed[name]}" if name in windowed else "none")
-    assert ("one a head in layers [0, 1]" in found["learned sinks"].detail) == (name == "gpt_oss")
+    assert ("one per head in layers [0, 1]" in found["learned sinks"].detail) == (name == "gpt_oss")
     assert ("capped at 50.0" in found["soft-cap"].detail) == (name == "gemma2")
     assert str(dtype).removeprefix("torch.") in found["attention"].detail
     assert repr(model) == shown
@@ -35,15 +35,15 @@ def test_sound_models_pass(name, dtype):
 
 
 def sabotaged(forward, layer=1) -> Any:
-    """A llama with another forward of one attention layer."""
+    """A llama in which one attention layer has another forward."""
     model: Any = families.make("llama")
     attention = model.model.layers[layer].self_attn
     attention.forward = types.MethodType(forward(type(attention).forward), attention)
     return model
 
 
-def unheard(original):
-    """Attention to the own position, in code of its own."""
+def without_interface(original):
+    """Attention to the position itself, without the interface."""
 
     def forward(self, hidden_states, *args, **kwargs):
         value = self.v_proj(hidden_states).unflatten(-1, (2, 16)).repeat_interleave(2, 2)
@@ -53,7 +53,7 @@ def unheard(original):
 
 
 def masked(original):
-    """The interface, after a look at the mask."""
+    """The interface, after a computation with the mask."""
 
     def forward(self, hidden_states, *args, attention_mask=None, **kwargs):
         seen = 1.0 if attention_mask is None else attention_mask.float().mean()
@@ -79,46 +79,46 @@ def grouped(original):
 
 
 def test_a_layer_that_is_never_reached():
-    found = doctor(sabotaged(unheard))
+    found = doctor(sabotaged(without_interface))
     assert found.failed == ("seam",)
     assert found["seam"].detail.startswith("layers [1] of 2 never called")
 
 
-def test_a_layer_that_looks_at_the_mask():
+def test_a_layer_that_computes_with_the_mask():
     found = doctor(sabotaged(masked))
     assert "idle" in found.failed
-    assert "uses the attention mask by itself" in found["idle"].detail
+    assert "a layer computes with the attention mask" in found["idle"].detail
 
 
-def test_a_layer_with_fewer_heads_than_the_config_says():
+def test_a_layer_with_fewer_heads_than_the_config_states():
     found = doctor(sabotaged(grouped))
     assert "heads" in found.failed
-    assert "but layer 1 has 2 query heads over 1 kv heads of 16" in found["heads"].detail
-    assert "output projection of layer 1 takes 64 numbers" in found["heads"].detail
+    assert "but layer 1 has 2 query heads over 1 kv heads of dimension 16" in found["heads"].detail
+    assert "output projection of layer 1 has 64 inputs" in found["heads"].detail
 
 
-def test_a_config_that_lies():
+def test_a_config_that_differs_from_the_model():
     model = families.make("llama")
     model.config.num_attention_heads = 8
     found = doctor(model)
     assert found.failed == ("heads",)
-    assert "8 query heads over 2 kv heads of 16, but layer 0 has 4 query heads" in found["heads"].detail
+    assert "8 query heads over 2 kv heads of dimension 16, but layer 0 has 4 query heads" in found["heads"].detail
     model = families.make("mistral")
-    # the mask is made from the config while the model runs, and shown by the layer it is for
+    # the mask follows the config while the model runs, and the layer reports the window that it received
     model.config.layer_types = ["full_attention", "sliding_attention"]
     found = doctor(model)
     assert found.failed == ("windows",)
-    assert "layer 0 sees 32 keys where the config says all keys" in found["windows"].detail
+    assert "layer 0 attends to 32 keys, but the config states all keys" in found["windows"].detail
 
 
 def test_padding_that_changes_the_model_itself():
     model: Any = families.make("llama")
     embed = model.get_input_embeddings()
-    # every token sees how wide its batch is
+    # the embedding depends on the width of the batch
     embed.register_forward_hook(lambda module, args, out: out + out.shape[1] / 100)
     found = doctor(model)
     assert "padding" in found.failed
-    assert "the model does this by itself" in found["padding"].detail
+    assert "the model does this without interp as well" in found["padding"].detail
     assert found["idle"].ok
     assert found["reading"].ok
 
@@ -134,7 +134,7 @@ def test_padding_that_changes_the_model_itself():
 def test_a_family_without_the_interface_is_reported(config):
     found = doctor(tf.AutoModelForCausalLM.from_config(config))
     assert found.failed == ("seam",)
-    assert "computes attention in code of its own" in found["seam"].detail
+    assert "does not compute attention through" in found["seam"].detail
     assert found["padding"].ok is None
 
 
@@ -156,7 +156,7 @@ def test_a_model_that_fails_is_reported():
     assert found["seam"].detail == "the model raised ZeroDivisionError: on purpose"
 
 
-def test_training_mode_comes_back():
+def test_training_mode_is_restored():
     model: Any = families.make("gpt2").train()
     model.transformer.h[0].eval()
     modes = [module.training for module in model.modules()]
@@ -168,16 +168,16 @@ def test_tokenizer():
     assert doctor(families.make("llama"), tokenizers_tiny.words())["tokenizer"].ok
     found = doctor(families.make("llama"), tokenizers_tiny.byte_level())
     assert found.failed == ("tokenizer",)
-    assert "and the model 128" in found["tokenizer"].detail
+    assert "but the model 128" in found["tokenizer"].detail
 
 
-def test_shown_and_saved():
+def test_table_and_json():
     found = doctor(families.make("llama"))
     lines = str(found).splitlines()
-    assert len(lines) == len(LOOKS) + 2
+    assert len(lines) == len(CHECKS) + 2
     assert lines[0] == "LlamaForCausalLM"
     assert lines[-1] == "all checks passed"
     loaded = json.loads(json.dumps(found.to_dict()))
     assert loaded["ok"] is True
-    assert [check["name"] for check in loaded["checks"]] == list(LOOKS)
-    assert str(doctor(sabotaged(unheard))).endswith("1 of 13 checks failed")
+    assert [check["name"] for check in loaded["checks"]] == list(CHECKS)
+    assert str(doctor(sabotaged(without_interface))).endswith("1 of 13 checks failed")

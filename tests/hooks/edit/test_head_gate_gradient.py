@@ -1,4 +1,4 @@
-"""Gradients of head gates against finite differences, and what stays on the model."""
+"""Gradients of head gates against finite differences, and no hook that stays on the model."""
 
 import pytest
 import torch
@@ -7,11 +7,11 @@ from capture_oracle import prompts
 from interp.errors import UsageError
 from interp.hooks.edit.head_gate_gradient import gate_gradient
 from interp.hooks.model.layers import projection_inputs
-from interp.hooks.read.capture import placed
+from interp.hooks.read.capture import model_inputs
 
 
 def loss_of(model, batch):
-    inputs = placed(model, batch)
+    inputs = model_inputs(model, batch)
     labels = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, -100)
     return model(**inputs, labels=labels, use_cache=False).loss
 

@@ -46,7 +46,7 @@ def test_hashes_are_the_same_in_another_process():
     assert found == [made.config_hash, made.weights_hash, made.tokenizer_hash, made.template_hash]
 
 
-def test_weights_are_told_apart_by_values_names_shapes_and_dtype():
+def test_weights_differ_by_values_names_shapes_and_dtype():
     model = llama()
     prints = {weights_hash(model), weights_hash(llama(num_hidden_layers=1)), weights_hash(llama().to(torch.bfloat16))}
     with torch.no_grad():
@@ -72,7 +72,7 @@ def test_a_model_without_values_still_has_a_fingerprint():
     assert weights_hash(torch.nn.Linear(2, 2, device="meta")) != weights_hash(torch.nn.Linear(2, 3, device="meta"))
 
 
-def test_the_config_counts_by_what_it_computes():
+def test_only_entries_about_the_computation_change_the_config_hash():
     model = llama()
     before = config_hash(model.config)
     model.config.use_cache = False
@@ -84,7 +84,7 @@ def test_the_config_counts_by_what_it_computes():
     assert config_hash(model.config) != before
 
 
-def test_tokenizers_count_by_vocabulary_not_by_the_last_call():
+def test_tokenizer_hash_depends_on_the_vocabulary_not_on_the_last_call():
     tokenizer = byte_level(pad=True)
     before = tokenizer_hash(tokenizer)
     tokenizer(["a", "abc"], padding=True, truncation=True, max_length=2)
@@ -112,7 +112,7 @@ def test_models_are_named_without_local_paths(name, stored):
     assert Provenance.of(model).model == stored
 
 
-def test_a_certificate_says_how_the_result_was_made(monkeypatch):
+def test_provenance_records_how_the_result_was_made(monkeypatch):
     monkeypatch.setattr(
         sys, "argv", ["/opt/bin/interp", "report", "org/model", "/data/me/out", "--out=/data/me/x.html", "-k=3"]
     )
@@ -128,7 +128,7 @@ def test_a_certificate_says_how_the_result_was_made(monkeypatch):
     assert "/" not in json.dumps(made.to_dict()).replace("org/model", "")
 
 
-def test_certificates_survive_json():
+def test_provenance_survives_json():
     made = Provenance.of(llama(), byte_level())
     assert Provenance.from_dict(json.loads(json.dumps(made.to_dict())) | {"later": 1}) == made
     assert hash(made) == hash(dataclasses.replace(made))
@@ -139,18 +139,18 @@ def test_certificates_survive_json():
     [
         ({"weights_hash": None}, '"weights_hash" of the provenance is None, not of type str'),
         ({"versions": "2"}, "not of type dict"),
-        ("config_hash", 'has no "config_hash"'),
+        ("config_hash", 'has no entry "config_hash"'),
     ],
 )
-def test_broken_certificates_are_refused(change, message):
+def test_broken_provenance_is_refused(change, message):
     stored = Provenance.of(llama()).to_dict()
     stored = stored | change if isinstance(change, dict) else {k: v for k, v in stored.items() if k != change}
     with pytest.raises(ScoreError, match=message):
         Provenance.from_dict(stored)
 
 
-def test_a_certificate_is_a_table():
-    with pytest.raises(ScoreError, match="got list"):
+def test_stored_provenance_must_be_a_table():
+    with pytest.raises(ScoreError, match="of type list"):
         Provenance.from_dict([])  # type: ignore[arg-type]
 
 
@@ -166,12 +166,12 @@ def test_another_model_is_refused_with_both_fingerprints():
     assert found.weights_hash in str(caught.value)
 
 
-def test_a_compiled_model_is_the_model_inside():
+def test_a_compiled_model_has_the_hashes_of_the_model_inside():
     model = llama()
     assert Provenance.of(torch.compile(model)).same_model(Provenance.of(model))
 
 
-def test_a_bridge_is_the_model_inside(tmp_path):
+def test_a_bridge_has_the_hashes_of_the_model_inside(tmp_path):
     from transformer_lens.model_bridge import TransformerBridge
 
     from interp.hooks.model.heads import HeadLayout

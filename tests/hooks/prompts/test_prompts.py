@@ -10,7 +10,7 @@ from tokenizers_tiny import byte_fallback, byte_level, words
 
 from interp.errors import PromptError, SpanError
 from interp.hooks.prompts.prompts import Prompts
-from interp.hooks.prompts.spans import nearest
+from interp.hooks.prompts.spans import nearest_text
 
 TOKENIZERS = {
     "plain": byte_level(),
@@ -26,7 +26,7 @@ def decode(tokenizer: Any, ids) -> str:
     return tokenizer.decode(list(ids))
 
 
-def held(tokenizer, prompt, name):
+def span_texts(tokenizer, prompt, name):
     return [decode(tokenizer, prompt.ids[start:stop]) for start, stop in prompt.spans[name]]
 
 
@@ -51,7 +51,7 @@ def held(tokenizer, prompt, name):
 def test_the_tokens_of_a_span_hold_its_text(name, text, span):
     tokenizer = TOKENIZERS[name]
     (prompt,) = Prompts.encode(tokenizer, [text], spans={"x": span})
-    assert span.strip() in "".join(held(tokenizer, prompt, "x"))
+    assert span.strip() in "".join(span_texts(tokenizer, prompt, "x"))
     ((start, stop),) = prompt.spans["x"]
     inside = decode(tokenizer, prompt.ids[start + 1 : stop - 1])
     assert len(inside.replace("�", "")) <= len(span)
@@ -60,7 +60,7 @@ def test_the_tokens_of_a_span_hold_its_text(name, text, span):
 def test_a_word_after_a_space_is_the_token_that_holds_it():
     tokenizer = TOKENIZERS["trimmed, bos"]
     (prompt,) = Prompts.encode(tokenizer, ["in Paris."], spans={"x": "Paris", "y": "aris", "z": " Paris"})
-    assert held(tokenizer, prompt, "x") == [" Paris"]
+    assert span_texts(tokenizer, prompt, "x") == [" Paris"]
     assert prompt.spans["x"] == prompt.spans["y"] == prompt.spans["z"]
 
 
@@ -73,7 +73,7 @@ def test_trimmed_offsets_give_the_same_spans_as_exact_ones():
 
 
 def tokens_of_bytes(tokenizer, prompt, start, stop):
-    """The oracle: each symbol of a byte-level token is one byte, so that token bounds add up, offsets or not."""
+    """Token bounds computed without offsets: each symbol of a byte-level token is one byte."""
     inner = [i for i, token in enumerate(prompt.ids) if token not in (tokenizer.bos_token_id, tokenizer.eos_token_id)]
     ends = list(accumulate(len(token) for token in tokenizer.convert_ids_to_tokens([prompt.ids[i] for i in inner])))
     first, last = (len(prompt.text[:at].encode()) for at in (start, stop))
@@ -92,11 +92,11 @@ def test_any_span_of_any_text_is_held_by_its_tokens(data, name):
     start = data.draw(st.integers(0, len(text) - 1))
     stop = data.draw(st.integers(start + 1, len(text)))
     (prompt,) = Prompts.encode(tokenizer, [text], spans={"x": (start, stop)})
-    assert text[start:stop] in "".join(held(tokenizer, prompt, "x"))
+    assert text[start:stop] in "".join(span_texts(tokenizer, prompt, "x"))
     assert prompt.spans["x"] == (tokens_of_bytes(tokenizer, prompt, start, stop),)
 
 
-def test_what_the_tokenizer_drops_has_no_span():
+def test_characters_that_the_tokenizer_drops_have_no_span():
     with pytest.raises(SpanError, match=r'span "x" of prompt 0: no token holds " "'):
         Prompts.encode(words(), ["the cat sat"], spans={"x": (3, 4)})
     (prompt,) = Prompts.encode(words(), ["the cat sat"], spans={"x": "cat"})
@@ -126,17 +126,17 @@ def test_places_are_texts_occurrences_ranges_and_lists():
         ("Pariss", r'^span "x" of prompt 1: "Pariss" is not in the prompt; the nearest text is "Paris"\.$'),
         ("Paris", r'"Paris" occurs 2 times; give \{"text"'),
         ("", "empty text"),
-        ("漢", "nothing in the prompt is like it"),
-        ({"text": "Paris", "occurrence": 2}, r"no occurrence 2; it occurs 2 times, give 0 to 1"),
+        ("漢", "nothing in the prompt is similar"),
+        ({"text": "Paris", "occurrence": 2}, r"no occurrence 2; it occurs 2 times; give 0 to 1"),
         ({"text": "Paris", "nth": 2}, "is not a place"),
-        ((3, 3), "characters 3 to 3 are not a range of a text of 15 characters"),
+        ((3, 3), "characters 3 to 3 are not a range within a text of 15 characters"),
         ((0, 99), "characters 0 to 99"),
-        ([], "no place"),
-        (5, "no place"),
-        (None, "no place"),
+        ([], "is not a place"),
+        (5, "is not a place"),
+        (None, "is not a place"),
     ],
 )
-def test_a_span_that_cannot_be_placed_says_why(where, message):
+def test_errors_of_places_that_are_not_in_the_text(where, message):
     with pytest.raises(SpanError, match=message):
         Prompts.encode(TOKENIZERS["plain"], ["fine", "Paris and Paris"], spans=[{}, {"x": where}])
 
@@ -148,8 +148,8 @@ def test_overlapping_occurrences_are_more_than_one():
 
 def test_the_nearest_text_is_found_late_in_a_long_prompt():
     text = "word " * 20_000 + "The special magic number is 7. " + "word " * 100
-    assert nearest(text, "the special magical number") == "The special magic number is"
-    assert nearest("abc", "xyz") == ""
+    assert nearest_text(text, "the special magical number") == "The special magic number is"
+    assert nearest_text("abc", "xyz") == ""
 
 
 def test_chats_are_rendered_once_and_spans_found_in_the_rendering():
@@ -158,12 +158,12 @@ def test_chats_are_rendered_once_and_spans_found_in_the_rendering():
     assert prompt.text == "<s>user:Where? Paris.</s><s>assistant:"
     assert prompt.ids.count(tokenizer.bos_token_id) == 2
     assert prompt.ids[-1] != tokenizer.eos_token_id
-    assert held(tokenizer, prompt, "x") == [" Paris"]
+    assert span_texts(tokenizer, prompt, "x") == [" Paris"]
     assert prompt.meta == {"key": 1}
     assert Prompts.encode(tokenizer, ["Where? Paris."], chat=True)[0].ids == prompt.ids
 
 
-def test_an_answer_is_continued_only_when_asked():
+def test_an_answer_is_continued_only_with_continue_final():
     chat = [*CHAT, {"role": "assistant", "content": "It is"}]
     asked: list[dict[str, Any]] = [{}, {"continue_final": True}, {"add_generation_prompt": True}]
     texts = [Prompts.encode(TOKENIZERS["plain"], [chat], **options)[0].text for options in asked]
@@ -186,10 +186,10 @@ def test_special_tokens_are_added_to_texts_and_shift_no_span():
         ([], {}, "no prompts given"),
         ("text", {}, r"give a list of prompts"),
         ([""], {}, "prompt 0 is empty"),
-        (["fine", "<s>text"], {}, 'prompt 1 begins with "<s>", which the tokenizer adds too'),
+        (["fine", "<s>text"], {}, 'prompt 1 begins with "<s>", which the tokenizer adds as well'),
         ([CHAT], {"chat": False}, "chat=False"),
         ([[]], {}, "no messages"),
-        ([[{"role": "user"}]], {}, "a message is"),
+        ([[{"role": "user"}]], {}, "which is not a message"),
         ([{"text": "a", "messages": CHAT}], {}, "neither a text nor a chat"),
         ([{"text": "a", "span": {}}], {}, r"unknown entries \['span'\]"),
         ([{"text": "a", "spans": ["a"]}], {}, '"spans" of prompt 0'),
@@ -269,7 +269,7 @@ def test_length_is_checked_against_the_context():
     prompts = Prompts.from_ids([[1], [1] * 9000])
     prompts.check_length(9000)
     with pytest.raises(
-        PromptError, match=r"^prompt 1 has 9,000 tokens; the context of this model is 8,192: shorten it\.$"
+        PromptError, match=r"^prompt 1 has 9,000 tokens, but the context of this model is 8,192; shorten it\.$"
     ):
         prompts.check_length(8192)
 
@@ -282,7 +282,7 @@ def test_fingerprints_follow_ids_spans_and_meta():
         Prompts.from_ids([[1, 2]], spans=[{"x": (0, 2), "y": (1, 2)}]).fingerprint(),
         Prompts.from_ids([[1, 3]], spans=[{"x": (0, 1), "y": (1, 2)}]).fingerprint(),
         Prompts.from_ids([[1], [2]]).fingerprint(),
-        # the answer decides what counts
+        # the answer in meta is part of the fingerprint
         Prompts.from_ids([[1, 2]], spans=[{"x": (0, 1), "y": (1, 2)}], meta=[{"answer": "no"}]).fingerprint(),
     ]
     assert same == ["2bd49d2ae52bc319"] * 2
@@ -308,10 +308,10 @@ def test_files_of_lines_and_of_objects(tmp_path):
         ("a.txt", b"", "holds no prompts"),
         ("a.txt", b"\n \n", "holds no prompts"),
         ("a.jsonl", b'{"text": "a"}\n{"text"', "line 2 of .*a.jsonl is not JSON"),
-        ("a.jsonl", b'"text"', "line 1 of .* is no object"),
+        ("a.jsonl", b'"text"', "line 1 of .* is not an object"),
         ("a.txt", b"\xff\xfe", "UTF-8"),
         ("a.txt", None, "No such file"),
-        ("a.csv", b"a", "neither .txt"),
+        ("a.csv", b"a", "neither a .txt"),
     ],
 )
 def test_broken_files_are_named(tmp_path, name, content, message):

@@ -1,4 +1,4 @@
-"""A bridge on our seam gives what TransformerLens' own bridge gives, and leaves the model as it was."""
+"""interp.bridge gives the same values as a bridge made by TransformerLens, and restores the model."""
 
 import importlib.util
 from typing import Any
@@ -19,7 +19,7 @@ from interp.hooks.transformerlens.bridge import bridge
 
 @pytest.mark.parametrize("name", FAMILIES)
 @torch.no_grad()
-def test_every_site_of_the_own_bridge_fires_with_its_value(name):
+def test_every_hook_point_of_transformerlens_is_called_with_the_same_value(name):
     model, theirs = families.make(name), plain(name)
     alone = model(tokens(2, 40)).logits
     with bridge(model) as tl:
@@ -30,14 +30,14 @@ def test_every_site_of_the_own_bridge_fires_with_its_value(name):
     close(logits, alone)
     assert set(expected) <= set(cache)
     for site in expected:
-        # what a query may not see is -inf with us, and the lowest float there
+        # interp gives -inf where a query cannot attend, TransformerLens the lowest float
         floor = -1e9 if "attn_scores" in site else -torch.inf
         torch.testing.assert_close(cache[site].clamp(floor), expected[site].clamp(floor), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 @torch.no_grad()
-def test_edits_act_as_on_the_own_bridge(name):
+def test_edits_have_the_same_effect_as_in_transformerlens(name):
     sites = {
         PATTERN0: self_only,
         Z1: rescaled,
@@ -51,7 +51,7 @@ def test_edits_act_as_on_the_own_bridge(name):
         idle = tl(tokens(2, 40))
         for site, edit in sites.items():
             if "rot_q" in site and name in FUSED:
-                # they show it, we are the only ones who fire it
+                # TransformerLens defines this point but never calls it
                 continue
             edited = tl.run_with_hooks(tokens(2, 40), fwd_hooks=[(site, edit)])
             assert (edited - idle).abs().max() > 1e-4, site
@@ -87,7 +87,7 @@ def test_generation(name):
 
 
 def self_only_new(pattern, hook):
-    """Head 1 attends to itself, one query of a cached step or many."""
+    """Make head 1 attend to itself, for one query of a cached step or for many."""
     pattern = pattern.clone()
     rows, keys = pattern.shape[-2:]
     pattern[:, 1] = torch.eye(keys)[-rows:]
@@ -95,7 +95,7 @@ def self_only_new(pattern, hook):
 
 
 def anatomy(model):
-    """All that a bridge could change, in comparable form; the order of entries counts."""
+    """Everything that a bridge could change, in a comparable form that respects the order of entries."""
     parts = {"config": repr(model.config), "implementation": model.config._attn_implementation, "keys": []}
     for name, module in model.named_modules():
         parts[name] = type(module), sorted(vars(module)), [(k, id(v)) for k, v in module._modules.items()]
@@ -109,7 +109,7 @@ def anatomy(model):
 
 @pytest.mark.parametrize("name", FAMILIES)
 @torch.no_grad()
-def test_the_model_is_left_as_it_was(name):
+def test_the_model_is_restored(name):
     model: Any = families.make(name)
     calls = []
     foreign = model.get_input_embeddings().register_forward_hook(lambda *_: calls.append(1))
@@ -125,7 +125,7 @@ def test_the_model_is_left_as_it_was(name):
     calls.clear()
     assert torch.equal(model(tokens()).logits, logits)
     assert calls == [1]
-    # transformers records once per hook of its own: none may be left of those it put in while the bridge was open
+    # transformers records outputs with its own hooks; none of those added while the bridge was open may remain
     assert len(model(tokens(), output_hidden_states=True).hidden_states) == 3
     foreign.remove()
     with pytest.raises(UsageError, match="closed when its context ended"):
@@ -133,7 +133,7 @@ def test_the_model_is_left_as_it_was(name):
 
 
 class Largest(TorchDispatchMode):
-    """The most elements of a tensor that any operation gave."""
+    """Records the largest number of elements of a tensor that any operation returned."""
 
     numel = 0
 
@@ -147,7 +147,7 @@ class Largest(TorchDispatchMode):
 
 @torch.no_grad()
 @torch.no_grad()
-def test_a_model_that_has_recorded_outputs_before_is_left_as_it_was():
+def test_a_model_that_has_recorded_outputs_before_is_restored():
     model = families.make("llama")
     before = model(tokens(1, 12), output_attentions=True, output_hidden_states=True).logits
     modules = [type(module) for module in model.modules()]
@@ -157,7 +157,7 @@ def test_a_model_that_has_recorded_outputs_before_is_left_as_it_was():
     assert torch.equal(model(tokens(1, 12)).logits, before)
 
 
-def test_a_pattern_is_made_only_where_it_is_hooked():
+def test_patterns_are_computed_only_in_hooked_layers():
     ids = tokens(length=400)
     pattern = 4 * 400 * 400
     with bridge(families.make("llama")) as tl:
@@ -192,7 +192,7 @@ def test_capture_on_a_bridge(name):
         assert torch.equal(edited[keep.top_keys(2)].keys[0, 0, :, 0], own)
         assert edited[keep.entropy()].abs().max() == 0
         close(edited[keep.mass(0, (3, 9))][0, 0, :, 0], (own == 0).float())
-        # z is what the output projection gets, after TransformerLens' edit
+        # z is the input of the output projection, after the edit by TransformerLens
         assert edited[keep.z()].abs().max() == 0
 
 
@@ -219,11 +219,11 @@ def test_contexts_nest_both_ways():
 
 
 @pytest.mark.parametrize("name", QUICK)
-def test_a_bridge_of_their_own_is_refused_rather_than_read_as_nothing(name):
-    refused = pytest.raises(ModelError, match="computes the attention of 2 of 2 layers by itself")
+def test_a_bridge_made_by_transformerlens_is_refused(name):
+    refused = pytest.raises(ModelError, match="computes the attention of 2 of 2 layers itself")
     with refused, capture(plain(name), keep.entropy()):
         pytest.fail("the context must not open")
-    with pytest.raises(ModelError, match="in a TransformerBridge already"), bridge(plain(name)):
+    with pytest.raises(ModelError, match="already in a TransformerBridge"), bridge(plain(name)):
         pytest.fail("the context must not open")
     plain(name)(tokens())
 
@@ -236,9 +236,9 @@ def test_refusals(monkeypatch):
             tl.run_with_hooks(tokens(), fwd_hooks=[("blocks.0.attn.hook_rot_k", rescaled_keys)])
         with pytest.raises(ModelError, match="already"), bridge(tl):
             pytest.fail("the context must not open")
-    unknown = type("Unheard", (type(model),), {})
+    unknown = type("UnknownModel", (type(model),), {})
     model.__class__ = unknown
-    with pytest.raises(ModelError, match="cannot bridge Unheard"), bridge(model):
+    with pytest.raises(ModelError, match="cannot bridge UnknownModel"), bridge(model):
         pytest.fail("the context must not open")
     model.__class__ = unknown.__mro__[1]
     find = importlib.util.find_spec

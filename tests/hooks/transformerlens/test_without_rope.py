@@ -1,4 +1,4 @@
-"""Attention without rotation: what captures see, that the model goes on as it is, and what is refused."""
+"""Attention without rotation: the captured values, the unchanged output of the model, and the errors."""
 
 import families
 import pytest
@@ -9,11 +9,11 @@ from interp.errors import ModelError, UsageError
 from interp.hooks.read import keep
 from interp.hooks.read.capture import capture, run
 from interp.hooks.transformerlens.bridge import bridge
-from interp.hooks.transformerlens.without_rope import unrotated
+from interp.hooks.transformerlens.without_rope import without_rope
 
 
 def projected(model, batch):
-    """q [l h q d] and k [l g q d] of one prompt from the projections and norms of the attention modules themselves."""
+    """q [l h q d] and k [l g q d] of one prompt, read from the projections and norms of the attention modules."""
     found = {}
     handles = []
     for layer in model.model.layers:
@@ -36,24 +36,24 @@ def projected(model, batch):
 def test_queries_and_keys_are_those_of_the_projections(tiny_model, name):
     model, batch = tiny_model(name), prompts((33,))
     q, k = projected(model, batch)
-    with unrotated(model), capture(model, [keep.q(), keep.k()], batch) as cap:
+    with without_rope(model), capture(model, [keep.q(), keep.k()], batch) as cap:
         run(model, batch)
     torch.testing.assert_close(cap[keep.q()][0], q, atol=1e-6, rtol=0)
     torch.testing.assert_close(cap[keep.k()][0], k, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("name", families.CONFIGS)
-def test_every_family_goes_on_as_it_is(tiny_model, name):
+def test_the_output_of_every_family_is_unchanged(tiny_model, name):
     model, batch = tiny_model(name), prompts((40, 31))
     before, hooks = model.config._attn_implementation, hooked(model)
     with torch.no_grad():
         plain = run(model, batch).logits
     with capture(model, [keep.q(), keep.pattern()], batch) as rotated:
         run(model, batch)
-    with unrotated(model), capture(model, [keep.q(), keep.pattern()], batch) as cap:
+    with without_rope(model), capture(model, [keep.q(), keep.pattern()], batch) as cap:
         assert torch.equal(run(model, batch).logits, plain)
     assert (model.config._attn_implementation, hooked(model)) == (before, hooks)
-    # the first real token is rotated by nothing
+    # the rotation of the first real token is the identity
     torch.testing.assert_close(cap[keep.q()][..., 0, :], rotated[keep.q()][..., 0, :], atol=1e-6, rtol=0)
     same = torch.equal(cap[keep.pattern()].nan_to_num(), rotated[keep.pattern()].nan_to_num())
     assert same == (name == "gpt2")
@@ -67,7 +67,7 @@ def test_pattern_is_the_softmax_of_content(tiny_model):
     q, k = projected(model, batch)
     scores = q @ k.repeat_interleave(2, 1).mT / 4
     expected = scores.masked_fill(torch.ones(33, 33).triu(1).bool(), -torch.inf).softmax(-1)
-    with unrotated(model), capture(model, keep.pattern(), batch) as cap:
+    with without_rope(model), capture(model, keep.pattern(), batch) as cap:
         run(model, batch)
     torch.testing.assert_close(cap[keep.pattern()][0], expected, atol=1e-5, rtol=0)
 
@@ -76,26 +76,26 @@ def test_the_same_through_a_bridge():
     pytest.importorskip("transformer_lens")
     for name in ("qwen3", "gpt_neox"):
         model, batch = families.make(name), prompts((21,))
-        with unrotated(model), capture(model, [keep.q(), keep.k()], batch) as cap:
+        with without_rope(model), capture(model, [keep.q(), keep.k()], batch) as cap:
             run(model, batch)
-        with bridge(model) as tl, unrotated(tl), capture(tl, [keep.q(), keep.k()], batch) as other:
+        with bridge(model) as tl, without_rope(tl), capture(tl, [keep.q(), keep.k()], batch) as other:
             run(tl, batch)
         for item in (keep.q(), keep.k()):
             torch.testing.assert_close(other[item], cap[item], atol=1e-5, rtol=0)
 
 
-def test_what_cannot_be_read_is_an_error_and_leaves_nothing_behind(tiny_model, monkeypatch):
+def test_errors_leave_nothing_on_the_model(tiny_model, monkeypatch):
     model, batch = tiny_model("llama"), prompts((20,))
     before = hooked(model)
     with (
-        pytest.raises(UsageError, match="without a cache: pass use_cache=False"),
-        unrotated(model),
+        pytest.raises(UsageError, match="without a cache; pass use_cache=False"),
+        without_rope(model),
         capture(model, keep.q(), batch),
     ):
         model.generate(**batch.tensors(), max_new_tokens=2, do_sample=False)
     with (
         pytest.raises(UsageError, match="z cannot be read without rotation"),
-        unrotated(model),
+        without_rope(model),
         capture(model, keep.z(), batch),
     ):
         run(model, batch)
@@ -103,8 +103,8 @@ def test_what_cannot_be_read_is_an_error_and_leaves_nothing_behind(tiny_model, m
     with monkeypatch.context() as patch:
         patch.setattr(type(model.model.rotary_emb), "forward", complex_valued)
         with (
-            pytest.raises(ModelError, match="not handed its rotation"),
-            unrotated(model),
+            pytest.raises(ModelError, match="does not receive its rotation"),
+            without_rope(model),
             capture(model, keep.q(), batch),
         ):
             run(model, batch)

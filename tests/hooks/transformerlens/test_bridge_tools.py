@@ -1,4 +1,4 @@
-"""TransformerLens' own tools give the same numbers on a bridge of ours as on its own."""
+"""The tools of TransformerLens give the same numbers on interp.bridge as on a bridge made by TransformerLens."""
 
 import families
 import pytest
@@ -66,7 +66,7 @@ def test_gradients_at_the_pattern_of_a_padded_batch(name):
         for model in (tl, plain(name)):
             with model.hooks(bwd_hooks=[(site, lambda grad, hook: grads.append(grad.clone()))]):
                 model(**padded())[real].square().mean().backward()
-    # what stands at a padded key is no business of the prompt, and differs
+    # gradients at padded keys do not concern the prompt, and differ
     ours, theirs = ((grad * real[:, None, None]).transpose(1, 2)[real] for grad in grads)
     assert theirs.abs().max() > 0
     torch.testing.assert_close(ours, theirs, atol=1e-8, rtol=1e-3)
@@ -92,7 +92,7 @@ def test_detection_and_logit_attribution(name):
         text = "the cat sat the cat sat the cat"
         found = detect_head(tl, text, "induction_head")
         _, short = theirs.run_with_cache(tl.to_tokens(text), remove_batch_dim=True)
-        # their bridge has no tokenizer, so it lends the activations only
+        # the bridge of TransformerLens has no tokenizer, so only its activations are used
         close(found, detect_head(tl, text, "induction_head", cache=short))
 
 

@@ -1,0 +1,163 @@
+"""Plans: the settings of a run, and the recipe that lists its stages.
+
+Nothing heavy is imported until a plan is used, so that the command line can print its options at once.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+from interp.analyses import registry
+from interp.analyses.prompt_sizes import PromptSizes
+from interp.analyses.registry import Analysis
+from interp.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from interp.hooks.prompts.prompts import Prompts
+    from interp.runs.stage import Stage
+
+Settings = Mapping[str, Mapping[str, Any]]
+ABLATIONS = ("zero", "uniform", "first")
+"""ablations that need no reference prompts"""
+
+
+class Plan(Protocol):
+    """The settings of a run: with one model, machine and set of versions they fix every number of it."""
+
+    recipe: ClassVar[str]
+
+    @property
+    def seed(self) -> int:
+        """Seed of prompts, random head sets and intervals."""
+        ...
+
+    def stages(self, model: "nn.Module", tokenizer: Any, own: "Prompts | None" = None) -> "Sequence[Stage]":
+        """The stages of a run, in the order in which they are made."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScorePlan:
+    """A run that scores heads, tests the top ones, and adds the views of a report.
+
+    Attributes:
+        analyses: Names of the analyses, or of sets of them.
+        sizes: Number and length of the prompts.
+        settings: Settings by analysis, edit or selector, as {"qada": {"tau": 0.9}}.
+        check: Test the top heads of each analysis against random heads.
+        heads: Heads to test instead of the top ones, anything that HeadSet.parse takes.
+        n_heads: Number of top heads that a test ablates; some tests take at most a quarter of the heads.
+        n_random_sets: Number of random head sets of each kind that a test compares with.
+        ablation: Ablation of the tests: zero, uniform or first.
+        batch_size: Number of prompts per forward pass.
+    """
+
+    recipe: ClassVar[str] = "score"
+    analyses: tuple[str, ...] = ("all",)
+    sizes: PromptSizes = field(default_factory=PromptSizes)
+    settings: dict[str, dict[str, Any]] = field(default_factory=dict)
+    check: bool = True
+    heads: str = ""
+    n_heads: int = 10
+    n_random_sets: int = 3
+    ablation: str = "zero"
+    batch_size: int = 8
+
+    def __post_init__(self) -> None:
+        object.__setattr__(
+            self, "analyses", tuple(entry.name for entry in registry.analyses_named(",".join(self.analyses)))
+        )
+        if self.ablation not in ABLATIONS:
+            raise UsageError(f"unknown ablation {self.ablation!r}; choose from {', '.join(ABLATIONS)}.")
+        at_least_one(self, "n_heads", "n_random_sets", "batch_size")
+        check_settings(self.settings)
+        for entry in self.entries:
+            if entry.prompts is None and entry.inputs is None:
+                raise UsageError(f"{entry.name} is part of the run `interp {entry.group}`; use that command.")
+            missing = [need for need in entry.needs if not self._has(need)]
+            if missing and not (entry.named_heads and self.heads):
+                wanted = "an analysis that finds heads" if missing == ["heads"] else ", ".join(missing)
+                more = ", or name heads" if entry.named_heads or missing == ["heads"] else ""
+                raise UsageError(f"{entry.name} needs the heads of other analyses; add {wanted} to the analyses{more}.")
+
+    def _has(self, need: str) -> bool:
+        if need == "heads":
+            return bool(self.heads) or any(not entry.needs and entry.inputs is None for entry in self.entries)
+        return need in self.analyses
+
+    @property
+    def seed(self) -> int:
+        return self.sizes.seed
+
+    @property
+    def entries(self) -> tuple[Analysis, ...]:
+        """The analyses that the plan names, in the order of a report."""
+        return tuple(registry.get(name) for name in self.analyses)
+
+    def stages(self, model: "nn.Module", tokenizer: Any, own: "Prompts | None" = None) -> "Sequence[Stage]":
+        """Head tables, their controls, then what is made of the heads that were found."""
+        from interp.runs.stages.analyses import analysis_stage, control_stage, named_heads_stage
+
+        plan = self._fitted(model)
+        tables = [entry for entry in self.entries if entry.inputs is None]
+        others = [entry for entry in self.entries if entry.inputs is not None]
+        if tables:
+            others += [e for e in registry.entries() if e.automatic and e not in others and plan._wanted(e)]
+        found = [analysis_stage(entry, plan, tokenizer, own) for entry in tables]
+        if self.check:
+            tested = [entry for entry in tables if entry.control is not None]
+            answered = any(entry.control.own_prompts for entry in tested)
+            found += [control_stage(entry, plan, tokenizer, own) for entry in tested]
+            found += [named_heads_stage(plan, tokenizer)] if self.heads and not answered else []
+            if answered or self.heads:
+                _check_control_size(model, self.heads, self.n_heads)
+        return [*found, *(analysis_stage(entry, plan, tokenizer, own) for entry in others)]
+
+    def _wanted(self, entry: Analysis) -> bool:
+        """Whether an automatic view is part of the run."""
+        from interp.analyses.tasks import standard
+
+        explored = entry.prompts in (standard.explored, standard.explored_passage)
+        return (self.sizes.explorer_tokens > 0 or not explored) and all(self._has(need) for need in entry.needs)
+
+    def _fitted(self, model: "nn.Module") -> "ScorePlan":
+        """The plan with the text of the explorer no longer than the context of the model."""
+        from interp.hooks.model.layers import context_length
+
+        context = context_length(model)
+        tokens = self.sizes.explorer_tokens
+        return replace(self, sizes=replace(self.sizes, explorer_tokens=min(tokens, context or tokens)))
+
+
+def check_settings(settings: Settings) -> None:
+    """Raise UsageError for a name that nothing declares, or a setting that it does not have."""
+    for name, given in settings.items():
+        known = [kind for kind in registry.KINDS if name in registry.names(kind)]
+        if not known:
+            # the message names the nearest analysis
+            registry.get(name)
+        for kind in known:
+            registry.get(name, kind).check_settings(given)
+
+
+def at_least_one(plan: Any, *names: str) -> None:
+    """Raise UsageError for a number below 1."""
+    for name in names:
+        if getattr(plan, name) < 1:
+            raise UsageError(f"{name}={getattr(plan, name)} is too small; give at least 1.")
+
+
+def _check_control_size(model: "nn.Module", heads: str, n_heads: int) -> None:
+    from interp.hooks.model.heads import HeadLayout, HeadSet
+
+    layout = HeadLayout.of(model)
+    named = HeadSet.parse(heads, layout) if heads else HeadSet(())
+    layout.check(named)
+    ablated = len(named) or n_heads
+    if 2 * ablated > layout.size:
+        raise UsageError(
+            f"{ablated} ablated heads of {layout.size} leave too few for a random control; ablate at most half of them "
+            f"(--n-heads {layout.size // 2} on the command line)."
+        )
