@@ -312,14 +312,14 @@ class Seam:
             return out.transpose(1, 2), pattern if kw.get("output_attentions") else None
 
         # the original function computes the output where an engine would have to compute more than is read
-        ours = site.call.edited or not (
+        use_engine = site.call.edited or not (
             kw.get("dropout")
             or kw.get("output_attentions")
             or _ignores_softcap(module, kw)
             or (torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value)))
             or all(want.partial for _, want in wants)
         )
-        out, weights = (None, None) if ours else original()
+        out, weights = (None, None) if use_engine else original()
         for tap, want in wants:
             fused = out is None and not want.partial
             call = site.call if want.heads is None else site.call.for_heads(want.heads)

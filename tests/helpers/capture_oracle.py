@@ -1,6 +1,6 @@
-"""What tests of reading share: prompts of random tokens, keeps of every kind, and what to compare with.
+"""Prompts of random tokens, reductions of every kind, and oracles for tests of reading.
 
-That is patterns, replies, queries and keys by the model's own code alone.
+The oracles are patterns, replies, queries and keys computed by the model's own code alone.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ def prompts(lengths=(70, 90), seed=0):
 
 
 def eager_patterns(model, batch):
-    """[b l h q k] in columns, made by the model's own eager attention."""
+    """Patterns [b l h q k] in columns, from the model's own eager attention."""
     before = model.config._attn_implementation
     model.set_attn_implementation("eager")
     try:
@@ -36,7 +36,7 @@ def eager_patterns(model, batch):
 
 
 def greedy(model, prompt, limit=32, tokenizer=None):
-    """Ids that the model writes, up to its end token or a newline, by plain forward passes without a cache."""
+    """Ids that the model generates up to its end token or a newline, by plain forward passes without a cache."""
     ids = list(prompt.ids)
     for _ in range(limit):
         with torch.no_grad():
@@ -50,9 +50,9 @@ def greedy(model, prompt, limit=32, tokenizer=None):
 
 
 def content(model, prompt):
-    """Queries and keys [l h q d] before any rotation, from the model's own projections, or the norms behind them.
+    """Queries and keys [l h q d] before any rotation, from the model's own projections or the norms after them.
 
-    Keys stand beside each query head that they serve. Llama's names, with Qwen3's norms, and GPT-2's.
+    Keys are repeated for each query head that uses them. Module names are those of Llama, Qwen3 (norms) and GPT-2.
     """
     heads = model.config.num_attention_heads
     dims = getattr(model.config, "head_dim", None) or model.config.hidden_size // heads
@@ -61,18 +61,18 @@ def content(model, prompt):
     sites = {ends[0]: "q", ends[1]: "k", "c_attn": "qkv"}
     found = {part: [] for part in "qkv"}
 
-    def noting(parts):
-        def note(module, args, out):
+    def storing(parts):
+        def store(module, args, out):
             for part, x in zip(parts, out.chunk(len(parts), -1), strict=True):
-                own = x.reshape(len(prompt), -1, dims).transpose(0, 1)
-                found[part].append(own.repeat_interleave(heads // len(own), 0))
+                heads_of = x.reshape(len(prompt), -1, dims).transpose(0, 1)
+                found[part].append(heads_of.repeat_interleave(heads // len(heads_of), 0))
 
-        return note
+        return store
 
     with contextlib.ExitStack() as stack:
         for name, (_, module) in zip(names, model.named_modules(), strict=True):
             if name in sites:
-                stack.callback(module.register_forward_hook(noting(sites[name])).remove)
+                stack.callback(module.register_forward_hook(storing(sites[name])).remove)
         with torch.no_grad():
             model(torch.tensor([prompt.ids]), use_cache=False)
     return torch.stack(found["q"]), torch.stack(found["k"])

@@ -11,7 +11,7 @@ from interp.hooks.model.heads import HeadLayout
 from interp.hooks.model.provenance import Provenance
 from interp.hooks.prompts.prompts import Prompt, Prompts
 from interp.hooks.read.capture import read
-from interp.hooks.read.keep import at
+from interp.hooks.read.keep import At, at
 
 Targets = list[list[int]]
 """for each query position the key positions that count, none where the query does not count"""
@@ -75,9 +75,9 @@ def score_targets(
     which no query has a target.
     """
     values, whole = [], []
-    made: list[tuple[at, Tensor]] = []
+    made: list[tuple[At, Tensor]] = []
 
-    def keep(batch: Prompts) -> at:
+    def keep(batch: Prompts) -> At:
         check_targets(batch, name, targets)
         keys, rows = table([targets(prompt) for prompt in batch])
         made.append((at(keys=keys, by_value=by_value, total=True), rows))

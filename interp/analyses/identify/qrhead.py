@@ -14,7 +14,7 @@ from interp.hooks.model.heads import HeadLayout
 from interp.hooks.model.provenance import Provenance
 from interp.hooks.prompts.prompts import Prompt, Prompts
 from interp.hooks.read.capture import read
-from interp.hooks.read.keep import columns
+from interp.hooks.read.keep import Columns, columns
 
 CUT = 10
 """documents that nDCG looks at"""
@@ -91,9 +91,9 @@ def ndcg(doc: Float[Tensor, "l h s"], gold: Sequence[int]) -> Float[Tensor, "l h
 
 def _received(model: nn.Module, prompts: Prompts, batch_size: int, title: str | None) -> list[Tensor]:
     """What each token up to the last document's end receives from the query, mean over its rows; [l h k] each."""
-    made: list[columns] = []
+    made: list[Columns] = []
 
-    def keep(batch: Prompts) -> columns:
+    def keep(batch: Prompts) -> Columns:
         rows = batch.span_mask("query").float()
         made.append(columns("sum", rows / rows.sum(1, keepdim=True)))
         return made[-1]

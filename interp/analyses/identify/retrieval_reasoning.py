@@ -9,7 +9,7 @@ from interp.hooks.generate import Reply
 from interp.hooks.model.heads import HeadLayout
 from interp.hooks.model.provenance import Provenance
 from interp.hooks.prompts.prompts import Prompt, Prompts
-from interp.hooks.read.keep import top_keys
+from interp.hooks.read.keep import TopKeys, top_keys
 
 MOST = 64
 """keys that top_keys gives"""
@@ -43,9 +43,9 @@ def retrieval_reasoning(
     one_place(prompts)
     one_place(prompts, span)
     parts, others = [], []
-    made: list[top_keys] = []
+    made: list[TopKeys] = []
 
-    def keep(batch: Prompts) -> top_keys:
+    def keep(batch: Prompts) -> TopKeys:
         made.append(top_keys(max(_keys(prompt, span) for prompt in batch)))
         return made[-1]
 

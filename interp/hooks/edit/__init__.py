@@ -1,1 +1,1 @@
-"""Editing attention and head outputs while the model runs."""
+"""Editing attention and the outputs of heads while the model runs."""

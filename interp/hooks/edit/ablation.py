@@ -1,4 +1,4 @@
-"""Taking heads out: ablations by name around forward() or generate(), one head set or another in each row."""
+"""Ablations and other interventions on heads around forward() or generate(), with one head set or one per row."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -9,29 +9,49 @@ import torch
 from torch import Tensor, nn
 
 from interp.errors import ModelError, PromptError, UsageError
-from interp.hooks.edit.per_row_steering import own_by_layer, own_rows
+from interp.hooks.edit.per_row_steering import head_masks_by_layer, masks_of_rows
 from interp.hooks.model.heads import Head, HeadLayout, HeadSet
 from interp.hooks.model.layers import attention_layers, projection_inputs, unwrap
 from interp.hooks.prompts.prompts import Prompts
-from interp.hooks.read import keep as keeps
+from interp.hooks.read import keep
 from interp.hooks.read.capture import read
 from interp.hooks.read.reductions import key_columns
 from interp.hooks.seam import AttentionTap, ReadRequest, Site, tapping
 from interp.kernels.contract import Call
 
 AblationKind = Literal["zero", "mean", "resample", "uniform", "first"]
+"""The ablations of `ablate`."""
 InterventionKind = Literal["zero", "mean", "resample", "uniform", "first", "scale", "patch"]
+"""The ablations, and the two further interventions."""
 KINDS_WITH_REFERENCE = ("mean", "resample", "patch")
 
 
 @dataclass(frozen=True)
 class Intervention:
-    """What is done to a head: an ablation of `ablate`, or one of two more. Plain data, to be sent to another process.
+    """An intervention on heads: one of the ablations of `ablate`, or "scale" or "patch".
 
-    "scale"  z[b q h] = factor z
-    "patch"  z[b q h] = z of the same head at the same position of the reference prompt of the same number
-    resample draws one reference prompt for each prompt, by `seed`, whatever batch it runs in.
-    Raises UsageError for a kind that does not exist, a missing or needless reference or factor.
+    It is plain data that can be sent to another process.
+
+    | kind | z of a head, at the input of the output projection |
+    |---|---|
+    | "zero", "mean", "resample", "uniform", "first" | as in `ablate` |
+    | "scale" | `z[b q h] = factor z` |
+    | "patch" | z of the same head at the same position of the reference prompt of the same number |
+
+    "resample" draws one reference prompt for each prompt from the seed, whatever batch the prompt runs in.
+
+    Args:
+        kind: The kind of intervention.
+        factor: Number that "scale" multiplies z by; for "scale" only.
+        reference: Reference prompts; for "mean", "resample" and "patch" only.
+        seed: Seed of the draws of "resample".
+
+    Raises:
+        UsageError: If the kind is unknown, or a factor or reference is missing or superfluous.
+
+    Examples:
+        >>> interp.Intervention("scale", factor=0.5)
+        Intervention(kind='scale', factor=0.5, seed=0)
     """
 
     kind: InterventionKind
@@ -41,28 +61,31 @@ class Intervention:
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(InterventionKind):
-            raise UsageError(
-                f"ablation {self.kind!r} does not exist: take one of {', '.join(get_args(InterventionKind))}."
-            )
+            raise UsageError(_unknown(self.kind, get_args(InterventionKind)))
         if (self.reference is None) == (self.kind in KINDS_WITH_REFERENCE):
-            need = "needs reference prompts" if self.reference is None else "takes no reference prompts"
-            raise UsageError(
-                f"ablation {self.kind!r} {need}: pass reference= for mean and resample, and for patch, only."
-            )
+            problem = "needs reference prompts" if self.reference is None else "takes no reference prompts"
+            raise UsageError(f"ablation {self.kind!r} {problem}: pass reference= only for mean, resample and patch.")
         if self.reference is not None and not len(self.reference):
-            raise UsageError(f"ablation {self.kind!r} has no reference prompts; the selection is empty.")
+            raise UsageError(f"ablation {self.kind!r} was given no reference prompts: give at least one.")
         if (self.factor is None) == (self.kind == "scale"):
-            raise UsageError(f"{self.kind!r} with factor={self.factor}: give a factor for scale, and for it only.")
+            raise UsageError(f"{self.kind!r} was given factor={self.factor}: give a factor for scale, and only for it.")
 
     @property
     def shared(self) -> bool:
-        """Whether it does the same to every prompt."""
+        """Whether the intervention is the same for every prompt."""
         return self.kind not in ("resample", "patch")
 
     def source(self, prompts: Prompts) -> Tensor | None:
-        """Int [p] the reference prompt that each prompt takes from; None where it takes from none or from all.
+        """List the reference prompt that each prompt takes its values from.
 
-        Raises PromptError where patch has no partner of the same length for each prompt.
+        Args:
+            prompts: The prompts that run.
+
+        Returns:
+            Tensor or None: Int `[p]`; None if prompts take values from no reference prompt, or from all of them.
+
+        Raises:
+            PromptError: If "patch" lacks a reference prompt of the same length for each prompt.
         """
         if self.reference is None or self.kind == "mean":
             return None
@@ -71,38 +94,71 @@ class Intervention:
             return torch.randint(len(self.reference), (len(prompts),), generator=generator)
         if self.reference.lengths != prompts.lengths:
             raise PromptError(
-                f"patching takes each prompt's own partner: {len(prompts)} prompts of {_some(prompts.lengths)} tokens "
-                f"and {len(self.reference)} of {_some(self.reference.lengths)} were given; pair them in equal lengths."
+                f"patching pairs each prompt with a reference prompt of the same length: {len(prompts)} prompts of "
+                f"{_first_lengths(prompts.lengths)} tokens and {len(self.reference)} reference prompts of "
+                f"{_first_lengths(self.reference.lengths)} were given; pair prompts of equal lengths."
             )
         return torch.arange(len(prompts))
 
 
-def _some(lengths: tuple[int, ...]) -> str:
+def _first_lengths(lengths: tuple[int, ...]) -> str:
     return ", ".join(map(str, lengths[:4])) + (", ..." if len(lengths) > 4 else "")
+
+
+def _unknown(kind: Any, kinds: tuple[str, ...]) -> str:
+    return f"unknown ablation {kind!r}; choose from {', '.join(map(repr, kinds))}."
 
 
 @contextlib.contextmanager
 def ablate(
     model: nn.Module, heads: Any, kind: AblationKind, *, reference: Prompts | None = None, seed: int = 0
 ) -> Iterator[None]:
-    """Replace what the heads write, for as long as the context is open; prefill and decode alike.
+    """Replace the outputs of heads while the context is open, in prefill and decode alike.
 
-    kind, always named:
-      "zero"      z[b q h] = 0 at the input of the output projection
-      "mean"      z[b q h] = mean of z over all tokens of all `reference` prompts
-      "resample"  z[b q h] = z of the same head at the same position of a `reference` prompt drawn for each row, seeded;
-                  past that prompt's end, of its last position
-      "uniform"   attention flat over the keys a query sees (logit scale 0; a learned sink keeps a share of its own)
-      "first"     all attention on the first real token (a learned sink keeps its share); where a window no longer
-                  reaches it, the output is 0
-    heads: anything HeadSet.parse takes.
-    Raises HeadError for heads the model does not have, UsageError for a missing or needless reference.
-    Source: zero as in causal head studies; uniform is what "masking" means in the code of Wu et al. 2404.15574, which
-    masks decode steps only, while we hold prefill and decode to the same. Cannot show: what a head would do had the
-    rest been trained without it; zero moves the residual stream off its distribution.
+    | kind | output of a head |
+    |---|---|
+    | "zero" | `z[b q h] = 0` at the input of the output projection |
+    | "mean" | `z[b q h]` = mean of z over all tokens of all reference prompts |
+    | "resample" | z of the same head at the same position of a reference prompt, drawn for each row |
+    | "uniform" | attention is uniform over the keys that a query sees (logit scale 0) |
+    | "first" | all attention is on the first real token |
+
+    Where a "resample" prompt is shorter, z at its last position is used. With "uniform" and "first" a learned sink
+    keeps a share of the attention. With "first" the output is 0 where a window no longer reaches the first token.
+
+    Args:
+        model: A transformers causal language model, or a TransformerBridge over one.
+        heads: Heads to ablate: anything that `HeadSet.parse` takes.
+        kind: The kind of ablation.
+        reference: Reference prompts; for "mean" and "resample" only.
+        seed: Seed of the draws of "resample".
+
+    Yields:
+        None: The model is ablated until the context closes.
+
+    Raises:
+        HeadError: If the model does not have a head.
+        UsageError: If the kind is unknown, or a reference is missing or superfluous.
+
+    Examples:
+        >>> with interp.ablate(model, "L1H2", "zero"), interp.capture(model, interp.keep.z(), heads="L1H2") as cap:
+        ...     out = model(**prompts.tensors())
+        >>> float(cap[interp.keep.z()].abs().max())
+        0.0
+
+    Source:
+        "zero" is the usual ablation of causal studies of heads. "uniform" is the masking of the code of Wu et al.
+        2404.15574.
+
+    Differs:
+        The code of Wu et al. masks decode steps only; here prefill and decode are ablated alike.
+
+    Limits:
+        Does not show what a head would do in a model trained without it. "zero" moves the residual stream off its
+        distribution.
     """
     if kind not in get_args(AblationKind):
-        raise UsageError(f"ablation {kind!r} does not exist: take one of {', '.join(get_args(AblationKind))}.")
+        raise UsageError(_unknown(kind, get_args(AblationKind)))
     intervention = Intervention(kind, reference=reference, seed=seed)
     model = unwrap(model)
     layout = HeadLayout.of(model)
@@ -123,50 +179,77 @@ def intervene(
     bank: "ReferenceOutputs | None" = None,
     source: Tensor | None = None,
 ) -> Iterator[None]:
-    """Let an intervention act on other heads in each row of a batch, whose row r is changed in sets[r % len(sets)].
+    """Apply an intervention to different heads in each row of a batch: row r changes in the heads sets[r % len(sets)].
 
-    bank: z of the reference prompts, by ReferenceOutputs.of, for all heads of the sets. source: Int [p], the reference prompt of
-    the prompt r // len(sets); without it resample draws one for each row of each run. Exact: a row is what it would be
-    alone. Raises HeadError for heads the model does not have.
+    The result is exact: each row is what it would be alone.
+
+    Args:
+        model: The model.
+        intervention: The intervention.
+        sets: Head sets; rows cycle through them.
+        bank: Outputs of the heads of all sets on the reference prompts, from `ReferenceOutputs.of`.
+        source: Int `[p]`, the reference prompt of prompt r // len(sets). Without it, "resample" draws one for each row
+            of each run.
+
+    Yields:
+        None: The intervention acts until the context closes.
+
+    Raises:
+        HeadError: If the model does not have a head.
+        ModelError: If a layer of the sets has no attention.
+        UsageError: If "patch" is given no source.
     """
     model = unwrap(model)
     layout = HeadLayout.of(model)
-    own = own_by_layer(sets, layout)
+    masks = head_masks_by_layer(sets, layout)
     if intervention.kind == "patch" and source is None:
-        raise UsageError("patching needs to know each prompt's partner: give source=, or use sweep_sets.")
-    if missing := sorted(set(own) - set(attention_layers(model))):
-        raise ModelError(f"layers {missing} of {type(model).__name__} have no attention: name other heads.")
-    acting = InterventionTap(layout, intervention, own, bank, source, torch.Generator().manual_seed(intervention.seed))
+        raise UsageError("patching needs the reference prompt of each prompt: give source=, or use sweep_sets.")
+    if missing := sorted(set(masks) - set(attention_layers(model))):
+        raise ModelError(f"layers {missing} of {type(model).__name__} have no attention: choose heads of other layers.")
+    generator = torch.Generator().manual_seed(intervention.seed)
+    tap = InterventionTap(layout, intervention, masks, bank, source, generator)
     with contextlib.ExitStack() as stack:
-        if own and intervention.kind in ("uniform", "first", "resample", "patch"):
-            stack.enter_context(tapping(model, acting))
-        if own and intervention.kind not in ("uniform", "first"):
-            stack.enter_context(projection_inputs(model, own, acting.replace))
+        if masks and intervention.kind in ("uniform", "first", "resample", "patch"):
+            stack.enter_context(tapping(model, tap))
+        if masks and intervention.kind not in ("uniform", "first"):
+            stack.enter_context(projection_inputs(model, masks, tap.replace))
         yield
 
 
 @dataclass(eq=False)
 class ReferenceOutputs:
-    """z of some heads on the reference prompts, [n q x d], x in the order of the head set."""
+    """Outputs of some heads on the reference prompts of an intervention."""
 
     heads: tuple[Head, ...]
     z: Tensor
+    """[n q x d], x in the order of the heads; n and q are 1 for the mean."""
     lengths: Tensor
+    """Int [n], the number of tokens of each reference prompt."""
 
     @classmethod
     def of(
         cls, model: nn.Module, heads: HeadSet, intervention: Intervention, *, progress: bool = False
     ) -> "ReferenceOutputs | None":
-        """Read what an intervention takes from its reference prompts; None where it takes nothing."""
+        """Read the outputs of heads that an intervention needs.
+
+        Args:
+            model: The model.
+            heads: The heads.
+            intervention: The intervention, with its reference prompts.
+            progress: Show a progress bar.
+
+        Returns:
+            ReferenceOutputs or None: The outputs; None if the intervention has no reference prompts.
+        """
         if intervention.reference is None:
             return None
         reference, order = intervention.reference, tuple(heads)
         longest = max(reference.lengths)
         values, total, count = [], torch.zeros(()), 0
         title = "reference prompts" if progress else None
-        for _, cap in read(model, reference, keeps.z(), heads=heads, progress=title):
-            # [1 x q d] of one prompt, whose queries are all real
-            z = cap[keeps.z()].float()
+        for _, cap in read(model, reference, keep.z(), heads=heads, progress=title):
+            # [1 x q d] of a single prompt, which has no padding
+            z = cap[keep.z()].float()
             if intervention.kind == "mean":
                 total, count = total + z.sum((0, 2)), count + z.shape[2]
             else:
@@ -178,12 +261,12 @@ class ReferenceOutputs:
 
 @dataclass(eq=False)
 class InterventionTap(AttentionTap):
-    """One intervention as the seam and the output projections see it."""
+    """An intervention, applied to attention calls and to the inputs of output projections."""
 
     layout: HeadLayout
     intervention: Intervention
-    own: dict[int, Tensor]
-    """by layer, Bool [set h]"""
+    masks: dict[int, Tensor]
+    """By layer, Bool [set h]: the heads of each set."""
     bank: ReferenceOutputs | None
     source: Tensor | None
     generator: torch.Generator
@@ -191,14 +274,14 @@ class InterventionTap(AttentionTap):
     _draw: Tensor | None = None
 
     def at(self, layer: int) -> bool:
-        return layer in self.own
+        return layer in self.masks
 
     def want(self, site: Site) -> ReadRequest | None:
         if self.bank is not None:
             rows = site.call.rows
             self._position[site.layer] = (rows[None] - site.first[:, None]).clamp(min=0).cpu()
-            if self.source is None and not site.call.q_start and site.layer == min(self.own):
-                # a new run: other rows, other prompts to take from
+            if self.source is None and not site.call.q_start and site.layer == min(self.masks):
+                # a new run has other rows, which draw again
                 self._draw = torch.randint(len(self.bank.lengths), (len(site.first),), generator=self.generator)
         return None
 
@@ -206,25 +289,25 @@ class InterventionTap(AttentionTap):
         call = site.call
         if self.intervention.kind not in ("uniform", "first"):
             return call
-        own = own_rows(self.own[site.layer], len(site.first)).to(call.q.device)
+        mask = masks_of_rows(self.masks[site.layer], len(site.first)).to(call.q.device)
         if self.intervention.kind == "uniform":
             before = torch.ones((), device=call.q.device) if call.logit_scale is None else call.logit_scale
-            return replace(call, logit_scale=torch.where(own, 0.0, before))
+            return replace(call, logit_scale=torch.where(mask, 0.0, before))
         other = key_columns(site)[None] != site.first[:, None]
-        bias = torch.where(own[..., None] & other[:, None], -torch.inf, 0.0)
+        bias = torch.where(mask[..., None] & other[:, None], -torch.inf, 0.0)
         return replace(call, key_bias=bias if call.key_bias is None else call.key_bias + bias)
 
     def replace(self, layer: int, x: Tensor) -> Tensor:
-        """x [b q h*d] with the z of the heads replaced, in the rows that they are taken out of."""
+        """Replace z of the heads in x [b q h*d], in the rows whose sets have them."""
         z = x.unflatten(-1, (self.layout.heads, -1))
-        own = own_rows(self.own[layer], len(z)).to(z.device)
-        heads = own.any(0).nonzero()[:, 0].tolist()
+        mask = masks_of_rows(self.masks[layer], len(z)).to(z.device)
+        heads = mask.any(0).nonzero()[:, 0].tolist()
         made = z.clone()
-        made[:, :, heads] = torch.where(own[:, None, heads, None], self._value(layer, heads, z), z[:, :, heads])
+        made[:, :, heads] = torch.where(mask[:, None, heads, None], self._value(layer, heads, z), z[:, :, heads])
         return made.flatten(-2)
 
     def _value(self, layer: int, heads: list[int], z: Tensor) -> Tensor:
-        """What takes the place of z for some heads of a layer, [b|1 q|1 x d]."""
+        """Values that replace z of some heads of a layer, [b|1 q|1 x d]."""
         if self.intervention.kind == "scale":
             return z[:, :, heads] * float(self.intervention.factor or 0.0)
         if self.bank is None:
@@ -234,6 +317,6 @@ class InterventionTap(AttentionTap):
             return self.bank.z[:, :, part].to(z)
         draw = self._draw if self.source is None else self.source.repeat_interleave(len(z) // len(self.source))
         if draw is None:
-            raise UsageError("resampling began in the middle of a run: open the context before the prompt is read.")
+            raise UsageError("resampling began in the middle of a run: open the context before the prefill.")
         place = torch.minimum(self._position.pop(layer), self.bank.lengths[draw, None] - 1)
         return self.bank.z[draw[:, None, None], place[..., None], torch.tensor(part)].to(z)

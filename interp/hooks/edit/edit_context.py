@@ -1,9 +1,8 @@
-"""What steering sees: an attention call, keys and rows by their positions, with ways to change it; what heads wrote."""
+"""The context of an edit: an attention call with its keys and rows by position, and methods to read and change it."""
 
 import math
-import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -11,104 +10,125 @@ import torch
 from torch import Tensor
 
 from interp.errors import UsageError
-from interp.hooks.prompts.batch_spans import BatchSpans, TokenSpan
+from interp.hooks.edit.steering_state import SteeringState
+from interp.hooks.prompts.batch_spans import TokenSpan
 from interp.hooks.seam import Site
 from interp.kernels.contract import Call, Columns, Lse, Mass, Rows
 from interp.kernels.select import select
 
 MAX_PATTERN_ENTRIES = 1 << 21
-"""entries of a pattern up to which it is held whole: several sums of it cost less than a pass for each"""
+"""Largest pattern, in entries, that is computed whole: several sums over it cost less than a pass for each."""
 MAX_SETS_PER_READ = 63
-"""key sets read at once, beside one of all other keys"""
-
-
-@dataclass(eq=False, kw_only=True)
-class SteeringState:
-    """What the edits of one context share: the batch, and what they noted."""
-
-    bound: BatchSpans
-    memory: dict[tuple[int, int], Any] = field(default_factory=dict)
-    """what an edit noted of each row of the batch at a layer, by the number of the edit and the layer"""
-    made: dict[tuple[int, int], Tensor] = field(default_factory=dict)
-    """what an edit made for a layer whatever the batch, by the same"""
-    places: dict[Any, tuple[tuple[int, ...], Tensor, Tensor]] = field(default_factory=dict)
-    """what follows from where keys and rows stand: made at the first layer of a forward, for all of them"""
-    _warned: set[int] = field(default_factory=set)
-
-    def warn(self, number: int, text: str) -> None:
-        """Say something about an edit, once in a context."""
-        if number not in self._warned:
-            self._warned.add(number)
-            warnings.warn(text, stacklevel=2)
+"""Number of key sets read at once, in addition to one set of all other keys."""
 
 
 @dataclass(eq=False)
 class EditContext:
-    """One attention call as an edit sees it: keys and rows by their positions in the prompt."""
+    """One attention call as an edit sees it, with keys and rows by their positions in the prompt.
+
+    Its properties locate keys and rows, its methods read attention, and `add_key_bias`, `add_row_bias` and
+    `scale_logits` return a changed call. In shapes, b is a row of the batch, h a query head, q a query and k a key that
+    the cache still holds.
+
+    Examples:
+        >>> from dataclasses import dataclass
+        >>> from interp.hooks.edit.edit import SpanEdit
+        >>> @dataclass(frozen=True)
+        ... class Double(SpanEdit):
+        ...     def apply(self, here):
+        ...         return here.add_key_bias(float(torch.tensor(2.0).log()), here.keys(self.spans))
+        >>> with torch.no_grad(), interp.steering(model, Double("first", heads="L0H1"), prompts):
+        ...     out = model(**prompts.tensors())
+    """
 
     site: Site
     heads: Tensor
-    """Int [n] the edit's heads in this layer"""
+    """Int [n], the edit's heads in this layer."""
     steering: SteeringState
     number: int
-    """of the edit in its context"""
+    """Number of the edit in its steering context."""
 
     @property
     def call(self) -> Call:
+        """The attention call: q, k, v, mask and biases."""
         return self.site.call
 
     def _once(self, name: Any, make: Callable[[], Tensor]) -> Tensor:
-        """What `make` gives, for all layers of a forward whose keys and rows stand at the same places."""
+        """Compute a tensor once for all layers of a forward pass whose keys and rows have the same positions."""
         if self.call.row_columns is not None:
-            # chosen rows: another choice of as many would look the same
+            # the stamp below cannot tell two choices of equally many rows apart
             return make()
         stamp = (self.call.q_start, self.call.q.shape[2], self.call.k_start, self.call.k.shape[2])
-        held = self.steering.places.get(name)
+        cached = self.steering.shared.get(name)
         # the layers of a forward share the tensor of first columns
-        if held is None or held[0] != stamp or held[1] is not self.site.first:
-            held = self.steering.places[name] = stamp, self.site.first, make()
-        return held[2]
+        if cached is None or cached[0] != stamp or cached[1] is not self.site.first:
+            cached = self.steering.shared[name] = stamp, self.site.first, make()
+        return cached[2]
 
     @property
     def key_position(self) -> Tensor:
-        """Int [b k] position of each key, negative on padding."""
+        """Int `[b k]`, the position of each key, negative on padding."""
 
-        def made() -> Tensor:
+        def make() -> Tensor:
             start, keys = self.call.k_start, self.call.k.shape[2]
             return torch.arange(start, start + keys, device=self.call.q.device)[None] - self.site.first[:, None]
 
-        return self._once("key", made)
+        return self._once("key", make)
 
     @property
     def row_position(self) -> Tensor:
-        """Int [b q] position of each query."""
+        """Int `[b q]`, the position of each query."""
         return self._once("row", lambda: self.call.rows[None] - self.site.first[:, None])
 
     @property
     def length(self) -> Tensor:
-        """Int [b] tokens of each row's prompt."""
+        """Int `[b]`, the number of tokens of each row's prompt."""
         return torch.tensor(self.steering.bound.lengths(self.call.q.shape[0]), device=self.call.q.device)
 
     @property
     def first_token(self) -> Tensor:
-        """Bool [b k] the first real token."""
+        """Bool `[b k]`, the first real token."""
         return self._once("first", lambda: self.key_position == 0)
 
     def span_positions(self, spans: tuple[TokenSpan, ...]) -> Tensor:
-        """Bool [b n] positions of each row's prompt that any of the spans has, whatever a cache still holds."""
+        """Locate spans in the prompts, whatever keys a cache still holds.
+
+        Args:
+            spans: The spans.
+
+        Returns:
+            Tensor: Bool `[b n]`, the positions of each row's prompt that belong to any of the spans.
+        """
         lengths = self.length
         place = torch.arange(int(lengths.max()), device=lengths.device).expand(len(lengths), -1)
         inside = torch.stack([self.steering.bound.at(where, place) for where in spans]).any(0)
         return inside & (place < lengths[:, None])
 
     def rows_after(self, spans: tuple[TokenSpan, ...]) -> Tensor:
-        """Bool [b q] rows past the last token that the spans have in the prompt; none where they have none."""
+        """Locate the rows after the last token of the spans in the prompt.
+
+        Args:
+            spans: The spans.
+
+        Returns:
+            Tensor: Bool `[b q]`; False in rows of prompts without the spans.
+        """
         inside = self.span_positions(spans)
         last = torch.where(inside, torch.arange(inside.shape[1], device=inside.device), -1).amax(1, keepdim=True)
         return (self.row_position > last) & (last >= 0)
 
     def prompt_keys(self, scope: str = "prompt") -> Tensor:
-        """Bool [b k] keys of the prompt; scope "all" takes generated keys in, "generated" takes them alone."""
+        """Locate the keys of the prompt or of generated tokens.
+
+        Args:
+            scope: "prompt" for the keys of the prompt, "generated" for the generated ones, "all" for both.
+
+        Returns:
+            Tensor: Bool `[b k]`.
+
+        Raises:
+            UsageError: If the scope is unknown.
+        """
         return self._once(("prompt", scope), lambda: self._prompt_keys(scope))
 
     def _prompt_keys(self, scope: str) -> Tensor:
@@ -118,11 +138,18 @@ class EditContext:
             return real
         inside = position < self.length[:, None]
         if scope not in ("prompt", "generated"):
-            raise UsageError(f"scope={scope!r} is none: take 'prompt', 'all' or 'generated'.")
+            raise UsageError(f"unknown scope {scope!r}; choose from 'prompt', 'all', 'generated'.")
         return real & (inside if scope == "prompt" else ~inside)
 
     def keys(self, spans: tuple[TokenSpan, ...]) -> Tensor:
-        """Bool [b k] keys that belong to any of the spans."""
+        """Locate the keys of spans, and warn once if a span lies outside the window of the layer.
+
+        Args:
+            spans: The spans.
+
+        Returns:
+            Tensor: Bool `[b k]`, the keys that belong to any of the spans.
+        """
         inside = self._once(("keys", spans), lambda: self._keys(spans))
         self.warn_outside_window(spans, inside)
         return inside
@@ -132,17 +159,17 @@ class EditContext:
         return torch.stack(found).any(0) if len(found) > 1 else found[0]
 
     def has_span(self, spans: tuple[TokenSpan, ...]) -> Tensor:
-        """Bool [b] whether each row's prompt has a token in any of the spans."""
+        """Bool `[b]`, whether each row's prompt has a token in any of the spans."""
         rows = self.call.q.shape[0]
 
-        def made() -> Tensor:
+        def make() -> Tensor:
             there = torch.stack([self.steering.bound.has(where, rows) for where in spans])
             return there.any(0).to(self.call.q.device)
 
-        return self._once(("has", spans), made)
+        return self._once(("has", spans), make)
 
     def warn_outside_window(self, spans: tuple[TokenSpan, ...], inside: Tensor) -> None:
-        """Warn where the keys `inside` [b k] of these spans lie out of the last row's window."""
+        """Warn if the keys `inside` `[b k]` of spans lie outside the window of the last row."""
         window = self.call.window
         if window is None or self.call.q.shape[2] == 1:
             return
@@ -152,11 +179,23 @@ class EditContext:
             self.steering.warn(
                 self.number,
                 f"a span of {', '.join(map(repr, spans))} lies outside of the window of {window} keys of layer "
-                f"{self.site.layer}: there no key of it is left to raise or keep for the last tokens.",
+                f"{self.site.layer}, so the last tokens cannot attend to it: "
+                "steer heads of layers with full attention.",
             )
 
     def add_key_bias(self, value: float, on: Tensor) -> Call:
-        """The call with `value` added to the logits of keys `on` [b k], for the edit's heads."""
+        """Add a number to the logits of some keys, for the edit's heads.
+
+        Args:
+            value: The number; log w multiplies the attention by w before it is normalised, -inf hides the keys.
+            on: Bool `[b k]`, the keys.
+
+        Returns:
+            Call: The changed call.
+
+        Raises:
+            UsageError: If a query is left without any key to see.
+        """
         if not bool(on.any()):
             return self.call
         b, heads, _, _, keys = self.call.sizes
@@ -166,13 +205,19 @@ class EditContext:
             bias = bias + self.call.key_bias
         call = replace(self.call, key_bias=bias)
         if value == -math.inf:
-            self._check_sight(call)
+            self._check_visible_keys(call)
         return call
 
     def add_row_bias(self, coefficient: Tensor, on: Tensor) -> Call:
-        """The call with coefficient[b h q] added to the logits of keys `on` [b k], or [b h k], for the edit's heads.
+        """Add a coefficient of each row to the logits of some keys, for the edit's heads.
 
-        Several sets of keys: coefficient[b h q s], and `on` the number of the set that a key is in, from 1, 0 for none.
+        Args:
+            coefficient: Float `[b h q]`, or `[b h q s]` for several sets of keys.
+            on: Bool `[b k]` or `[b h k]`, the keys. With several sets: Int, the number of the set that each key is in,
+                from 1, and 0 for none.
+
+        Returns:
+            Call: The changed call.
         """
         if not bool(on.any()):
             return self.call
@@ -180,41 +225,55 @@ class EditContext:
         coefficient = torch.where(self.head_mask[:, None, None], coefficient, 0.0)
         group = on.to(torch.int32)
         if self.call.row_coef is not None:
-            coefficient, group = _both(self.call.row_coef, self.call.group_of_key, coefficient, group)
+            coefficient, group = _combine_row_biases(self.call.row_coef, self.call.group_of_key, coefficient, group)
         return replace(self.call, row_coef=coefficient, key_group=group)
 
     @property
     def head_mask(self) -> Tensor:
-        """Bool [h] the edit's heads."""
+        """Bool `[h]`, the edit's heads."""
         none = torch.zeros(self.call.sizes[1], dtype=torch.bool, device=self.call.q.device)
         return none.index_fill(0, self.heads, True)
 
     def scale_logits(self, value: float) -> Call:
-        """The call with the logits of the edit's heads multiplied by `value`."""
+        """Multiply the logits of the edit's heads by a number.
+
+        Args:
+            value: The number.
+
+        Returns:
+            Call: The changed call.
+        """
         scale = torch.ones(self.call.sizes[1], device=self.call.q.device)
         scale[self.heads] = value
         before = self.call.logit_scale
         return replace(self.call, logit_scale=scale if before is None else before * scale)
 
     def mass(self, on: Tensor) -> tuple[Tensor, Tensor]:
-        """Float [b h q] attention on keys `on`, [b k] or [b h k], and on all else, a learned sink included, as the call
-        stands.
+        """Read the attention to some keys and to everything else, with the biases that the call has so far.
 
-        The second is no difference of the first to one, which would be rounding where it is small.
+        The second number is summed, not computed as one less the first, which would be rounding error where it is
+        small.
+
+        Args:
+            on: Bool `[b k]` or `[b h k]`, the keys.
+
+        Returns:
+            tuple[Tensor, Tensor]: Float `[b h q]` each: the attention to the keys, and to all other keys and a learned
+                sink.
         """
         if self._pattern is not None:
-            own = on.float() if on.dim() == 3 else on[:, None].expand(-1, self.call.sizes[1], -1).float()
-            inside, outside = (torch.einsum("bhqk,bhk->bhq", self._pattern, keys) for keys in (own, 1 - own))
-            return inside, outside + self._learned
+            weights = on.float() if on.dim() == 3 else on[:, None].expand(-1, self.call.sizes[1], -1).float()
+            inside, outside = (torch.einsum("bhqk,bhk->bhq", self._pattern, x) for x in (weights, 1 - weights))
+            return inside, outside + self._sink_share
         if on.dim() == 2:
             found = self.masses(torch.stack([on, ~on], 1))
-            return found[..., 0], found[..., 1] + self._learned
-        # the keys of all heads, a set each, and which of them are a head's own
+            return found[..., 0], found[..., 1] + self._sink_share
+        # one set for each key that some head has; `chosen` tells which heads have it
         union = on.any(1)
         width = int(union.sum(1).max())
         place = union.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :width]
-        own = on.gather(2, place[:, None].expand(-1, on.shape[1], -1))[:, :, None]
-        # rows of the batch with fewer keys name others, which lie outside already
+        chosen = on.gather(2, place[:, None].expand(-1, on.shape[1], -1))[:, :, None]
+        # rows of the batch with fewer keys list further keys, which are counted as outside already
         there = union.gather(1, place)[:, None, None]
         inside = outside = torch.zeros((), device=on.device)
         rest = ~union[:, None]
@@ -222,47 +281,62 @@ class EditContext:
             sets = torch.nn.functional.one_hot(place[:, part], on.shape[2]).bool()
             found = self._read(Mass(torch.cat([sets, rest], 1)))
             single, others = found[..., : len(part)], found[..., len(part) :]
-            inside = inside + (single * own[..., part]).sum(-1)
-            outside = outside + (single * (there & ~own)[..., part]).sum(-1) + others.sum(-1)
+            inside = inside + (single * chosen[..., part]).sum(-1)
+            outside = outside + (single * (there & ~chosen)[..., part]).sum(-1) + others.sum(-1)
             rest = rest[:, :0]
-        return inside, outside + self._learned
+        return inside, outside + self._sink_share
 
     def masses(self, sets: Tensor) -> Tensor:
-        """Float [b h q s] attention on each of the sets of keys [b s k], as the call stands."""
+        """Read the attention to several sets of keys, with the biases that the call has so far.
+
+        Args:
+            sets: Bool `[b s k]`, the sets.
+
+        Returns:
+            Tensor: Float `[b h q s]`.
+        """
         if self._pattern is not None:
             return torch.einsum("bhqk,bsk->bhqs", self._pattern, sets.to(self._pattern.dtype))
         return torch.cat([self._read(Mass(part)) for part in sets.split(MAX_SETS_PER_READ, 1)], -1)
 
     @cached_property
     def _pattern(self) -> Tensor | None:
-        """[b h q k] the pattern as the call stands, where it is small enough."""
+        """The pattern [b h q k] of the call so far; None if it is larger than MAX_PATTERN_ENTRIES."""
         b, h, _, n, n_keys = self.call.sizes
         if b * h * n * n_keys > MAX_PATTERN_ENTRIES:
             return None
         return self._read(Rows(torch.arange(n, device=self.call.q.device)))
 
     @property
-    def _learned(self) -> Tensor:
-        """Float [b h q] share of a learned sink, 0 where there is none."""
+    def _sink_share(self) -> Tensor:
+        """Share of a learned sink, Float [b h q]; 0 if there is none."""
         if self.call.sinks is None:
             return torch.zeros((), device=self.call.q.device)
         lse = self._read(Lse())
         return torch.exp(self.call.sinks.to(lse.dtype)[None, :, None] - lse).masked_fill(lse == -torch.inf, 0.0)
 
-    def columns(self, rows: Tensor, every: bool = False) -> Tensor:
-        """Float [b h k] mean attention that a key receives from the rows `rows` [b q] that see it, or from all."""
+    def columns(self, rows: Tensor, all_rows: bool = False) -> Tensor:
+        """Read the mean attention that each key receives, with the biases that the call has so far.
+
+        Args:
+            rows: Bool `[b q]`, the rows to average over.
+            all_rows: Average over all of these rows, and not only over those that see the key.
+
+        Returns:
+            Tensor: Float `[b h k]`.
+        """
         read = rows.any(0).nonzero()[:, 0]
         if 0 < len(read) < rows.shape[1]:
-            # a few rows cost less than a pass over all of them
+            # reading a few rows costs less than a pass over all
             part = replace(self, site=replace(self.site, call=self.call.for_queries(read)))
-            return part.columns(rows[:, read], every)
+            return part.columns(rows[:, read], all_rows)
         if self._pattern is not None:
             weights = rows.to(self._pattern.dtype)
             received = torch.einsum("bhqk,bq->bhk", self._pattern, weights)
             seen = (self.call.visible() * weights[:, None, :, None]).sum(2)
         else:
             received, seen = self._read(Columns(weights=rows.float()))
-        if every:
+        if all_rows:
             seen = (rows & (self.row_position >= 0)).sum(1).to(received.dtype)[:, None, None]
         return received / seen.clamp(min=torch.finfo(seen.dtype).tiny)
 
@@ -271,16 +345,21 @@ class EditContext:
             return select(self.call, (request,)).engine(self.call, (request,), out=False).values[0]
 
     def recall(self) -> Any:
-        """What `note` kept at this layer; None before."""
+        """Return the edit's note at this layer; None if there is none."""
         return self.steering.memory.get((self.number, self.site.layer))
 
     def note(self, value: Any) -> None:
-        """Keep something for the calls that follow at this layer."""
+        """Store a value for later calls at this layer, as from prefill to decode.
+
+        Args:
+            value: The value, which `recall` returns.
+        """
         self.steering.memory[self.number, self.site.layer] = value
 
-    def _check_sight(self, call: Call) -> None:
+    def _check_visible_keys(self, call: Call) -> None:
+        """Refuse a call in which some query sees no key."""
         if call.causal and call.key_bias is not None:
-            # what a row sees is a stretch of keys: counted without n x n
+            # each row sees a contiguous range of keys, so they can be counted without an n x n mask
             seen = torch.isfinite(call.key_bias)
             seen = seen if call.live is None else seen & call.live[:, None]
             upto = torch.nn.functional.pad(seen.int().cumsum(-1), (1, 0))
@@ -293,30 +372,15 @@ class EditContext:
             blind = blind & call.row_live[:, None]
         if bool(blind.any()):
             raise UsageError(
-                f"after this edit some query of layer {self.site.layer} sees no key at all: leave it the first token, "
-                "or take fewer keys away."
+                f"after this edit some query of layer {self.site.layer} sees no key at all: keep the first token, "
+                "or hide fewer keys."
             )
 
 
-@dataclass(eq=False)
-class GateInput:
-    """What some heads of a layer wrote, as a gate sees it."""
-
-    z: Tensor
-    """[b q n d] of these heads, at the input of the output projection"""
-    layer: int
-    heads: list[int]
-    row_position: Tensor | None
-    """Int [b q]; None where no edit of the context asked for positions"""
-    steering: SteeringState
-    number: int
-    """of the edit in its context"""
-
-
-def _both(coef: Tensor, group: Tensor, more: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
-    """Two row-by-group biases as one: a group for each pair, coefficients added."""
-    ours, theirs = coef.shape[-1] + 1, more.shape[-1] + 1
+def _combine_row_biases(coef: Tensor, group: Tensor, more: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+    """Combine two biases of rows times groups of keys: one group for each pair, whose coefficients are added."""
+    n_groups, n_others = coef.shape[-1] + 1, more.shape[-1] + 1
     other = other if other.dim() == 3 else other[:, None]
     pad = torch.nn.functional.pad
     total = pad(coef, (1, 0))[..., :, None] + pad(more, (1, 0))[..., None, :]
-    return total.reshape(*total.shape[:-2], ours * theirs)[..., 1:], group * theirs + other
+    return total.reshape(*total.shape[:-2], n_groups * n_others)[..., 1:], group * n_others + other

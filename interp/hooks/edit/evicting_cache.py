@@ -1,4 +1,4 @@
-"""A KV cache that stores only the keys that are still looked at: as many as each kv head kept."""
+"""A KV cache that evicts keys: it stores only the keys that each kv head keeps."""
 
 from typing import Any
 
@@ -12,58 +12,64 @@ from interp.hooks.model.layers import unwrap
 
 
 class EvictingLayer(DynamicLayer):
-    """One layer: whole while the prompt is read, then the kept keys of each kv head in one row, and the later keys.
+    """One layer of an `EvictingCache`.
 
-    Attention gets keys and values [b g k d] in their places, zeros where one was dropped: for the time of one call.
+    It stores all keys during the prefill. After `evict` it stores the kept keys of all kv heads packed in one row, and
+    the later keys. For the time of one attention call it unpacks keys and values to `[b g k d]`, with zeros in place of
+    evicted ones.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.kept: Bool[Tensor, "b g k"] | None = None
-        """over the columns at the last `evict`; None while all are there"""
+        """The keys that are stored, over the columns at the last `evict`; None while all are stored."""
         self._packed: tuple[Tensor, Tensor] | None = None
 
     def evict(self, kept: Bool[Tensor, "b g k"]) -> None:
-        """Drop the columns that are not kept, or were not before; those past the last axis of `kept` stay.
+        """Evict the keys that are not kept; columns after the last one of `kept` stay.
 
-        Raises UsageError where more columns are named than there are, or fewer than were dropped from before.
+        Args:
+            kept: Bool `[b g k]`, the keys to keep. Keys that were evicted before stay evicted.
+
+        Raises:
+            UsageError: If there are fewer columns than `kept` has, or if `kept` has fewer than a call before.
         """
         keys, values = self.keys, self.values
         before = 0 if self.kept is None else self.kept.shape[-1]
         if keys is None or values is None or not before <= kept.shape[-1] <= self.get_seq_length():
             raise UsageError(
-                f"a cache of {self.get_seq_length()} keys, {before} of them compact, cannot keep some of the first "
-                f"{kept.shape[-1]}: name at least the compact ones, and no more than there are."
+                f"evict() was given {kept.shape[-1]} columns of a cache of {self.get_seq_length()} keys: "
+                f"give at least the {before} of the call before, and no more than there are."
             )
         kept = kept.to(keys.device)
         if self.kept is not None:
-            keys, values = self._whole(keys, values)
+            keys, values = self._unpack(keys, values)
             kept = torch.cat([kept[..., :before] & self.kept, kept[..., before:]], -1)
         n = kept.shape[-1]
-        # indexing by a mask copies, and the clone lets go of the whole
+        # indexing by a mask copies, and the clone releases the storage of all keys
         self._packed = keys[:, :, :n][kept], values[:, :, :n][kept]
         self.keys, self.values = keys[:, :, n:].clone(), values[:, :, n:].clone()
         self.kept = kept
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        return self._whole(*super().update(key_states, value_states, *args, **kwargs))
+        return self._unpack(*super().update(key_states, value_states, *args, **kwargs))
 
-    def _whole(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values after the kept ones, each in its place."""
+    def _unpack(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Prepend the kept keys and values, each at its column, to later ones."""
         if self.kept is None or self._packed is None:
             return keys, values
-        first, second = self._packed
-        return _placed(first, self.kept, keys), _placed(second, self.kept, values)
+        packed_keys, packed_values = self._packed
+        return _scatter(packed_keys, self.kept, keys), _scatter(packed_values, self.kept, values)
 
     def get_seq_length(self) -> int:
         return super().get_seq_length() + (0 if self.kept is None else self.kept.shape[-1])
 
     @property
     def nbytes(self) -> int:
-        """What the layer holds, in bytes of storage."""
-        held = [self.keys, self.values, *(self._packed or ())]
-        held += [] if self.kept is None else [self.kept]
-        storages = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in held if x is not None}
+        """Bytes of storage of the layer."""
+        tensors = [self.keys, self.values, *(self._packed or ())]
+        tensors += [] if self.kept is None else [self.kept]
+        storages = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in tensors if x is not None}
         return sum(storages.values())
 
     def reset(self) -> None:
@@ -71,26 +77,42 @@ class EvictingLayer(DynamicLayer):
         self.kept = self._packed = None
 
     def crop(self, *args: Any, **kwargs: Any) -> None:
-        raise UsageError("a compact cache cannot be cropped, or its rows reordered as beams are: use another cache.")
+        raise UsageError("an EvictingCache cannot be cropped, nor its rows reordered by beams: use another cache.")
 
     batch_repeat_interleave = batch_select_indices = reorder_cache = crop
 
 
-def _placed(packed: Tensor, kept: Tensor, later: Tensor) -> Tensor:
-    """[b g k d] with the packed rows where they were kept."""
+def _scatter(packed: Tensor, kept: Tensor, later: Tensor) -> Tensor:
+    """Scatter packed rows to the columns that were kept, and append later ones: [b g k d]."""
     whole = packed.new_zeros(*kept.shape, packed.shape[-1])
     whole[kept] = packed
     return torch.cat([whole, later], 2)
 
 
 class EvictingCache(DynamicCache):
-    """A cache for generate(past_key_values=...), whose layers can be compacted one by one."""
+    """A KV cache for generate(past_key_values=...) whose layers evict keys one by one.
+
+    Layers with a sliding window drop keys by themselves and are left as they are.
+
+    Args:
+        model: The model that will use the cache.
+
+    Examples:
+        >>> from interp.hooks.edit.evicting_cache import EvictingCache
+        >>> cache = EvictingCache(model)
+        >>> with torch.no_grad():
+        ...     out = model(**prompts.tensors(), past_key_values=cache)
+        >>> before = cache.nbytes
+        >>> cache.layers[0].evict(torch.arange(17).expand(2, 2, 17) % 2 == 0)
+        >>> cache.nbytes < before, cache.get_seq_length()
+        (True, 17)
+    """
 
     def __init__(self, model: nn.Module) -> None:
         network: Any = unwrap(model)
         DynamicCache.__init__(self, config=network.config)
         sliding = [bool(getattr(layer, "is_sliding", False)) for layer in self.layers]
-        # a sliding layer drops its keys by itself
+        # a layer with a sliding window drops keys by itself
         self.layers = [old if slides else EvictingLayer() for old, slides in zip(self.layers, sliding, strict=True)]
 
     @property
@@ -100,10 +122,17 @@ class EvictingCache(DynamicCache):
 
 
 def nbytes(cache: Cache | Any) -> int:
-    """Bytes of storage that a cache, or one layer of it, holds."""
+    """Count the bytes of storage of a cache.
+
+    Args:
+        cache: Any cache of transformers, or one layer of it.
+
+    Returns:
+        int: Bytes of the storage of its keys and values.
+    """
     if isinstance(cache, Cache):
         return sum(nbytes(layer) for layer in cache.layers)
     if isinstance(cache, EvictingLayer):
         return cache.nbytes
-    held = [x for x in (cache.keys, cache.values) if isinstance(x, Tensor)]
-    return sum(x.untyped_storage().nbytes() for x in held)
+    tensors = [x for x in (cache.keys, cache.values) if isinstance(x, Tensor)]
+    return sum(x.untyped_storage().nbytes() for x in tensors)

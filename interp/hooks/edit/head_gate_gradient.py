@@ -14,21 +14,40 @@ from interp.hooks.model.layers import attention_layers, projection_inputs, unwra
 
 @contextlib.contextmanager
 def gate_gradient(model: nn.Module, *, by_position: bool = False) -> Iterator["GateGradient"]:
-    """What scaling each head's output would do to a loss, to first order, at any length.
+    """Record the gradient of a loss with respect to a gate on each head's output, for all heads in one backward pass.
 
-        with gate_gradient(model) as gates:
-            model(**batch, labels=labels).loss.backward()
-        gates.gradient     # Float [b l h]
+    `gradient[b l h] = sum over q and d of (d loss / d z)[b l h q d] z[b l h q d]`. This is `d loss / d gate[b l h]` of
+    `out = gate z` at gate 1: to first order, the effect on the loss of scaling the head's output.
 
-    gradient[b l h] = sum over q and d of (d loss / d z)[b l h q d] z[b l h q d], which is d loss / d gate[b l h] of
-    out = gate z at gate 1; float32, on the CPU, added up over the backward passes of one context. Only outputs and
-    their gradients are used: attention runs forward and backward on the model's own fast path, and nothing is n x n.
-    The sign is kept; a mean loss is divided by the tokens of the whole batch, so per-prompt values are shares of it.
-    by_position: sum over q of |sum over d| instead, so that positions of different signs do not cancel.
-    Padding counts as far as the loss depends on it, which with labels of -100 it does not.
-    Raises UsageError when results are read before a backward pass, or under no_grad.
-    Source: Michel et al. 1905.10650, section 4.1, before its absolute value and its layer norm.
-    Cannot show: what a head does that another would take over; a saturated head has no slope.
+    Gradients are added up over the backward passes of one context. Their sign is kept. A mean loss is divided by the
+    tokens of the whole batch, so values per prompt are shares of it. Padding counts as far as the loss depends on it,
+    which with labels of -100 it does not.
+
+    Only outputs and their gradients are used. Attention runs forward and backward on the model's own fast path, at any
+    length, and nothing is n x n.
+
+    Args:
+        model: A transformers causal language model, or a TransformerBridge over one.
+        by_position: Sum `|sum over d|` over q instead, so that positions of different signs do not cancel.
+
+    Yields:
+        GateGradient: Its `gradient` is Float32 `[b l h]`, on the CPU.
+
+    Raises:
+        UsageError: If the forward pass runs under no_grad, or the gradient is read before a backward pass.
+
+    Examples:
+        >>> from interp.hooks.edit.head_gate_gradient import gate_gradient
+        >>> with gate_gradient(model) as gates:
+        ...     model(**prompts.tensors(), labels=prompts.tensors()["input_ids"]).loss.backward()
+        >>> gates.gradient.shape
+        torch.Size([2, 2, 4])
+
+    Source:
+        Michel et al. 1905.10650, section 4.1, before its absolute value and its normalisation by layer.
+
+    Limits:
+        Does not show what a head does that another would take over. A saturated head has no slope.
     """
     model = unwrap(model)
     gates = GateGradient(HeadLayout.of(model), by_position)
@@ -39,23 +58,23 @@ def gate_gradient(model: nn.Module, *, by_position: bool = False) -> Iterator["G
 
 @dataclass(eq=False)
 class GateGradient:
-    """See `gate_gradient`."""
+    """The gradients that `gate_gradient` records."""
 
     layout: HeadLayout
     by_position: bool = False
     _sums: dict[int, Tensor] = field(default_factory=dict)
 
     def watch(self, layer: int, x: Tensor) -> None:
-        """Have the product of x [b q h*d] with its gradient summed when that arrives."""
+        """Register the product of x [b q h*d] with its gradient, to be summed in the backward pass."""
         if not torch.is_grad_enabled():
-            raise UsageError("gate_gradient was given a forward pass under no_grad: it needs gradients.")
+            raise UsageError("gate_gradient was given a forward pass under no_grad: run it with gradients.")
         if not x.requires_grad:
-            # weights may be frozen: the loss still depends on x
+            # with frozen weights the loss still depends on x
             x.requires_grad_()
         z = x.detach()
 
         def add(gradient: Tensor) -> None:
-            # one row of the batch at a time keeps float32 copies small
+            # one row of the batch at a time keeps the float32 copies small
             rows = [
                 (g.float() * r.float()).unflatten(-1, (self.layout.heads, -1)).sum(2)
                 for g, r in zip(gradient, z, strict=True)
@@ -72,8 +91,8 @@ class GateGradient:
 
     @property
     def gradient(self) -> Tensor:
-        """Float [b l h]"""
+        """Float `[b l h]`, the sum over the backward passes so far."""
         missing = [layer for layer in range(self.layout.layers) if layer not in self._sums]
         if missing:
-            raise UsageError(f"no gradient reached layers {missing}: call backward() on a loss inside of the context.")
+            raise UsageError(f"no gradient reached layers {missing}: call backward() on a loss inside the context.")
         return torch.stack([self._sums[layer] for layer in range(self.layout.layers)], 1)

@@ -1,4 +1,4 @@
-"""Steering in which the rows of a batch have head sets of their own: many interventions in one forward."""
+"""Steering with a different head set in each row of a batch, so that one forward pass tests many head sets."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -21,88 +21,137 @@ from interp.kernels.contract import Call
 def steering_rows(
     model: nn.Module, edits: Edit | Edits, prompts: Prompts, sets: Sequence[HeadSet]
 ) -> Iterator["RowSteering"]:
-    """Let edits act on other heads in each row of a batch.
+    """Apply edits to different heads in each row of a batch.
 
-    Row r of a forward holds prompt r // len(sets) and is steered in the heads sets[r % len(sets)], which take the
-    place of the edits' own. Exact: a row is what it would be alone under those heads.
-    Raises UsageError for edits that are no bias of attention, HeadError for heads the model does not have.
+    Row r of a forward pass holds prompt r // len(sets) and is steered in the heads sets[r % len(sets)], which replace
+    the heads of the edits. The result is exact: each row is what it would be alone with those heads.
+
+    Args:
+        model: The model.
+        edits: Edits of attention.
+        prompts: The prompts, each of which has len(sets) rows of the batch.
+        sets: Head sets.
+
+    Yields:
+        RowSteering: The edits, bound to the model and the batch.
+
+    Raises:
+        UsageError: If an edit is not a bias on attention logits.
+        HeadError: If the model does not have a head.
+
+    Examples:
+        >>> from interp.hooks.edit.per_row_steering import steering_rows
+        >>> sets = [interp.HeadSet.parse("L0H1"), interp.HeadSet.parse("L1H2")]
+        >>> inputs = {name: x.repeat_interleave(2, 0) for name, x in prompts.tensors().items()}
+        >>> with torch.no_grad(), steering_rows(model, interp.steer.Boost("first", 3.0), prompts, sets):
+        ...     logits = model(**inputs).logits
+        >>> bool((logits[0] == logits[1]).all())
+        False
     """
     model = unwrap(model)
     layout = HeadLayout.of(model)
     united = HeadSet(tuple(sorted({head for heads in sets for head in heads})))
     for edit in Edits(()) + edits:
         if edit.gate is not None:
-            raise UsageError(f"{type(edit).__name__} is no bias of attention: rows of a batch cannot differ in it.")
+            raise UsageError(
+                f"{type(edit).__name__} is not a bias on attention logits, so the rows of a batch cannot differ in it: "
+                "steer one head set at a time."
+            )
     chosen = Edits(tuple(replace(edit, heads=str(united)) for edit in Edits(()) + edits))
-    own = own_by_layer(sets, layout)
-    steering = RowSteering(layout=layout, edits=chosen, bound=BatchSpans(prompts), own=own)
+    masks = head_masks_by_layer(sets, layout)
+    steering = RowSteering(layout=layout, edits=chosen, bound=BatchSpans(prompts), masks=masks)
     with contextlib.ExitStack() as stack:
-        if own:
+        if masks:
             steering.seam = stack.enter_context(tapping(model, steering))
         yield steering
 
 
-def own_by_layer(sets: Sequence[HeadSet], layout: HeadLayout) -> dict[int, Tensor]:
-    """Bool [set h] for each layer that some set names: the heads of each set. Raises HeadError."""
-    own: dict[int, Tensor] = {}
+def head_masks_by_layer(sets: Sequence[HeadSet], layout: HeadLayout) -> dict[int, Tensor]:
+    """Mark the heads of each set, by layer.
+
+    Args:
+        sets: Head sets.
+        layout: The heads of the model.
+
+    Returns:
+        dict[int, Tensor]: Bool `[set h]` for each layer that some set names.
+
+    Raises:
+        HeadError: If the model does not have a head.
+    """
+    masks: dict[int, Tensor] = {}
     for number, heads in enumerate(sets):
         layout.check(heads)
         for head in heads:
-            own.setdefault(head.layer, torch.zeros(len(sets), layout.heads, dtype=torch.bool))[number, head.head] = True
-    return dict(sorted(own.items()))
+            empty = torch.zeros(len(sets), layout.heads, dtype=torch.bool)
+            masks.setdefault(head.layer, empty)[number, head.head] = True
+    return dict(sorted(masks.items()))
 
 
-def own_rows(own: Tensor, rows: int) -> Tensor:
-    """Bool [b h] from [set h] for the rows of a batch, whose row r has the heads of set r % sets."""
-    return own.repeat(rows // len(own), 1)
+def masks_of_rows(masks: Tensor, rows: int) -> Tensor:
+    """Bool [b h], the heads of each row of a batch from those of each set [set h]: row r has set r % sets."""
+    return masks.repeat(rows // len(masks), 1)
 
 
 @dataclass(eq=False, kw_only=True)
 class RowSteering(Steering):
-    """Edits whose heads differ by row."""
+    """Edits whose heads differ by row; made by `steering_rows`."""
 
-    own: dict[int, Tensor] = field(default_factory=dict)
-    """by layer, Bool [set h]"""
+    masks: dict[int, Tensor] = field(default_factory=dict)
+    """By layer, Bool [set h]: the heads of each set."""
     copies: int = 1
-    """rows that follow from one of the prompt's rows, as its continuations do"""
+    """Number of rows that follow from one row of the prompt, as its continuations do."""
 
     def repeat(self, copies: int) -> None:
-        """From now on each row comes `copies` times, those of one row side by side; what edits noted is repeated."""
+        """Expect `copies` rows, next to each other, for each row so far; notes of the edits are repeated."""
         self.copies *= copies
         repeat_notes(self, copies)
 
     def edit(self, site: Site) -> Call:
-        own = self.own.get(site.layer)
-        if own is None:
+        masks = self.masks.get(site.layer)
+        if masks is None:
             return site.call
         rows = site.call.q.shape[0]
-        own = own_rows(own, rows // self.copies).repeat_interleave(self.copies, 0)
-        return only(site.call, super().edit(site), own.to(site.call.q.device))
+        chosen = masks_of_rows(masks, rows // self.copies).repeat_interleave(self.copies, 0)
+        return merge_calls(site.call, super().edit(site), chosen.to(site.call.q.device))
 
 
 def repeat_notes(steering: Steering, copies: int) -> None:
-    """Let what edits noted of each row of a batch hold for `copies` rows in its place."""
+    """Repeat what edits noted of each row of a batch, for `copies` rows in its place."""
     for key, value in steering.memory.items():
         if isinstance(value, Tensor):
             steering.memory[key] = value.repeat_interleave(copies, 0)
 
 
-def only(before: Call, after: Call, own: Tensor) -> Call:
-    """The call `after` an edit for the rows and heads that are `own` [b h], `before` for all others.
+def merge_calls(before: Call, after: Call, chosen: Tensor) -> Call:
+    """Take biases and scales from the call `after` an edit for the chosen rows and heads, and from `before` elsewhere.
 
-    Raises UsageError where the edit changed anything but biases and scales of logits.
+    Args:
+        before: The call before the edit.
+        after: The call after the edit.
+        chosen: Bool `[b h]`.
+
+    Returns:
+        Call: The merged call.
+
+    Raises:
+        UsageError: If the edit changed anything but biases and scales of logits.
     """
-    named = ("key_bias", "row_coef", "key_group", "logit_scale")
-    others = {name: getattr(before, name) for name in before.__dataclass_fields__ if name not in named}
+    merged = ("key_bias", "row_coef", "key_group", "logit_scale")
+    others = {name: getattr(before, name) for name in before.__dataclass_fields__ if name not in merged}
     if before.row_coef is not None or any(getattr(after, name) is not value for name, value in others.items()):
-        raise UsageError("this edit is no bias or scale of logits: rows of a batch cannot differ in it.")
+        raise UsageError(
+            "this edit is not a bias or scale of logits, so the rows of a batch cannot differ in it: "
+            "steer one head set at a time."
+        )
     changed = {}
     if after.key_bias is not None:
-        held = torch.zeros((), device=own.device) if before.key_bias is None else before.key_bias
-        changed["key_bias"] = torch.where(own[..., None], after.key_bias, held)
+        old = torch.zeros((), device=chosen.device) if before.key_bias is None else before.key_bias
+        changed["key_bias"] = torch.where(chosen[..., None], after.key_bias, old)
     if after.row_coef is not None:
-        changed |= {"row_coef": torch.where(own[..., None, None], after.row_coef, 0.0), "key_group": after.key_group}
+        row_coef = torch.where(chosen[..., None, None], after.row_coef, 0.0)
+        changed |= {"row_coef": row_coef, "key_group": after.key_group}
     if after.logit_scale is not None:
-        held = torch.ones((), device=own.device) if before.logit_scale is None else before.logit_scale
-        changed["logit_scale"] = torch.where(own, after.logit_scale, held).expand(own.shape)
+        old = torch.ones((), device=chosen.device) if before.logit_scale is None else before.logit_scale
+        changed["logit_scale"] = torch.where(chosen, after.logit_scale, old).expand(chosen.shape)
     return replace(before, **changed)

@@ -1,4 +1,4 @@
-"""Two branches of attention in each layer, full and streaming, mixed by a gate for each kv head."""
+"""Mixtures of full and streaming attention in each layer, with one gate per kv head."""
 
 import contextlib
 from collections.abc import Iterator, Mapping
@@ -26,38 +26,58 @@ def streaming_mix(
     recent: int,
     full: Mapping[int, Tensor] | None = None,
 ) -> Iterator[None]:
-    """Let each head write a mixture of what it would write and what it would write of the first and last keys alone.
+    """Mix the output of each head from full attention and from streaming attention to the first and last keys only.
 
-        with streaming_mix(model, gates, sink=16, recent=64):
-            hidden = model.base_model(**inputs).last_hidden_state
+    `z[b q h] = (1 - gates[l g]) stream[b q h] + gates[l g] full[b q h]`, where g is the kv head of h. Streaming
+    attention sees the first `sink` keys of the prompt and the last `recent` keys before each query, as far as the
+    layer's own mask allows: a native window limits both branches.
 
-    z[b q h] = (1 - gates[l g]) stream[b q h] + gates[l g] full[b q h], g the kv head of h; stream sees the first `sink`
-    keys of its prompt and the last `recent` before each query, as far as the layer's own mask lets it: a native window
-    belongs to both. Gradients flow to the gates, and to q, k and v of both branches.
-    full: by layer, [b q h*d] to take for the full branch instead, as another run of the same batch gave it.
-    Layers whose gates are all 1 and learn nothing run the model's own attention alone, equal to the bit.
-    Raises UsageError for gates of another shape, or sizes without meaning.
-    Cannot show: speed or memory; the full branch is computed whatever its gate.
+    Gradients flow to the gates, and to q, k and v of both branches. Layers whose gates are all 1 and need no gradient
+    run the model's own attention alone, equal to the bit.
+
+    Args:
+        model: A transformers causal language model, or a TransformerBridge over one.
+        gates: Float `[l g]`, the weight of full attention.
+        sink: Number of first keys.
+        recent: Number of last keys.
+        full: By layer, `[b q h*d]`: outputs that replace the full branch, from another run of the same batch.
+
+    Yields:
+        None: The outputs are mixed until the context closes.
+
+    Raises:
+        UsageError: If gates has another shape, sink is negative, or recent is less than 1.
+
+    Examples:
+        >>> from interp.hooks.edit.streaming_mix import streaming_mix
+        >>> gates = torch.full((2, 2), 0.5, requires_grad=True)
+        >>> with streaming_mix(model, gates, sink=2, recent=4):
+        ...     model(**prompts.tensors()).logits.square().mean().backward()
+        >>> gates.grad.shape
+        torch.Size([2, 2])
+
+    Limits:
+        Does not show speed or memory: the full branch is computed whatever its gate.
     """
     model = unwrap(model)
     layout = HeadLayout.of(model)
     if gates.shape != (layout.layers, layout.kv_heads):
         raise UsageError(
             f"gates of shape {list(gates.shape)} for a model of {layout.layers} layers and {layout.kv_heads} kv heads: "
-            "give one gate for each, [l g]."
+            "give one gate per layer and kv head, [l g]."
         )
     if sink < 0 or recent < 1:
-        raise UsageError(f"sink={sink}, recent={recent}: give a number of first keys, 0 or more, and a last one.")
-    idle = full is None and not gates.requires_grad
-    layers = [layer for layer, row in enumerate(gates) if not (idle and bool((row == 1).all()))]
-    branches = StreamingMix(layout, gates, sink, recent, full, frozenset(layers))
-    with tapping(model, branches), projection_inputs(model, layers, branches.mix):
+        raise UsageError(f"sink={sink}, recent={recent}: give at least 0 first keys and at least 1 last key.")
+    constant = full is None and not gates.requires_grad
+    layers = [layer for layer, row in enumerate(gates) if not (constant and bool((row == 1).all()))]
+    tap = StreamingMix(layout, gates, sink, recent, full, frozenset(layers))
+    with tapping(model, tap), projection_inputs(model, layers, tap.mix):
         yield
 
 
 @dataclass(eq=False)
 class StreamingMix(AttentionTap):
-    """See `streaming_mix`."""
+    """The tap of `streaming_mix`: it computes the streaming branch of each attention call."""
 
     layout: HeadLayout
     gates: Tensor
@@ -66,7 +86,7 @@ class StreamingMix(AttentionTap):
     full: Mapping[int, Tensor] | None
     layers: frozenset[int]
     _streams: dict[int, Tensor] = field(default_factory=dict)
-    """[b h q d] of a layer, between its attention and its output projection"""
+    """By layer, [b h q d]: the streaming branch, between attention and output projection."""
 
     def at(self, layer: int) -> bool:
         return layer in self.layers
@@ -74,21 +94,24 @@ class StreamingMix(AttentionTap):
     def edit(self, site: Site) -> Call:
         call, first = site.call, site.first
 
-        def near(*qkv: Tensor) -> Tensor:
+        def streaming(*qkv: Tensor) -> Tensor:
             q, k, v = qkv
             return stream(replace(call, q=q, k=k, v=v), self.sink, self.recent, first)[0]
 
         qkv = call.q, call.k, call.v
         learns = torch.is_grad_enabled() and any(x.requires_grad for x in qkv)
-        # a backward pass makes the weights again: what is held stays as large as q, k and v
-        made = checkpoint(near, *qkv, use_reentrant=False, preserve_rng_state=False) if learns else near(*qkv)
+        if learns:
+            # the backward pass computes the weights again, so only q, k and v are stored
+            made = checkpoint(streaming, *qkv, use_reentrant=False, preserve_rng_state=False)
+        else:
+            made = streaming(*qkv)
         self._streams[site.layer] = made
         return call
 
     def mix(self, layer: int, x: Tensor) -> Tensor:
-        """x [b q h*d] with each head's mixture in its place."""
-        near = self._streams.pop(layer).transpose(1, 2)
+        """Replace the outputs of heads in x [b q h*d] by the mixtures."""
+        streamed = self._streams.pop(layer).transpose(1, 2)
         whole = (x if self.full is None else self.full[layer].to(x.device)).unflatten(-1, (self.layout.heads, -1))
         each = self.layout.heads // self.layout.kv_heads
         gate = self.gates[layer].to(x.device).repeat_interleave(each)[:, None]
-        return ((1 - gate) * near + gate * whole).to(x.dtype).flatten(-2)
+        return ((1 - gate) * streamed + gate * whole).to(x.dtype).flatten(-2)

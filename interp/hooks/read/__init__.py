@@ -1,1 +1,1 @@
-"""Reading attention: what to keep, when to read it, and how chunks become positions."""
+"""Reading attention: the reductions to keep, captures that read them, and the assembly of their results."""

@@ -1,4 +1,4 @@
-"""Putting the chunks of one capture together: prefill and decode steps in columns become positions of the prompt."""
+"""Assembly of a capture's results: chunks of prefill and decode steps, in columns, become positions of the prompt."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,25 +12,26 @@ from interp.hooks.read.reductions import Keep, TopKeys
 from interp.hooks.seam import Site
 
 Order = tuple[Tensor, Tensor]
-"""Int [b r] index into the stored rows, and the position of each, -1 where a prompt has fewer"""
+"""Int [b r], the index of each result among the stored rows, and its position, -1 where a prompt has fewer."""
 
 
 @dataclass(eq=False)
-class Rows:
-    """Which columns were read, chunk by chunk, and where each prompt of the batch begins."""
+class ReadRows:
+    """The columns of the queries that were read, chunk by chunk, and the first column of each prompt of the batch."""
 
     batch: int = 0
     first: Tensor | None = None
     columns: list[Tensor] = field(default_factory=list)
     live: list[Tensor] = field(default_factory=list)
     end: int = 0
-    """one past the last column that the model has seen"""
+    """One past the last column that the model has seen."""
 
     def add(self, site: Site, index: Tensor | None) -> None:
+        """Add the rows of one attention call; `index` selects the queries that are read, None for all."""
         call = site.call
         if call.q_start < self.end:
             raise UsageError(
-                "this capture already holds a run that began before: use one capture for each forward() or generate()."
+                "this capture already holds an earlier run: open a new capture for each forward() or generate()."
             )
         self.end = call.q_start + call.q.shape[2]
         self.first = site.first.cpu()
@@ -43,11 +44,13 @@ class Rows:
 
     @property
     def lengths(self) -> tuple[int, ...]:
+        """Number of tokens of each prompt so far, without padding."""
         return () if self.first is None else tuple(int(self.end - first) for first in self.first)
 
     def order(self, chosen: Callable[[Tensor], Tensor]) -> Order:
+        """List the chosen rows of each prompt; `chosen` maps positions [b r] to Bool [b r]."""
         if self.first is None:
-            raise UsageError("nothing was read: run the model inside of the context, on the queries that were chosen.")
+            raise UsageError("nothing was read: run the model inside the context, on queries that the capture reads.")
         columns = torch.cat(self.columns)
         position = columns[None] - self.first[:, None]
         valid = torch.cat(self.live, 1) & (position >= 0)
@@ -59,23 +62,24 @@ class Rows:
 
 @dataclass(eq=False)
 class Chunks:
-    """What one keep gave for one layer, moved off the device as it came."""
+    """The results of one reduction in one layer, chunk by chunk, each moved to the CPU when it is made."""
 
     keep: Keep
     parts: list[Any] = field(default_factory=list)
     starts: list[int] = field(default_factory=list)
 
     def add(self, k_start: int, value: Any) -> None:
+        """Add the result of one attention call, whose first key is at column `k_start`."""
         if self.keep.kind == "keys" and self.parts:
-            # one running total, not one a step
-            value = _wider(self.parts.pop(), self.starts.pop(), value, k_start, self.keep)
+            # one running total instead of one entry per step
+            value = _accumulate(self.parts.pop(), self.starts.pop(), value, k_start, self.keep)
             self.starts.append(0)
         else:
             self.starts.append(k_start)
         self.parts.append(_host(value))
 
-    def assemble(self, rows: Rows, order: Order) -> Any:
-        """The result at positions, [b h ...]."""
+    def assemble(self, rows: ReadRows, order: Order) -> Any:
+        """Join the chunks into the result by positions, [b h ...]."""
         kind = self.keep.kind
         first = rows.first if rows.first is not None else torch.zeros(rows.batch, dtype=torch.int64)
         if kind == "keys":
@@ -108,33 +112,33 @@ def _host(value: Any) -> Any:
 
 
 def _join(parts: list[Tensor]) -> Tensor:
-    """Chunks one after the other along their queries."""
+    """Concatenate chunks along their queries."""
     return parts[0] if len(parts) == 1 else torch.cat(parts, 2)
 
 
 def _pick(x: Tensor, order: Order, fill: float) -> Tensor:
-    """[b h R ...] -> [b h r ...]: each prompt's own rows, in order."""
+    """Select each prompt's rows in order: [b h R ...] -> [b h r ...]."""
     index, position = order
     shape = (index.shape[0], 1, index.shape[1], *([1] * (x.dim() - 3)))
     size = (-1, x.shape[1], -1, *x.shape[3:])
-    plain = torch.arange(x.shape[2])
-    if index.shape[1] == x.shape[2] and bool((index == plain).all()):
+    identity = torch.arange(x.shape[2])
+    if index.shape[1] == x.shape[2] and bool((index == identity).all()):
         picked = x
     else:
         picked = x.gather(2, index.view(shape).expand(size))
-    gone = position < 0
-    return picked.masked_fill(gone.view(shape), fill) if bool(gone.any()) else picked
+    absent = position < 0
+    return picked.masked_fill(absent.view(shape), fill) if bool(absent.any()) else picked
 
 
 def _at_columns(x: Tensor, start: int, end: int, fill: float) -> Tensor:
-    """[... k] with key 0 at column `start` -> [... end] with key 0 at column 0."""
+    """Pad keys that begin at column `start` to columns 0 to `end`: [... k] -> [... end]."""
     if start == 0 and x.shape[-1] == end:
         return x
     return torch.nn.functional.pad(x, (start, end - start - x.shape[-1]), value=fill)
 
 
 def _shift(x: Tensor, first: Tensor, end: int, fill: float) -> Tensor:
-    """[b ... end] in columns -> in positions, each prompt's first token at 0."""
+    """Shift columns [b ... end] to positions, so that each prompt's first token is at 0."""
     width = int((end - first).max())
     if not bool(first.any()):
         return x
@@ -145,8 +149,8 @@ def _shift(x: Tensor, first: Tensor, end: int, fill: float) -> Tensor:
     return x.gather(-1, index).masked_fill(~inside.view(view), fill)
 
 
-def _wider(total: Any, total_start: int, value: Any, start: int, keep: Keep) -> Any:
-    """The running total of a column statistic, over as many columns as the newest chunk has."""
+def _accumulate(total: Any, total_start: int, value: Any, start: int, keep: Keep) -> Any:
+    """Add a chunk to the running total of a column statistic, over as many columns as the newest chunk has."""
     end = start + value[0].shape[-1]
     before = tuple(_at_columns(part, total_start, max(end, total_start + part.shape[-1]), 0.0) for part in total)
     now = tuple(_at_columns(part.cpu(), start, before[0].shape[-1], 0.0) for part in value)
@@ -156,7 +160,7 @@ def _wider(total: Any, total_start: int, value: Any, start: int, keep: Keep) -> 
 
 
 def _blocks(parts: list[tuple[int, Tensor, Tensor]]) -> Tensor:
-    """[b h n m] means over the queries of each block, from the sums of every chunk."""
+    """Means over the queries of each block, [b h n m], from the sums of every chunk."""
     n = max(start + sums.shape[2] for start, sums, _ in parts)
     m = max(sums.shape[3] for _, sums, _ in parts)
     b, h = parts[0][1].shape[:2]

@@ -1,4 +1,4 @@
-"""Reading what no keep gives: from the attention calls themselves, as they pass the seam."""
+"""Reading from the attention calls themselves, for quantities that no reduction of `interp.keep` gives."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,10 +15,10 @@ from interp.hooks.seam import AttentionTap, tapping
 
 @dataclass(eq=False)
 class AttentionCallTap(AttentionTap):
-    """A tap that notes something of each layer: fill `found` in `want` or in `take`."""
+    """Base class of taps that store tensors of each layer in `found`, in their `want` or `take`."""
 
     found: dict[int, dict[str, Tensor]] = field(default_factory=dict, init=False, repr=False)
-    """by layer, [b h ...] each"""
+    """Tensors [b h ...] by layer and name."""
 
 
 def read_attention_calls(
@@ -29,7 +29,18 @@ def read_attention_calls(
     batch_size: int,
     progress: str | None = None,
 ) -> dict[str, Tensor]:
-    """What a reader of its own noted of each batch of prompts, [n l h ...] each. progress: title of a bar."""
+    """Run forward passes over prompts in batches and join what a tap stores in each.
+
+    Args:
+        model: A transformers causal language model, or a TransformerBridge over one.
+        prompts: The prompts.
+        reader: Function that makes a tap; called once per batch.
+        batch_size: Number of prompts per forward pass.
+        progress: Title of a progress bar, shown after two seconds; None for no bar.
+
+    Returns:
+        dict[str, Tensor]: By name, `[n l h ...]` each.
+    """
     parts: dict[str, list[Tensor]] = {}
     batches = list(prompts.batches(batch_size))
     for batch in tqdm(batches, desc=progress, disable=progress is None, delay=2, leave=False):

@@ -1,4 +1,4 @@
-"""Reading attention while the model runs: a context around forward() or generate()."""
+"""Captures: contexts around forward() or generate() that read attention while the model runs."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -10,39 +10,17 @@ import psutil
 import torch
 from torch import Tensor, nn
 
-from interp.errors import CostError, HeadError, ModelError, PromptError, UsageError
+from interp.errors import CostError, ModelError, PromptError, UsageError
 from interp.hooks.model.heads import HeadLayout, HeadSet
-from interp.hooks.model.layers import context_length, projection_inputs, unwrap
+from interp.hooks.model.layers import context_length, unwrap, projection_inputs
 from interp.hooks.prompts.batch_spans import BatchSpans
 from interp.hooks.prompts.prompts import Prompts
-from interp.hooks.read.assemble import Chunks, Rows
-from interp.hooks.read.reductions import K, Keep, Q, RankedKeys, TokenSpan, V, Z
+from interp.hooks.read.assemble import Chunks, ReadRows
+from interp.hooks.read.capture_cost import MAX_MEMORY_SHARE, CaptureCost, format_bytes
+from interp.hooks.read.choice import Queries, choose_layers, choose_queries
+from interp.hooks.read.reductions import K, Keep, Q, RankedKeys, V, TokenSpan, Z
 from interp.hooks.seam import ReadRequest, Site, tapping
 from interp.kernels.contract import Call
-
-Queries = None | str | int | slice | range | Sequence[int]
-MAX_MEMORY_SHARE = 0.8
-"""part of the free memory that a capture may take"""
-
-
-@dataclass(frozen=True)
-class CaptureCost:
-    """What a capture will hold on the host, in bytes, by keep."""
-
-    parts: tuple[tuple[str, int], ...]
-    free: int
-
-    @property
-    def total(self) -> int:
-        return sum(size for _, size in self.parts)
-
-    @property
-    def fits(self) -> bool:
-        return self.total <= MAX_MEMORY_SHARE * self.free
-
-    def __str__(self) -> str:
-        lines = [f"{name:32s} {_bytes(size):>10s}" for name, size in self.parts]
-        return "\n".join([*lines, f"{'in all':32s} {_bytes(self.total):>10s} of {_bytes(self.free)} free"])
 
 
 def capture(
@@ -55,31 +33,60 @@ def capture(
     queries: Queries = None,
     engine: str | None = None,
 ) -> "Capture":
-    """Read reductions of the attention of `model` during one forward() or one generate().
+    """Read reductions of the attention of a model during one forward() or one generate().
 
-        with interp.capture(model, [mass("needle"), entropy()], prompts) as cap:
-            model.generate(**prompts.tensors())
-        cap[entropy()]     # Float [b l h q], on the CPU
+    Results are on the CPU and indexed by positions of the unpadded prompt, whatever the padding: index q is position q.
+    Entries that a shorter prompt of the batch does not have are NaN, and -1 for keys. Beam search reorders the batch
+    between steps; results follow the rows as they were computed.
 
-    Results stand at positions of the unpadded prompt, whatever the padding: index q is position q, and what a shorter
-    prompt of the batch does not have is NaN (-1 for keys).
+    Args:
+        model: A transformers causal language model, or a TransformerBridge over one.
+        keep: One or several reductions of `interp.keep`.
+        prompts: The batch that will run; needed for spans given by name.
+        layers: Layers to read, all by default. Results have them along `l` in ascending order.
+        heads: Heads to read: anything that `HeadSet.parse` takes. The axes `l h` of the results become one, in the
+            order of the HeadSet.
+        queries: Query positions to read: the name of a span, positions, a slice or a range, or "generated" for those
+            after the prompt. Results then list only these, each prompt's own, in order; `cap.queries` has their
+            positions.
+        engine: "naive", "chunked" or "triton" to force one. By default the kernels are used where there is a GPU.
 
-    keep: what to read, one or several of interp.keep.
-    prompts: the batch that will run; needed for spans by name.
-    layers: which layers, all by default; results have them along `l` in ascending order.
-    heads: which heads (anything HeadSet.parse takes); the axes `l h` of results become one, in the order of HeadSet.
-    queries: which query positions: a span's name, positions, a slice or range; "generated" for what comes after the
-      prompt. Results then list just these, each prompt's own, in order; `cap.queries` has their positions.
-    engine: "naive", "chunked" or "triton" to force one; by default the kernels where there is a GPU.
-    Raises CostError before anything is computed where results cannot fit, HeadError, SpanError, and ModelError where
-    a layer's attention was not reached. Beam search reorders the batch between steps: results follow rows as computed.
+    Returns:
+        Capture: A context manager that holds the results after the run.
+
+    Raises:
+        CostError: If the results cannot fit in memory; raised before anything is computed.
+        HeadError: If the model does not have a layer or head.
+        SpanError: If no prompt has a span, or the batch is not the one given as prompts.
+        ModelError: If the attention of a layer was not reached.
+
+    Examples:
+        >>> share, entropy = interp.keep.mass("second"), interp.keep.entropy()
+        >>> with interp.capture(model, [share, entropy], prompts) as cap:
+        ...     out = model.generate(**prompts.tensors(), max_new_tokens=2, min_new_tokens=2, pad_token_id=0)
+        >>> cap[entropy].shape  # [b l h q]
+        torch.Size([2, 2, 4, 18])
     """
     return Capture(model, (keep,) if isinstance(keep, Keep) else tuple(keep), prompts, layers, heads, queries, engine)
 
 
 @dataclass(eq=False)
 class Capture:
-    """A reading context and, afterwards, its results: see `capture`."""
+    """A context that reads attention and holds the results afterwards; made by `capture`.
+
+    Attributes:
+        keep: The reductions that are read.
+        layers: The layers that are read, in ascending order.
+        heads: The heads that are read; None for all.
+
+    Examples:
+        >>> with torch.no_grad(), interp.capture(model, interp.keep.entropy(), layers=[1]) as cap:
+        ...     out = model(**prompts.tensors())
+        >>> cap
+        Capture(entropy(); 1 layers, all heads)
+        >>> cap[interp.keep.entropy()].shape
+        torch.Size([2, 1, 4, 17])
+    """
 
     model: nn.Module
     keep: tuple[Keep, ...]
@@ -90,45 +97,41 @@ class Capture:
     engine: str | None = None
     layers: tuple[int, ...] = field(init=False)
     heads: HeadSet | None = field(init=False)
-    _bound: BatchSpans = field(init=False)
+    _spans: BatchSpans = field(init=False)
     _stack: contextlib.ExitStack = field(default_factory=contextlib.ExitStack, init=False)
     _chunks: dict[tuple[int, Keep], Chunks] = field(default_factory=dict, init=False)
-    _rows: Rows = field(default_factory=Rows, init=False)
+    _rows: ReadRows = field(default_factory=ReadRows, init=False)
     _rows_of_z: dict[int, Tensor | None] = field(default_factory=dict, init=False)
-    _held: int = field(default=0, init=False)
-    _checked: int = field(default=0, init=False)
+    _stored_bytes: int = field(default=0, init=False)
+    _checked_end: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
         for item in self.keep:
             if not isinstance(item, Keep):
-                raise UsageError(f"{item!r} is not something to keep: take one of interp.keep, as in entropy().")
-        self._bound = BatchSpans(self.prompts)
+                raise UsageError(f"{item!r} is not something to keep: give a reduction such as keep.entropy().")
+        self._spans = BatchSpans(self.prompts)
         self.model = unwrap(self.model)
         self.layout = HeadLayout.of(self.model)
         self.heads = None if self.head_choice is None else HeadSet.parse(self.head_choice, self.layout)
-        every = range(self.layout.layers)
-        choice = self.layer_choice
-        if choice is None:
-            self.layers = tuple(every) if self.heads is None else tuple(sorted(self.heads.by_layer()))
-        else:
-            picked = every[choice] if isinstance(choice, slice) else choice
-            self.layers = tuple(sorted({int(layer) for layer in picked}))
-        for layer in self.layers:
-            if layer not in every:
-                raise HeadError(
-                    f"layer {layer} of a {self.layout.layers}-layer model "
-                    f"(layers run from 0 to {self.layout.layers - 1})."
-                )
-        if self.heads is not None:
-            self.layout.check(self.heads)
-            if choice is not None and set(self.heads.by_layer()) - set(self.layers):
-                raise HeadError(f"{self.heads} has heads outside of layers {list(self.layers)}: give layers or heads.")
-            self.layers = tuple(sorted(self.heads.by_layer()))
+        self.layers = choose_layers(self.layout, self.layer_choice, self.heads)
 
     def cost(self, batch: int, length: int, queries: int | None = None) -> CaptureCost:
-        """Host memory for a batch of prompts of `length` tokens: results twice, since joining them copies them.
+        """Estimate the host memory of the results before a run.
 
-        Print it before a run; `queries` is how many query positions are read, all by default.
+        Results are counted twice, since joining their chunks copies them.
+
+        Args:
+            batch: Number of prompts in the batch.
+            length: Number of tokens per prompt.
+            queries: Number of query positions that are read; all by default.
+
+        Returns:
+            CaptureCost: Bytes per reduction, and the free memory.
+
+        Examples:
+            >>> cost = interp.capture(model, interp.keep.entropy()).cost(batch=1, length=1000)
+            >>> cost.total  # 2 x 4 bytes x 8 heads x 1000 queries
+            64000
         """
         n = length if queries is None else queries
         per_layer = self.layout.heads * len(self.layers) if self.heads is None else len(self.heads)
@@ -173,7 +176,7 @@ class Capture:
             return None
         self._check(site, index)
         if site.layer == self.layers[0]:
-            self._bound.match(site)
+            self._spans.match(site)
             self._rows.add(site, index)
         self._take_streams(site, index)
         requests = tuple(item.request(site, index, self._span) for item in self.keep if item.kind != "stream")
@@ -213,48 +216,28 @@ class Capture:
         self._store(layer, item).add(0, x if heads is None else x.index_select(1, heads))
 
     def _check(self, site: Site, index: Tensor | None) -> None:
-        if site.layer != self.layers[0] or site.call.q_start < self._checked:
+        if site.layer != self.layers[0] or site.call.q_start < self._checked_end:
             return
-        self._checked = site.call.q_start + site.call.q.shape[2]
+        self._checked_end = site.call.q_start + site.call.q.shape[2]
         n = site.call.q.shape[2] if index is None else len(index)
         cost = self.cost(site.call.q.shape[0], site.call.k.shape[2], n)
-        # earlier steps are held already, and are there once more while results are put together
-        needed = cost.total + self._held
-        self._held += cost.total // 2
+        # the results of earlier steps are stored already, and are copied once more when they are joined
+        needed = cost.total + self._stored_bytes
+        self._stored_bytes += cost.total // 2
         if needed > MAX_MEMORY_SHARE * cost.free:
             raise CostError(
-                f"this capture needs {_bytes(needed)} for {site.call.k.shape[2]:,} tokens and {_bytes(cost.free)} "
-                f"is free: read fewer layers, heads or queries, or a reduction instead of rows."
+                f"this capture needs {format_bytes(needed)} for {site.call.k.shape[2]:,} tokens "
+                f"and {format_bytes(cost.free)} is free: "
+                "read fewer layers, heads or queries, or a reduction instead of rows."
             )
 
     def _span(self, where: TokenSpan, width: int) -> Tensor:
-        return self._bound.mask(where, self._rows.batch, width)
+        return self._spans.mask(where, self._rows.batch, width)
 
     def _chosen(self, position: Tensor) -> Tensor:
-        """Bool, like `position` [b r]: which of them the query choice names."""
-        choice = self.query_choice
-        inside = position >= 0
-        if choice is None:
-            return inside
-        if choice == "generated":
-            lengths = torch.tensor(self._bound.lengths(position.shape[0]), device=position.device)
-            # the row that makes the first new token is the last of the prompt
-            return position >= lengths[:, None] - 1
-        if isinstance(choice, str):
-            width = int(position.max()) + 1 if position.numel() else 0
-            mask = self._span(choice, max(width, 1)).to(position.device)
-            return mask.gather(1, position.clamp(min=0)) & inside
-        if isinstance(choice, slice):
-            stop = torch.iinfo(torch.int64).max if choice.stop is None else choice.stop
-            if (choice.start or 0) < 0 or (choice.stop or 0) < 0 or choice.step not in (None, 1):
-                raise UsageError(
-                    f"queries={choice} counts from the end or in steps: name positions from 0 in steps of 1."
-                )
-            return inside & (position >= (choice.start or 0)) & (position < stop)
-        wanted = torch.tensor([choice] if isinstance(choice, int) else list(choice), device=position.device)
-        if (wanted < 0).any():
-            raise UsageError(f"queries={choice!r} holds a negative position: positions count from 0.")
-        return inside & torch.isin(position, wanted)
+        """Bool [b r], which of the positions [b r] belong to the choice of queries."""
+        lengths = self._spans.lengths(position.shape[0]) if self.query_choice == "generated" else []
+        return choose_queries(self.query_choice, position, self._span, lengths)
 
     def _select(self, site: Site) -> Tensor | None:
         self._rows.batch = site.call.q.shape[0]
@@ -265,18 +248,26 @@ class Capture:
 
     @property
     def queries(self) -> Tensor:
-        """Int [b q]: the position of each query of the results, -1 where a prompt has fewer."""
+        """Int `[b q]`, the position of each query of the results, -1 where a prompt has fewer."""
         return self._rows.order(self._chosen)[1]
 
     @property
     def lengths(self) -> tuple[int, ...]:
-        """Tokens of each row so far, padding not counted."""
+        """Number of tokens that each row has so far, without padding."""
         return self._rows.lengths
 
     def __getitem__(self, item: Keep) -> Any:
-        """The result of one keep: see the keep's own docstring for shape and unit.
+        """Return the result of one reduction, in the shape that its function in `interp.keep` documents.
 
-        Raises UsageError for what was not asked for, ModelError where a layer gave nothing.
+        Args:
+            item: A reduction that equals one of those captured.
+
+        Returns:
+            Tensor or RankedKeys: The result, on the CPU.
+
+        Raises:
+            UsageError: If the reduction was not captured.
+            ModelError: If a layer gave nothing.
         """
         if item not in self.keep:
             raise UsageError(
@@ -285,8 +276,8 @@ class Capture:
         missing = [layer for layer in self.layers if (layer, item) not in self._chunks]
         if missing:
             raise ModelError(
-                f"{item!r} has nothing for layers {missing}: run the model inside of the context; if it did run, "
-                "interp doctor says which layers the seam reaches."
+                f"{item!r} has nothing for layers {missing}: run the model inside the context; if it did run, "
+                "interp doctor shows which layers interp can reach."
             )
         order = self._rows.order(self._chosen)
         parts = [self._chunks[layer, item].assemble(self._rows, order) for layer in self.layers]
@@ -301,9 +292,25 @@ class Capture:
 
 
 def run(model: nn.Module, prompts: Prompts, **kw: Any) -> Any:
-    """One forward over a batch of prompts, padded on the left, positions counted from each prompt's first token.
+    """Run one forward pass over a batch of prompts, without gradients and without a cache.
 
-    kw goes to the model. Raises PromptError for a prompt longer than the model's context.
+    The batch is padded on the left, and positions count from each prompt's first token.
+
+    Args:
+        model: A transformers causal language model, or a TransformerBridge over one.
+        prompts: The batch.
+        **kw: Further arguments of the model, such as `logits_to_keep=1`.
+
+    Returns:
+        ModelOutput: The output of the model.
+
+    Raises:
+        PromptError: If a prompt is longer than the model's context.
+
+    Examples:
+        >>> from interp.hooks.read.capture import run
+        >>> run(model, prompts, logits_to_keep=1).logits.shape[:2]
+        torch.Size([2, 1])
     """
     model = unwrap(model)
     inputs = model_inputs(model, prompts)
@@ -312,7 +319,16 @@ def run(model: nn.Module, prompts: Prompts, **kw: Any) -> Any:
 
 
 def check_context(model: nn.Module, prompts: Prompts, more: int = 0) -> None:
-    """Raise PromptError where a prompt and `more` tokens of reply do not fit into the model's context."""
+    """Refuse prompts that do not fit into the model's context.
+
+    Args:
+        model: The model.
+        prompts: The prompts.
+        more: Number of tokens that must still fit after each prompt.
+
+    Raises:
+        PromptError: If a prompt and its reply are longer than the context.
+    """
     limit = context_length(model)
     if limit is None:
         return
@@ -320,16 +336,28 @@ def check_context(model: nn.Module, prompts: Prompts, more: int = 0) -> None:
     for number, length in enumerate(prompts.lengths):
         if length + more > limit:
             raise PromptError(
-                f"prompt {number} has {length:,} tokens and its reply may take {more}; the context of this model is "
-                f"{limit:,}: shorten the prompt."
+                f"prompt {number} has {length:,} tokens and its reply may take {more}, but the context of this model "
+                f"is {limit:,}: shorten the prompt."
             )
 
 
 def model_inputs(model: nn.Module, prompts: Prompts, more: int = 0) -> dict[str, Tensor]:
-    """The tensors of a batch on the model's device, position ids included; `more` tokens must still fit after them."""
+    """Make the inputs of a forward pass over a batch, on the model's device, position ids included.
+
+    Args:
+        model: The model.
+        prompts: The batch.
+        more: Number of tokens that must still fit after each prompt.
+
+    Returns:
+        dict[str, Tensor]: `input_ids`, `attention_mask` and `position_ids`, `[b q]` each.
+
+    Raises:
+        PromptError: If a prompt and its reply are longer than the model's context.
+    """
     check_context(model, prompts, more)
     inputs = prompts.tensors(device=next(model.parameters()).device)
-    # learned positions do not look at the mask: left padding would shift them
+    # learned positions ignore the mask, so left padding would shift them
     inputs["position_ids"] = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
     return inputs
 
@@ -337,16 +365,32 @@ def model_inputs(model: nn.Module, prompts: Prompts, more: int = 0) -> dict[str,
 def read(
     model: nn.Module, prompts: Prompts, keep: Any, *, batch_size: int = 1, progress: str | None = None, **choice: Any
 ) -> Iterator[tuple[Prompts, Capture]]:
-    """Forward over prompts in batches; gives each batch with its finished capture.
+    """Run forward passes over prompts in batches and yield each batch with its finished capture.
 
-    keep: as for `capture`, or a function of the batch that makes it; choice: layers, heads, queries.
-    progress: title of a tqdm bar, for what takes longer than two seconds.
+    Args:
+        model: A transformers causal language model, or a TransformerBridge over one.
+        prompts: The prompts.
+        keep: One or several reductions, as for `capture`, or a function of the batch that makes them.
+        batch_size: Number of prompts per forward pass.
+        progress: Title of a progress bar, shown after two seconds; None for no bar.
+        **choice: `layers`, `heads` or `queries`, as for `capture`.
+
+    Yields:
+        tuple[Prompts, Capture]: A batch and its results.
+
+    Raises:
+        PromptError: If prompts is not an interp.Prompts.
+
+    Examples:
+        >>> from interp.hooks.read.capture import read
+        >>> [cap[interp.keep.lse()].shape for batch, cap in read(model, prompts, interp.keep.lse(), heads="L0H1")]
+        [torch.Size([1, 1, 17]), torch.Size([1, 1, 17])]
     """
     from tqdm.auto import tqdm
 
     if not isinstance(prompts, Prompts):
         raise PromptError(
-            f"prompts are {type(prompts).__name__}: give interp.Prompts, made by Prompts.encode(tokenizer, texts)."
+            f"prompts are {type(prompts).__name__}: give interp.Prompts, as made by Prompts.encode(tokenizer, texts)."
         )
     batches = list(prompts.batches(batch_size))
     for batch in tqdm(batches, desc=progress, disable=progress is None, delay=2, leave=False):
@@ -354,11 +398,3 @@ def read(
         with capture(model, wanted, batch, **choice) as cap:
             run(model, batch, logits_to_keep=1)
         yield batch, cap
-
-
-def _bytes(size: float) -> str:
-    for unit in ("B", "KB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} TB"

@@ -140,7 +140,7 @@ class At(Keep):
 
     def __post_init__(self) -> None:
         if bool(self.offsets) == (self.keys is not None):
-            raise UsageError("at() takes offsets, as in at(-1), or keys= of shape [b q n], and not both.")
+            raise UsageError("at() needs either offsets, as in at(-1), or keys= of shape [b q n], and not both.")
         if self.keys is not None and self.keys.dim() != 3:
             raise UsageError(f"at(keys=) was given shape {tuple(self.keys.shape)}: expected [b q n].")
         object.__setattr__(self, "identity", None if self.keys is None else id(self.keys))
@@ -153,7 +153,9 @@ class At(Keep):
             columns = columns.masked_fill(columns < site.first[:, None, None], -1)
         else:
             if self.keys.shape[0] != len(site.first):
-                raise UsageError(f"at(keys=) lists {self.keys.shape[0]} rows of a batch of {len(site.first)}.")
+                raise UsageError(
+                    f"at(keys=) has {self.keys.shape[0]} rows for a batch of {len(site.first)}: give a row per prompt."
+                )
             position = rows[None] - site.first[:, None]
             listed = self.keys.to(rows.device)
             there = (position >= 0) & (position < listed.shape[1])
@@ -185,7 +187,7 @@ class TopKeys(Keep):
 
     def __post_init__(self) -> None:
         if not 1 <= self.k <= MAX_TOP_KEYS:
-            raise UsageError(f"top_keys({self.k}) is out of range: ask for 1 to {MAX_TOP_KEYS} keys.")
+            raise UsageError(f"top_keys({self.k}) is out of range: give a number from 1 to {MAX_TOP_KEYS}.")
 
     def request(self, site: Site, queries: Tensor | None, spans: SpanMask) -> Request:
         return contract.TopKeys(self.k)

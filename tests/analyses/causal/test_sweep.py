@@ -296,7 +296,7 @@ def number(logits, batch):
         ({"metric": short}, UsageError, r"metric short gave shape \(\)"),
         ({"metric": number}, UsageError, "metric number gave float"),
         ({"metric": last_hidden}, UsageError, "use sweep_sets"),
-        ({"kind": "none"}, UsageError, "does not exist"),
+        ({"kind": "none"}, UsageError, "unknown ablation 'none'"),
         ({"kind": "mean"}, UsageError, "needs reference"),
         ({"heads": HeadSet(())}, UsageError, "empty set"),
         ({"heads": HeadSet.parse("L7H0")}, HeadError, "layer 7"),
@@ -324,7 +324,7 @@ def test_a_model_in_training_mode_and_empty_input_are_refused():
     with pytest.raises(UsageError, match="no head set"):
         sweep_sets(model, batch, [], "zero")
     with (
-        pytest.raises(UsageError, match="partner"),
+        pytest.raises(UsageError, match="reference prompt of each prompt"),
         intervene(model, Intervention("patch", reference=batch), [HeadSet.parse("L0H1")]),
     ):
         pass

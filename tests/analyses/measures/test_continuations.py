@@ -176,7 +176,7 @@ def test_continuations_are_tokenized_where_they_stand(kind):
 
 def test_bad_input():
     model, batch = make("llama", layers=2).eval(), prompts()
-    with pytest.raises(UsageError, match="Gate is no bias"):
+    with pytest.raises(UsageError, match="Gate is not a bias"):
         ContinuationScorer(model, batch, steer.Gate(0.5)).under(SETS[:1])
     with pytest.raises(HeadError, match="L2H0"):
         ContinuationScorer(model, batch, EDITS["pasta"]).under([HeadSet.parse("L2H0")])

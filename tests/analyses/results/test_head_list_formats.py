@@ -26,7 +26,7 @@ from interp.hooks.model.heads import Head, HeadLayout, HeadSet
 
 LAYOUT = HeadLayout(3, 4, 2, 8)
 NAN = math.nan
-PUBLISHED = Path(__file__).resolve().parents[2] / "benchmarks" / "published.py"
+PUBLISHED = Path(__file__).resolve().parents[3] / "benchmarks" / "published.py"
 
 
 def test_retrieval_scores_are_means_over_instances(tmp_path):

@@ -1,4 +1,4 @@
-"""Ablations: each kind does to z what its name says, in prefill and in decode."""
+"""Ablations: each kind changes z as documented, in prefill and in decode."""
 
 from typing import Any
 
@@ -29,7 +29,7 @@ def read(model, batch, item, **settings):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_zero_is_zero_and_others_stay(tiny_model, name):
+def test_zero_changes_only_the_ablated_heads(tiny_model, name):
     model, batch = tiny_model(name), prompts()
     plain = read(model, batch, keep.z())
     with ablate(model, "L0H2", "zero"):
@@ -44,7 +44,7 @@ def test_zero_is_zero_and_others_stay(tiny_model, name):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_uniform_and_first_are_what_they_say(tiny_model, name):
+def test_uniform_and_first_change_attention_as_documented(tiny_model, name):
     model, batch = tiny_model(name), prompts()
     seen = read(model, batch, keep.pattern(), heads="L1H1") > 0
     with ablate(model, "L1H1", "uniform"):
@@ -81,7 +81,7 @@ def test_resample_takes_another_prompt_at_the_same_position(tiny_model):
 
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("kind", ["zero", "mean", "resample", "uniform", "first"])
-def test_prefill_and_decode_mean_the_same(tiny_model, name, kind):
+def test_prefill_and_decode_are_ablated_alike(tiny_model, name, kind):
     model, batch = tiny_model(name), prompts()
     reference = prompts((40,), seed=1) if kind in ("mean", "resample") else None
     heads = "L0H1, L1H2"
@@ -123,7 +123,7 @@ def test_ablations_compose(tiny_model):
     ("heads", "kind", "more", "error", "text"),
     [
         ("L9H0", "zero", {}, HeadError, "layer 9 of a 2-layer model"),
-        ("L0H0", "none", {}, UsageError, "take one of zero, mean"),
+        ("L0H0", "none", {}, UsageError, "unknown ablation 'none'; choose from 'zero', 'mean'"),
         ("L0H0", "mean", {}, UsageError, "needs reference prompts"),
         ("L0H0", "zero", {"reference": True}, UsageError, "takes no reference prompts"),
     ],
@@ -169,7 +169,7 @@ def test_a_gate_of_zero_is_an_ablation(tiny_model):
     assert (run(model, batch).logits - expected).abs().max() > 1e-3
 
 
-def test_reference_prompts_are_read_without_a_bar_unless_it_is_asked_for(tiny_model, monkeypatch):
+def test_reference_prompts_show_a_progress_bar_only_on_request(tiny_model, monkeypatch):
     model, shown = tiny_model("llama"), []
 
     class Noted(tqdm.auto.tqdm):

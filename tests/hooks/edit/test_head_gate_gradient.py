@@ -1,4 +1,4 @@
-"""Gradients of head gates against finite differences, and what stays on the model."""
+"""Gradients of head gates against finite differences, and no hook that stays on the model."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Gated branches: what each head writes, its gradients, and that nothing stays on the model."""
+"""Mixtures of full and streaming attention: outputs, gradients, and no hook that stays on the model."""
 
 import families
 import pytest
@@ -26,7 +26,7 @@ def gates_of(model, value=1.0):
 
 @pytest.mark.parametrize("name", families.FAMILIES)
 def test_a_closed_gate_leaves_the_first_and_last_keys(tiny_model, name):
-    """z of layer 0 by the definition, from the model's own eager pattern; windows and learned sinks included."""
+    """z of layer 0 equals the definition, from the model's own eager pattern, with windows and learned sinks."""
     model, batch = tiny_model(name), prompts((50, 64))
     before = model.config._attn_implementation
     gates = gates_of(model)
@@ -42,7 +42,7 @@ def test_a_closed_gate_leaves_the_first_and_last_keys(tiny_model, name):
         p = pattern[row, :, -n:, -n:]
         i, j = torch.arange(n)[:, None], torch.arange(n)
         near = (j < SINK) | (i - j < RECENT)
-        # the learned sink, where there is one, keeps its place in the denominator
+        # a learned sink stays in the denominator
         rest = 1 - p.sum(-1, keepdim=True)
         if name != "gpt_oss":
             rest = torch.zeros_like(rest)
@@ -77,7 +77,7 @@ def test_gradients_equal_finite_differences(tiny_model, name):
 
 
 def test_full_branch_of_another_run(tiny_model):
-    """With the model's own outputs as full branch and all gates 1, the model is itself."""
+    """With the model's own outputs as the full branch and all gates 1, the model is unchanged."""
     model, batch = tiny_model("llama"), prompts((40, 33))
     held = {}
     with torch.no_grad(), projection_inputs(model, attention_layers(model), lambda i, x: held.update({i: x.clone()})):
@@ -90,11 +90,11 @@ def test_full_branch_of_another_run(tiny_model):
             teacher = hidden(model, batch)
         with streaming_mix(model, half, sink=SINK, recent=RECENT):
             student = hidden(model, batch)
-    # layer 0 has one input in both runs, later layers have not
+    # layer 0 has the same input in both runs, later layers do not
     assert (teacher - student).abs().max() > 1e-3
 
 
-def test_open_gates_are_idle_and_nothing_stays(tiny_model):
+def test_open_gates_change_nothing_and_no_hook_stays(tiny_model):
     model, batch = tiny_model("llama"), prompts((40, 33))
     with torch.no_grad():
         before = hidden(model, batch)
@@ -120,7 +120,7 @@ def test_decoding_with_a_cache_equals_one_forward(tiny_model):
     assert out[0, 40:].tolist() == again.tolist()
 
 
-def test_what_it_refuses(tiny_model):
+def test_wrong_arguments_are_refused(tiny_model):
     model = tiny_model("llama")
     with (
         pytest.raises(UsageError, match=r"gates of shape \[2, 4\] for a model of 2 layers and 2 kv heads"),
@@ -128,7 +128,7 @@ def test_what_it_refuses(tiny_model):
     ):
         pass
     with (
-        pytest.raises(UsageError, match="sink=1, recent=0: give a number of first keys"),
+        pytest.raises(UsageError, match="sink=1, recent=0: give at least 0 first keys"),
         streaming_mix(model, torch.ones(2, 2), sink=1, recent=0),
     ):
         pass

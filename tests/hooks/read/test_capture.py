@@ -1,4 +1,4 @@
-"""Reading attention on eleven families: idle is equal, reductions are those of eager patterns, caches agree."""
+"""Reading attention on eleven families: unread models are unchanged, reductions equal those of eager patterns."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from interp.hooks.read.capture import capture, run
 
 
 def implementations(name):
-    """Those that the family has: sdpa knows neither soft-cap nor learned sinks."""
+    """The implementations that the family has: sdpa supports neither soft-cap nor learned sinks."""
     return ["eager"] if name in ("gemma2", "gpt_oss") else ["sdpa", "eager"]
 
 
@@ -28,7 +28,7 @@ def test_idle_is_equal_to_the_bit(tiny_model, name, how):
     plain = run(model, batch).logits
     with capture(model, []):
         idle = run(model, batch).logits
-    # one layer is read, for one query: the rest is idle, and that layer's output is its own
+    # only one layer is read, for one query, and the model's own attention computes its output
     with capture(model, keep.entropy(), layers=[1], queries=[8]):
         partial = run(model, batch).logits
     assert torch.equal(plain, idle)
@@ -67,8 +67,8 @@ def test_reading_is_within_bounds_of_the_models_own(tiny_model, name, how):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_reductions_are_those_of_eager_patterns(tiny_model, name):
-    # older transformers load Gemma 2 with an sdpa that leaves its soft-cap out, and then we read it so
+def test_reductions_equal_those_of_eager_patterns(tiny_model, name):
+    # older transformers load Gemma 2 with an sdpa that ignores its soft-cap, and interp then reads it so
     model, batch = tiny_model(name, attn_implementation=implementations(name)[0]), prompts()
     pattern = eager_patterns(model, batch)
     with capture(model, [*ROWS, *KEYS[:2], keep.pattern(), keep.blocks(16)], batch) as cap:
@@ -102,7 +102,7 @@ def test_reductions_are_those_of_eager_patterns(tiny_model, name):
 
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("cache", ["dynamic", "static"])
-def test_cached_generation_reads_what_a_recompute_reads(tiny_model, name, cache):
+def test_cached_generation_gives_the_same_as_a_recompute(tiny_model, name, cache):
     model, batch = tiny_model(name), prompts()
     wanted = [*ROWS, *KEYS, *STREAMS, keep.blocks(16)]
     inputs = batch.tensors()

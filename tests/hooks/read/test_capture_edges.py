@@ -1,4 +1,4 @@
-"""Captures at their edges: choices of queries and heads, nesting, masks, gradients, costs, errors, and what stays."""
+"""Edge cases of captures: choices of queries and heads, nesting, masks, gradients, costs, errors and cleaning up."""
 
 import families
 import psutil
@@ -79,12 +79,12 @@ def test_static_masks_and_packed_sequences_are_exact(tiny_model):
     positions = torch.cat([torch.arange(25), torch.arange(35)])[None]
     with torch.no_grad(), capture(model, keep.pattern()) as cap:
         model(ids, position_ids=positions, use_cache=False)
-    # two documents in one row do not see each other
+    # two packed documents in one row do not see each other
     assert (cap[keep.pattern()][..., 25:, :25] == 0).all()
     torch.testing.assert_close(cap[keep.pattern()].sum(-1), torch.ones(1, 2, 4, 60))
 
 
-def test_a_mask_of_four_axes_is_obeyed(tiny_model):
+def test_a_mask_of_four_axes_is_applied(tiny_model):
     model = tiny_model("llama")
     ids = prompts((40,)).tensors()["input_ids"]
     mask = torch.ones(1, 1, 40, 40, dtype=torch.bool).tril()
@@ -117,7 +117,7 @@ def test_gradients_flow_while_reading(tiny_model):
 def test_cost_is_printed_and_refused(tiny_model, monkeypatch):
     model, batch = tiny_model("llama"), prompts()
     cost = capture(model, [keep.entropy(), keep.pattern()]).cost(4, 100)
-    # float32, twice: results are copied once when they are put together
+    # float32, twice: results are copied once when they are joined
     assert dict(cost.parts) == {"entropy()": 2 * 4 * 4 * 8 * 100, "pattern()": 2 * 4 * 4 * 8 * 10_000}
     assert "pattern()" in str(cost)
     huge = Prompts.from_ids([[3] * 2000])
@@ -126,7 +126,7 @@ def test_cost_is_printed_and_refused(tiny_model, monkeypatch):
     refused = pytest.raises(CostError, match=r"needs 256\.0 MB for 2,000 tokens and 200\.0 MB is free")
     with refused, capture(model, keep.pattern(), huge):
         run(model, huge)
-    # many small steps come to as much as one large one
+    # many small steps add up to one large one
     monkeypatch.setattr(psutil, "virtual_memory", lambda: memory._replace(available=300_000))
     with pytest.raises(CostError, match="is free"), capture(model, keep.rows(), batch, queries="generated"):
         model.generate(**batch.tensors(), max_new_tokens=60, min_new_tokens=60, do_sample=False)
@@ -143,17 +143,17 @@ def test_cost_is_printed_and_refused(tiny_model, monkeypatch):
         ((keep.entropy(),), {"heads": "L0H9"}, HeadError, "L0H9"),
         (("entropy",), {}, UsageError, "not something to keep"),
         ((keep.entropy(),), {"queries": [-1]}, UsageError, "negative position"),
-        ((keep.entropy(),), {"engine": "fast"}, UsageError, "does not exist"),
+        ((keep.entropy(),), {"engine": "fast"}, UsageError, "unknown engine"),
     ],
 )
-def test_what_cannot_be_read_says_so(tiny_model, arguments, settings, error, text):
+def test_arguments_that_cannot_be_read_are_refused(tiny_model, arguments, settings, error, text):
     model, batch = tiny_model("llama"), prompts()
     with pytest.raises(error, match=text), capture(model, list(arguments), batch, **settings):
         run(model, batch)
     assert model.config._attn_implementation == "sdpa"
 
 
-def test_results_that_are_not_there(tiny_model):
+def test_absent_results_are_refused(tiny_model):
     model, batch = tiny_model("llama"), prompts()
     with capture(model, keep.entropy(), batch) as cap:
         pass
@@ -163,12 +163,12 @@ def test_results_that_are_not_there(tiny_model):
         cap[keep.lse()]
     with capture(model, keep.entropy(), batch):
         run(model, batch)
-        with pytest.raises(UsageError, match="already holds a run"):
+        with pytest.raises(UsageError, match="already holds an earlier run"):
             run(model, batch)
 
 
 @pytest.mark.parametrize("kind", [RuntimeError, KeyboardInterrupt])
-def test_nothing_of_ours_stays(tiny_model, kind):
+def test_no_hook_stays_on_the_model(tiny_model, kind):
     from transformers import AttentionInterface, AttentionMaskInterface
 
     model, batch = tiny_model("gemma3"), prompts()
@@ -249,7 +249,7 @@ def test_several_returned_sequences_have_the_spans_of_their_prompt(tiny_model):
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma3"])
-def test_chunked_prefill_reads_what_a_whole_one_reads(tiny_model, name):
+def test_chunked_prefill_gives_the_same_as_a_whole_one(tiny_model, name):
     model, batch = tiny_model(name), prompts()
     wanted = [*ROWS, *KEYS, keep.blocks(16)]
     settings = {"max_new_tokens": 3, "min_new_tokens": 3, "do_sample": False}

@@ -53,7 +53,7 @@ def test_tensors_are_compared_by_identity():
         (lambda: keep.mass((3, 3)), SpanError, "is not empty"),
         (lambda: keep.at(), UsageError, "and not both"),
         (lambda: keep.at(keys=torch.zeros(2, 3)), UsageError, r"given shape \(2, 3\)"),
-        (lambda: keep.top_keys(65), UsageError, "1 to 64 keys"),
+        (lambda: keep.top_keys(65), UsageError, "from 1 to 64"),
         (lambda: keep.columns(cast("Any", "median")), UsageError, "unknown statistic 'median'"),
         (lambda: keep.columns(weights=torch.zeros(3)), UsageError, r"given shape \(3,\)"),
         (lambda: keep.blocks(0), UsageError, "at least 1 position"),

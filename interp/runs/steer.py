@@ -1,0 +1,71 @@
+"""The recipe of `interp steer`: heads from one split of a task, settings from another, replies to a third."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from interp.errors import UsageError
+from interp.runs.plan import at_least_one
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from interp.hooks.prompts.prompts import Prompts
+    from interp.runs.stage import Stage
+
+
+@dataclass(frozen=True, kw_only=True)
+class SteerPlan:
+    """A run that steers a task and judges the replies.
+
+    Attributes:
+        method: Name of an edit, see `interp list`.
+        task: Name of a task, or a .jsonl file of your own items.
+        settings: Settings of the edit, as {"alpha": 0.01}.
+        heads: Heads to steer; by default they are profiled and chosen.
+        profile: File of a profile that was made before, to take heads from.
+        head_set_sizes: Sizes of head sets that the dev split chooses from.
+        n_profile_items: Number of items that heads are profiled on.
+        n_dev_items: Number of items that the head set is chosen on.
+        n_test_items: Number of items whose replies are judged.
+        n_profiled_heads: Number of heads that are profiled on all items; the others leave earlier.
+        n_random_sets: Number of random head sets of each kind that the edit is tried in.
+        seed: Seed of the order of prompts, of random head sets and of intervals.
+        batch_size: Number of replies per forward pass.
+    """
+
+    recipe: ClassVar[str] = "steer"
+    method: str
+    task: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    heads: str = ""
+    profile: str = ""
+    head_set_sizes: tuple[int, ...] = (5, 10, 25, 50)
+    n_profile_items: int = 32
+    n_dev_items: int = 20
+    n_test_items: int = 40
+    n_profiled_heads: int = 50
+    n_random_sets: int = 3
+    seed: int = 0
+    batch_size: int = 8
+
+    def __post_init__(self) -> None:
+        from interp.analyses import registry
+
+        entry = registry.get(self.method, "edit")
+        object.__setattr__(self, "method", entry.name)
+        entry.check_settings(self.settings)
+        at_least_one(
+            self, "n_profile_items", "n_dev_items", "n_test_items", "n_profiled_heads", "n_random_sets", "batch_size"
+        )
+        if not self.head_set_sizes or min(self.head_set_sizes) < 1:
+            raise UsageError(f"head_set_sizes={self.head_set_sizes} is not valid; give sizes of at least 1.")
+
+    def stages(self, model: "nn.Module", tokenizer: Any, own: "Prompts | None" = None) -> "Sequence[Stage]":
+        """Settings that are left open, a profile of the heads, the choice of a head set, and the test."""
+        from interp.runs.stages.steering import Steering
+
+        steering = Steering.of(self, model, tokenizer)
+        found = [steering.tuning()] if steering.candidates else []
+        found += [steering.profile(), steering.choice()] if steering.profiled else []
+        return [*found, steering.test()]
