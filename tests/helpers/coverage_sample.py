@@ -4,7 +4,7 @@ import pytest
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Let pytest-cov pause in further parameters of a test, which run the same lines again, and in Triton's interpreter.
+    """Let pytest-cov pause in the further parameters of a test, which run the same lines, and in Triton's interpreter.
 
     Python 3.11 runs every line of every package several times slower while it is traced.
     """
