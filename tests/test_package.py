@@ -191,3 +191,14 @@ def test_every_dependency_is_pinned():
     lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
     assert all(line.count("==") == 1 and "+" not in line for line in lines)
     assert asked <= {name(line) for line in lines}
+
+
+def test_versions_agree():
+    citation = (ROOT / "CITATION.cff").read_text()
+    assert f"\nversion: {interp.__version__}\n" in citation
+
+
+def test_what_make_writes_is_ignored():
+    written = ("report.html", "report-run/", "site/", "build/", ".coverage", ".coverage.host.1.x", ".venv", "runs/")
+    ignored = (ROOT / ".gitignore").read_text().split()
+    assert all(any(Path(name.strip("/")).match(rule.strip("/")) for rule in ignored) for name in written)

@@ -15,7 +15,7 @@ import json
 import re
 import subprocess
 import time
-from collections import Counter
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,7 @@ class Fast:
 
     def __init__(self, config: pytest.Config) -> None:
         self.config = config
-        self.seconds = config.getoption("fast")
+        self.seconds = float(config.option.fast)
         worker = getattr(config, "workerinput", {})
         # all processes keep the deadline of the first one
         self.deadline = worker.get("fast_deadline", time.time() + self.seconds)
@@ -77,8 +77,8 @@ class Fast:
         return True
 
     def pytest_sessionfinish(self) -> None:
-        if hasattr(self.config, "workerinput"):
-            self.config.workeroutput["fast_left_out"] = self.left_out
+        if (output := getattr(self.config, "workeroutput", None)) is not None:
+            output["fast_left_out"] = self.left_out
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_configure_node(self, node: Any) -> None:
@@ -98,7 +98,7 @@ class Recorder:
     """Adds up the seconds of each test file and stores them, merged with the record of files that did not run."""
 
     def __init__(self) -> None:
-        self.seconds: Counter[Path] = Counter()
+        self.seconds: dict[Path, float] = defaultdict(float)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         self.seconds[ROOT / report.location[0]] += report.duration
