@@ -1,176 +1,86 @@
-"""The control behind "these heads matter": the task with them taken out, beside random heads taken out."""
+"""Ablation tests: accuracy on a task with some heads ablated, compared with random heads."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from interp.analyses.causal.function_identity import function_identity
+from interp.analyses.results.files import Parts, texts_from_tensor, texts_to_tensor
 from interp.analyses.results.head_scores import HeadScores
+from interp.analyses.results.trials import BASELINE, RANDOM, RANDOM_BY_LAYER, Trial, Trials
 from interp.analyses.tasks.needle import judge
+from interp.analyses.tasks.task import Judge
 from interp.errors import UsageError
 from interp.hooks.edit.ablation import AblationKind, ablate
 from interp.hooks.generate import Reply, generate
 from interp.hooks.model.heads import HeadLayout, HeadSet
-from interp.hooks.prompts.prompts import Prompt, Prompts
+from interp.hooks.model.provenance import Provenance
+from interp.hooks.prompts.prompts import Prompts
 
-Judge = Callable[[str, Prompt], bool]
-REPLY = 16
-"""new tokens that a reply may take"""
+TOP = "top"
+"""condition of the tested heads"""
+REPLY_TOKENS = 16
+"""new tokens of a reply"""
 
 
 @dataclass(frozen=True)
 class Condition:
-    """One way to run the task: which heads are out, and by what rule they were drawn."""
+    """Heads that are ablated together, and the name under which their trial is stored."""
 
     name: str
-    group: str
-    """"as loaded", "top" or "steered", "random" or "random by layer" """
+    """"baseline", "top", "random" or "random by layer" """
     heads: HeadSet
+    draw: int = 0
+    """number of the draw of random heads, from 0"""
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """The verdict on each prompt under one condition."""
+def conditions(heads: HeadSet, layout: HeadLayout, n_random_sets: int = 3, seed: int = 0) -> tuple[Condition, ...]:
+    """The conditions of an ablation test: the unmodified model, the heads, and random heads.
 
-    condition: Condition
-    verdicts: tuple[bool, ...]
-    replies: tuple[str, ...] = field(repr=False)
-    answers: tuple[str, ...] = field(default=(), repr=False)
-    """what was expected, one a prompt"""
-    questions: tuple[str, ...] = field(default=(), repr=False)
-    """what was asked, one a prompt"""
+    Retrieval heads are in few layers, and random heads that are drawn from all layers may only show that depth
+    matters. Therefore random heads are also drawn with the same number in each layer.
 
-    @property
-    def accuracy(self) -> float:
-        return sum(self.verdicts) / len(self.verdicts)
+    Args:
+        heads: The tested heads.
+        layout: Layers and heads of the model.
+        n_random_sets: Number of random sets of each kind.
+        seed: Seed of the first random set.
 
-    def interval(self, level: float = 0.95, draws: int = 1000, seed: int = 0) -> tuple[float, float]:
-        """Percentile bootstrap of the accuracy over prompts, seeded."""
-        return bootstrap([self.verdicts], level, draws, seed)
-
-
-@dataclass(frozen=True)
-class CausalCheck:
-    """Outcomes of all conditions on the same prompts."""
-
-    outcomes: tuple[Outcome, ...]
-    kind: str
-    """the ablation, or the edit"""
-    k: int
-    seed: int = 0
-
-    def group(self, name: str) -> tuple[float, float, float]:
-        """Accuracy of a group and its 95% interval; over draws and prompts where there are several draws."""
-        rows = [outcome.verdicts for outcome in self.outcomes if outcome.condition.group == name]
-        if not rows:
-            raise UsageError(f"group {name!r} is not in this check: it has {', '.join(self.groups)}.")
-        mean = sum(map(sum, rows)) / sum(map(len, rows))
-        return mean, *bootstrap(rows, seed=self.seed)
-
-    def gain(self, name: str, over: str, level: float = 0.95, draws: int = 1000) -> tuple[float, float, float]:
-        """Mean over prompts of one group's verdicts less another's, and its interval: each prompt with itself.
-
-        Verdicts of several draws are averaged first; prompts are resampled, seeded. Cannot show: what other draws of
-        heads would have given.
-        """
-        sides = []
-        for group in (name, over):
-            rows = [outcome.verdicts for outcome in self.outcomes if outcome.condition.group == group]
-            if not rows:
-                raise UsageError(f"group {group!r} is not in this check: it has {', '.join(self.groups)}.")
-            sides.append(rows)
-        return paired(*sides, level=level, draws=draws, seed=self.seed)
-
-    @property
-    def groups(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(outcome.condition.group for outcome in self.outcomes))
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-able: heads as names."""
-        rows = [
-            {
-                "name": outcome.condition.name,
-                "group": outcome.condition.group,
-                "heads": [str(head) for head in outcome.condition.heads],
-                "verdicts": list(outcome.verdicts),
-                "replies": list(outcome.replies),
-                "answers": list(outcome.answers),
-                "questions": list(outcome.questions),
-                "accuracy": outcome.accuracy,
-                "interval": outcome.interval(seed=self.seed),
-            }
-            for outcome in self.outcomes
-        ]
-        return {"kind": self.kind, "k": self.k, "seed": self.seed, "outcomes": rows}
-
-    def __str__(self) -> str:
-        lines = []
-        for name in self.groups:
-            mean, low, high = self.group(name)
-            lines.append(f"{name:16s} {mean:5.0%}  [{low:.0%}, {high:.0%}]")
-        return "\n".join(lines)
-
-
-def bootstrap(
-    rows: Sequence[Sequence[float | bool]], level: float = 0.95, draws: int = 1000, seed: int = 0
-) -> tuple[float, float]:
-    """Percentile interval of the mean over rows (draws of heads) and columns (prompts), both resampled."""
-    values = torch.tensor(rows, dtype=torch.float64)
-    generator = torch.Generator().manual_seed(seed)
-    r, n = values.shape
-    means = torch.stack(
-        [
-            values[torch.randint(r, (r,), generator=generator)][:, torch.randint(n, (n,), generator=generator)].mean()
-            for _ in range(draws)
-        ]
-    )
-    low, high = torch.quantile(means, torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)).tolist()
-    return low, high
-
-
-def paired(
-    one: Sequence[Sequence[float | bool]],
-    other: Sequence[Sequence[float | bool]],
-    level: float = 0.95,
-    draws: int = 1000,
-    seed: int = 0,
-) -> tuple[float, float, float]:
-    """Mean over prompts of one side less the other, rows of a side averaged first, and its percentile interval."""
-    first, second = (torch.tensor(rows, dtype=torch.float64).mean(0) for rows in (one, other))
-    apart = first - second
-    generator = torch.Generator().manual_seed(seed)
-    chosen = torch.randint(len(apart), (draws, len(apart)), generator=generator)
-    ends = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
-    low, high = torch.quantile(apart[chosen].mean(1), ends).tolist()
-    return float(apart.mean()), low, high
-
-
-def conditions(heads: HeadSet, layout: HeadLayout, draws: int = 3, seed: int = 0) -> tuple[Condition, ...]:
-    """As loaded, the heads out, and `draws` times as many random heads of the rest, drawn freely and matched by layer.
-
-    Retrieval heads sit in few layers: a free draw may only show depth, so the same number of heads per layer is drawn
-    too.
+    Raises:
+        UsageError: If there are no heads or no random sets.
     """
-    if draws < 1:
-        raise UsageError(f"draws={draws}: a control needs at least one draw of random heads.")
+    if n_random_sets < 1:
+        raise UsageError(f"n_random_sets={n_random_sets} leaves no control; give at least 1 set of random heads.")
     if not len(heads):
         raise UsageError(
-            "there are no heads to take out: the scores count no prompt (the model answered none), or the set is empty."
+            "there are no heads to ablate: the set is empty, or no head scores above 0 (as where the model answered no "
+            "prompt); name heads, or give other scores."
         )
-    drawn = randoms(heads, layout, draws, seed)
     return (
-        Condition("as loaded", "as loaded", HeadSet(())),
-        Condition(f"top {len(heads)}", "top", heads),
-        *(Condition(f"{group} {i % draws + 1}", group, found) for i, (group, found) in enumerate(drawn)),
+        Condition(BASELINE, HeadSet(())),
+        Condition(TOP, heads),
+        *random_conditions(heads, layout, n_random_sets, seed),
     )
 
 
-def randoms(heads: HeadSet, layout: HeadLayout, draws: int, seed: int) -> list[tuple[str, HeadSet]]:
-    """`draws` times as many heads of the rest, drawn freely ("random"), then matched by layer ("random by layer")."""
-    free = [("random", heads.random_like(layout, seed + i, "free")) for i in range(draws)]
-    return free + [("random by layer", heads.random_like(layout, seed + i, "layer")) for i in range(draws)]
+def random_conditions(heads: HeadSet, layout: HeadLayout, n_random_sets: int, seed: int) -> list[Condition]:
+    """Sets of random heads of the same size, none of which is in `heads`: drawn freely, then matched by layer.
+
+    Args:
+        heads: The tested heads.
+        layout: Layers and heads of the model.
+        n_random_sets: Number of random sets of each kind.
+        seed: Seed of the first random set.
+    """
+    kinds = ((RANDOM, "free"), (RANDOM_BY_LAYER, "layer"))
+    return [
+        Condition(name, heads.random_like(layout, seed + draw, match), draw)
+        for name, match in kinds
+        for draw in range(n_random_sets)
+    ]
 
 
 def ablation_test(
@@ -178,52 +88,141 @@ def ablation_test(
     prompts: Prompts,
     scores: HeadScores | HeadSet,
     *,
-    k: int = 10,
-    draws: int = 3,
-    kind: AblationKind = "zero",
+    n_heads: int = 10,
+    n_random_sets: int = 3,
+    ablation: AblationKind = "zero",
     reference: Prompts | None = None,
     judge: Judge = judge,
-    max_new_tokens: int = REPLY,
+    max_new_tokens: int = REPLY_TOKENS,
     batch_size: int = 8,
     seed: int = 0,
+    folder: Any = None,
     progress: bool = False,
-) -> CausalCheck:
-    """Accuracy on a task with the top k heads of `scores` (or a head set of your own) ablated, against random heads.
+) -> Trials:
+    """Measure the accuracy on a task with the top heads of `scores` ablated, compared with random heads.
 
-    `draws` times as many heads are drawn from the rest, freely and matched by layer.
-    accuracy[condition] = mean over prompts of judge(reply, prompt), replies decoded greedily; prefill and decode are
-    both ablated, by `kind` (see `ablate`). Use prompts that the scores were not made from. Intervals are over
-    prompts, and over prompts and draws for the random groups. Heads without a score above 0 are never among
-    the top. reference: for kind "mean" and "resample". Source: Wu et al. 2404.15574, section 3 (masking
-    against random heads). Differs: random heads never include the top ones, a draw matched by layer is added, and
-    masking is named. Cannot show: that other heads could not take over after training, nor what the heads compute.
+    `accuracy[p] = judge(reply of prompt p, prompt p)`, for greedy replies. The heads are ablated while the prompt is
+    read and while the reply is generated. Random heads are drawn freely and matched by layer, see `conditions`.
+    Use prompts that the scores were not made from.
+
+    Args:
+        model: A transformers causal language model, or a TransformerBridge over one.
+        prompts: Prompts with an answer in their meta, such as `tasks.needle`.
+        scores: Head scores, or a set of heads. Heads without a score above 0 are never among the top.
+        n_heads: Number of heads from the top of the scores.
+        n_random_sets: Number of random sets of each kind.
+        ablation: "zero", "mean", "resample", "uniform" or "first", see `ablate`.
+        reference: Prompts that the ablations "mean" and "resample" take values from.
+        judge: Function of a reply and its prompt that returns whether the reply is right.
+        max_new_tokens: Number of new tokens of a reply.
+        batch_size: Number of prompts per forward pass.
+        seed: Seed of the random heads, of "resample" and of the intervals.
+        folder: Where finished conditions are kept, so that an interrupted test continues with the same numbers.
+        progress: Show a progress bar.
+
+    Returns:
+        Trials: The measure "accuracy" under the conditions "baseline", "top", "random" and "random by layer", with
+        replies. Intervals are over prompts, and over draws and prompts for random heads.
+
+    Raises:
+        UsageError: If there are no heads, no random sets or too few other heads to draw from, or if `folder` is given
+            and the judge cannot be identified.
+
+    Examples:
+        >>> asked = interp.Prompts.encode(tokenizer, [{"text": "The key is 7. The key is", "meta": {"answer": "7"}}])
+        >>> trials = interp.ablation_test(model, asked, scores, n_heads=2, n_random_sets=1, max_new_tokens=2)
+        >>> trials.conditions
+        ('baseline', 'top', 'random', 'random by layer')
+
+    Source:
+        Wu et al. 2404.15574, section 3 (masking against random heads).
+
+    Differs:
+        Random heads never include the top ones, random heads matched by layer are added, and the ablation is named.
+
+    Limits:
+        Does not show that other heads could not take over after training, nor what the heads compute.
     """
     from tqdm.auto import tqdm
 
-    heads = scores.heads(top=k, above=0.0) if isinstance(scores, HeadScores) else scores
-    rows = conditions(heads, HeadLayout.of(model), draws, seed)
-    answers, questions = (tuple(str(prompt.meta.get(key, "")) for prompt in prompts) for key in ("answer", "question"))
-    outcomes = []
-    for condition in tqdm(rows, desc="causal check", disable=not progress, delay=2, leave=False):
-        replies = ask(model, prompts, condition.heads, kind, max_new_tokens, batch_size, reference, seed)
-        verdicts = tuple(judge(reply.text, prompt) for reply, prompt in zip(replies, prompts, strict=True))
-        outcomes.append(Outcome(condition, verdicts, tuple(reply.text for reply in replies), answers, questions))
-    return CausalCheck(tuple(outcomes), kind, len(heads), seed)
+    heads = scores.heads(top=n_heads, above=0.0) if isinstance(scores, HeadScores) else scores
+    tested = conditions(heads, HeadLayout.of(model), n_random_sets, seed)
+    source = Provenance.of(model, prompts.tokenizer, seed=seed)
+    made_with = [*source_of_numbers(source), ablation, prompts.fingerprint(), max_new_tokens]
+    made_with += [None if reference is None else [reference.fingerprint(), seed]]
+    parts = Parts.of(folder, "ablation", [*made_with, None if folder is None else function_identity(judge)])
+    trials = []
+    for condition in tqdm(tested, desc="ablation test", disable=not progress, delay=2, leave=False):
+
+        def work(heads: HeadSet = condition.heads) -> dict[str, Tensor]:
+            replies = generate_ablated(
+                model, prompts, heads, ablation, max_new_tokens, batch_size, reference=reference, seed=seed
+            )
+            right = [bool(judge(reply.text, prompt)) for reply, prompt in zip(replies, prompts, strict=True)]
+            return {"right": torch.tensor(right), "replies": texts_to_tensor([reply.text for reply in replies])}
+
+        made = parts.get(str(condition.heads), work)
+        trials.append(
+            Trial(
+                condition=condition.name,
+                values={"accuracy": tuple(map(float, made["right"].tolist()))},
+                heads=condition.heads,
+                size=len(condition.heads),
+                draw=condition.draw,
+                replies=texts_from_tensor(made["replies"]),
+            )
+        )
+    questions, answers = (tuple(str(prompt.meta.get(key, "")) for prompt in prompts) for key in ("question", "answer"))
+    return Trials(
+        name=scores.name if isinstance(scores, HeadScores) else "heads",
+        trials=tuple(trials),
+        intervention=ablation,
+        title="Ablation test",
+        shares=("accuracy",),
+        questions=questions,
+        answers=answers,
+        seed=seed,
+        settings={
+            "n_heads": len(heads), "n_random_sets": n_random_sets, "ablation": ablation,
+            "max_new_tokens": max_new_tokens, "prompts": prompts.fingerprint(),
+        },
+        provenance=source,
+    )  # fmt: skip
 
 
-def ask(
+def generate_ablated(
     model: nn.Module,
     prompts: Prompts,
     heads: HeadSet,
-    kind: AblationKind,
-    max_new_tokens: int = REPLY,
+    ablation: AblationKind,
+    max_new_tokens: int = REPLY_TOKENS,
     batch_size: int = 8,
+    *,
     reference: Prompts | None = None,
     seed: int = 0,
 ) -> list[Reply]:
-    """Greedy replies with the heads taken out, one a prompt."""
+    """Greedy replies, up to a newline, with heads ablated.
+
+    Args:
+        model: A transformers causal language model, or a TransformerBridge over one.
+        prompts: The prompts.
+        heads: Heads to ablate; an empty set leaves the model unmodified.
+        ablation: The ablation, see `ablate`.
+        max_new_tokens: Number of new tokens of a reply.
+        batch_size: Number of prompts per forward pass.
+        reference: Prompts that the ablations "mean" and "resample" take values from.
+        seed: Seed of "resample".
+
+    Returns:
+        list[Reply]: One reply for each prompt.
+    """
     replies: list[Reply] = []
-    with ablate(model, heads, kind, reference=reference, seed=seed):
+    with ablate(model, heads, ablation, reference=reference, seed=seed):
         for batch in prompts.batches(batch_size):
             replies += generate(model, batch, max_new_tokens=max_new_tokens, stop="\n")
     return replies
+
+
+def source_of_numbers(source: Provenance) -> Sequence[Any]:
+    """The model and the versions, for keys of stored pieces: without time, command and device."""
+    return [source.config_hash, source.weights_hash, source.dtype, source.versions]

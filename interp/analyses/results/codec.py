@@ -1,16 +1,17 @@
 """One file format for all results: JSON for the fields of a dataclass, safetensors next to it for its tensors."""
 
+import contextlib
 import hashlib
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import fields, is_dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
 from importlib import import_module
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from torch import Tensor
 
@@ -22,6 +23,7 @@ from interp.hooks.model.provenance import Provenance
 FORMAT = "interp.result/2"
 T = TypeVar("T")
 _TYPES: dict[str, type] = {}
+_MAPPINGS = (dict, Mapping)
 _MARKED = re.compile(r"^@result\b.*?^class (\w+)", re.M | re.S)
 
 
@@ -29,7 +31,14 @@ def result(cls: type[T]) -> type[T]:
     """Mark a dataclass as one that files may hold, under its class name.
 
     Put it above `@dataclass`. Fields may be numbers, texts, None, tensors, Head, HeadSet, Provenance, other marked
-    dataclasses, and tuples, lists and dicts of these.
+    dataclasses, and tuples, lists and dicts of these. A file makes marked dataclasses and nothing else: it cannot name
+    a module or another class.
+
+    Args:
+        cls: The dataclass.
+
+    Raises:
+        ScoreError: If another class of that name is marked.
     """
     other = _TYPES.get(cls.__name__)
     if other is not None and (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
@@ -39,10 +48,17 @@ def result(cls: type[T]) -> type[T]:
 
 
 def save(value: Any, path: str | Path) -> Path:
-    """Write a marked dataclass; returns the path of the JSON file.
+    """Write a marked dataclass, its tensors to a second file next to the first.
+
+    Args:
+        value: The dataclass.
+        path: A file name; ".json" is added where it is missing.
+
+    Returns:
+        Path: The JSON file.
 
     Raises:
-        ScoreError: Where a field cannot be stored, or the files cannot be written.
+        ScoreError: If a field cannot be stored, or the files cannot be written.
     """
     from safetensors.torch import save as serialise
 
@@ -61,8 +77,15 @@ def save(value: Any, path: str | Path) -> Path:
 def load(path: str | Path) -> Any:
     """Read what `save` wrote.
 
+    Args:
+        path: The JSON file; ".json" is added where it is missing.
+
+    Returns:
+        The dataclass, bit for bit as it was saved.
+
     Raises:
-        ScoreError: For a file that is not one, is of another version, or whose tensors are missing or another file's.
+        ScoreError: If the file is no result, is of another version, is broken, or its tensors are missing or belong to
+            another file.
     """
     path = json_path(path)
     content = read_json(path)
@@ -71,12 +94,15 @@ def load(path: str | Path) -> Any:
             f"{path} has the format {content.get('format')!r}, expected {FORMAT!r}; make the result again with this "
             "version, or give a file that it wrote."
         )
+    if "$type" not in content:
+        raise ScoreError(f"{path} names no type of result; give a file that a result's save() wrote.")
+    tensors = _tensors(path, content)
     try:
-        return _decode(content, Any, _tensors(path, content))
-    except ScoreError as error:
+        return _made(content, tensors)
+    except InterpError as error:
         raise ScoreError(f"{path} is broken: {error}") from error
-    except (InterpError, KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ScoreError(f"{path} is broken ({error}); make it again.") from error
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, RecursionError) as error:
+        raise ScoreError(f"{path} is broken ({type(error).__name__}: {error}); make it again.") from error
 
 
 def json_path(path: str | Path) -> Path:
@@ -120,9 +146,12 @@ def _tensors(path: Path, content: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def _encode(value: Any, what: str, key: str, tensors: dict[str, Tensor]) -> Any:
-    """What JSON holds for a value; tensors are put aside under the path that leads to them."""
+    """The JSON of a value; tensors are collected under the path that leads to them."""
     if isinstance(value, Tensor):
         # a tensor that two results share is written twice, as safetensors wants it
+        while key in tensors:
+            # keys of a dict may hold dots
+            key += "'"
         tensors[key] = value.clone()
         return {"$tensor": key}
     if isinstance(value, Head | HeadSet):
@@ -132,17 +161,17 @@ def _encode(value: Any, what: str, key: str, tensors: dict[str, Tensor]) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
         name = type(value).__name__
         if _TYPES.get(name) is not type(value):
-            raise ScoreError(f"{what} holds a {name}, which is no result; mark it with codec.result.")
+            raise ScoreError(f"{what} holds a {name}, which is not a result; mark its class with codec.result.")
         inner = f"{key}." if key else ""
         stored = {
             f.name: _encode(getattr(value, f.name), f"{name}.{f.name}", inner + f.name, tensors)
             for f in fields(value)
             if f.init
         }
-        return {"type": name, **stored}
+        return {"$type": name, **stored}
     if isinstance(value, Mapping):
-        if wrong := [name for name in value if not isinstance(name, str)]:
-            raise ScoreError(f"{what} has the key {wrong[0]!r}; give texts as keys.")
+        if wrong := [name for name in value if not isinstance(name, str) or name.startswith("$")]:
+            raise ScoreError(f"{what} has the key {wrong[0]!r}; give texts as keys, none of which begins with '$'.")
         return {name: _encode(each, f"{what}[{name!r}]", f"{key}.{name}", tensors) for name, each in value.items()}
     if isinstance(value, tuple | list):
         return [_encode(each, f"{what}[{i}]", f"{key}.{i}", tensors) for i, each in enumerate(value)]
@@ -155,68 +184,109 @@ def _encode(value: Any, what: str, key: str, tensors: dict[str, Tensor]) -> Any:
 
 def _decode(content: Any, hint: Any, tensors: Mapping[str, Tensor]) -> Any:
     """The value behind what JSON holds; the annotation of a field tells tuples from lists and names from head sets."""
+    _check_kind(content, hint)
+    options = _options(hint)
     if isinstance(content, dict):
         if "$tensor" in content:
-            return tensors[content["$tensor"]]
+            name = content["$tensor"]
+            if not isinstance(name, str) or name not in tensors:
+                raise ScoreError(f"it has no tensor {name!r}; keep the two files of one save together.")
+            return tensors[name]
         if "$float" in content:
             return float(content["$float"])
         if "$type" in content:
             return _made(content, tensors)
-        if Provenance in _options(hint):
+        if Provenance in options:
             return Provenance.from_dict(content)
-        inner = next((get_args(option)[1] for option in _options(hint) if get_origin(option) in (dict, Mapping)), Any)
+        inner = next((get_args(o)[1] for o in options if get_origin(o) in _MAPPINGS and get_args(o)), Any)
         return {name: _decode(each, inner, tensors) for name, each in content.items()}
     if isinstance(content, list):
-        for option in _options(hint):
+        for option in options:
+            if option is tuple:
+                return tuple(_decode(each, Any, tensors) for each in content)
             if get_origin(option) is tuple:
                 inner = get_args(option)
+                if inner[-1:] != (...,) and len(inner) != len(content):
+                    raise _WrongType(f"expected {len(inner)} entries")
                 of = [inner[0]] * len(content) if inner[-1:] == (...,) else list(inner)
                 return tuple(_decode(each, kind, tensors) for each, kind in zip(content, of, strict=True))
-        inner = next((get_args(option)[0] for option in _options(hint) if get_origin(option) is list), Any)
+        inner = next((get_args(o)[0] for o in options if get_origin(o) in (list, Sequence) and get_args(o)), Any)
         return [_decode(each, inner, tensors) for each in content]
-    _check_plain(content, hint)
-    if isinstance(content, str) and HeadSet in _options(hint):
+    if isinstance(content, str) and HeadSet in options:
         return HeadSet.parse(content) if content else HeadSet(())
-    if isinstance(content, str) and Head in _options(hint):
+    if isinstance(content, str) and Head in options:
         return Head.parse(content)
     return content
 
 
 def _made(content: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Any:
     """The dataclass that an object with "$type" holds."""
-    kind = find_type(str(content["$type"]))
+    name = content["$type"]
+    kind = find_type(name) if isinstance(name, str) else None
     if kind is None:
-        raise ScoreError(
-            f"it holds a {content['$type']!r}, which is unknown here; install the package that defines it."
-        )
+        raise ScoreError(f"it holds a {name!r}, which is unknown here; install the package that defines it.")
     hints, given = _hints(kind), {}
     for f in fields(kind):  # pyright: ignore[reportArgumentType]
-        if f.init and f.name in content:
+        if not f.init:
+            continue
+        if f.name in content:
             try:
                 given[f.name] = _decode(content[f.name], hints.get(f.name, Any), tensors)
             except _WrongType as error:
-                raise ScoreError(f'it has no usable "{f.name}" ({content[f.name]!r}, {error}).') from None
+                shown = repr(content[f.name])
+                shown = shown if len(shown) <= 80 else f"{shown[:77]}..."
+                raise ScoreError(f'it has no usable "{f.name}" ({shown}, {error}); make it again.') from None
+        elif f.default is MISSING and f.default_factory is MISSING:
+            raise ScoreError(f'it has no "{f.name}"; make it again.')
     return kind(**given)
 
 
 class _WrongType(TypeError):
-    """A number or text of another type than its field's."""
+    """A value of another type than its field's."""
 
 
-def _check_plain(content: Any, hint: Any) -> None:
-    """Raise for a number, text or None where the annotation names other plain types."""
-    options = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-    plain = {bool, int, float, str, NoneType, Head, HeadSet}
-    if not all(option in plain or option is None for option in options):
-        return
-    if content is None:
-        fits = NoneType in options or None in options
-    elif isinstance(content, str):
-        fits = bool({str, Head, HeadSet} & set(options))
-    else:
-        fits = type(content) in options or (type(content) is int and float in options)
-    if not fits:
-        raise _WrongType(f"expected {' or '.join(getattr(option, '__name__', 'None') for option in options)}")
+def _check_kind(content: Any, hint: Any) -> None:
+    """Raise for a value whose kind no alternative of the annotation has."""
+    allowed: set[str] = set()
+    for option in get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,):
+        kinds = _kinds(option)
+        if kinds is None:
+            return
+        allowed |= kinds
+    if not _kind(content) & allowed:
+        raise _WrongType(f"expected {' or '.join(sorted(allowed))}")
+
+
+def _kind(content: Any) -> set[str]:
+    """Names of the kinds that a value of JSON has: an int is a float as well."""
+    if isinstance(content, dict):
+        if "$type" in content:
+            return {str(content["$type"])}
+        return {"tensor" if "$tensor" in content else "float" if "$float" in content else "object"}
+    return {"int", "float"} if type(content) is int else {type(content).__name__}
+
+
+def _kinds(option: Any) -> set[str] | None:
+    """Names of the kinds that an alternative of an annotation accepts; None where it accepts any."""
+    if option is None or option is NoneType:
+        return {"NoneType"}
+    if option in (bool, int, float, str):
+        return {option.__name__}
+    if option in (Head, HeadSet):
+        return {"str"}
+    origin = get_origin(option) or option
+    if origin is Literal:
+        return {type(value).__name__ for value in get_args(option)}
+    if origin in (tuple, list, Sequence):
+        return {"list"}
+    if origin in _MAPPINGS or origin is Provenance:
+        return {"object"}
+    # jaxtyping's Float32[Tensor, "n l h"]
+    if origin is Tensor or getattr(origin, "array_type", None) is Tensor:
+        return {"tensor"}
+    if isinstance(origin, type) and _TYPES.get(origin.__name__) is origin:
+        return {origin.__name__}
+    return None
 
 
 def _options(hint: Any) -> tuple[Any, ...]:
@@ -237,7 +307,9 @@ def find_type(name: str) -> type | None:
         import_module(_modules()[name])
     if name not in _TYPES:
         for load_package in _packages():
-            load_package()
+            # a package that cannot be imported defines nothing
+            with contextlib.suppress(ImportError, AttributeError):
+                load_package()
     return _TYPES.get(name)
 
 

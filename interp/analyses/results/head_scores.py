@@ -1,4 +1,4 @@
-"""HeadScores: a (layer, head) table with intervals and a birth certificate; what every identification returns."""
+"""HeadScores: one number for each head and prompt, with intervals and provenance; the result of head identification."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -22,43 +22,68 @@ from interp.hooks.model.provenance import Provenance
 
 @dataclass(frozen=True)
 class Comparison:
-    """How far two score tables of one shape agree."""
+    """How far two tables of head scores agree."""
 
     spearman: float
     """rank correlation over heads; NaN where a table is constant"""
     pearson: float
+    """correlation over heads; NaN where a table is constant"""
     overlap: int
-    """heads that both have in their top k"""
+    """number of heads in the top k of both"""
     expected_overlap: float
-    """of two random lists: k^2 / heads"""
+    """overlap of two random lists: k^2 / heads"""
     p_overlap: float
     """share of permutations with at least this overlap, (1 + hits) / (1 + n_permutations)"""
     k: int
+    """length of the lists"""
 
 
 @result
 @dataclass(frozen=True, eq=False, repr=False)
 class HeadScores(Result):
-    """One number per head and prompt; the score of a head is its mean over the prompts that count for it."""
+    """One number for each head and prompt; the score of a head is its mean over the prompts that count for it.
+
+    Iterating gives the heads, `scores["L1H2"]` the score of one, and `save` and `load` keep everything bit for bit.
+
+    Raises:
+        ScoreError: If the table is not `[n l h]`, holds an infinite value, or a field does not fit it.
+
+    Examples:
+        >>> scores.per_prompt.shape
+        torch.Size([2, 2, 4])
+        >>> best = scores.top(1)[0]
+        >>> scores[best] == scores.values.max()
+        tensor(True)
+    """
 
     name: str
+    """name of the analysis"""
     per_prompt: Float32[Tensor, "n l h"]
-    """NaN where a prompt does not count"""
+    """score of each head on each prompt; NaN where a prompt does not count"""
     unit: str = ""
+    """unit of the scores"""
     kv_heads: int | None = None
-    """None for as many as query heads"""
+    """key-value heads of a layer; None for as many as query heads"""
     threshold: float | None = None
+    """score above which a head has the role that the analysis measures"""
     settings: dict[str, Any] = field(default_factory=dict)
+    """settings of the analysis, as JSON returns them"""
     provenance: Provenance | None = None
+    """the model, tokenizer and versions that the scores come from"""
     extras: dict[str, Tensor] = field(default_factory=dict)
-    """side results, [n l h ...] each"""
+    """further results, `[n l h ...]` each"""
     seed: int = 0
-    """of the bootstrap"""
+    """seed of the bootstrap"""
     labels: tuple[str, ...] = ()
-    """one per prompt, or none"""
+    """one text for each prompt, or none"""
 
     def __post_init__(self) -> None:
-        given = torch.as_tensor(self.per_prompt)
+        try:
+            given = torch.as_tensor(self.per_prompt)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ScoreError(
+                f"scores '{self.name}' are not numbers ({error}); give [prompts, layers, heads]."
+            ) from None
         if given.ndim != 3 or not given.numel():
             raise ScoreError(f"scores '{self.name}' have shape {list(given.shape)}; give [prompts, layers, heads].")
         if given.isinf().any():
@@ -68,13 +93,13 @@ class HeadScores(Result):
         settings, labels = storage.plain(self.settings, f"settings of '{self.name}'"), tuple(map(str, self.labels))
         if labels and len(labels) != len(given):
             raise ScoreError(
-                f"scores '{self.name}' have {len(labels)} labels for {len(given)} prompts; give one each, or none."
+                f"scores '{self.name}' have {len(labels)} labels for {len(given)} prompts; give one for each, or none."
             )
         for key, extra in self.extras.items():
             if extra.shape[:3] != given.shape:
                 raise ScoreError(
-                    f"'{key}' beside scores '{self.name}' has shape {list(extra.shape)}; "
-                    f"it must begin with {list(given.shape)}."
+                    f"extra '{key}' of scores '{self.name}' has shape {list(extra.shape)}; "
+                    f"give a tensor whose shape begins with {list(given.shape)}."
                 )
         try:
             HeadLayout(given.shape[1], given.shape[2], self.kv_heads or given.shape[2])
@@ -92,33 +117,38 @@ class HeadScores(Result):
 
     @property
     def layers(self) -> int:
+        """Number of layers."""
         return self.per_prompt.shape[1]
 
     @property
     def n_heads(self) -> int:
-        """Heads of one layer."""
+        """Number of query heads of a layer."""
         return self.per_prompt.shape[2]
 
     @property
     def layout(self) -> HeadLayout:
-        """Of the table; its head_dim is not known."""
+        """Layers and heads of the table; its head_dim is unknown."""
         return HeadLayout(self.layers, self.n_heads, self.kv_heads or self.n_heads)
 
     @property
     def counted(self) -> int:
-        """Prompts that count for at least one head."""
+        """Number of prompts that count for at least one head."""
         return int((~self.per_prompt.isnan()).flatten(1).any(1).sum())
 
     @cached_property
     def values(self) -> Float32[Tensor, "l h"]:
-        """Mean over the prompts that count for the head, each weighing the same; NaN where none does."""
+        """Mean over the prompts that count for the head, each with the same weight; NaN where none counts."""
         means = statistics.weighted_means(
             torch.ones(1, len(self.per_prompt), dtype=torch.float64), self.per_prompt.flatten(1)
         )
         return means.view(self.layers, self.n_heads).float()
 
     def by_group(self, kv_heads: int | None = None) -> Float32[Tensor, "l g"]:
-        """The best query head of each kv head, whose query heads share a cache; -inf where none has a score."""
+        """The highest score among the query heads of each key-value head, -inf where none has a score.
+
+        Args:
+            kv_heads: Number of key-value heads of a layer, by default that of the table.
+        """
         return self.values.nan_to_num(-torch.inf).unflatten(1, (kv_heads or self.layout.kv_heads, -1)).amax(-1)
 
     @cached_property
@@ -130,15 +160,28 @@ class HeadScores(Result):
     def interval(
         self, level: float = 0.95, n_resamples: int = 1000
     ) -> tuple[Float32[Tensor, "l h"], Float32[Tensor, "l h"]]:
-        """Percentile bootstrap over the counted prompts: the lower and upper end of the mean.
+        """Interval of the mean by the percentile bootstrap over the prompts that count.
 
-        Seeded by `seed`; bit-equal in any process, with any number of threads. NaN for a head with fewer than two
-        prompts that count, since one prompt says nothing about prompts.
-        Cannot show: error from how the prompts were chosen.
+        It is seeded by `seed` and bit-equal in any process, with any number of threads. It is NaN for a head with
+        fewer than two prompts that count, since one prompt carries no information about others.
+
+        Args:
+            level: Coverage of the interval.
+            n_resamples: Number of bootstrap resamples.
+
+        Returns:
+            The lower and the upper ends.
+
+        Raises:
+            UsageError: If the level is not between 0 and 1, or there is no resample.
+
+        Limits:
+            Does not include the error from how the prompts were made.
         """
         if not 0 < level < 1 or n_resamples < 1:
             raise UsageError(
-                f"level={level}, n_resamples={n_resamples}: give a level between 0 and 1 and at least one resample."
+                f"level={level} and n_resamples={n_resamples} make no interval; give a level between 0 and 1 and at "
+                "least one resample."
             )
         ends = statistics.column_intervals(self.per_prompt.flatten(1), level, n_resamples, self.seed)
         low, high = ends.view(2, self.layers, self.n_heads)
@@ -159,18 +202,33 @@ class HeadScores(Result):
         return self._interval[1]
 
     def top(self, k: int = 10) -> list[Head]:
-        """The k highest scored heads, highest first, ties in the order of heads; heads without a score never."""
+        """The k heads with the highest scores, in that order; heads without a score are left out.
+
+        Args:
+            k: Number of heads. Ties are in the order of heads.
+
+        Raises:
+            UsageError: If k is negative.
+        """
         if k < 0:
-            raise UsageError(f"top {k} heads: give a number of heads, 0 or more.")
+            raise UsageError(f"k={k} is no number of heads; give 0 or more.")
         flat = self.values.flatten()
         order = flat.nan_to_num(nan=-math.inf).sort(descending=True, stable=True).indices.tolist()
         return [Head(*divmod(i, self.n_heads)) for i in order[:k] if not flat[i].isnan()]
 
     def heads(self, *, top: int | None = None, above: float | None = None) -> HeadSet:
-        """The `top` highest scored heads, those scored `above` a value, or both; by default above the threshold."""
+        """The heads with the highest scores, those above a value, or both; by default those above the threshold.
+
+        Args:
+            top: Number of heads.
+            above: Value that the score exceeds.
+
+        Raises:
+            UsageError: If neither is given and the table has no threshold.
+        """
         if top is None and above is None:
             if self.threshold is None:
-                raise UsageError(f"scores '{self.name}' have no threshold; say heads(top=10) or heads(above=0.1).")
+                raise UsageError(f"scores '{self.name}' have no threshold; call heads(top=10) or heads(above=0.1).")
             above = self.threshold
         chosen = HeadSet(tuple(self.top(self.layers * self.n_heads if top is None else top)))
         return chosen if above is None else chosen & HeadSet.from_mask(self.values > above)
@@ -178,14 +236,38 @@ class HeadScores(Result):
     select = heads
 
     def random_like(self, heads: HeadSet | int, seed: int, match: Literal["free", "layer"] = "free") -> HeadSet:
-        """As many random heads as `heads` (a set, or how many from the top), none of which is in it."""
+        """As many random heads as a head set has, none of which is in it.
+
+        Args:
+            heads: The head set, or the number of heads from the top of the table.
+            seed: Seed of the draw.
+            match: "layer" draws as many from each layer as the head set has there, "free" from all layers.
+        """
         chosen = self.heads(top=heads) if isinstance(heads, int) else heads
         return chosen.random_like(self.layout, seed, match)
 
     def compare(self, other: "HeadScores", k: int = 10, n_permutations: int = 1000, seed: int = 0) -> Comparison:
-        """Correlations over the heads that both score, and the overlap of their top k beside what chance gives.
+        """Correlations over the heads that both tables score, and the overlap of their top k compared with chance.
 
-        p permutes the heads of one table. Cannot show: that the heads do the same, only that both rank them alike.
+        Args:
+            other: A table of the same shape.
+            k: Length of the lists that overlap.
+            n_permutations: Number of permutations of the heads of one table, for the p value.
+            seed: Seed of the permutations.
+
+        Returns:
+            Comparison: Correlations, overlap, expected overlap and p value.
+
+        Raises:
+            ScoreError: If the tables differ in shape.
+            UsageError: If k is not between 1 and the number of heads that both score.
+
+        Examples:
+            >>> scores.compare(scores, k=2).overlap
+            2
+
+        Limits:
+            Shows that both rank the heads alike, not that the heads do the same.
         """
         from scipy.stats import rankdata
 
@@ -197,7 +279,7 @@ class HeadScores(Result):
         both = ~(self.values.isnan() | other.values.isnan())
         mine, theirs = self.values[both].double(), other.values[both].double()
         if not 1 <= k <= len(mine):
-            raise UsageError(f"top {k} of {len(mine)} scored heads: give a k from 1 to {len(mine)}.")
+            raise UsageError(f"k={k} for {len(mine)} scored heads; give a k from 1 to {len(mine)}.")
         ranks = [values.sort(descending=True, stable=True).indices[:k].tolist() for values in (mine, theirs)]
         overlap = len(set(ranks[0]) & set(ranks[1]))
         return Comparison(
@@ -226,7 +308,14 @@ class HeadScores(Result):
 
     @classmethod
     def concat(cls, parts: Sequence["HeadScores"]) -> "HeadScores":
-        """The prompts of all parts in one table; name, settings and model must be the same. Raises ScoreError."""
+        """The prompts of all parts in one table.
+
+        Args:
+            parts: Tables of one analysis and model. Extras of different lengths are padded with NaN, -1 or False.
+
+        Raises:
+            ScoreError: If there are no parts, or they differ in name, shape, settings or model.
+        """
         if not parts:
             raise ScoreError("no scores to join; give at least one table.")
         first = parts[0]
@@ -235,7 +324,7 @@ class HeadScores(Result):
                 if getattr(part, key) != getattr(first, key):
                     raise ScoreError(
                         f"scores differ in {key} ({getattr(first, key)!r} and {getattr(part, key)!r}); "
-                        "join only parts of one analysis of one model."
+                        "join parts of one analysis of one model."
                     )
             if part.extras.keys() != first.extras.keys():
                 raise ScoreError(
@@ -253,7 +342,11 @@ class HeadScores(Result):
         )
 
     def summary(self, top: int = 10) -> str:
-        """The highest scored heads with their intervals, one a line, under a line about the table."""
+        """One line about the table, then the heads with the highest scores and their intervals, one a line.
+
+        Args:
+            top: Number of heads.
+        """
         limit = "" if self.threshold is None else f", {len(self.heads())} heads above {self.threshold:g}"
         lines = [f"{self.name}: {self.unit}, {self.counted} prompts counted{limit}"]
         for head in self.top(top):
@@ -274,10 +367,10 @@ class HeadScores(Result):
         return float(self.values[found.layer, found.head])
 
     def __repr__(self) -> str:
-        best = "".join(f", top {self._told(head)}" for head in self.top(1))
+        best = "".join(f", top {self._described(head)}" for head in self.top(1))
         return f"HeadScores({self.name!r}, {self.layers}x{self.n_heads}, n={self.counted}{best})"
 
-    def _told(self, head: Head) -> str:
+    def _described(self, head: Head) -> str:
         low, high = float(self.low[head]), float(self.high[head])
         interval = "" if math.isnan(low) else f" [{low:.2f}, {high:.2f}]"
         return f"{head} {self[head]:.2f}{interval}"

@@ -1,4 +1,4 @@
-"""Trials: a measure, prompt by prompt, under conditions; the result of every intervention experiment."""
+"""Trials: measures of each prompt under several conditions, the result of every experiment with interventions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -6,6 +6,7 @@ from typing import Any
 
 from interp.analyses.results import statistics
 from interp.analyses.results.codec import result
+from interp.analyses.results.files import plain
 from interp.analyses.results.result import Result
 from interp.analyses.results.statistics import Estimate
 from interp.errors import UsageError
@@ -26,18 +27,19 @@ class Trial:
     condition: str
     """"baseline", "random", "random by layer", or the name of what is tested"""
     values: dict[str, tuple[float, ...]] = field(repr=False)
-    """measure -> one number for each prompt"""
+    """measure -> one number for each prompt, or a single number with an interval"""
     heads: HeadSet = field(default_factory=lambda: HeadSet(()))
     """heads that are ablated or edited"""
     size: float = 0.0
-    """number of heads, or share of the keys that is kept"""
+    """number of heads, share of heads, or share of the keys that is kept"""
     draw: int = 0
-    """number of the random draw"""
+    """number of the draw of random heads, from 0"""
     task: str = ""
+    """name of the task, where there are several"""
     replies: tuple[str, ...] = field(default=(), repr=False)
-    """text that the model generated, one a prompt"""
+    """text that the model generated, one for each prompt"""
     intervals: dict[str, tuple[float, float]] = field(default_factory=dict, repr=False)
-    """measure -> 95 % interval, for a measure that is no mean over prompts"""
+    """measure -> 95 % interval, for a measure that is not a mean over prompts"""
     facts: dict[str, float] = field(default_factory=dict, repr=False)
     """other numbers about the run, such as the share of keys that was kept"""
 
@@ -47,8 +49,19 @@ class Trial:
 class Trials(Result):
     """All trials of one experiment.
 
-    `mean` gives a measure under a condition with its 95 % interval, `gain` the difference between two conditions prompt
-    by prompt, and `to_frame` the long table (condition, task, size, draw, measure, prompt, value).
+    `mean` gives a measure under a condition with its 95 % interval. `gain` gives the difference between two conditions
+    prompt by prompt. `to_frame` gives the long table (condition, task, size, draw, measure, prompt, value).
+
+    Raises:
+        UsageError: If there are no trials, or a trial has no measure.
+        ScoreError: If the settings cannot be written as JSON.
+
+    Examples:
+        >>> from interp.analyses.results.trials import Trial, Trials
+        >>> before = Trial("baseline", {"accuracy": (1.0, 1.0, 0.0)})
+        >>> after = Trial("top", {"accuracy": (0.0, 1.0, 0.0)}, size=2)
+        >>> Trials("retrieval", (before, after)).gain("top", over="baseline")
+        Estimate(mean=-0.3333333333333333, low=-1.0, high=0.0)
     """
 
     name: str
@@ -63,20 +76,31 @@ class Trials(Result):
     shares: tuple[str, ...] = ()
     """measures that are shares from 0 to 1, printed in percent"""
     units: dict[str, str] = field(default_factory=dict)
+    """measure -> its unit"""
     control: str = RANDOM
     """condition that the others are compared with"""
     questions: tuple[str, ...] = field(default=(), repr=False)
+    """question of each prompt, where prompts have one"""
     answers: tuple[str, ...] = field(default=(), repr=False)
+    """expected answer of each prompt, where prompts have one"""
     notes: tuple[str, ...] = ()
     """sentences that belong to the numbers wherever they are shown"""
     seed: int = 0
     """seed of the intervals"""
     settings: dict[str, Any] = field(default_factory=dict)
+    """settings of the experiment, as JSON returns them"""
     provenance: Provenance | None = None
+    """the model, tokenizer and versions that the numbers come from"""
 
     def __post_init__(self) -> None:
         if not self.trials:
             raise UsageError(f"trials {self.name!r} are empty; give at least one trial.")
+        for trial in self.trials:
+            if not trial.values or not all(trial.values.values()):
+                raise UsageError(
+                    f"the trial {trial.condition!r} of {self.name!r} has no numbers; give one for each prompt."
+                )
+        object.__setattr__(self, "settings", plain(self.settings, f"settings of {self.name!r}"))
 
     @property
     def conditions(self) -> tuple[str, ...]:
@@ -91,14 +115,20 @@ class Trials(Result):
 
     @property
     def measures(self) -> tuple[str, ...]:
-        return tuple(self.trials[0].values)
+        """Names of the measures, in the order of the trials."""
+        return tuple(dict.fromkeys(name for trial in self.trials for name in trial.values))
 
     @property
     def tasks(self) -> tuple[str, ...]:
+        """Names of the tasks, in the order of the trials; the empty name where there are none."""
         return tuple(dict.fromkeys(trial.task for trial in self.trials))
 
     def sizes(self, condition: str) -> tuple[float, ...]:
-        """Sizes under which a condition was tried, in the order of the trials."""
+        """Sizes of a condition, in the order of the trials.
+
+        Args:
+            condition: One of `conditions`.
+        """
         return tuple(dict.fromkeys(trial.size for trial in self.trials if trial.condition == condition))
 
     def select(self, condition: str, size: float | None = None, task: str | None = None) -> tuple[Trial, ...]:
@@ -110,7 +140,7 @@ class Trials(Result):
             task: One of `tasks`; None for all.
 
         Raises:
-            UsageError: Where there is no such trial, or several sizes and none is given.
+            UsageError: If there is no such trial, or the condition has several sizes and none is given.
         """
         if condition not in self.conditions:
             raise UsageError(f"unknown condition {condition!r}; choose from {', '.join(map(repr, self.conditions))}.")
@@ -136,8 +166,8 @@ class Trials(Result):
     ) -> Estimate:
         """Mean of a measure under a condition and its 95 % interval.
 
-        The bootstrap resamples prompts, and draws of heads where there are several. Over several tasks, every task
-        weighs the same and its prompts are resampled within it.
+        The bootstrap resamples prompts, and draws of random heads where there are several. Over several tasks, every
+        task has the same weight and its prompts are resampled within it.
 
         Args:
             condition: One of `conditions`.
@@ -146,15 +176,22 @@ class Trials(Result):
             task: As in `select`.
 
         Returns:
-            Estimate: mean, low, high.
+            Estimate: mean, low, high. For a measure with an interval that the trials hold, such as an angle, the
+            interval of a single trial; over several draws their mean, least and largest.
+
+        Raises:
+            UsageError: If there is no such trial or measure.
         """
         measure = self._measure(measure)
         trials = self.select(condition, size, task)
+        rows = self._rows(trials, measure)
         if len(trials) == 1 and measure in trials[0].intervals:
-            return Estimate(trials[0].values[measure][0], *trials[0].intervals[measure])
-        rows = [trial.values[measure] for trial in trials]
+            return Estimate(rows[0][0], *trials[0].intervals[measure])
+        if any(measure in trial.intervals for trial in trials):
+            draws = [row[0] for row in rows]
+            return Estimate(sum(draws) / len(draws), min(draws), max(draws))
         if trials[0].task:
-            return statistics.pooled_mean(rows, seed=self.seed)
+            return statistics.pooled_mean(_by_task(trials, rows), seed=self.seed)
         return statistics.mean_over_draws(rows, seed=self.seed)
 
     def gain(
@@ -180,18 +217,34 @@ class Trials(Result):
         Returns:
             Estimate: mean, low, high of the difference.
 
+        Raises:
+            UsageError: If there is no such trial or measure, the measure is not a mean over prompts, or the two
+                conditions were not measured on the same prompts.
+
         Limits:
-            Says nothing about other draws of random heads.
+            The interval does not include other draws of random heads.
         """
         measure, over = self._measure(measure), over or self.control
         one = self.select(condition, size, task)
         base = self.sizes(over)[0] if over == BASELINE and over in self.conditions else one[0].size
         other = self.select(over, base, task)
-        rows, others = ([trial.values[measure] for trial in side] for side in (one, other))
+        rows, others = self._rows(one, measure), self._rows(other, measure)
+        if any(measure in trial.intervals for trial in (*one, *other)):
+            raise UsageError(f"{measure!r} is not a mean over prompts, so it has no paired gain; compare two means.")
+        sides = _by_task(one, rows), _by_task(other, others)
+        if [len(row) for row in sides[0]] != [len(row) for row in sides[1]]:
+            raise UsageError(
+                f"{condition!r} and {over!r} were not measured on the same prompts; compare conditions that share them."
+            )
         if one[0].task:
-            differences = [[a - b for a, b in zip(*pair, strict=True)] for pair in zip(rows, others, strict=True)]
+            differences = [[a - b for a, b in zip(*pair, strict=True)] for pair in zip(*sides, strict=True)]
             return statistics.pooled_mean(differences, seed=self.seed)
         return statistics.paired_difference(rows, others, seed=self.seed)
+
+    def _rows(self, trials: Sequence[Trial], measure: str) -> list[tuple[float, ...]]:
+        if missing := [trial.condition for trial in trials if measure not in trial.values]:
+            raise UsageError(f"condition {missing[0]!r} has no measure {measure!r}; its trials hold other measures.")
+        return [trial.values[measure] for trial in trials]
 
     def _measure(self, measure: str | None) -> str:
         if measure is None:
@@ -201,7 +254,10 @@ class Trials(Result):
         return measure
 
     def rows(self, measure: str | None = None, task: str | None = None) -> list[dict[str, Any]]:
-        """One row for each condition and size: mean and interval, and the gain over the control where there is one.
+        """One row for each condition, size and measure.
+
+        A row holds the mean and its interval. It also holds the gain over the control where a tested condition has a
+        control of its size.
 
         Args:
             measure: One of `measures`, by default all of them.
@@ -210,21 +266,21 @@ class Trials(Result):
         found = []
         for condition in self.conditions:
             for size in self.sizes(condition):
-                for name in self.measures if measure is None else (measure,):
+                held = {name for trial in self.select(condition, size) for name in trial.values}
+                for name in self.measures if measure is None else (self._measure(measure),):
+                    if name not in held:
+                        continue
                     mean, low, high = self.mean(condition, name, size=size, task=task)
-                    row = {
-                        "condition": condition,
-                        "size": size,
-                        "measure": name,
-                        "mean": mean,
-                        "low": low,
-                        "high": high,
-                    }
-                    if condition in self.tested and size in self._control_sizes():
+                    found.append(
+                        {"condition": condition, "size": size, "measure": name, "mean": mean, "low": low, "high": high}
+                    )
+                    if condition in self.tested and size in self._control_sizes() and not self._has_interval(name):
                         gain = self.gain(condition, name, size=size, task=task)
-                        row |= {"gain": gain.mean, "gain_low": gain.low, "gain_high": gain.high}
-                    found.append(row)
+                        found[-1] |= {"gain": gain.mean, "gain_low": gain.low, "gain_high": gain.high}
         return found
+
+    def _has_interval(self, measure: str) -> bool:
+        return any(measure in trial.intervals for trial in self.trials)
 
     def _control_sizes(self) -> tuple[float, ...]:
         return self.sizes(self.control) if self.control in self.conditions else ()
@@ -268,10 +324,16 @@ class Trials(Result):
 
     @classmethod
     def concat(cls, parts: Sequence["Trials"]) -> "Trials":
-        """The trials of several tasks or batches in one result.
+        """The trials of several tasks, or of several batches of prompts, in one result.
+
+        Trials of one condition, task, size and draw are batches: their prompts follow one another. Others stay apart.
+
+        Args:
+            parts: Trials of one experiment.
 
         Raises:
-            UsageError: For no parts, or parts of different experiments.
+            UsageError: If there are no parts, they are of different experiments, or a measure that is not a mean over
+                prompts would have to be joined.
         """
         if not parts:
             raise UsageError("no trials to join; give at least one part.")
@@ -283,7 +345,14 @@ class Trials(Result):
                         f"trials differ in {key} ({getattr(first, key)!r} and {getattr(part, key)!r}); "
                         "join parts of one experiment."
                     )
-        return replace(first, trials=tuple(trial for part in parts for trial in part.trials))
+        joined: dict[Any, Trial] = {}
+        for trial in (trial for part in parts for trial in part.trials):
+            key = trial.condition, trial.task, trial.size, trial.draw
+            joined[key] = _follow(joined[key], trial) if key in joined else trial
+        texts = {
+            name: tuple(text for part in parts for text in getattr(part, name)) for name in ("questions", "answers")
+        }
+        return replace(first, trials=tuple(joined.values()), **texts)
 
     def __str__(self) -> str:
         return self.summary()
@@ -291,3 +360,26 @@ class Trials(Result):
 
 def _listed(sizes: Sequence[float]) -> str:
     return ", ".join(f"{size:g}" for size in sizes)
+
+
+def _by_task(trials: Sequence[Trial], rows: Sequence[Sequence[float]]) -> list[list[float]]:
+    """One row for each task: the mean over its draws, prompt by prompt."""
+    found: dict[str, list[Sequence[float]]] = {}
+    for trial, row in zip(trials, rows, strict=True):
+        found.setdefault(trial.task, []).append(row)
+    return [[sum(column) / len(column) for column in zip(*draws, strict=True)] for draws in found.values()]
+
+
+def _follow(one: Trial, other: Trial) -> Trial:
+    """The prompts of one trial, then those of another of the same condition."""
+    if one.heads != other.heads or one.intervals or other.intervals or one.values.keys() != other.values.keys():
+        raise UsageError(
+            f"trials of {one.condition!r} differ in heads or measures, or hold intervals; join batches of prompts only."
+        )
+    n, m = (len(next(iter(trial.values.values()))) for trial in (one, other))
+    return replace(
+        one,
+        values={name: values + other.values[name] for name, values in one.values.items()},
+        replies=one.replies + other.replies,
+        facts={name: (n * x + m * other.facts.get(name, x)) / (n + m) for name, x in one.facts.items()},
+    )

@@ -1,0 +1,192 @@
+"""Standard prompts: how many prompts a run uses and how long they are, and one function for each set of prompts."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from interp.analyses import tasks
+from interp.errors import UsageError
+from interp.hooks.prompts.prompts import Prompts
+
+Pair = tuple[Prompts, Prompts]
+CHECK_SEED = 1_000_003
+"""added to the seed of a run for the prompts of causal tests, so that none repeats a prompt that chose the heads"""
+EXPLORED_SEED = 2_000_003
+"""added to the seed of a run for the text of the explorer"""
+KV_SEED = 3_000_017
+"""added to the seed of a run for the tasks of key selectors"""
+N_FEW_NEEDLES = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptSizes:
+    """Number and length of the prompts of a run.
+
+    Args:
+        seed: Seed from which all prompts are drawn.
+        n_needles: Number of needle prompts.
+        needle_length: Number of tokens of a needle prompt.
+        needle_depths: Places of the needle, as fractions of the text.
+        reply_tokens: Number of new tokens of a reply to a needle prompt.
+        n_texts: Number of plain texts, of prompts of repeated tokens, and of prompts of each task of the key selectors.
+        text_length: Number of tokens of a plain text.
+        n_repeated: Number of random tokens that are repeated.
+        n_pairs: Number of pairs of prompts for patching and for methods that contrast two kinds of prompts.
+        n_check_needles: Number of needle prompts of a causal test.
+        check_length: Number of tokens of a needle prompt of a causal test.
+        training_steps: Number of optimisation steps of a method that trains, such as DuoAttention.
+        explorer_tokens: Number of tokens of the text in the explorer; 0 for no explorer.
+
+    Raises:
+        UsageError: If a number is too small, or a depth is not between 0 and 1.
+
+    Examples:
+        >>> sizes = interp.tasks.standard.PromptSizes(n_needles=4)
+        >>> sizes.n_needles, sizes.needle_length
+        (4, 320)
+    """
+
+    seed: int = 0
+    n_needles: int = 16
+    needle_length: int = 320
+    needle_depths: tuple[float, ...] = (0.1, 0.3, 0.5, 0.7, 0.9)
+    reply_tokens: int = 20
+    n_texts: int = 12
+    text_length: int = 256
+    n_repeated: int = 50
+    n_pairs: int = 16
+    n_check_needles: int = 12
+    check_length: int = 224
+    training_steps: int = 100
+    explorer_tokens: int = 1024
+
+    def __post_init__(self) -> None:
+        for name in (field.name for field in fields(self)):
+            if name in ("seed", "needle_depths", "explorer_tokens"):
+                continue
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name}={getattr(self, name)} is too small; give a number of at least 1.")
+        if self.explorer_tokens < 0:
+            raise UsageError(
+                f"explorer_tokens={self.explorer_tokens} is negative; give the length of the explorer's text, "
+                "or 0 for no explorer."
+            )
+        if not self.needle_depths or not all(0 <= depth <= 1 for depth in self.needle_depths):
+            raise UsageError(
+                f"needle_depths={self.needle_depths} has a depth outside of the text; give numbers between 0 and 1."
+            )
+
+
+def needles(sizes: PromptSizes, tokenizer: Any) -> Prompts:
+    """Needle prompts, see `tasks.needle`."""
+    return tasks.needle(
+        tokenizer, lengths=(sizes.needle_length,), depths=sizes.needle_depths, n=sizes.n_needles, seed=sizes.seed
+    )
+
+
+def few_needles(sizes: PromptSizes, tokenizer: Any) -> Prompts:
+    """The first four needle prompts."""
+    return needles(sizes, tokenizer)[:N_FEW_NEEDLES]
+
+
+def check_needles(sizes: PromptSizes, tokenizer: Any) -> Prompts:
+    """Needle prompts of a causal test, drawn with another seed than those that the heads were chosen on."""
+    drawn = replace(
+        sizes, seed=sizes.seed + CHECK_SEED, needle_length=sizes.check_length, n_needles=sizes.n_check_needles
+    )
+    return needles(drawn, tokenizer)
+
+
+def passages(sizes: PromptSizes, tokenizer: Any) -> Prompts:
+    """Plain texts, see `tasks.passages`."""
+    return tasks.passages(tokenizer, n=sizes.n_texts, length=sizes.text_length, seed=sizes.seed)
+
+
+def explored(sizes: PromptSizes, tokenizer: Any) -> Prompts:
+    """One needle prompt of `explorer_tokens` tokens, drawn with another seed than the prompts of the scores."""
+    return needles(_explored(sizes), tokenizer)
+
+
+def explored_passage(sizes: PromptSizes, tokenizer: Any) -> Prompts:
+    """One plain text of `explorer_tokens` tokens, drawn with another seed than the prompts of the scores."""
+    return passages(_explored(sizes), tokenizer)
+
+
+def _explored(sizes: PromptSizes) -> PromptSizes:
+    length = sizes.explorer_tokens
+    return replace(
+        sizes, seed=sizes.seed + EXPLORED_SEED, needle_length=length, text_length=length, n_needles=1, n_texts=1
+    )
+
+
+def repeated(copies: int = 2, times: int = 1) -> Callable[[PromptSizes, Any], Prompts]:
+    """A maker of prompts of repeated random tokens, see `tasks.repeated`.
+
+    Args:
+        copies: Number of copies of the random tokens in a prompt.
+        times: Number of random tokens, as a multiple of `PromptSizes.n_repeated`.
+
+    Returns:
+        Callable: A function of sizes and tokenizer that makes the prompts.
+    """
+
+    def maker(sizes: PromptSizes, tokenizer: Any) -> Prompts:
+        return tasks.repeated(
+            tokenizer, n=times * sizes.n_repeated, copies=copies, batch=sizes.n_texts, seed=sizes.seed
+        )
+
+    return maker
+
+
+def ioi(sizes: PromptSizes, tokenizer: Any) -> Pair:
+    """Clean and corrupt prompts of indirect object identification, see `tasks.ioi`."""
+    return tasks.ioi(tokenizer, n=sizes.n_pairs, seed=sizes.seed)
+
+
+def ioi_clean(sizes: PromptSizes, tokenizer: Any) -> Prompts:
+    """The clean prompts of `ioi`."""
+    return ioi(sizes, tokenizer)[0]
+
+
+def documents(sizes: PromptSizes, tokenizer: Any) -> Pair:
+    """Documents with a query, and the same documents with a query for nothing, see `tasks.documents`."""
+    return tasks.documents(tokenizer, n=sizes.n_needles, seed=sizes.seed)
+
+
+def entities(sizes: PromptSizes, tokenizer: Any) -> Pair:
+    """Repeated texts with a word of several tokens, and with random tokens in its place, see `tasks.entities`."""
+    real, random = (tasks.entities(tokenizer, n=sizes.n_pairs, random=r, seed=sizes.seed) for r in (False, True))
+    return real, random
+
+
+def injection(sizes: PromptSizes, tokenizer: Any) -> Pair:
+    """Prompts without and with an injected instruction, see `tasks.injection`."""
+    normal, attacked = (
+        tasks.injection(tokenizer, kind, n=sizes.n_pairs, seed=sizes.seed) for kind in ("normal", "attacked")
+    )
+    return normal, attacked
+
+
+def relations(sizes: PromptSizes, tokenizer: Any) -> Pair:
+    """Few-shot prompts with shuffled answers, and with the right ones, see `tasks.relations`.
+
+    There are a quarter as many as other pairs, at least 2.
+    """
+    few = max(2, sizes.n_pairs // 4)
+    shuffled, clean = (tasks.relations(tokenizer, n=few, shuffled=s, seed=sizes.seed) for s in (True, False))
+    return shuffled, clean
+
+
+def contexts(sizes: PromptSizes, tokenizer: Any) -> Prompts:
+    """Questions after several contexts, one of which answers, see `tasks.contexts`."""
+    return tasks.contexts(tokenizer, seed=sizes.seed)
+
+
+def passkeys(sizes: PromptSizes, tokenizer: Any) -> Prompts:
+    """Long texts whose passkeys are repeated at the end, see `tasks.passkeys`."""
+    return tasks.passkeys(tokenizer, seed=sizes.seed)
+
+
+def choice(sizes: PromptSizes, tokenizer: Any) -> Prompts:
+    """Multiple-choice questions, see the task "choice"."""
+    return tasks.get("choice").prompts(tokenizer, "all", sizes.n_pairs)
