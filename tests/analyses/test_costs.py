@@ -8,7 +8,7 @@ from tokenizers_tiny import byte_level
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from interp.analyses import costs, registry
+from interp.analyses import costs, registry, tasks
 from interp.analyses.tasks import standard
 from interp.hooks.read.capture import Capture
 
@@ -27,6 +27,11 @@ OWN = {
     "attention_tracker": {"k": 0.0},
 }
 DECODING = ("retrieval", "semantic_retrieval", "retrieval_reasoning", "lookback")
+MADE = {
+    "context_entropy": lambda sizes, tokenizer: tasks.contexts(tokenizer, questions=1, each=3, length=700),
+    "duo_gates": lambda sizes, tokenizer: tasks.passkeys(tokenizer, n=2, lengths=(900,), keys=2, words=2),
+}
+"""shorter prompts, where the standard ones are too long or too short for a tokenizer of bytes"""
 BATCH = 2
 
 
@@ -84,7 +89,8 @@ def test_declared_cost_is_what_runs(tiny, demo, name):
     model, tokenizer = tiny
     if entry.group == "patching":
         model, tokenizer = demo.model, demo.tokenizer
-    prompts = entry.prompts(SIZES, tokenizer)
+    made = MADE.get(name, entry.prompts)
+    prompts = made(SIZES, tokenizer)
     settings = dict(OWN.get(name, {}))
     estimated = entry.cost(model, prompts, BATCH, settings)
     sides = (prompts,) if not entry.paired else prompts[::-1] if entry.partners_first else prompts

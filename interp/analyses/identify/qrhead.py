@@ -68,10 +68,10 @@ def qrhead(
         UsageError: If the metric is unknown.
 
     Examples:
-        >>> spans = {"documents": ["Sky is blue.", "Sun is hot."], "gold": "Sun is hot.", "query": " Sun?"}
-        >>> text = "Sky is blue. Sun is hot."
-        >>> asked = interp.Prompts.encode(tokenizer, [{"text": text + " Sun?", "spans": spans}])
-        >>> null = interp.Prompts.encode(tokenizer, [{"text": text + " N/A", "spans": {"query": " N/A"}}])
+        >>> one = {"documents": ["Sky is blue.", "Sun is hot."], "gold": "Sun is hot."}
+        >>> texts = [(f"Sky is blue. Sun is hot. {query}", query) for query in ("Sun?", "N/A")]
+        >>> items = [{"text": text, "spans": {**one, "query": query}} for text, query in texts]
+        >>> asked, null = (interp.Prompts.encode(tokenizer, [item]) for item in items)
         >>> interp.identify.qrhead(model, asked, null).extras["documents"].shape
         torch.Size([1, 2, 4, 2])
 

@@ -102,8 +102,9 @@ def razor_protected(
     Examples:
         >>> copies = interp.tasks.repeated(tokenizer, n=5, copies=4, batch=2)
         >>> induction = interp.identify.razor_induction(model, copies)
-        >>> len(interp.identify.razor_protected(induction, interp.identify.razor_echo(model, copies)))
-        4
+        >>> echo = interp.identify.razor_echo(model, copies)
+        >>> len(interp.identify.razor_protected(induction, echo, share=(1.0, 0.0)))
+        8
 
     Source:
         RazorAttention, Tang et al. 2407.15891: 14 % and 1 %.

@@ -10,7 +10,7 @@ from capture_oracle import content, greedy
 from families import VOCAB
 
 from interp.analyses import identify, tasks
-from interp.analyses.identify.qrhead import ndcg
+from interp.analyses.identify.qrhead import _ndcg as ndcg
 from interp.analyses.results.head_scores import HeadScores
 from interp.errors import PromptError, ScoreError, SpanError, UsageError
 from interp.hooks.model.heads import HeadLayout
@@ -100,9 +100,9 @@ def test_errors_of_razor(tiny_model):
     with pytest.raises(PromptError, match="'razor_echo' has no query with a target"):
         identify.razor_echo(tiny_model("llama"), Prompts.from_ids([tokens(12)]))
     one, other = table([[0.1, 0.2]]), table([[0.1, 0.2], [0.3, 0.4]])
-    with pytest.raises(ScoreError, match="2x2 heads and the layout 1x2: give both scores of one model"):
+    with pytest.raises(ScoreError, match="2x2 heads and the layout 1x2; give both scores of one model"):
         identify.razor_protected(one, other)
-    with pytest.raises(UsageError, match=r"share=\(2, 0\.1\): give the shares"):
+    with pytest.raises(UsageError, match=r"share=\(2, 0\.1\) is out of range; give the shares"):
         identify.razor_protected(one, one, share=(2, 0.1))
 
 
@@ -255,7 +255,7 @@ def test_ndcg_counts_ranks():
 
 def test_errors_of_qrhead(tiny_model):
     model, (prompts, null) = tiny_model("llama"), paired()
-    with pytest.raises(UsageError, match="metric='recall': use 'score' or 'ndcg'"):
+    with pytest.raises(UsageError, match="unknown metric 'recall'; choose from 'score', 'ndcg'"):
         identify.qrhead(model, prompts, null, metric="recall")  # pyright: ignore[reportArgumentType]
     with pytest.raises(PromptError, match="2 prompts and 1 null prompts"):
         identify.qrhead(model, prompts, null[:1])
@@ -264,7 +264,7 @@ def test_errors_of_qrhead(tiny_model):
     with pytest.raises(SpanError, match='prompt 0 has no span "gold"'):
         identify.qrhead(model, null_of(prompts, "gold"), null)
     partly = replace(prompts[0], spans={**prompts[0].spans, "gold": ((1, 5),)})
-    with pytest.raises(PromptError, match='"gold" of prompt 0 is none of its documents'):
+    with pytest.raises(PromptError, match='"gold" of prompt 0 is not one of its documents'):
         identify.qrhead(model, replace(prompts, items=(partly,)), null[:1])
 
 
@@ -319,5 +319,5 @@ def test_errors_of_qk_score(tiny_model):
         identify.qk_score(model, Prompts.from_ids(ids, spans=[{"options": (1, 3)}], meta=[{"option": 0}]))
     two = [{"options": [(1, 3), (3, 5)]}]
     for meta, said in (({}, "None"), ({"option": 2}, "2")):
-        with pytest.raises(PromptError, match=f'"option" of prompt 0 is {said}: give the number, from 0'):
+        with pytest.raises(PromptError, match=f'"option" of prompt 0 is {said}; give the number, from 0'):
             identify.qk_score(model, Prompts.from_ids(ids, spans=two, meta=[meta]))

@@ -10,38 +10,15 @@ from interp.analyses import identify, registry
 from interp.errors import UsageError
 
 METHODS = [entry for entry in registry.entries() if entry.thing.__module__.startswith("interp.analyses.identify.")]
-REPORT = tuple(
-    [
-        "retrieval",
-        "induction",
-        "previous_token",
-        "duplicate_token",
-        "sinks",
-        "razor_induction",
-        "razor_echo",
-        "positional",
-        "semantic_retrieval",
-        "retrieval_reasoning",
-        "lookback",
-        "task_kv",
-        "qada",
-        "qrhead",
-        "qk_score",
-        "concept_induction",
-        "context_entropy",
-        "attention_tracker",
-        "function_vectors",
-        "duo_gates",
-        "gradient_importance",
-        "activation_patching",
-        "path_patching",
-        "attribution_patching",
-        "logit_attribution",
-    ]
-)
-HELPERS = set(
-    ["duo_heads", "function_vector", "heterogeneous", "razor_protected", "gate_shares", "focus", "detect", "by_layer"]
-)
+REPORT = (
+    "retrieval", "induction", "previous_token", "duplicate_token", "sinks", "razor_induction", "razor_echo",
+    "positional", "semantic_retrieval", "retrieval_reasoning", "lookback", "task_kv", "qada", "qrhead", "qk_score",
+    "concept_induction", "context_entropy", "attention_tracker", "function_vectors", "duo_gates",
+    "gradient_importance", "activation_patching", "path_patching", "attribution_patching", "logit_attribution",
+)  # fmt: skip
+HELPERS = {
+    "duo_heads", "function_vector", "heterogeneous", "razor_protected", "gate_shares", "focus", "detect", "by_layer",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("entry", METHODS, ids=lambda entry: entry.name)
