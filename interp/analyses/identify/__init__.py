@@ -1,8 +1,8 @@
 """Methods that find heads, one published method in each file: `f(model, prompts, **settings) -> HeadScores`.
 
-Methods that compare two kinds of prompts take both, such as patching: `f(model, clean, corrupt, metric, **settings)`.
-A file offers what its `__all__` lists, by default the function of its own name, so no list of methods is kept here.
-Names are imported when they are first used.
+Methods that compare two kinds of prompts take both, such as patching: `f(model, clean, corrupt, metric, **settings)`. A
+file offers what its `__all__` lists, by default the function with the name of the file, so no list of methods is kept
+here. Names are imported when they are first used.
 """
 
 import ast

@@ -82,7 +82,7 @@ def check_pairs(model: nn.Module, clean: Prompts, corrupt: Prompts, direction: s
         )
     if len(clean) != len(corrupt):
         raise PromptError(
-            f"{len(clean)} clean and {len(corrupt)} corrupt prompts are no pairs; give one of each for a pair."
+            f"{len(clean)} clean and {len(corrupt)} corrupt prompts do not form pairs; give one of each for a pair."
         )
     for number, (one, other) in enumerate(zip(clean, corrupt, strict=True)):
         if len(one) != len(other):

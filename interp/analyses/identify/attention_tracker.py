@@ -97,7 +97,7 @@ def attention_tracker(
         raise UsageError(f"k={k} is negative; give the number of standard deviations to subtract, 0 or more.")
     if len(normal) != len(attacked) or not len(normal):
         raise PromptError(
-            f"{len(normal)} normal and {len(attacked)} attacked prompts are no pairs; give one of each for a pair."
+            f"{len(normal)} normal and {len(attacked)} attacked prompts do not form pairs; give one of each for a pair."
         )
     found = {
         name: focus_by_head(model, side, batch_size=batch_size, progress=progress)

@@ -30,7 +30,7 @@ OFFSETS = keeps.at(*range(0, -MAX_OFFSET - 1, -1))
 
 
 def _streams(prompts: Prompts, settings: Mapping[str, Any]) -> tuple[keeps.Keep, ...]:
-    """What is kept for the bands, for the cost."""
+    """Keeps that the extra "band" needs, from which its cost follows."""
     return (keeps.q(), keeps.k()) if settings.get("bands", N_BANDS) else ()
 
 

@@ -70,9 +70,9 @@ def qada(
         refresh: Number of queries after which the moments are renewed.
         min_keys: Number of keys in the moments from which on a query counts.
         taus: Shares at which the extras "sparsity" and "oracle_sparsity" are computed.
-        broken: What happens where the estimate breaks, at v > log T. "clamp" uses it up to v = 2 log T, and `m + sqrt(2
-            v log T)` from there on. "long" calls such queries long, which includes every head that is sharp, local or
-            not.
+        broken: Treatment of queries whose estimate breaks, at v > log T. "clamp" uses the estimate up to v = 2 log T,
+            and `m + sqrt(2 v log T)` from there on. "long" calls such queries long, which includes every head that is
+            sharp, local or not.
         batch_size: Number of prompts per forward pass.
         seed: Seed of the intervals.
         progress: Show a progress bar.

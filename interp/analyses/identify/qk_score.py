@@ -22,7 +22,7 @@ from interp.hooks.transformerlens.without_rope import unrotated
 
 
 def _kept(prompts: Prompts, settings: Mapping[str, Any]) -> tuple[rows]:
-    """What is kept of a batch, for its cost."""
+    """Keeps of a batch, from which its cost follows."""
     return (rows(logits=not settings.get("attention", False)),)
 
 

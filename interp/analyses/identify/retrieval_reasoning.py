@@ -22,7 +22,7 @@ MAX_KEYS = 64
 
 
 def _kept(prompts: Prompts, settings: Mapping[str, Any]) -> tuple[top_keys]:
-    """What is kept of a batch, for its cost."""
+    """Keeps of a batch, from which its cost follows."""
     return (top_keys(max(_keys(prompt, settings.get("span", "answer")) for prompt in prompts)),)
 
 

@@ -101,19 +101,19 @@ def needle(
         chat = getattr(tokenizer, "chat_template", None) is not None
     facts = draw(len(cells) if n is None else n, max(needles, 1), kind, seed)
     items = []
-    for i, asked in enumerate(facts):
+    for i, target in enumerate(facts):
         length, depth = cells[i % len(cells)]
         rng = Random(f"depths/{seed}/{i}")
-        placed = [(depth if j == 0 else rng.random(), fact) for j, fact in enumerate(asked)] if needles else []
-        item = hide(tokenizer, asked[0], placed, length, chat, f"{seed}/{i}")
+        placed = [(depth if j == 0 else rng.random(), fact) for j, fact in enumerate(target)] if needles else []
+        item = hide(tokenizer, target[0], placed, length, chat, f"{seed}/{i}")
         item["meta"] = {
-            "answer": asked[0].answer,
+            "answer": target[0].answer,
             "kind": kind,
             "length": length,
             "depth": depth,
-            "key": asked[0].key,
-            "question": asked[0].question,
-            "prefix": asked[0].prefix,
+            "key": target[0].key,
+            "question": target[0].question,
+            "prefix": target[0].prefix,
         }
         items.append(item)
     return Prompts.encode(tokenizer, items, chat=chat, continue_final=chat)
@@ -177,12 +177,12 @@ def draw(n: int, needles: int, kind: str, seed: int) -> list[list[Fact]]:
         turn = Random(f"deck/{seed}/{i // len(templates)}").sample(templates, len(templates))
         first = turn[i % len(templates)]
         rng = Random(f"fact/{seed}/{i}")
-        asked = fill(first, kind, rng)
-        while asked.answer in seen:
-            asked = fill(first, kind, rng)
-        seen.add(asked.answer)
+        target = fill(first, kind, rng)
+        while target.answer in seen:
+            target = fill(first, kind, rng)
+        seen.add(target.answer)
         others = rng.sample([template for template in templates if template is not first], needles - 1)
-        rows.append([asked, *(fill(template, kind, rng) for template in others)])
+        rows.append([target, *(fill(template, kind, rng) for template in others)])
     return rows
 
 
@@ -202,18 +202,18 @@ def fill(template: Mapping[str, str], kind: str, rng: Random) -> Fact:
 
 
 def hide(
-    tokenizer: Any, asked: Fact, placed: Sequence[tuple[float, Fact]], length: int, chat: bool, seed: str
+    tokenizer: Any, target: Fact, placed: Sequence[tuple[float, Fact]], length: int, chat: bool, seed: str
 ) -> dict[str, Any]:
     """The longest prompt of at most `length` tokens, as an item for Prompts.encode with spans in characters."""
     sentences, ends = supply(tokenizer, length, seed)
 
     def render(count: int) -> tuple[dict[str, Any], str, list[tuple[int, int]]]:
         context, ranges = compose(sentences[:count], [(depth, fact.sentence) for depth, fact in placed])
-        body = f"{INSTRUCTION}\n\n{context}\n\nQuestion: {asked.question}"
+        body = f"{INSTRUCTION}\n\n{context}\n\nQuestion: {target.question}"
         if chat:
-            turns = [{"role": "user", "content": body}, {"role": "assistant", "content": asked.prefix}]
+            turns = [{"role": "user", "content": body}, {"role": "assistant", "content": target.prefix}]
             return {"messages": turns}, context, ranges
-        return {"text": f"{body}\nAnswer: {asked.prefix}"}, context, ranges
+        return {"text": f"{body}\nAnswer: {target.prefix}"}, context, ranges
 
     def encode(count: int) -> Prompt:
         return Prompts.encode(tokenizer, [render(count)[0]], chat=chat, continue_final=chat)[0]
@@ -235,17 +235,17 @@ def hide(
     item, context, ranges = render(fitting)
     text = encode(fitting).text
     start = text.find(context)
-    question = text.find(asked.question, start + len(context))
+    question = text.find(target.question, start + len(context))
     if start < 0 or question < 0:
         raise PromptError("the chat template changes the text, so spans are lost; use chat=False.")
     found = [(start + low, start + high) for low, high in ranges]
     spans: dict[str, Any] = {
         "context": (start, start + len(context)),
-        "question": (question, question + len(asked.question)),
+        "question": (question, question + len(target.question)),
     }
     if found:
-        low = found[0][0] + asked.sentence.rindex(asked.answer)
-        spans |= {"needle": found[0], "answer": (low, low + len(asked.answer))}
+        low = found[0][0] + target.sentence.rindex(target.answer)
+        spans |= {"needle": found[0], "answer": (low, low + len(target.answer))}
     if found[1:]:
         spans["distractor"] = found[1:]
     return {**item, "spans": spans}

@@ -18,7 +18,7 @@ from interp.errors import ModelError, PromptError, UsageError
 from interp.hooks.prompts.prompts import Prompts
 from interp.hooks.seam import tapping
 
-SMALL: dict[str, Any] = {"sink": 2, "window": 6, "refresh": 8, "least": 8}
+SMALL: dict[str, Any] = {"sink": 2, "window": 6, "refresh": 8, "min_keys": 8}
 
 
 def counted(n, sizes, native):
@@ -27,7 +27,7 @@ def counted(n, sizes, native):
         # blocks are counted from the end of a prompt
         start = max(0, n - -(-(n - i) // sizes["refresh"]) * sizes["refresh"])
         low, high = max(sizes["sink"], start - native + 1), start - sizes["window"] + 1
-        if high - low >= sizes["least"]:
+        if high - low >= sizes["min_keys"]:
             yield i, low, high
 
 
@@ -135,7 +135,7 @@ def test_labels_equal_the_formula(tiny_model, name, broken):
 def test_labels_equal_the_formula_on_the_demo_model(demo):
     model, tokenizer = demo
     batch = tasks.passages(tokenizer, n=1, length=100, seed=1)
-    sizes: dict[str, Any] = {"sink": 4, "window": 16, "refresh": 16, "least": 32}
+    sizes: dict[str, Any] = {"sink": 4, "window": 16, "refresh": 16, "min_keys": 32}
     check_against_eager(model, batch, [10**6] * 30, sizes, tau=0.9, broken="clamp")
 
 
