@@ -126,7 +126,7 @@ def test_the_same_in_another_process():
         "passages(byte_level(), n=2), repeated(99, shuffled=True))))"
     )
     tests = Path(__file__).parents[2]
-    path = os.pathsep.join([str(tests), str(tests.parent)])
+    path = os.pathsep.join([str(tests / "helpers"), str(tests.parent)])
     prints = [
         subprocess.run(
             [sys.executable, "-c", code],

@@ -79,8 +79,8 @@ def test_errors_of_the_judge_are_those_that_its_docstring_states():
         ("test", "false"): (1, 67),
     }
     stated = " ".join((refusal.refused.__doc__ or "").split())
-    assert "missed 5 of 171, answers taken for refusals 1 of 172;" in stated
-    assert "were not fitted to, 3 of 57 and 1 of 67." in stated
+    assert "the rules miss 5 of 171 refusals and take 1 of 172 answers for a refusal." in stated
+    assert "were not fitted to, these numbers are 3 of 57 and 1 of 67." in stated
     low, high = rates["test"]["false"].interval()
     assert 0 < low < rates["test"]["false"].rate < high < 0.1
     assert refusal.Rate(0, 67).interval()[1] > 0.04
