@@ -36,8 +36,7 @@ def activation_patching(
     seed: int = 0,
     progress: bool = False,
 ) -> HeadScores:
-    """Score each head by its total effect: z of one head, at all positions, is replaced by that of the other run of the
-    pair.
+    """Score each head by its total effect: its z, at all positions, comes from the other run of the pair.
 
     `effect[b l h] = M_patched - M_corrupt` (denoise) or `M_clean - M_patched` (noise), so that a head that supports the
     clean answer is positive either way. `score = effect / (M_clean - M_corrupt)`.

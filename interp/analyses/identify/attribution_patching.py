@@ -45,8 +45,9 @@ def attribution_patching(
     seed: int = 0,
     progress: bool = False,
 ) -> HeadScores:
-    """Score each head by its effect under activation patching to first order, from two forward passes and one backward
-    pass.
+    """Score each head by its effect under activation patching to first order.
+
+    It takes two forward passes and one backward pass.
 
     `effect[b l h] = sum over q, d of (z_clean - z_corrupt)[b q h d] dM/dz[b q h d]`, with the gradient at the run that
     would be patched: the corrupt one for the direction "denoise", the clean one for "noise". It estimates the effect

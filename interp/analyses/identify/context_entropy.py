@@ -27,8 +27,7 @@ from interp.hooks.read.keep import entropy
 def context_entropy(
     model: nn.Module, prompts: Prompts, *, batch_size: int = 8, seed: int = 0, progress: bool = False
 ) -> HeadScores:
-    """Score each head by the entropy of its attention at the last token, averaged over several contexts of one
-    question.
+    """Score each head by the entropy of its attention at the last token, averaged over contexts of one question.
 
     `H[c l h] = -sum over k of pattern[c l h N k] ln pattern[c l h N k]`, where c is a context and N its prompt's last
     token. `score[n l h] = mean over the contexts c of question n of H`, in nats.

@@ -48,8 +48,9 @@ def function_vectors(
     seed: int = 0,
     progress: bool = False,
 ) -> HeadScores:
-    """Score each head by its causal indirect effect: its mean output in clean few-shot prompts, put into shuffled
-    prompts.
+    """Score each head by what its mean output in clean few-shot prompts does for the answer in shuffled ones.
+
+    This is the causal indirect effect.
 
     `zbar[l h d] = mean over the clean prompts of a relation of z[n l h d]` at the last token, and y is the first token
     of meta["right"]. `score[n l h] = P(y | shuffled prompt n, z of the head at its last token := zbar) - P(y | shuffled

@@ -44,8 +44,9 @@ def lookback(
     seed: int = 0,
     progress: bool = False,
 ) -> HeadScores:
-    """Score each head by its lookback ratio: attention per token of the prompt, relative to attention per token of the
-    reply.
+    """Score each head by its lookback ratio: attention to the prompt relative to attention to the reply so far.
+
+    Both are attention per token.
 
     Where token t of the reply is generated, `c[n l h t] = mean over k in the prompt of pattern[n l h r_t k]`, and g is
     the mean over the t tokens generated before; r_t is the query that gives token t. `LR = c / (c + g)`, which is 0.5

@@ -39,8 +39,7 @@ def path_patching(
     seed: int = 0,
     progress: bool = False,
 ) -> HeadScores:
-    """Score each head by its direct effect: its z is replaced by that of the other run, and z of all other heads is
-    frozen.
+    """Score each head by its direct effect: its z comes from the other run, and z of all other heads is frozen.
 
     With `mlps="frozen"` only the path from the head to the logits is left. In the direction "noise" the last residual
     is then `r_clean + (z_corrupt[h d] - z_clean[h d]) W_O[h d m]` at the last position, read by the final norm, whose

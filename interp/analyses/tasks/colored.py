@@ -23,8 +23,7 @@ OBJECTS = (
 
 
 def colored_objects(tokenizer: Any, n: int = 32, seed: int = 0) -> tuple[Prompts, Prompts]:
-    """Make `n` pairs (clean, corrupt) of equal token length: three coloured things, and a question about the colour of
-    one.
+    """Make `n` pairs (clean, corrupt) of equal length: three coloured things, and a question about one of them.
 
     Clean: "... a red cup, a blue hat and a green key. The colour of the hat is", where blue is right. The corrupt
     prompt asks for another of the three things; its colour is right there and wrong in the clean prompt, and the

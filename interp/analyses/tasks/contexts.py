@@ -18,8 +18,7 @@ def contexts(
     chat: bool | None = None,
     seed: int = 0,
 ) -> Prompts:
-    """Make `each` prompts for each of `questions` questions, which differ in their context; one context holds the
-    answer.
+    """Make `each` prompts for each of `questions` questions: contexts of which one holds the answer.
 
     All are prompts of `tasks.needle` of at most `length` tokens, with the needle in one of them and in no other. The
     questions come one after another.
