@@ -1,6 +1,7 @@
 """Costs: every declared cost equals what hooks count while the analysis runs on a tiny model."""
 
 import contextlib
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -92,8 +93,8 @@ def test_declared_cost_is_what_runs(tiny, demo, entry):
     model, tokenizer = tiny
     if entry.group == "patching":
         model, tokenizer = demo.model, demo.tokenizer
-    made = MADE.get(name, entry.prompts)
-    prompts = made(SIZES, tokenizer)
+    make: Any = MADE.get(name, entry.prompts)
+    prompts = make(SIZES, tokenizer)
     settings = dict(OWN.get(name, {}))
     estimated = entry.cost(model, prompts, BATCH, settings)
     sides = (prompts,) if not entry.paired else prompts[::-1] if entry.partners_first else prompts
