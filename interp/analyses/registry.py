@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from interp.analyses.docstrings import Setting, sections_of, settings_of
+from interp.analyses.setting_types import fits
 from interp.errors import UsageError
 
 Kind = Literal["analysis", "edit", "selector"]
@@ -28,6 +29,8 @@ ENTRY_POINTS: dict[Kind, str] = {
 }
 T = TypeVar("T")
 _DECLARATION = re.compile(r"^@(analysis|edit|selector)\(.*?^(?:def|class) (\w+)", re.M | re.S)
+_DECLARED: dict[tuple[str, str], Any] = {}
+"""(kind, name) -> what this process declared, such as an edit in a notebook; `get` knows it, lists do not"""
 _NAME = re.compile(r'^@\w+\(\s*name="([\w-]+)"')
 
 
@@ -64,11 +67,18 @@ class Entry:
         return settings_of(self.thing)
 
     def check_settings(self, given: Mapping[str, Any]) -> None:
-        """Raise UsageError for a setting that it does not have, with the nearest name that it has."""
-        for name in given:
-            if name not in self.settings:
-                known = ", ".join(self.settings) or "no settings"
-                raise UsageError(f"{self.name} has no setting {name!r}{near(name, self.settings)}; it has {known}.")
+        """Raise UsageError for a setting that it does not have, or a number or text where another type is expected."""
+        settings = self.settings
+        for name, value in given.items():
+            if name not in settings:
+                known = f"it has {', '.join(settings)}" if settings else "it has no settings"
+                raise UsageError(f"{self.name} has no setting {name!r}{near(name, settings)}; {known}.")
+            if not fits(value, settings[name].kind):
+                default = settings[name].default
+                example = "" if default is None or default == "" else f", as in {self.name}.{name}={default}"
+                raise UsageError(
+                    f"{self.name}.{name} is {value!r}, expected {settings[name].kind}; give such a value{example}."
+                )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -119,29 +129,59 @@ class Analysis(Entry):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class EditEntry(Entry):
-    """How an edit is used by a steering run."""
+    """How an edit is used by a steering run, see `steer.make_edit`."""
 
     tuned: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     """settings that the dev split chooses where they are not given, with their candidates"""
     fitted: Callable[..., Any] | None = None
-    """(model, prompts, settings) -> edit, for an edit that is estimated from prompts of the profile split"""
+    """(model, prompts, *, span, heads, **settings) -> edit, for an edit that is estimated from prompts of the profile
+    split where a field without a default is not given; its keyword arguments are settings of the edit too"""
 
     @property
     def settings(self) -> dict[str, Setting]:
-        """Its fields; `heads` and `spans` are options of the command and come from the task."""
-        return {name: s for name, s in settings_of(self.thing).items() if name not in ("heads", "spans")}
+        """Its fields and the settings of `fitted`; `heads` is an option of the command, `spans` of the task."""
+        fit = settings_of(self.fitted) if self.fitted else {}
+        fit = {name: each for name, each in fit.items() if name not in ("span", "heads")}
+        return {**{name: each for name, each in settings_of(self.thing).items() if name != "heads"}, **fit}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SelectorEntry(Entry):
-    """How a key selector is made for a curve of kept keys."""
+    """How a key selector is made for a curve over kept keys, see `kv.selectors_of`."""
 
-    needs: tuple[str, ...] = ()
-    """analyses whose scores make it"""
+    needs: tuple[str, ...] | tuple[tuple[str, ...], ...] = ()
+    """analyses whose scores make it; several tuples are alternatives, the first of which has precedence"""
     from_scores: Callable[..., Any] | None = None
-    """(scores of `needs` ..., keep_ratio, **settings) -> selector; None: the class itself takes the ratio"""
+    """(scores of `needs` ..., keep_ratio, **settings) -> selector; by default the class method `from_scores` where
+    there are needs, else the class itself, which takes the ratio alone"""
     baseline: bool = False
     """the control of all others"""
+
+    @property
+    def alternatives(self) -> tuple[tuple[str, ...], ...]:
+        """The sets of scores that make it, each of which is enough; empty where it needs none."""
+        several = [each for each in self.needs if not isinstance(each, str)]
+        single = tuple(each for each in self.needs if isinstance(each, str))
+        return (*several, single) if single else tuple(several)
+
+    def needed(self, names: Iterable[str]) -> tuple[str, ...] | None:
+        """The scores that make it among those of these names; None where they are not enough."""
+        given = set(names)
+        if not self.needs:
+            return ()
+        return next((each for each in self.alternatives if given.issuperset(each)), None)
+
+    @property
+    def maker(self) -> Callable[..., Any]:
+        """The function or class that makes it."""
+        return self.from_scores or (self.thing.from_scores if self.needs else self.thing)
+
+    @property
+    def settings(self) -> dict[str, Setting]:
+        """Its fields and the keyword arguments of its maker; the share of keys comes from the curve."""
+        made = settings_of(self.maker) if self.needs else {}
+        fields = {name: each for name, each in settings_of(self.thing).items() if name not in ("heads", "keep_ratio")}
+        return {**fields, **made}
 
 
 _ENTRY: dict[Kind, type[Entry]] = {"analysis": Analysis, "edit": EditEntry, "selector": SelectorEntry}
@@ -153,7 +193,7 @@ def analysis(*, title: str, group: str, name: str = "", **declared: Any) -> Call
     Args:
         title: Heading in reports and lists.
         group: Heading under which it is listed, such as "copying".
-        name: Name in place of the function's.
+        name: Name in place of the function's; write it as the first argument, where the scan of the files looks for it.
         declared: Fields of `Analysis`.
     """
     return _declare("analysis", title, group, name, declared)
@@ -165,7 +205,7 @@ def edit(*, title: str, group: str = "attention", name: str = "", **declared: An
     Args:
         title: Heading in reports and lists.
         group: Heading under which it is listed.
-        name: Name in place of the lower-case class name.
+        name: Name in place of the lower-case class name; write it as the first argument, as in `analysis`.
         declared: Fields of `EditEntry`.
     """
     return _declare("edit", title, group, name, declared)
@@ -177,7 +217,7 @@ def selector(*, title: str, group: str = "", name: str = "", **declared: Any) ->
     Args:
         title: Heading in reports and lists.
         group: Heading under which it is listed.
-        name: Name in place of the lower-case class name.
+        name: Name in place of the lower-case class name; write it as the first argument, as in `analysis`.
         declared: Fields of `SelectorEntry`.
     """
     return _declare("selector", title, group, name, declared)
@@ -190,6 +230,7 @@ def _declare(kind: Kind, title: str, group: str, name: str, declared: Mapping[st
         entry = _ENTRY[kind](kind=kind, name=known, thing=thing, title=title, group=group, **declared)
         # on the thing itself, not inherited by subclasses: see `entry_of`
         own.__interp__ = entry
+        _DECLARED[kind, known] = own
         return thing
 
     return mark
@@ -200,10 +241,19 @@ def entry_of(thing: Any) -> Any:
     return vars(thing).get("__interp__") if hasattr(thing, "__dict__") else None
 
 
+@dataclass(frozen=True)
+class _Home:
+    """Where a function or class is defined."""
+
+    attribute: str
+    load: Callable[[], Any]
+    """imports it"""
+
+
 @cache
-def _homes(kind: Kind) -> dict[str, Callable[[], Any]]:
-    """Name -> a function that imports the declared thing, for the built-in entries and those of other packages."""
-    found: dict[str, Callable[[], Any]] = {}
+def _homes(kind: Kind) -> dict[str, _Home]:
+    """Name -> where it is defined, for the built-in entries and those of other packages."""
+    found: dict[str, _Home] = {}
     root = Path(__file__).parent
     for path in sorted(root.rglob("*.py")):
         if path.name == "registry.py":
@@ -215,15 +265,21 @@ def _homes(kind: Kind) -> dict[str, Callable[[], Any]]:
             named = _NAME.match(match[0])
             name = named[1] if named else match[2] if kind == "analysis" else match[2].lower()
             module = ".".join(("interp.analyses", *path.relative_to(root).with_suffix("").parts))
-            found[name] = _importing(module, match[2])
+            found[name] = _Home(match[2], _importing(module, match[2]))
     for point in metadata.entry_points(group=ENTRY_POINTS[kind]):
         # a name of ours is never taken over by another package
-        found.setdefault(point.name, point.load)
+        found.setdefault(point.name, _Home(point.attr, point.load))
     return found
 
 
 def _importing(module: str, name: str) -> Callable[[], Any]:
     return lambda: getattr(import_module(module), name)
+
+
+def class_named(name: str, kind: Kind) -> Any:
+    """The declared class of a class name such as "ZeroTuning", which saved edits hold; None for an unknown one."""
+    own = (thing for (of, _), thing in _DECLARED.items() if of == kind and thing.__name__ == name)
+    return next((home.load() for home in _homes(kind).values() if home.attribute == name), next(own, None))
 
 
 def names(kind: Kind = "analysis") -> tuple[str, ...]:
@@ -238,6 +294,8 @@ def get(name: str, kind: Kind = "analysis") -> Any:
         UsageError: For an unknown name, with the nearest known one, or an entry point that declares nothing.
     """
     wanted = _canonical(name, kind)
+    if wanted is None and (kind, name) in _DECLARED:
+        return entry_of(_DECLARED[kind, name])
     if wanted is None:
         known = names(kind)
         raise UsageError(f"unknown {kind} {name!r}{near(name, known)}; choose from {', '.join(known)}.")
@@ -264,7 +322,7 @@ def _canonical(name: str, kind: Kind) -> str | None:
 @cache
 def _loaded(kind: Kind, name: str) -> Any:
     try:
-        thing = _homes(kind)[name]()
+        thing = _homes(kind)[name].load()
     except (ImportError, AttributeError) as error:
         raise UsageError(f"{kind} {name!r} cannot be imported ({error}); mend or remove its package.") from error
     entry = entry_of(thing)

@@ -5,12 +5,15 @@ from typing import Any
 import torch
 
 from interp.analyses.kv.compress_kv import CompressKV
-from interp.analyses.kv.duo_attention import DuoAttention, RazorAttention
-from interp.analyses.kv.head_budgets import HeadKV, TaskKV
+from interp.analyses.kv.duo_attention import DuoAttention
+from interp.analyses.kv.head_kv import HeadKV
+from interp.analyses.kv.random_keys import RandomKeys
+from interp.analyses.kv.razor_attention import RazorAttention
 from interp.analyses.kv.selecting import selecting
 from interp.analyses.kv.selector import KeySelector
 from interp.analyses.kv.snapkv import SnapKV
-from interp.analyses.kv.streaming import RandomKeys, Streaming
+from interp.analyses.kv.streaming import Streaming
+from interp.analyses.kv.task_kv import TaskKV
 from interp.analyses.results.head_scores import HeadScores
 from interp.hooks.edit.evicting_cache import EvictingCache
 from interp.hooks.model.heads import HeadLayout
@@ -27,15 +30,15 @@ def scores(model: Any) -> HeadScores:
 
 # each selector of its share, with the few tokens of these prompts
 SELECTORS: dict[str, Any] = {
-    "streaming": lambda table: Streaming(0.4, sink=2, recent=3),
-    "random": lambda table: RandomKeys(0.4, sink=2, recent=3, seed=5),
-    "snapkv": lambda table: SnapKV(0.4, sink=2, recent=3, window=4, pool=3),
-    "compresskv": lambda table: CompressKV.of(table, 0.4, 2, sink=2, recent=3, window=4),
-    "headkv": lambda table: HeadKV.of(table, 0.4, sink=2, recent=3, window=4),
-    "taskkv": lambda table: TaskKV(0.6, part=0.5, top=9, sink=2, recent=3, window=4),
-    "taskkv of a table": lambda table: TaskKV.of(table, 0.6, 0.5, sink=2, recent=3, window=4),
-    "duo": lambda table: DuoAttention.of(table, 0.6, 0.5, sink=2, recent=3),
-    "razor": lambda table: RazorAttention.of(table, 0.6, 0.5, sink=2, recent=3),
+    "streaming": lambda table: Streaming(0.4, n_sink=2, n_recent=3),
+    "random": lambda table: RandomKeys(0.4, n_sink=2, n_recent=3, seed=5),
+    "snapkv": lambda table: SnapKV(0.4, n_sink=2, n_recent=3, window=4, kernel_size=3),
+    "compresskv": lambda table: CompressKV.from_scores(table, 0.4, n_voters=2, n_sink=2, n_recent=3, window=4),
+    "headkv": lambda table: HeadKV.from_scores(table, 0.4, n_sink=2, n_recent=3, window=4),
+    "taskkv": lambda table: TaskKV(0.6, part=0.5, top=9, n_sink=2, n_recent=3, window=4),
+    "taskkv of a table": lambda table: TaskKV.from_scores(table, 0.6, part=0.5, n_sink=2, n_recent=3, window=4),
+    "duo": lambda table: DuoAttention.from_scores(table, 0.6, part=0.5, n_sink=2, n_recent=3),
+    "razor": lambda table: RazorAttention.from_scores(table, 0.6, part=0.5, n_sink=2, n_recent=3),
 }
 
 
@@ -85,7 +88,7 @@ def literal(
         if chosen.window is not None:
             for head, window in enumerate(chosen.window[row].repeat_interleave(each).tolist()):
                 for p in range(n, total):
-                    seen[0, head, p, selector.sink : max(selector.sink, p - window)] = False
+                    seen[0, head, p, selector.n_sink : max(selector.n_sink, p - window)] = False
         masks[layer] = torch.where(seen, 0.0, torch.finfo(torch.float32).min)
     handles = []
     for layer, module in enumerate(block.self_attn for block in model.model.layers):

@@ -1,57 +1,96 @@
 """CompressKV: a few semantic retrieval heads of a layer choose the keys that all of its heads keep."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from interp.analyses.kv.shares import spread_over
-from interp.analyses.kv.snapkv import SnapKV, observed, smoothed
+from interp.analyses.kv._observation import observed_rows, smoothed
+from interp.analyses.kv._shares import spread_over
+from interp.analyses.kv.snapkv import SnapKV
+from interp.analyses.registry import selector
 from interp.analyses.results.head_scores import HeadScores
 from interp.errors import UsageError
 from interp.hooks.edit.edit import EditContext
 from interp.hooks.model.heads import HeadLayout, HeadSet
 
 
+@selector(name="compress_kv", title="CompressKV", order=4, needs=("semantic_retrieval",))
 @dataclass(frozen=True)
 class CompressKV(SnapKV):
-    """The keys that the layer's best semantic retrieval heads attend to from the last tokens; one choice for a layer.
+    """The keys that the best semantic retrieval heads of a layer attend to from the last tokens: one choice a layer.
 
-    rank[b g k] = mean over k' within pool of k, over the layer's `voters` h, and the last `window` rows q of
-    pattern[b h q k']. voters: query heads, `CompressKV.of` takes the first four of each layer of a score table. layers:
-    a weight for each layer's budget, as `layer_errors` measures them; the model's share stays what was asked.
-    Source: 2508.02401. Differs: layers without a voter take all of their heads. Cannot show: that voters are semantic;
-    give scores of identify.semantic for that.
+    `rank[b g k]` is the mean of `pattern[b h q k']` over the last `window` rows q, the `voters` h of the layer, and the
+    keys k' within a window of `kernel_size` around k.
+
+    Args:
+        keep_ratio: Share of the prompt's keys that the model keeps.
+        n_sink: First keys that are kept.
+        n_recent: Last keys that are kept.
+        full_cache_heads: Heads whose kv heads keep everything; none where `layer_weights` are given.
+        window: Number of last rows that rank the keys.
+        kernel_size: Width of the smoothing, an odd number.
+        voters: Query heads that rank the keys; a layer without a voter uses all of its heads.
+        layer_weights: A weight for the budget of each layer, as `layer_errors` measures them. The model still keeps
+            `keep_ratio` of the keys.
+
+    Raises:
+        UsageError: If a setting is out of range, or the weights do not fit the model.
+
+    Examples:
+        >>> from interp.analyses.kv import CompressKV
+        >>> CompressKV.from_scores(scores, 0.5, n_voters=2).voters.count("L")
+        4
+
+    Source:
+        2508.02401.
+
+    Differs:
+        A layer without a voter uses all of its heads.
+
+    Limits:
+        Does not show that the voters are semantic; use scores of `identify.semantic_retrieval` for that.
     """
 
     window: int = 8
-    recent: int = 8
-    pool: int = 5
+    n_recent: int = 8
+    kernel_size: int = 5
     voters: str = ""
-    layers: tuple[float, ...] = ()
+    layer_weights: tuple[float, ...] = ()
 
     @classmethod
-    def of(cls, scores: HeadScores, share: float, each: int = 4, **settings: object) -> "CompressKV":
-        """Voters: the `each` highest heads of every layer, of those with a score above 0."""
+    def from_scores(cls, scores: HeadScores, keep_ratio: float, *, n_voters: int = 4, **settings: Any) -> "CompressKV":
+        """Voters by a score table: the highest heads of every layer, of those with a score above 0.
+
+        Args:
+            scores: Scores, such as those of `identify.semantic_retrieval`.
+            keep_ratio: Share of the prompt's keys that the model keeps.
+            n_voters: Number of voters of each layer.
+            settings: Further fields.
+        """
         values = scores.values.nan_to_num(0.0)
-        order = values.argsort(dim=1, descending=True, stable=True)[:, :each].tolist()
+        order = values.argsort(dim=1, descending=True, stable=True)[:, :n_voters].tolist()
         named = [(layer, head) for layer, row in enumerate(order) for head in row if values[layer, head] > 0]
         voters = HeadSet.parse(named) if named else HeadSet()
-        return cls(share=share, voters=str(voters), **settings)  # pyright: ignore[reportArgumentType]
+        return cls(**{"keep_ratio": keep_ratio, "voters": str(voters), **settings})
 
     def rank(self, here: EditContext) -> Float[Tensor, "b g k"]:
+        """Smoothed attention of the voters from the last rows."""
         _, heads, groups, _, _ = here.call.sizes
         named = HeadSet.parse(self.voters).by_layer().get(here.site.layer, ()) if self.voters else ()
-        received = here.columns(observed(here, self.window)).float()
+        received = here.columns(observed_rows(here, self.window)).float()
         received = received[:, list(named) or list(range(heads))].mean(1, keepdim=True)
-        return smoothed(received, self.pool, here).expand(-1, groups, -1)
+        return smoothed(received, self.kernel_size, here).expand(-1, groups, -1)
 
     def budgets(self, layout: HeadLayout, choose: Bool[Tensor, "l"]) -> Float[Tensor, "l g"]:
-        if not self.layers:
+        if not self.layer_weights:
             return super().budgets(layout, choose)
-        if len(self.layers) != layout.layers or self.full:
-            given = f"{len(self.layers)} layer weights for {layout.layers} layers, full={self.full!r}"
-            raise UsageError(f"{given}: give one weight each, and no full heads.")
-        weights = torch.tensor(self.layers)[:, None].expand(-1, layout.kv_heads)
-        return spread_over(weights, choose, self.share)
+        if len(self.layer_weights) != layout.layers or self.full_cache_heads:
+            raise UsageError(
+                f"{len(self.layer_weights)} layer weights for {layout.layers} layers, with "
+                f"full_cache_heads={self.full_cache_heads!r}; give one weight for each layer, and no full_cache_heads."
+            )
+        weights = torch.tensor(self.layer_weights)[:, None].expand(-1, layout.kv_heads)
+        return spread_over(weights, choose, self.keep_ratio)

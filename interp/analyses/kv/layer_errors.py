@@ -1,4 +1,4 @@
-"""What dropping keys costs each layer: weights for budgets that differ by layer."""
+"""Errors of each layer when keys are dropped: weights for budgets that differ by layer."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,17 +31,47 @@ def layer_errors(
     batch_size: int = 4,
     progress: bool = False,
 ) -> tuple[float, ...]:
-    """What dropping keys costs each layer by itself: weights for the budgets of `CompressKV(layers=...)`.
+    """Measure the error that dropping keys causes in each layer alone: weights for `CompressKV(layer_weights=...)`.
 
-    error[l] = |o - o'| / |o|, o[b q m] what the attention block writes at the rows of a reply with every key, o' with
-    the kept ones and the same input (Frobenius norm), a mean over prompts' batches; divided by its sum over layers.
-    The model writes `max_new_tokens` greedily, with every key. selector: such as a CompressKV with equal layers.
-    Raises UsageError for a selector that keeps all, fewer than 1 token, or where no layer dropped a key.
-    Source: CompressKV, 2508.02401 (offline eviction error by layer). Differs: relative to the layer's own output, since
-    their norms grow with depth; the bias of the output projection is left out. Cannot show: errors that layers add up.
+    `error[l] = |o - o'| / |o|` by the Frobenius norm, where `o[b q m]` is the output of the attention block at the rows
+    of a reply with every key, and o' with the kept keys and the same input. It is averaged over batches of prompts and
+    divided by its sum over layers. The reply is generated greedily, with every key.
+
+    Args:
+        model: A transformers causal language model, or a TransformerBridge over one.
+        prompts: Prompts to continue.
+        selector: A selector that drops keys, such as a CompressKV with equal layers.
+        max_new_tokens: Length of the replies.
+        batch_size: Number of prompts per forward pass.
+        progress: Show a progress bar.
+
+    Returns:
+        One weight for each layer; their sum is 1.
+
+    Raises:
+        UsageError: For a selector that keeps everything, replies of no tokens, or where no layer dropped a key.
+
+    Examples:
+        >>> from interp.analyses.kv import SnapKV, layer_errors
+        >>> selector = SnapKV(0.4, n_sink=1, n_recent=2, window=4)
+        >>> len(layer_errors(model, prompts, selector, max_new_tokens=1))
+        2
+
+    Source:
+        CompressKV, 2508.02401 (offline eviction error by layer).
+
+    Differs:
+        The error is relative to the layer's own output, since norms grow with depth. The bias of the output projection
+        is left out.
+
+    Limits:
+        Does not show errors that add up over layers.
     """
     if selector.is_noop or max_new_tokens < 1:
-        raise UsageError(f"share={selector.share}, max_new_tokens={max_new_tokens}: drop some keys, write some tokens.")
+        raise UsageError(
+            f"keep_ratio={selector.keep_ratio}, max_new_tokens={max_new_tokens}; give a ratio below 1, and "
+            "at least 1 token."
+        )
     network: Any = unwrap(model)
     layout = HeadLayout.of(network)
     found = []
@@ -53,21 +83,21 @@ def layer_errors(
             network.generate(
                 **inputs, max_new_tokens=max_new_tokens + 1, min_new_tokens=max_new_tokens + 1, do_sample=False
             )
-        # a layer that dropped nothing lost nothing
+        # a layer that dropped nothing has no error
         sums = [read.sums.get(layer, (0.0, 1.0)) for layer in range(layout.layers)]
         found.append([(lost / whole) ** 0.5 for lost, whole in sums])
     mean = torch.tensor(found, dtype=torch.float64).mean(0)
     if not float(mean.sum()):
-        raise UsageError("no layer dropped a key: give longer prompts, or a smaller share.")
+        raise UsageError("no layer dropped a key; give longer prompts, or a smaller keep_ratio.")
     return tuple((mean / mean.sum()).tolist())
 
 
 @dataclass(eq=False, kw_only=True)
 class _Errors(Steering):
-    """A selector that is asked and not obeyed: what it would have changed is measured."""
+    """Measures the change that a selector would make, without making it."""
 
     sums: dict[int, tuple[float, float]] = field(default_factory=dict)
-    """by layer, squares of what is lost and of all"""
+    """by layer, squared norms of the error and of the output"""
 
     def edit(self, site: Site) -> Call:
         call = super().edit(site)

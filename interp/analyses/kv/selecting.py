@@ -1,4 +1,4 @@
-"""The keys that a selector keeps, while a model runs: hidden, or gone from its cache."""
+"""The context in which a selector acts on a model: other keys are hidden, or evicted from the cache."""
 
 import contextlib
 from collections.abc import Iterator
@@ -8,14 +8,14 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
-from interp.analyses.kv.selector import Kept, KeySelector
+from interp.analyses.kv.selector import KeptKeys, KeySelector
 from interp.errors import UsageError
 from interp.hooks.edit.edit import Steering, steering
 from interp.hooks.model.layers import attention_layers
 from interp.hooks.prompts.prompts import Prompts
 
-EVERY = 64
-"""new keys after which those that left a window are let go of: a compact cache holds at most so many more"""
+EVICTION_INTERVAL = 64
+"""new keys after which keys outside of a rolling window are evicted; an evicting cache holds at most this many more"""
 
 
 @contextlib.contextmanager
@@ -25,22 +25,44 @@ def selecting(
     prompts: Prompts | None,
     cache: Any = None,
     *,
-    noted: dict[tuple[int, int], Kept] | None = None,
+    noted: dict[tuple[int, int], KeptKeys] | None = None,
 ) -> Iterator[Steering]:
-    """Let tokens after the prompt see only the keys that a selector keeps, in forward() with a cache or generate().
+    """Restrict tokens after the prompt to the keys that a selector keeps, in forward() with a cache or in generate().
 
-        cache = EvictingCache(model)
-        with selecting(model, SnapKV(share=0.25), prompts, cache):
-            model.generate(**prompts.tensors(), past_key_values=cache)
+    With an evicting cache the other keys are not stored. Without one they are hidden, and the memory does not change.
+    Both give the same tokens.
 
-    cache: an EvictingCache, which then holds no other keys, layer by layer as the prompt is read; without one the keys
-    are hidden and the memory stays. Both give the same tokens. Source: ours.
-    noted: what the selector chose before, of a prompt that is in the model's cache already.
-    Raises as `steering`, and UsageError for a selector without prompts, or for beams with a compact cache.
-    Cannot show: speed; hidden keys are still multiplied, and a compact layer is laid out whole while it is called.
+    Args:
+        model: A transformers causal language model, or a TransformerBridge over one.
+        selector: The selector.
+        prompts: The batch that runs, so that the end of each prompt is known.
+        cache: The cache that runs, a `EvictingCache`, from which keys are evicted layer by layer as the prompt is read.
+        noted: Earlier choices of the selector, by (0, layer), for a prompt that is already in the model's cache.
+
+    Yields:
+        Steering: its `memory[0, layer]` holds the KeptKeys of a layer.
+
+    Raises:
+        UsageError: For a selector without prompts, or beams with an evicting cache; else as `steering`.
+
+    Examples:
+        >>> from interp.analyses.kv import SnapKV, selecting
+        >>> from interp.hooks.edit.evicting_cache import EvictingCache
+        >>> cache = EvictingCache(model)
+        >>> with selecting(model, SnapKV(0.5, n_sink=1, n_recent=2, window=4), prompts, cache) as state:
+        ...     tokens = model.generate(**prompts.tensors(), max_new_tokens=2, past_key_values=cache)
+        >>> state.memory[0, 1].kept.shape
+        torch.Size([2, 2, 17])
+
+    Source:
+        This package.
+
+    Limits:
+        Does not show the speed of a cache that evicts keys. Hidden keys are still multiplied, and an evicting layer is
+        laid out whole while it is called.
     """
     if prompts is None and not selector.is_noop:
-        raise UsageError("a selector needs the prompts that run, to know where they end: pass them as prompts=.")
+        raise UsageError("a selector needs the prompts that run, to know where they end; pass them as prompts=.")
     with contextlib.ExitStack() as stack:
         state = stack.enter_context(steering(model, selector, prompts))
         state.memory |= noted or {}
@@ -56,9 +78,9 @@ def selecting(
                     length = torch.tensor(state.bound.lengths(len(chosen.kept)), device=chosen.kept.device)
                     if held.kept is None:
                         held.evict(_columns(chosen.kept, length))
-                    elif chosen.window is not None and held.get_seq_length() - held.kept.shape[-1] >= EVERY:
+                    elif chosen.window is not None and held.get_seq_length() - held.kept.shape[-1] >= EVICTION_INTERVAL:
                         start = chosen.kept.shape[-1] - length
-                        held.evict(_last(chosen.window, start, selector.sink, held.get_seq_length()))
+                        held.evict(_in_window(chosen.window, start, selector.n_sink, held.get_seq_length()))
 
                 return after
 
@@ -76,8 +98,8 @@ def _columns(kept: Bool[Tensor, "b g n"], length: Tensor) -> Bool[Tensor, "b g k
     return kept.gather(2, place) & (position >= 0)[:, None]
 
 
-def _last(window: Int[Tensor, "b g"], start: Tensor, sink: int, columns: int) -> Bool[Tensor, "b g k"]:
-    """The columns that the row after them, and every later one, may still see; start[b]: column of the first token."""
+def _in_window(window: Int[Tensor, "b g"], start: Tensor, n_sink: int, columns: int) -> Bool[Tensor, "b g k"]:
+    """Columns that the next row, and every later one, can see; `start[b]` is the column of the first token."""
     position = torch.arange(columns, device=start.device) - start[:, None, None]
     next_row = columns - start[:, None, None]
-    return (position >= 0) & ((position < sink) | (position >= next_row - window[..., None]))
+    return (position >= 0) & ((position < n_sink) | (position >= next_row - window[..., None]))

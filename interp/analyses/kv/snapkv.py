@@ -1,52 +1,66 @@
-"""Selectors that read what the last tokens of the prompt attend to."""
+"""SnapKV: the keys that the last tokens of the prompt attend to."""
 
 from dataclasses import dataclass
 
-import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
+from interp.analyses.kv._observation import observed_rows, smoothed
+from interp.analyses.kv._shares import grouped
 from interp.analyses.kv.selector import KeySelector
-from interp.analyses.kv.shares import grouped
+from interp.analyses.registry import selector
 from interp.errors import UsageError
 from interp.hooks.edit.edit import EditContext
 
 
+@selector(title="SnapKV", order=2)
 @dataclass(frozen=True)
 class SnapKV(KeySelector):
-    """The keys that the last tokens of the prompt attend to most, smoothed along the text.
+    """The keys that get most attention from the last tokens of the prompt, smoothed along the text.
 
-    rank[b g k] = mean over k' within pool of k, h of g, and the last `window` rows q of pattern[b h q k'].
-    Source: Li et al. 2404.14469. Differs: the mean over the rows that see a key and over the heads of a kv head, since
-    those share a cache; the window itself is kept as `recent` says. Cannot show: what later tokens would look at.
+    `rank[b g k]` is the mean of `pattern[b h q k']` over the last `window` rows q, the query heads h of g, and the keys
+    k' within a window of `kernel_size` around k.
+
+    Args:
+        keep_ratio: Share of the prompt's keys that the model keeps.
+        n_sink: First keys that are kept.
+        n_recent: Last keys that are kept.
+        full_cache_heads: Heads whose kv heads keep everything.
+        window: Number of last rows that rank the keys.
+        kernel_size: Width of the smoothing, an odd number.
+
+    Raises:
+        UsageError: If a setting is out of range, or, while the model runs, if the prompt is read in chunks.
+
+    Examples:
+        >>> from interp.analyses.kv import SnapKV, selecting
+        >>> with selecting(model, SnapKV(0.5, n_sink=1, n_recent=2, window=4), prompts):
+        ...     tokens = model.generate(**prompts.tensors(), max_new_tokens=2, do_sample=False)
+
+    Source:
+        Li et al. 2404.14469.
+
+    Differs:
+        The mean is over the rows that see a key and over the heads of a kv head, since those share a cache. `n_recent`
+        says how much of the window itself is kept.
+
+    Limits:
+        Does not show which keys later tokens would attend to.
     """
 
-    recent: int = 16
+    n_recent: int = 16
     window: int = 16
-    pool: int = 7
+    kernel_size: int = 7
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.window < 1 or self.pool < 1 or self.pool % 2 == 0:
-            raise UsageError(f"window={self.window}, pool={self.pool}: give rows of at least 1, and an odd pool.")
+        if self.window < 1 or self.kernel_size < 1 or self.kernel_size % 2 == 0:
+            raise UsageError(
+                f"window={self.window}, kernel_size={self.kernel_size}; give a window of at least 1 row, and an odd "
+                "kernel_size."
+            )
 
     def rank(self, here: EditContext) -> Float[Tensor, "b g k"]:
-        received = here.columns(observed(here, self.window)).float()
-        return smoothed(grouped(received, here.call.sizes[2]), self.pool, here)
-
-
-def observed(here: EditContext, window: int) -> Bool[Tensor, "b q"]:
-    """The last `window` rows of each prompt. Raises UsageError where some of them are not in the call."""
-    length = here.length[:, None]
-    rows = (here.row_position >= 0) & (here.row_position < length) & (here.row_position >= length - window)
-    if bool((rows.sum(1) < here.length.clamp(max=window)).any()):
-        raise UsageError(f"the last {window} tokens of a prompt choose its keys: let it be read in one prefill.")
-    return rows
-
-
-def smoothed(values: Float[Tensor, "b g k"], pool: int, here: EditContext) -> Float[Tensor, "b g k"]:
-    """The mean over a window of `pool` neighbours, of those that are tokens of the prompt."""
-    length = here.length[:, None]
-    real = ((here.key_position >= 0) & (here.key_position < length)).float()[:, None]
-    total, count = (torch.nn.functional.avg_pool1d(x, pool, stride=1, padding=pool // 2) for x in (values * real, real))
-    return total / count.clamp(min=1e-6)
+        """Smoothed attention from the last rows."""
+        received = here.columns(observed_rows(here, self.window)).float()
+        return smoothed(grouped(received, here.call.sizes[2]), self.kernel_size, here)

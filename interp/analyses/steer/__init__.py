@@ -1,39 +1,8 @@
-"""Steering methods, edits to be added up and opened by `interp.steering`; which heads to steer, and does it help."""
+"""Steering: edits of attention, the choice of heads and settings, and the test whether an edit helps.
 
-from interp.analyses.steer.act import Act
-from interp.analyses.steer.check import steer_check
-from interp.analyses.steer.found_in_the_middle import FoundInTheMiddle
-from interp.analyses.steer.iti import iti
-from interp.analyses.steer.key_scale import KeyScale
-from interp.analyses.steer.offset import Offset
-from interp.analyses.steer.pasta import Pasta
-from interp.analyses.steer.profile import Profile, choose, directions, intersection, profile
-from interp.analyses.steer.redistribute import Redistribute
-from interp.analyses.steer.relatives import Boost, Gate, Knockout, SpotLight, Temperature
-from interp.analyses.steer.slot_bias import slot_bias
-from interp.analyses.steer.zerotuning import ZeroTuning
-from interp.hooks.edit.edit import Edits
+Every public class and function of the files in this folder is an attribute of the package.
+"""
 
-__all__ = [
-    "Act",
-    "Boost",
-    "Edits",
-    "FoundInTheMiddle",
-    "Gate",
-    "KeyScale",
-    "Knockout",
-    "Offset",
-    "Pasta",
-    "Profile",
-    "Redistribute",
-    "SpotLight",
-    "Temperature",
-    "ZeroTuning",
-    "choose",
-    "directions",
-    "intersection",
-    "iti",
-    "profile",
-    "slot_bias",
-    "steer_check",
-]
+from interp.analyses.exports import attach
+
+__getattr__, __dir__, __all__ = attach(__name__, __file__)

@@ -1,4 +1,4 @@
-"""Sinks that a prompt shows: keys other than the first whose column is high, found once and kept for what follows."""
+"""Attention sinks of a prompt: keys other than the first whose column mean is high."""
 
 import torch
 from torch import Tensor
@@ -7,14 +7,24 @@ from interp.errors import UsageError
 from interp.hooks.edit.edit_context import EditContext
 
 Threshold = float | str
-"""a share of attention, or "5/n" for 5 over the length of each prompt"""
+"""a share of attention, or "5/n" for 5 divided by the length of each prompt"""
 
 
 def sinks(here: EditContext, threshold: Threshold) -> Tensor:
-    """Bool [b h k] keys k > 0 of the prompt with a mean over the rows q that see them, mean of pattern[b h q k], above
-    the threshold, for the edit's heads.
+    """Find the sinks of each head: keys k > 0 of the prompt whose mean attention is above the threshold.
 
-    Raises UsageError where the prompt is read in several chunks.
+    The mean of `pattern[b h q k]` is over the rows q that see the key. The sinks are found once, on the prompt, and
+    kept for the decode steps.
+
+    Args:
+        here: The attention call.
+        threshold: A share of attention, or "5/n".
+
+    Returns:
+        Bool `[b h k]`, False for heads that the edit does not name.
+
+    Raises:
+        UsageError: Where the prompt is read in several chunks.
     """
     keys = here.call.sizes[4]
     found = here.recall()
@@ -22,7 +32,7 @@ def sinks(here: EditContext, threshold: Threshold) -> Tensor:
         lengths = here.length
         position = here.row_position
         if here.call.q.shape[2] < int(lengths.max()):
-            raise UsageError("sinks are found on the whole prompt: let it be read in one prefill.")
+            raise UsageError("sinks are found on the whole prompt, but it is read in chunks; read it in one prefill.")
         received = here.columns((position >= 0) & (position < lengths[:, None]))
         above = received > limit(threshold, lengths)[:, None, None].to(received)
         found = above & (here.prompt_keys() & ~here.first_token)[:, None] & here.head_mask[:, None]
@@ -33,7 +43,7 @@ def sinks(here: EditContext, threshold: Threshold) -> Tensor:
 
 
 def limit(threshold: Threshold, lengths: Tensor) -> Tensor:
-    """Float [b] the threshold for prompts of these lengths. Raises UsageError for what is none."""
+    """Float `[b]`: the threshold for prompts of these lengths. Raises UsageError for anything but a number or "5/n"."""
     if isinstance(threshold, str):
         number, _, n = threshold.partition("/")
         try:
@@ -41,5 +51,7 @@ def limit(threshold: Threshold, lengths: Tensor) -> Tensor:
                 raise ValueError
             return float(number) / lengths.float()
         except ValueError:
-            raise UsageError(f"threshold={threshold!r} is neither a number nor of the form '5/n'.") from None
+            raise UsageError(
+                f"threshold={threshold!r} cannot be read; give a number, or a text such as '5/n'."
+            ) from None
     return torch.full_like(lengths, threshold, dtype=torch.float32)

@@ -1,28 +1,52 @@
-"""ACT: attention is taken from sinks other than the first token and spread over the rest of the row."""
+"""ACT: attention is moved from sinks other than the first token to the rest of the row."""
 
 from dataclasses import dataclass
 
 import torch
 
+from interp.analyses.registry import edit
 from interp.analyses.steer._sinks import Threshold, limit, sinks
 from interp.errors import UsageError
 from interp.hooks.edit.edit import Edit, EditContext
 from interp.kernels.contract import Call
 
 
+@edit(title="ACT", group="sinks", order=4)
 @dataclass(frozen=True)
 class Act(Edit):
-    """Attention calibration: sinks that a prompt shows are cut to beta of their attention, the rest of a row gains.
+    """Attention calibration: sinks keep the share `beta` of their attention, and the rest of each row gains.
 
-    Sinks of a head: keys k > 0 whose mean over the rows q that see them, mean of pattern[b h q k], is above the
-    threshold. With s = sum over sinks of pattern[b h q k]: pattern' = beta pattern on sinks and
-    (1 - beta s) / (1 - s) pattern elsewhere, which is a bias of log(beta (1 - s) / (1 - beta s)) on sinks: a number for
-    each row, times a set of keys for each head.
-    beta in (0, 1], 0.4 in the paper, 1 changes nothing; threshold: "5/n" in the paper, a number for an absolute one
-    (the released scripts take 0.1). Sinks are found once, on the prompt; a row that sees nothing else is left alone.
-    Needs the whole prompt in one prefill. Source: Yu et al. 2406.15765. Differs: sinks are per prompt of a batch, and
-    decode steps keep the prompt's, where the released code computes them anew from one row.
-    Cannot show: that the sinks are idle; the first token, a sink as a rule, receives most of what is freed.
+    The sinks of a head are the keys k > 0 whose mean of `pattern[b h q k]` over the rows q that see them is above the
+    threshold. With `s = sum over sinks of pattern[b h q k]`, the new pattern is `beta pattern` on sinks and
+    `(1 - beta s) / (1 - s) pattern` elsewhere. This is a bias of `log(beta (1 - s) / (1 - beta s))` on sinks: one
+    number for each row, on a set of keys for each head.
+
+    The sinks are found once, on the prompt, which must be read in one prefill. A row that sees only sinks is unchanged.
+
+    Args:
+        beta: Share of their attention that sinks keep, in (0, 1]. The paper uses 0.4; 1 changes nothing.
+        threshold: Mean attention above which a key is a sink. "5/n", as in the paper, is 5 divided by the prompt
+            length; the released scripts use 0.1.
+        heads: Heads to edit.
+
+    Raises:
+        UsageError: If a setting is out of range.
+
+    Examples:
+        >>> edit = interp.steer.Act(beta=0.4, heads="L1")
+        >>> with interp.steering(model, edit, prompts):
+        ...     logits = model(**prompts.tensors()).logits
+
+    Source:
+        Yu et al. 2406.15765.
+
+    Differs:
+        Each prompt of a batch has its own sinks, and decode steps use those of the prompt. The released code computes
+        them again from a single row.
+
+    Limits:
+        Does not show that the sinks are idle. The first token, which is usually a sink too, receives most of the freed
+        attention.
     """
 
     beta: float = 0.4
@@ -31,7 +55,7 @@ class Act(Edit):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 < self.beta <= 1:
-            raise UsageError(f"beta={self.beta} is not in (0, 1]: ACT takes 0.4 by default, 1 for nothing.")
+            raise UsageError(f"beta={self.beta} is not in (0, 1]; give the share that sinks keep, such as 0.4.")
         limit(self.threshold, torch.ones(1))
 
     @property
@@ -43,7 +67,7 @@ class Act(Edit):
         if not bool(on.any()):
             return here.call
         s, rest = here.mass(on)
-        # where a row sees sinks alone nothing could take what they lose
+        # in a row that sees only sinks no other key could take what they lose
         alone = rest < 1e-6
         coefficient = torch.log(self.beta * rest.clamp(min=1e-6) / (1 - self.beta * s))
         return here.add_row_bias(coefficient.masked_fill(alone, 0.0), on)

@@ -1,27 +1,50 @@
-"""PASTA: what a user marks is kept, all other keys of the prompt are attended less."""
+"""PASTA: the keys outside of a marked span get less attention."""
 
 import math
 from dataclasses import dataclass
 
+from interp.analyses.registry import edit
 from interp.errors import UsageError
 from interp.hooks.edit.edit import EditContext, SpanEdit, check_positive
 from interp.kernels.contract import Call
 
 
+@edit(title="PASTA", group="spans", order=1)
 @dataclass(frozen=True)
 class Pasta(SpanEdit):
-    """Post-hoc attention steering of marked spans.
+    """Post-hoc attention steering: attention outside of marked spans is multiplied by `alpha` and renormalised.
 
-    pattern'[b h q k] = pattern / C on the span and alpha pattern / C off it, C the sum of both: a bias of log alpha on
-    keys off the span. Several spans count as one set. Generated keys stay neutral, as in the authors' code; the paper's
-    rule, which counts them as off the span, is scope="all".
-    spans: names, positions or ranges; alpha > 0, 0.01 in the paper, 1 changes nothing; mode "exclude" lowers what is
-    off the span, "include" raises the span by 1 / alpha, the same but for generated keys, which then are beside the
-    rest of the prompt; protect_first leaves the first token, where most heads rest, as it was.
-    A prompt that ends before a range of positions is not changed; one without a named span is an error.
-    Source: Zhang et al. 2311.02262, equation 2. Differs: spans are united before they are biased, where the released
-    code adds the bias once for each.
-    Cannot show: which heads to steer; all of them at once is usually worse than none.
+    The new pattern is `pattern[b h q k] / C` on the span and `alpha pattern[b h q k] / C` elsewhere, where C is the sum
+    of both. This is a bias of `log alpha` on the keys outside of the span. Several spans count as one set.
+
+    A prompt that ends before a range of positions is unchanged. A prompt without a named span is an error.
+
+    Args:
+        spans: Names, positions or ranges of the spans.
+        alpha: Factor of the attention outside of the span, above 0. The paper uses 0.01; 1 changes nothing.
+        mode: "exclude" lowers the keys outside of the span. "include" raises the span by `1 / alpha`, which is the same
+            except for generated keys, which then count with the rest of the prompt.
+        scope: Keys that "exclude" lowers: those of the "prompt" (the authors' code, which leaves generated keys
+            neutral), "all" (the paper's rule, which counts generated keys as outside of the span), or "generated".
+        protect_first: Leave the first token unchanged, on which most heads put most of their attention.
+        heads: Heads to edit.
+
+    Raises:
+        UsageError: If a setting is out of range.
+
+    Examples:
+        >>> edit = interp.steer.Pasta("first", alpha=0.1, heads="L0H1 L1H2")
+        >>> with interp.steering(model, edit, prompts):
+        ...     logits = model(**prompts.tensors()).logits
+
+    Source:
+        Zhang et al. 2311.02262, equation 2.
+
+    Differs:
+        Spans are united before the bias is added. The released code adds it once for each span.
+
+    Limits:
+        Does not show which heads to steer. Steering all of them at once is usually worse than no steering.
     """
 
     alpha: float = 0.01
@@ -33,9 +56,9 @@ class Pasta(SpanEdit):
         super().__post_init__()
         check_positive("alpha", self.alpha)
         if self.scope not in ("prompt", "all", "generated"):
-            raise UsageError(f"scope={self.scope!r} is none: take 'prompt', 'all' or 'generated'.")
+            raise UsageError(f"unknown scope {self.scope!r}; choose from 'prompt', 'all', 'generated'.")
         if self.mode not in ("exclude", "include"):
-            raise UsageError(f"mode={self.mode!r} is none: take 'exclude' or 'include'.")
+            raise UsageError(f"unknown mode {self.mode!r}; choose from 'exclude', 'include'.")
 
     @property
     def is_noop(self) -> bool:
@@ -50,6 +73,6 @@ class Pasta(SpanEdit):
         marked = here.keys(self.spans)
         if self.mode == "include":
             return here.add_key_bias(-math.log(self.alpha), marked)
-        # asked of the prompt: a cache may have dropped the span, and an earlier chunk not come to it yet
+        # the prompt decides, not the keys: a cache may have dropped the span, and an earlier chunk not reached it yet
         off = here.prompt_keys(self.scope) & ~marked & here.has_span(self.spans)[:, None]
         return here.add_key_bias(math.log(self.alpha), off & ~here.first_token if self.protect_first else off)

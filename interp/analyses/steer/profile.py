@@ -1,7 +1,8 @@
-"""Which heads to steer: each head steered alone, scored without generating, in rounds that keep the better half."""
+"""Profiles: each head is steered alone and scored without generation, in rounds that keep the better half."""
 
+import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -11,9 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from interp.analyses.measures.continuations import ContinuationScorer, Cost, entropies, margins
+from interp.analyses.results.codec import result
 from interp.analyses.results.files import Parts
 from interp.analyses.results.head_scores import HeadScores
-from interp.errors import ScoreError, UsageError
+from interp.analyses.results.result import Result
+from interp.errors import UsageError
 from interp.hooks.edit.edit import Edit, Edits
 from interp.hooks.model.heads import Head, HeadLayout, HeadSet
 from interp.hooks.model.provenance import Provenance
@@ -22,46 +25,76 @@ from interp.hooks.prompts.prompts import Prompts
 Score = Literal["margin", "accuracy", "entropy"]
 
 
-@dataclass(frozen=True)
-class Profile:
-    """What steering does, head by head: a score table, and the heads in the order of the rounds they stayed in."""
+@result
+@dataclass(frozen=True, eq=False)
+class Profile(Result):
+    """The effect of steering, head by head: a score table, and the heads in the order of the rounds they stayed in.
+
+    Args:
+        scores: Gain over the unmodified model; NaN for prompts before which a head had left.
+        ranking: Heads, best first: heads that stayed longer come before those that left, then by their gain.
+    """
 
     scores: HeadScores
-    """gain over the model as it is; NaN where a head had left"""
     ranking: tuple[Head, ...]
-    """best first: heads that stayed longer come before those that left, then by their gain"""
 
     @property
     def cost(self) -> dict[str, float]:
+        """Prompts, forward passes and continuations that the profile took."""
         return self.scores.settings["cost"]
 
+    @property
+    def provenance(self) -> Provenance | None:
+        """Model and versions that the profile belongs to."""
+        return self.scores.provenance
+
     def heads(self, k: int) -> HeadSet:
-        """The first k of the ranking."""
+        """The first k heads of the ranking.
+
+        Args:
+            k: Number of heads.
+
+        Raises:
+            UsageError: If k is below 1 or above the number of heads.
+        """
         if not 0 < k <= len(self.ranking):
-            raise UsageError(f"{k} heads of a profile of {len(self.ranking)}: give a number from 1 to that.")
+            raise UsageError(
+                f"k={k} is not between 1 and {len(self.ranking)}, the heads of the profile; give such a k."
+            )
         return HeadSet(tuple(self.ranking[:k]))
 
     def helpful(self, above: float = 0.0) -> HeadSet:
-        """Heads that were asked every prompt and gained more than a value: ACT's rule for its head set."""
-        return HeadSet(tuple(h for h in self.ranking if self.scores[h] > above and self.whole(h)))
+        """Heads that were measured on every prompt and gained more than a value, as ACT chooses its heads.
 
-    def whole(self, head: Head) -> bool:
+        Args:
+            above: Least gain.
+        """
+        return HeadSet(tuple(h for h in self.ranking if self.scores[h] > above and self.is_complete(h)))
+
+    def is_complete(self, head: Head) -> bool:
         """Whether a head was measured on every prompt."""
         return not bool(self.scores.per_prompt[:, head.layer, head.head].isnan().any())
 
-    def save(self, path: str | Path) -> Path:
-        """Write the scores, which carry the ranking; `load` reads them."""
-        return self.scores.save(path)
+    def to_frame(self) -> Any:
+        """A pandas DataFrame, one row per head in the order of the ranking: rank, name, gain, interval, prompts."""
+        frame = self.scores.to_frame().set_index("name", drop=False).loc[[str(head) for head in self.ranking]]
+        frame = frame.assign(
+            rank=range(1, len(frame) + 1),
+            prompts=[int((~self.scores.per_prompt[:, h.layer, h.head].isnan()).sum()) for h in self.ranking],
+        )
+        return frame[["rank", "name", "layer", "head", "value", "low", "high", "prompts"]].reset_index(drop=True)
 
-    @classmethod
-    def load(cls, path: str | Path, model: Any = None) -> "Profile":
-        """Read what save wrote. With `model`, a profile of another model raises ScoreError."""
-        scores = HeadScores.load(path, model)
-        if "ranking" not in scores.settings:
-            raise ScoreError(
-                f"{path} holds scores '{scores.name}' and no profile: give a file that Profile.save wrote."
-            )
-        return cls(scores, tuple(map(Head.parse, scores.settings["ranking"])))
+    def summary(self, top: int = 10) -> str:
+        """The first heads of the ranking as text: gain [95 % interval], and the number of prompts.
+
+        Args:
+            top: Number of heads to list.
+        """
+        rows = self.to_frame().head(top).to_dict("records")
+        return "\n".join(
+            f"{r['name']:8s} {r['value']:+.3f} [{r['low']:+.3f}, {r['high']:+.3f}]  {r['prompts']} prompts"
+            for r in rows
+        )
 
 
 def profile(
@@ -79,38 +112,69 @@ def profile(
     folder: str | Path | None = None,
     progress: bool = False,
 ) -> Profile:
-    """Steer each head alone and measure what it gains, in rounds that halve the heads and double the prompts.
+    """Steer each head alone and measure its gain, in rounds that halve the heads and double the prompts.
 
-    gain[p l h] = score of prompt p with `edit` in that head alone less its score without. score: "margin", the
-    log-probability per token of the best right continuation less that of the best wrong one; "accuracy", whether that
-    is above 0; "entropy", minus the entropy over the continuations, which needs no labels.
-    prompts: with meta["right"] and meta["wrong"] (see tasks.get), in an order drawn by `seed`. heads: candidates, by
-    default all. keep: heads that are measured on all prompts. start: prompts of the first round. rows: of one forward.
-    start=len(prompts) measures every head on every prompt.
-    folder: finished parts are kept there, and a profile that was cut goes on with the same numbers.
-    Source: Zhang et al. 2311.02262, section 3.2 (each head alone, ranked by task score, by generation on 1,000
-    prompts). Differs: given continuations are scored, and heads leave in rounds.
-    Cannot show: what heads do together; how a head ranks that left early, by a few prompts. Gains of the heads that
-    stayed are of heads chosen for them, on the same prompts: too high, by about as much as their intervals are wide.
+    `gain[n l h]` is the score of prompt n with `edit` in that head alone, minus its score without. With
+    `start=len(prompts)` every head is measured on every prompt.
+
+    Args:
+        model: A transformers causal language model, or a TransformerBridge over one.
+        prompts: Prompts with `meta["right"]` and `meta["wrong"]`, see `tasks.get`; `seed` draws their order.
+        edit: An edit of attention, or several added up.
+        heads: Candidates, by default all heads.
+        keep: Heads that are measured on all prompts.
+        start: Prompts of the first round.
+        score: "margin" is the log-probability per token of the best right continuation minus that of the best wrong
+            one, "accuracy" whether the margin is above 0, "entropy" minus the entropy over the continuations, which
+            needs no labels.
+        batch_size: Number of prompts per forward pass.
+        rows: Rows of a forward pass, in which head sets are tested side by side.
+        seed: Seed of the order of prompts, and of heads with equal gains.
+        folder: Finished parts are stored here, so that a killed profile continues with the same numbers.
+        progress: Show a progress bar.
+
+    Returns:
+        Profile: the gains as HeadScores, and the ranking.
+
+    Raises:
+        UsageError: For an unknown score, no heads, or an edit of head outputs (Gate, Offset).
+        PromptError: If a prompt has no right or wrong continuations.
+
+    Examples:
+        >>> from dataclasses import replace
+        >>> meta = {"right": [[5]], "wrong": [[6]]}
+        >>> batch = replace(prompts, items=tuple(replace(prompt, meta=meta) for prompt in prompts))
+        >>> found = interp.steer.profile(model, batch, interp.steer.Boost("first", 9.0), start=2)
+        >>> found.scores.per_prompt.shape, len(found.ranking)
+        (torch.Size([2, 2, 4]), 8)
+
+    Source:
+        Zhang et al. 2311.02262, section 3.2: each head alone, ranked by task score, by generation on 1,000 prompts.
+
+    Differs:
+        Given continuations are scored, and heads leave in rounds.
+
+    Limits:
+        Does not show the effect of heads together, and ranks heads that left early by few prompts. The gains of heads
+        that stayed are those of heads chosen on the same prompts: too high, by about the width of their intervals.
     """
     if score not in ("margin", "accuracy", "entropy"):
-        raise UsageError(f"score={score!r} is none: take 'margin', 'accuracy' or 'entropy'.")
+        raise UsageError(f"unknown score {score!r}; choose from 'margin', 'accuracy', 'entropy'.")
     if heads is not None and not len(heads):
-        raise UsageError("heads is an empty set: name at least one head, or None for all.")
+        raise UsageError("the set of heads is empty; name at least one head, or give None for all.")
     if keep < 1 or start < 1:
-        raise UsageError(f"keep={keep}, start={start}: give at least 1 head and 1 prompt.")
+        raise UsageError(f"keep={keep}, start={start}; give at least 1 head and 1 prompt.")
     layout = HeadLayout.of(model)
     left = list(layout.all() if heads is None else heads)
     layout.check(HeadSet(tuple(left)))
     random = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(prompts), generator=random).tolist()
-    # of heads that are alike
-    lot = dict(zip(left, torch.randperm(len(left), generator=random).tolist(), strict=True))
+    # the order of heads with equal gains
+    tie_order = dict(zip(left, torch.randperm(len(left), generator=random).tolist(), strict=True))
     about = Provenance.of(model, prompts.tokenizer, seed=seed)
     gains = torch.full((len(prompts), layout.layers, layout.heads), torch.nan)
     made = about.config_hash, about.weights_hash, about.dtype, about.versions
-    what = [made, prompts.fingerprint(), [e.to_dict() for e in Edits(()) + edit], score, batch_size]
-    parts = Parts.of(folder, "profile", what)
+    parts = Parts.of(folder, "profile", [made, prompts.fingerprint(), list(edit_dicts(edit)), score, batch_size])
     cost, rounds, gone = Cost(), [], []
     done, target = 0, min(start, len(prompts))
     with _bar(prompts, left, keep, start, progress) as bar:
@@ -127,7 +191,7 @@ def profile(
                 bar.update(len(chosen) * len(left))
             rounds.append([len(left), target])
             means = gains.nanmean(0)
-            left.sort(key=lambda head: (-float(means[head]), lot[head]))
+            left.sort(key=lambda head: (-float(means[head]), tie_order[head]))
             done, target = target, min(2 * target, len(prompts))
             if done < len(prompts) and len(left) > keep:
                 half = max(keep, math.ceil(len(left) / 2))
@@ -139,7 +203,7 @@ def profile(
         unit={"margin": "nats per token", "accuracy": "share right", "entropy": "nats"}[score],
         kv_heads=layout.kv_heads,
         settings={
-            "edit": [e.to_dict() for e in Edits(()) + edit],
+            "edit": list(edit_dicts(edit)),
             "score": score,
             "rounds": rounds,
             "ranking": list(map(str, ranking)),
@@ -156,15 +220,24 @@ def profile(
 def _gains(
     model: nn.Module, prompts: Prompts, edit: Edit | Edits, heads: list[Head], score: Score, rows: int
 ) -> dict[str, Tensor]:
-    """ "gains" [p i] of some prompts, and what they cost."""
+    """Gains `[p i]` of some prompts under head sets of one head each, and their cost."""
     made = ContinuationScorer(model, prompts, edit)
     scores = made.under([HeadSet((head,)) for head in heads], rows)
-    gains = scored(scores, made, score) - scored(made.base[:, None], made, score)
+    gains = continuation_scores(scores, made, score) - continuation_scores(made.base[:, None], made, score)
     return {"gains": gains, "cost": torch.tensor(list(vars(made.cost).values()), dtype=torch.float64)}
 
 
-def scored(scores: Tensor, made: ContinuationScorer, score: Score) -> Tensor:
-    """[p i] from log-probabilities [p i o]: higher is better."""
+def continuation_scores(scores: Tensor, made: ContinuationScorer, score: Score) -> Tensor:
+    """A score of each prompt under each head set, from the log-probabilities of its continuations; higher is better.
+
+    Args:
+        scores: Log-probabilities `[p i o]` of prompts, head sets and continuations.
+        made: The scorer that they come from.
+        score: As in `profile`.
+
+    Returns:
+        Float `[p i]`.
+    """
     if score == "entropy":
         return -entropies(scores)
     margin = margins(scores, made.options)
@@ -174,74 +247,59 @@ def scored(scores: Tensor, made: ContinuationScorer, score: Score) -> Tensor:
 def intersection(profiles: Sequence[Profile], k: int) -> HeadSet:
     """PASTA's multi-task set: heads among the first k of every profile.
 
-    Raises UsageError where there is none. Source: Zhang et al. 2311.02262, section 3.2.
-    Cannot show: that the heads help on a task that was not profiled.
+    Args:
+        profiles: One profile for each task.
+        k: Number of heads of each.
+
+    Raises:
+        UsageError: If there are no profiles, or no head is in all of them.
+
+    Source:
+        Zhang et al. 2311.02262, section 3.2.
+
+    Limits:
+        Does not show that the heads help on a task that was not profiled.
     """
     if not profiles:
-        raise UsageError("no profiles were given: give one for each task.")
+        raise UsageError("no profiles were given; give one for each task.")
     both = profiles[0].heads(k)
     for other in profiles[1:]:
         both = both & other.heads(k)
     if not len(both):
-        raise UsageError(f"no head is among the first {k} of all {len(profiles)} profiles: take a larger k.")
+        raise UsageError(f"no head is among the first {k} of all {len(profiles)} profiles; give a larger k.")
     return both
 
 
 def directions(up: Profile, down: Profile) -> tuple[HeadSet, HeadSet]:
-    """ZeroTuning's labels, from profiles with gamma above and below 1: heads that gain from more attention to the
-    first token, and heads that gain from less. One that gains from neither is in none, from both in the better.
-    Heads that either profile did not ask every prompt are in none.
-    Source: Han et al. 2505.11739, which labels heads on held-out data. Differs: by profiles, on the same prompts.
-    Cannot show: what the two sets do together; each gain is of one head alone.
+    """ZeroTuning's labels: heads that gain from more attention to the first token, and heads that gain from less.
+
+    A head that gains from neither is in no set, one that gains from both is in the set with the larger gain. Heads that
+    either profile did not measure on every prompt are in no set.
+
+    Args:
+        up: Profile of ZeroTuning with gamma above 1.
+        down: Profile with gamma below 1, on the same prompts.
+
+    Returns:
+        Heads for a gamma above 1, and heads for one below.
+
+    Source:
+        Han et al. 2505.11739, which labels heads on held-out data.
+
+    Differs:
+        Labels come from profiles, on the same prompts.
+
+    Limits:
+        Does not show the effect of the two sets together, since each gain is that of one head alone.
     """
     known = ~(up.scores.per_prompt.isnan().any(0) | down.scores.per_prompt.isnan().any(0))
     one, other = (torch.where(known, x.scores.values, 0.0) for x in (up, down))
     return HeadSet.from_mask((one > 0) & ~(other > one)), HeadSet.from_mask((other > 0) & (other > one))
 
 
-@dataclass(frozen=True)
-class Choice:
-    """One setting among those that were compared."""
-
-    name: str
-    edit: Edits
-    score: float
-    low: float
-    high: float
-    """95% interval over prompts"""
-    common: float
-    """share of prompts that get the same continuation: near 1 where low entropy is mere collapse"""
-
-
-def choose(
-    model: nn.Module, prompts: Prompts, settings: Mapping[str, Edit | Edits], *, score: Score = "margin", seed: int = 0,
-    batch_size: int = 4,
-) -> list[Choice]:  # fmt: skip
-    """Compare settings, heads included, on the same prompts, best first: for k, alpha, gamma on a dev split.
-
-    score as in `profile`; "entropy" is ZeroTuning's mode without labels. The model as it is comes along as "as loaded".
-    Source: ours; choosing by entropy is Han et al. 2505.11739, section 4.
-    Cannot show: how a setting does on prompts that it was not chosen on.
-    """
-    rows: dict[str, list[Tensor]] = {}
-    best: dict[str, list[tuple[int, ...]]] = {}
-    for batch in prompts.batches(batch_size):
-        made = ContinuationScorer(model, batch, Edits(()))
-        for name, edit in {"as loaded": Edits(()), **settings}.items():
-            scores = made.base[:, None] if name == "as loaded" else made.together(edit)
-            rows.setdefault(name, []).append(scored(scores, made, score)[:, 0])
-            first = scores[:, 0].argmax(-1).tolist()
-            best.setdefault(name, []).extend(ids[i] for ids, i in zip(made.options.ids, first, strict=True))
-    random = torch.Generator().manual_seed(seed)
-    draws = torch.randint(len(prompts), (1000, len(prompts)), generator=random)
-    found = []
-    for name, parts in rows.items():
-        values = torch.cat(parts)
-        low, high = values[draws].mean(1).quantile(torch.tensor([0.025, 0.975])).tolist()
-        common = max(best[name].count(ids) for ids in best[name]) / len(best[name])
-        edits = Edits(()) + settings[name] if name in settings else Edits(())
-        found.append(Choice(name, edits, float(values.mean()), low, high, common))
-    return sorted(found, key=lambda choice: -choice.score)
+def edit_dicts(edit: Edit | Edits) -> tuple[dict[str, Any], ...]:
+    """The fields of each part of an edit, as JSON gives them back."""
+    return tuple(json.loads(json.dumps([part.to_dict() for part in Edits(()) + edit])))
 
 
 def _bar(prompts: Prompts, heads: list[Head], keep: int, start: int, progress: bool) -> Any:

@@ -1,4 +1,4 @@
-"""Redistribution: heads that look at a span give it what their sinks hold."""
+"""Redistribution: heads that attend to a span move the attention on their sinks to it."""
 
 import math
 from dataclasses import dataclass
@@ -6,29 +6,60 @@ from typing import Any
 
 import torch
 
+from interp.analyses.registry import edit
 from interp.analyses.steer._sinks import Threshold, limit, sinks
 from interp.errors import UsageError
 from interp.hooks.edit.edit import EditContext, SpanEdit, parse_spans
 from interp.kernels.contract import Call
 
 TINY = 1e-6
-"""a share of attention that proportions cannot be read from"""
+"""a share of attention too small to compute proportions from"""
 
 
+@edit(title="Redistribution", group="spans", order=8)
 @dataclass(frozen=True)
 class Redistribute(SpanEdit):
-    """Attention on sinks moved to the spans, in the rows and heads that look at the spans already.
+    """Attention on sinks is moved to the spans, in the rows and heads that attend to the spans already.
 
-    In row q of head h, past the last token of the spans: s = attention on sinks, m = on the spans, v = on the spans'
-    keys that are no sinks. Where m >= least and v / m >= share: pattern' = keep pattern on sinks,
-    (1 + W / v) pattern on the spans' other keys with W = (1 - keep) s, pattern elsewhere; the row sums to what it did.
-    A bias of log keep and of log(1 + W / v): two sets of keys, a number for each row.
-    keep 0.6, least 0.2, share 0.5 in the code (the paper calls 1 - keep p, and takes share 0.5 to 0.9 by task); keep 1
-    changes nothing. sinks: spans or positions; None for the first token and ACT's sinks, above `threshold`, found once
-    on the prompt, in one prefill. heads: not those of the first two layers and the last in the paper.
-    Source: VAR, Kang et al. 2503.03321. Differs: spans of text where it has the image; sinks by the columns of each
-    head, where it takes large hidden dimensions, the same for all heads of a layer; no sink has to lie in the spans.
-    Cannot show: that the sinks were idle, nor that the span was read for what it says.
+    In row q of head h, after the last token of the spans, let s be the attention on sinks, m the attention on the
+    spans, and v the attention on the keys of the spans that are not sinks. Where `m >= least` and `v / m >= share`, the
+    new pattern is
+
+    - `keep pattern` on sinks,
+    - `(1 + W / v) pattern` on the other keys of the spans, with `W = (1 - keep) s`,
+    - `pattern` elsewhere, so that the sum of the row does not change.
+
+    This is a bias of `log keep` on sinks and of `log(1 + W / v)` on the spans: two sets of keys, one number for each
+    row.
+
+    Args:
+        spans: Names, positions or ranges of the spans.
+        keep: Share of their attention that sinks keep, in (0, 1]; 1 changes nothing. The released code uses 0.6; the
+            paper calls 1 - keep p.
+        least: Least attention m on the spans, 0.2 in the released code.
+        share: Least share v / m, 0.5 in the released code; the paper uses 0.5 to 0.9 by task.
+        sinks: Spans or positions that are sinks. None for the first token and the sinks of `Act`, which are found once
+            on the prompt, in one prefill.
+        threshold: As in `Act`.
+        heads: Heads to edit. The paper leaves out those of the first two layers and of the last.
+
+    Raises:
+        UsageError: If a setting is out of range.
+
+    Examples:
+        >>> edit = interp.steer.Redistribute("first", least=0.1, sinks=0)
+        >>> with interp.steering(model, edit, prompts):
+        ...     logits = model(**prompts.tensors()).logits
+
+    Source:
+        VAR, Kang et al. 2503.03321.
+
+    Differs:
+        The spans are text, where the paper has the image. Sinks come from the columns of each head, where the paper
+        uses large hidden dimensions, which are the same for all heads of a layer. Sinks need not lie in the spans.
+
+    Limits:
+        Does not show that the sinks were idle, nor that the meaning of the span is used.
     """
 
     keep: float = 0.6
@@ -40,10 +71,10 @@ class Redistribute(SpanEdit):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 < self.keep <= 1:
-            raise UsageError(f"keep={self.keep} is not in (0, 1]: it is what sinks keep of theirs, 1 changes nothing.")
+            raise UsageError(f"keep={self.keep} is not in (0, 1]; give the share that sinks keep, such as 0.6.")
         for name, value in (("least", self.least), ("share", self.share)):
             if not 0 <= value <= 1:
-                raise UsageError(f"{name}={value} is not in [0, 1]: it is a share of attention.")
+                raise UsageError(f"{name}={value} is not in [0, 1]; give a share of attention.")
         limit(self.threshold, torch.ones(1))
         if self.sinks is not None:
             object.__setattr__(self, "sinks", parse_spans(self.sinks))
@@ -65,7 +96,7 @@ class Redistribute(SpanEdit):
         both = drained & marked
         s, m = here.mass(drained)[0], here.mass(span)[0]
         v = m - here.mass(both)[0] if bool(both.any()) else m
-        # v is a difference: where nothing is left of it there is no proportion to go by
+        # v is a difference: where it is 0 there is no proportion to scale by
         chosen = rows[:, None] & (m >= self.least) & (v >= self.share * m) & (v > TINY)
         given = torch.log1p((1 - self.keep) * s / v.clamp(min=TINY))
         coefficient = torch.stack([torch.full_like(s, math.log(self.keep)), given], -1)

@@ -1,4 +1,4 @@
-"""What documents get by the slot that they stand in: the bias that Found in the Middle takes off."""
+"""The position bias of documents, which Found in the Middle subtracts."""
 
 from typing import Any
 
@@ -14,13 +14,35 @@ from interp.hooks.read.keep import mass
 
 
 def slot_bias(model: nn.Module, prompts: Prompts, documents: Any, *, batch_size: int = 1) -> Tensor:
-    """What each slot gets by where it is: attention per token on each document, Float [l h k].
+    """Measure the attention that each slot of a document gets whatever text it holds.
 
-    bias[l h k] = mean over prompts, and over their rows past the last document, of (sum over the keys of document k of
-    pattern[b l h q key]) / tokens of document k. prompts: as those to be steered, with a dummy document (the same text)
-    in each slot; documents: the names of the slots, in order. Raises SpanError for a prompt without such rows.
-    Source: Hsieh et al. 2406.16008. Differs: the paper places one dummy at a time.
-    Cannot show: a bias that depends on what stands in other slots.
+    `bias[l h k]` is the mean over prompts, and over their rows q after the last document, of
+    `(sum over the keys of document k of pattern[b l h q key]) / tokens of document k`.
+
+    Args:
+        model: A transformers causal language model, or a TransformerBridge over one.
+        prompts: Prompts like those to be steered, with a dummy document (the same text) in each slot.
+        documents: Names, positions or ranges of the slots, in order.
+        batch_size: Number of prompts per forward pass.
+
+    Returns:
+        Float `[l h k]`: attention per token of each slot, for `FoundInTheMiddle`.
+
+    Raises:
+        SpanError: If a prompt has no token after the last document.
+
+    Examples:
+        >>> interp.steer.slot_bias(model, prompts, [(1, 4), (4, 8)]).shape
+        torch.Size([2, 4, 2])
+
+    Source:
+        Hsieh et al. 2406.16008.
+
+    Differs:
+        All slots hold the dummy at once. The paper places one dummy at a time.
+
+    Limits:
+        Does not show a bias that depends on the text of other slots.
     """
     spans = parse_spans(documents)
     keep, found = mass(*spans), []
@@ -31,7 +53,7 @@ def slot_bias(model: nn.Module, prompts: Prompts, documents: Any, *, batch_size:
         last = (inside.any(1) * torch.arange(width)).amax(1)
         if bool((last + 1 >= torch.tensor(batch.lengths)).any()) or not bool(inside.any(-1).all()):
             raise SpanError(
-                f"a prompt has no token past the last of {', '.join(map(str, spans))}: end with the question."
+                f"a prompt has no token after the last of {', '.join(map(str, spans))}; let it end with the question."
             )
         start = int(last.min()) + 1
         with capture(model, keep, batch, queries=slice(start, None)) as cap:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from interp.errors import ModelError, PromptError, UsageError
 from interp.hooks.edit.per_row_steering import head_masks_by_layer, masks_of_rows
 from interp.hooks.model.heads import Head, HeadLayout, HeadSet
-from interp.hooks.model.layers import attention_layers, unwrap, projection_inputs
+from interp.hooks.model.layers import attention_layers, projection_inputs, unwrap
 from interp.hooks.prompts.prompts import Prompts
 from interp.hooks.read import keep
 from interp.hooks.read.capture import read

@@ -8,7 +8,7 @@ add to it.
 import contextlib
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from interp.errors import SpanError, UsageError
 from interp.hooks.edit.edit_context import EditContext
 from interp.hooks.edit.steering_state import GateInput, SteeringState
 from interp.hooks.model.heads import HeadLayout, HeadSet
-from interp.hooks.model.layers import unwrap, projection_inputs
+from interp.hooks.model.layers import projection_inputs, unwrap
 from interp.hooks.prompts.batch_spans import BatchSpans, TokenSpan
 from interp.hooks.prompts.prompts import Prompts
 from interp.hooks.read.reductions import normalize_spans
@@ -134,7 +134,7 @@ class Edits:
 
     Examples:
         >>> edits = interp.steer.Temperature(0.5) + interp.steer.ZeroTuning(0.8, heads="L0H1")
-        >>> interp.steer.Edits.load(edits.save(folder / "edits.json")) == edits
+        >>> interp.steer.load_edits(edits.save(folder / "edits.json")) == edits
         True
     """
 
@@ -150,7 +150,7 @@ class Edits:
         return " + ".join(map(repr, self.edits)) or "Edits()"
 
     def save(self, path: str | Path) -> Path:
-        """Write the edits to a JSON file that `Edits.load` reads.
+        """Write the edits to a JSON file that `steer.load_edits` reads.
 
         Args:
             path: The file.
@@ -163,36 +163,45 @@ class Edits:
         return path
 
     @classmethod
-    def load(cls, path: str | Path) -> "Edits":
-        """Read edits from a JSON file that `Edits.save` wrote.
+    def from_dicts(cls, entries: Iterable[Mapping[str, Any]], find: Callable[[str], "type[Edit] | None"]) -> "Edits":
+        """The edits that `Edit.to_dict` wrote, in order.
 
         Args:
-            path: The file.
-
-        Returns:
-            Edits: The edits.
+            entries: Dictionaries of fields, with the class name as "edit".
+            find: Class name -> class, None for an unknown one; `steer.load_edits` passes the declared classes.
 
         Raises:
-            UsageError: If the file does not hold saved edits.
+            UsageError: For an unknown class, or fields that it does not have.
         """
-        known = {kind.__name__: kind for kind in _subclasses(Edit)}
+        made = []
+        for entry in entries:
+            kind = find(str(entry.get("edit")))
+            if kind is None:
+                raise UsageError(f"unknown edit {entry.get('edit')!r}; install or import the package that defines it.")
+            try:
+                made.append(kind(**{name: _with_ranges(value) for name, value in entry.items() if name != "edit"}))
+            except TypeError as error:
+                raise UsageError(f"{kind.__name__} cannot be made from {sorted(entry)} ({error}).") from None
+        return cls(tuple(made))
+
+    @classmethod
+    def load(cls, path: str | Path, find: Callable[[str], "type[Edit] | None"]) -> "Edits":
+        """Read the edits that `save` wrote.
+
+        Args:
+            path: The JSON file.
+            find: As in `from_dicts`.
+
+        Raises:
+            UsageError: For a file that holds no edits, or an unknown one.
+        """
         try:
             stored = json.loads(Path(path).read_text(encoding="utf-8"))
-            made = []
-            for entry in stored:
-                settings = {name: _with_ranges(value) for name, value in entry.items() if name != "edit"}
-                made.append(known[entry["edit"]](**settings))
-            return cls(tuple(made))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UsageError(
-                f"{path} does not hold saved edits ({error}): give a file that Edits.save wrote."
-            ) from None
-
-
-def _subclasses(kind: type[Edit]) -> Iterator[type[Edit]]:
-    for sub in kind.__subclasses__():
-        yield sub
-        yield from _subclasses(sub)
+        except (OSError, ValueError) as error:
+            raise UsageError(f"{path} holds no saved edits ({error}); give a file that Edits.save wrote.") from None
+        if not isinstance(stored, list) or not all(isinstance(entry, dict) for entry in stored):
+            raise UsageError(f"{path} holds no saved edits; give a file that Edits.save wrote.")
+        return cls.from_dicts(stored, find)
 
 
 def _with_ranges(value: Any) -> Any:

@@ -1,5 +1,6 @@
 """Compact caches against hidden keys: the same tokens, and the memory that was promised."""
 
+import sys
 from typing import Any
 
 import families
@@ -79,13 +80,15 @@ def test_the_memory_of_a_cache_falls_by_the_share():
 
 @torch.no_grad()
 def test_the_cache_of_streaming_heads_does_not_grow(monkeypatch):
-    from interp.analyses.kv import selecting as applied
-
-    monkeypatch.setattr(applied, "EVERY", 4)
+    # the package has the function under this name
+    monkeypatch.setattr(sys.modules["interp.analyses.kv.selecting"], "EVICTION_INTERVAL", 4)
     model: Any = families.make("llama")
     asked, new = prompts(), 40
     table = scores(model)
-    for selector in (Streaming(0.3, sink=2, recent=3), DuoAttention.of(table, 0.6, 0.5, sink=2, recent=3)):
+    for selector in (
+        Streaming(0.3, n_sink=2, n_recent=3),
+        DuoAttention.from_scores(table, 0.6, part=0.5, n_sink=2, n_recent=3),
+    ):
         inputs = {**asked.tensors(), "max_new_tokens": new, "min_new_tokens": new, "do_sample": False}
         with selecting(model, selector, asked):
             hidden = model.generate(**inputs, return_dict_in_generate=True, output_logits=True)
@@ -96,7 +99,7 @@ def test_the_cache_of_streaming_heads_does_not_grow(monkeypatch):
         assert torch.equal(torch.stack(hidden.logits), torch.stack(compact.logits))
         for layer, held in enumerate(cache.layers):
             window = state.memory[0, layer].window
-            most = (selector.sink + window).clamp(max=1000)
+            most = (selector.n_sink + window).clamp(max=1000)
             in_rows = held.kept.sum(-1)
             # full heads have every key; the others their window, and what came since the last time
             whole = most == 1000
@@ -117,7 +120,7 @@ def test_several_rows_of_a_prompt_choose_alike_and_beams_are_refused():
     for name in ("hidden", "compact"):
         cache: Any = EvictingCache(model) if name == "compact" else None
         torch.manual_seed(3)
-        with selecting(model, SnapKV(0.4, sink=2, recent=3, window=4), asked, cache):
+        with selecting(model, SnapKV(0.4, n_sink=2, n_recent=3, window=4), asked, cache):
             made[name] = model.generate(**inputs, do_sample=True, past_key_values=cache)
     assert torch.equal(made["hidden"], made["compact"])
     with (

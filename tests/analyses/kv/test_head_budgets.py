@@ -9,11 +9,14 @@ import torch
 from kv_oracle import continuation, continued, prompts, scores
 from transformers import DynamicCache
 
+from interp.analyses.kv._shares import falling, relative
 from interp.analyses.kv.compress_kv import CompressKV
 from interp.analyses.kv.duo_attention import DuoAttention
-from interp.analyses.kv.head_budgets import HeadKV, TaskKV
-from interp.analyses.kv.shares import full_heads, relative
+from interp.analyses.kv.full_cache_heads import full_cache_heads
+from interp.analyses.kv.head_kv import HeadKV
+from interp.analyses.kv.layer_errors import layer_errors
 from interp.analyses.kv.snapkv import SnapKV
+from interp.analyses.kv.task_kv import TaskKV
 from interp.analyses.results.head_scores import HeadScores
 from interp.errors import UsageError
 from interp.hooks.model.heads import HeadLayout
@@ -21,8 +24,6 @@ from interp.hooks.prompts.prompts import Prompts
 
 
 def test_falling_counts_are_what_was_asked_and_fall():
-    from interp.analyses.kv.shares import falling
-
     for total, layers, most in ((0, 4, 2), (7, 30, 3), (5, 4, 2), (8, 4, 2), (40, 30, 3)):
         counts = falling(total, layers, most)
         assert sum(counts) == total
@@ -36,7 +37,7 @@ def test_task_kv_keeps_the_heads_that_are_far_on_this_prompt():
 
     model: Any = families.make("llama")
     asked = prompts()
-    selector = TaskKV(0.6, part=0.5, top=9, sink=2, recent=3, window=4)
+    selector = TaskKV(0.6, part=0.5, top=9, n_sink=2, n_recent=3, window=4)
     _, noted = continued(model, selector, asked, continuation(), DynamicCache(config=model.config))
     far = identify.task_kv(model, asked, rows=4, top=9).per_prompt.unflatten(2, (2, -1)).amax(-1)
     whole = torch.stack([noted[layer].kept.sum(-1) for layer in sorted(noted)], 1)
@@ -51,11 +52,9 @@ def test_task_kv_keeps_the_heads_that_are_far_on_this_prompt():
 
 @torch.no_grad()
 def test_layer_errors_are_what_each_layer_loses_by_itself():
-    from interp.analyses.kv import layer_errors
-
     model: Any = families.make("llama")
     asked = prompts(1)
-    selector = SnapKV(0.3, sink=2, recent=3, window=4)
+    selector = SnapKV(0.3, n_sink=2, n_recent=3, window=4)
     found = layer_errors(model, asked, selector, max_new_tokens=1)
     _, noted = continued(model, selector, asked, continuation()[:1], DynamicCache(config=model.config))
     layout = HeadLayout.of(model)
@@ -84,30 +83,28 @@ def test_layer_errors_are_what_each_layer_loses_by_itself():
     expected = torch.stack(expected)
     torch.testing.assert_close(torch.tensor(found), expected / expected.sum(), atol=1e-5, rtol=0, check_dtype=False)
     assert float(torch.tensor(found).std()) > 1e-3
-    with pytest.raises(UsageError, match="drop some keys, write some tokens"):
+    with pytest.raises(UsageError, match="give a ratio below 1"):
         layer_errors(model, asked, SnapKV(1.0))
 
 
 def test_a_layer_that_drops_nothing_loses_nothing_and_keeps_its_place():
-    from interp.analyses.kv import layer_errors
-
     model: Any = families.make("llama")
-    whole = DuoAttention(0.7, full="L0H0, L0H1, L0H2, L0H3", sink=2, recent=3)
+    whole = DuoAttention(0.7, full_cache_heads="L0H0, L0H1, L0H2, L0H3", n_sink=2, n_recent=3)
     assert layer_errors(model, prompts(1), whole, max_new_tokens=1) == (0.0, 1.0)
     # a prompt too short to drop anything of, read before the others
     short = Prompts.from_ids([[5, 6, 7], prompts()[0].ids])
-    found = layer_errors(model, short, SnapKV(0.9, sink=2, recent=3), max_new_tokens=1, batch_size=1)
+    found = layer_errors(model, short, SnapKV(0.9, n_sink=2, n_recent=3), max_new_tokens=1, batch_size=1)
     assert len(found) == 2
     assert min(found) > 0
     with pytest.raises(UsageError, match="no layer dropped a key"):
-        layer_errors(model, short[:1], SnapKV(0.9, sink=2, recent=3), max_new_tokens=1)
+        layer_errors(model, short[:1], SnapKV(0.9, n_sink=2, n_recent=3), max_new_tokens=1)
 
 
 def test_scores_count_by_their_order_and_parts_and_not_by_their_scale():
     table = scores(families.make("llama"))
     small = replace(table, per_prompt=table.per_prompt * 1e-7)
     for one, other in zip(
-        HeadKV.of(table, 0.4).importance, HeadKV.of(small, 0.4).importance, strict=True
+        HeadKV.from_scores(table, 0.4).importance, HeadKV.from_scores(small, 0.4).importance, strict=True
     ):
         assert one == pytest.approx(other, abs=1e-6)
         assert min(one) > 0
@@ -117,8 +114,8 @@ def test_heads_without_a_score_neither_vote_nor_keep_everything():
     values = torch.full((1, 2, 4), torch.nan)
     values[0, 0, 1] = 0.5
     table = HeadScores("made", values, kv_heads=2)
-    assert CompressKV.of(table, 0.4).voters == "L0H1"
-    assert str(full_heads(table, 0.9, 0.9)) == "L0H0, L0H1"
+    assert CompressKV.from_scores(table, 0.4).voters == "L0H1"
+    assert str(full_cache_heads(table, 0.9, 0.9)) == "L0H0, L0H1"
 
 
 def test_relative_budgets_have_the_mean_that_was_asked_and_none_above_one():
@@ -132,7 +129,7 @@ def test_relative_budgets_have_the_mean_that_was_asked_and_none_above_one():
 
 def test_full_heads_are_whole_kv_heads_within_their_part():
     table = scores(families.make("llama"))
-    heads = full_heads(table, 0.8, 0.7)
+    heads = full_cache_heads(table, 0.8, 0.7)
     groups = {(head.layer, head.head // 2) for head in heads}
     assert len(heads) == 2 * len(groups) == 2 * int(0.8 * 0.7 * table.layers * 2)
     best = table.values.unflatten(1, (2, 2)).amax(-1)
@@ -140,4 +137,4 @@ def test_full_heads_are_whole_kv_heads_within_their_part():
     for layer, group in groups:
         chosen[layer, group] = True
     assert best[chosen].min() >= best[~chosen].max()
-    assert not len(full_heads(table, 0.1, 0.1))
+    assert not len(full_cache_heads(table, 0.1, 0.1))

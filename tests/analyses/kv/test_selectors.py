@@ -9,14 +9,16 @@ import torch
 from kv_oracle import SELECTORS, continuation, continued, literal, prompts, scores
 from transformers import DynamicCache
 
+from interp.analyses import registry
 from interp.analyses.kv.compress_kv import CompressKV
-from interp.analyses.kv.duo_attention import RazorAttention
-from interp.analyses.kv.head_budgets import HeadKV, TaskKV
+from interp.analyses.kv.full_cache_heads import full_cache_heads
+from interp.analyses.kv.head_kv import HeadKV
+from interp.analyses.kv.razor_attention import RazorAttention
 from interp.analyses.kv.selecting import selecting
 from interp.analyses.kv.selector import KeySelector
-from interp.analyses.kv.shares import full_heads
 from interp.analyses.kv.snapkv import SnapKV
 from interp.analyses.kv.streaming import Streaming
+from interp.analyses.kv.task_kv import TaskKV
 from interp.analyses.results.head_scores import HeadScores
 from interp.errors import SpanError, UsageError
 from interp.hooks.edit.edit import steering
@@ -34,6 +36,11 @@ def test_later_tokens_see_the_kept_keys_and_no_others(name):
         torch.testing.assert_close(logits[row : row + 1], expected, atol=1e-4, rtol=0)
     plain, _ = continued(model, Streaming(1.0), asked, later, DynamicCache(config=model.config))
     assert (plain - logits).abs().max() > 1e-3
+
+
+def test_every_declared_selector_is_in_the_table():
+    table = scores(families.make("llama"))
+    assert {type(make(table)) for make in SELECTORS.values()} == {e.thing for e in registry.entries("selector")}
 
 
 @pytest.mark.parametrize("name", SELECTORS)
@@ -60,16 +67,16 @@ def test_the_share_that_was_asked_for_is_kept(name):
     _, noted = continued(model, selector, asked, continuation()[:1], DynamicCache(config=model.config))
     kept = torch.stack([chosen.kept.float().mean(-1) for chosen in noted.values()])
     # each kv head rounds to a whole key
-    assert abs(float(kept.mean()) - selector.share) < 1 / len(asked[0])
+    assert abs(float(kept.mean()) - selector.keep_ratio) < 1 / len(asked[0])
     for chosen in noted.values():
-        assert bool(chosen.kept[..., : selector.sink].all())
+        assert bool(chosen.kept[..., : selector.n_sink].all())
         assert bool(chosen.kept[..., -1].all())
 
 
 def test_snapkv_keeps_what_the_window_attends_to():
     model: Any = families.make("llama")
     asked = prompts(1)
-    selector = SnapKV(0.4, sink=1, recent=1, window=5, pool=1)
+    selector = SnapKV(0.4, n_sink=1, n_recent=1, window=5, kernel_size=1)
     _, noted = continued(model, selector, asked, continuation()[:1], DynamicCache(config=model.config))
     model.set_attn_implementation("eager")
     with torch.no_grad():
@@ -90,7 +97,7 @@ def test_snapkv_keeps_what_the_window_attends_to():
 def test_the_dropped_keys_of_razor_stand_as_their_mean_counted_as_often():
     model: Any = families.make("llama")
     asked, later = prompts(1), continuation()[:1, :1]
-    selector = RazorAttention(0.4, sink=2, recent=3)
+    selector = RazorAttention(0.4, n_sink=2, n_recent=3)
     logits, noted = continued(model, selector, asked, later, DynamicCache(config=model.config))
     cache = model(**asked.tensors(), use_cache=True).past_key_values
     # literally: mean keys and values appended to the kept ones, log N added to their logits
@@ -141,7 +148,7 @@ def test_layers_with_a_window_are_left_alone_and_out_of_the_share(name):
     _, noted = continued(model, selector, asked, continuation()[:1], DynamicCache(config=model.config))
     assert sorted(noted) == [layer for layer, slid in enumerate(slides) if not slid]
     kept = torch.stack([chosen.kept.float().mean(-1) for chosen in noted.values()])
-    assert abs(float(kept.mean()) - selector.share) < 1 / len(asked[0])
+    assert abs(float(kept.mean()) - selector.keep_ratio) < 1 / len(asked[0])
 
 
 @torch.no_grad()
@@ -152,9 +159,9 @@ def test_the_rows_that_choose_must_be_read_at_once(name):
     ids = torch.tensor([asked[0].ids])
     with selecting(model, SELECTORS[name](scores(model)), asked):
         cache = model(ids[:, :-2], use_cache=True).past_key_values
-        with pytest.raises(UsageError, match="let it be read in one prefill"):
+        with pytest.raises(UsageError, match="read it in one prefill"):
             model(ids[:, -2:], past_key_values=cache)
-    with selecting(model, Streaming(0.4, sink=2, recent=3), asked) as state:
+    with selecting(model, Streaming(0.4, n_sink=2, n_recent=3), asked) as state:
         cache = model(ids[:, :-2], use_cache=True).past_key_values
         model(ids[:, -2:], past_key_values=cache)
     assert len(state.memory) == 2
@@ -176,16 +183,16 @@ def test_random_keys_differ_from_prompt_to_prompt():
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda: Streaming(0.0), r"share=0.0 is not in \(0, 1\]"),
-        (lambda: Streaming(0.5, sink=0, recent=0), "give numbers of 0 or more, one of them above 0"),
-        (lambda: SnapKV(0.5, pool=4), "an odd pool"),
+        (lambda: Streaming(0.0), r"keep_ratio=0.0 is not in \(0, 1\]"),
+        (lambda: Streaming(0.5, n_sink=0, n_recent=0), "give numbers of at least 0, one of them above 0"),
+        (lambda: SnapKV(0.5, kernel_size=4), "an odd kernel_size"),
         (lambda: TaskKV(0.5, part=1.0), "give a part of the budget in"),
         (
             lambda: selecting(torch.nn.Linear(1, 1), Streaming(0.5), None).__enter__(),
             "a selector needs the prompts that run",
         ),
-        (lambda: Streaming(0.5, heads="L0H1"), "name those that keep all as full="),
-        (lambda: full_heads(HeadScores("x", torch.rand(1, 2, 4)), 0.5, 1.0), "part=1.0 is not in"),
+        (lambda: Streaming(0.5, heads="L0H1"), "name heads that keep everything as full_cache_heads"),
+        (lambda: full_cache_heads(HeadScores("x", torch.rand(1, 2, 4)), 0.5, 1.0), "part=1.0 is not in"),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(make, said):
@@ -201,13 +208,13 @@ def test_selectors_that_do_not_fit_the_model_are_refused():
         continued(model, selector, given, later, DynamicCache(config=model.config))
 
     with pytest.raises(UsageError, match="kv heads keep everything"):
-        run(Streaming(0.2, full="L0"))
+        run(Streaming(0.2, full_cache_heads="L0"))
     with pytest.raises(UsageError, match="kv heads keep everything"):
-        run(Streaming(0.3, full="all"))
+        run(Streaming(0.3, full_cache_heads="all"))
     with pytest.raises(UsageError, match="give \\[layers\\]\\[kv heads\\]"):
         run(HeadKV(0.5, importance=((1.0,),)))
-    with pytest.raises(UsageError, match="give one weight each"):
-        run(CompressKV(0.5, layers=(1.0,)))
+    with pytest.raises(UsageError, match="give one weight for each layer"):
+        run(CompressKV(0.5, layer_weights=(1.0,)))
 
 
 @torch.no_grad()
@@ -219,5 +226,5 @@ def test_a_selector_knows_the_prompt_and_razor_its_end():
     tokens = torch.tensor([[*asked[0].ids, 7, 8]])
     with selecting(model, RazorAttention(0.5), asked):
         model(**asked.tensors(), use_cache=False)
-        with pytest.raises(UsageError, match="to be read before what follows"):
+        with pytest.raises(UsageError, match="to be read before its continuation"):
             model(tokens, use_cache=False)

@@ -7,7 +7,7 @@ from steering_oracle import key_scale, literal
 
 from interp import steer
 from interp.errors import SpanError
-from interp.hooks.edit.edit import steering
+from interp.hooks.edit.edit import Edits, steering
 from interp.hooks.prompts.prompts import Prompts
 from interp.hooks.read.capture import capture, model_inputs, run
 from interp.hooks.read.keep import mass, pattern
@@ -22,7 +22,7 @@ def batch(lengths=(20, 24), seed=0):
 
 
 def read(model, keep, prompts, edit=None):
-    with steering(model, edit or steer.Edits(), prompts), capture(model, keep, prompts) as cap:
+    with steering(model, edit or Edits(), prompts), capture(model, keep, prompts) as cap:
         run(model, prompts)
     return cap[keep]
 
@@ -90,7 +90,7 @@ def test_the_papers_temperature_takes_one_document(tiny_model):
 
 
 def test_dummies_need_a_question_after_them(tiny_model):
-    with pytest.raises(SpanError, match="no token past the last of one, three"):
+    with pytest.raises(SpanError, match="no token after the last of one, three"):
         steer.slot_bias(tiny_model("llama"), batch((17,)), ["one", "three"])
     with pytest.raises(SpanError, match='no span "four"'):
         steer.slot_bias(tiny_model("llama"), batch(), ["one", "four"])

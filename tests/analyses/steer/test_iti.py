@@ -6,7 +6,7 @@ from families import VOCAB
 from safetensors.torch import save_file
 
 from interp import steer
-from interp.analyses.steer.iti import probed
+from interp.analyses.steer.iti import _probed
 from interp.errors import UsageError
 from interp.hooks.edit.edit import steering
 from interp.hooks.model.heads import Head
@@ -36,13 +36,13 @@ def test_probes_find_the_planted_head_and_not_on_shuffled_labels():
     true = torch.arange(60) % 3 > 0
     written = torch.randn(60, 2, 4, 16)
     written[:, 1, 2, 5] += 4.0 * true
-    right, weights = probed(written, true, folds=5, seed=0)
+    right, weights = _probed(written, true, folds=5, seed=0)
     accuracy = right.mean(0)
     assert accuracy.argmax() == 1 * 4 + 2
     assert accuracy[1, 2] > 0.9
     assert weights[1, 2].abs().argmax() == 5
     assert weights[1, 2, 5] > 0
-    shuffled = probed(written, true[torch.randperm(60)], folds=5, seed=0)[0].mean(0)
+    shuffled = _probed(written, true[torch.randperm(60)], folds=5, seed=0)[0].mean(0)
     assert shuffled[1, 2] < 0.8
 
 
@@ -91,11 +91,11 @@ def test_vectors_from_a_file(tmp_path):
 
 
 BAD = [
-    ({"k": 9}, "k=9 heads of 8"),
-    ({"direction": "up"}, "direction='up' is none"),
+    ({"k": 9}, "k=9 is not between 1 and 8"),
+    ({"direction": "up"}, "unknown direction 'up'"),
     ({"folds": 13}, "13 folds of 12 true and 12 false"),
     ({"labels": [True]}, "1 labels for 24 prompts"),
-    ({"labels": ["yes"] * 24}, "24 labels for 24 prompts: give true or false"),
+    ({"labels": ["yes"] * 24}, "24 labels for 24 prompts; give true or false"),
 ]
 
 

@@ -1,6 +1,7 @@
 """Every steering method against its paper's rule on probabilities, and what must hold of any edit."""
 
 import itertools
+import json
 import warnings
 
 import pytest
@@ -22,6 +23,7 @@ from steering_oracle import (
 )
 
 from interp import steer
+from interp.analyses import registry
 from interp.errors import HeadError, InterpError, SpanError, UsageError
 from interp.hooks.edit.edit import Edits, steering
 from interp.hooks.model.heads import HeadLayout
@@ -319,45 +321,63 @@ def test_replaced_edits_keep_their_spans():
 
 def test_edits_print_hash_and_save(tmp_path):
     edits = METHODS["sum"] + steer.Boost([(3, 5), 9], 2.0) + steer.Boost([3, 5], 2.0)
-    assert Edits.load(edits.save(tmp_path / "edits.json")) == edits
+    assert steer.load_edits(edits.save(tmp_path / "edits.json")) == edits
     assert hash(edits) == hash(Edits(edits.edits))
     assert "Pasta(" in repr(edits)
     assert "alpha=0.05" in repr(edits)
     for edit in METHODS.values():
-        again = Edits.load((Edits() + edit).save(tmp_path / "edits.json"))
+        again = steer.load_edits((Edits() + edit).save(tmp_path / "edits.json"))
         assert again == Edits() + edit
         assert hash(again) == hash(Edits() + edit)
     assert len(repr(METHODS["offset"])) < 120
     (tmp_path / "bad.json").write_text('[{"edit": "Nothing"}]')
-    with pytest.raises(UsageError, match="does not hold saved edits"):
-        Edits.load(tmp_path / "bad.json")
+    with pytest.raises(UsageError, match="unknown edit 'Nothing'; install or import"):
+        steer.load_edits(tmp_path / "bad.json")
+    (tmp_path / "bad.json").write_text('[{"edit": "Boost", "much": 1}]')
+    with pytest.raises(UsageError, match="Boost cannot be made from"):
+        steer.load_edits(tmp_path / "bad.json")
+    for text in ("{", "{}", "[1]"):
+        (tmp_path / "bad.json").write_text(text)
+        with pytest.raises(UsageError, match="no saved edits"):
+            steer.load_edits(tmp_path / "bad.json")
+
+
+def test_every_declared_edit_is_here_and_can_be_made_from_plain_settings():
+    parts = [part for row in METHODS.values() for part in Edits() + row]
+    assert {type(part) for part in parts} == {entry.thing for entry in registry.entries("edit")}
+    for part in parts:
+        settings = json.loads(json.dumps(part.to_dict()))
+        name, heads = settings.pop("edit"), settings.pop("heads")
+        assert steer.make_edit(name, settings, heads=heads) == part
 
 
 BAD = [
     (lambda: steer.Pasta("mark", 0.0), "alpha=0.0 is not a positive number"),
-    (lambda: steer.Pasta("mark", mode="only"), "mode='only' is none"),
+    (lambda: steer.Pasta("mark", mode="only"), "unknown mode 'only'"),
     (lambda: steer.ZeroTuning(-1.0), "gamma=-1.0 is not a positive number"),
     (lambda: steer.Act(0.0), r"beta=0.0 is not in \(0, 1\]"),
-    (lambda: steer.Act(threshold="much"), "neither a number nor of the form"),
+    (lambda: steer.Act(threshold="much"), "cannot be read; give a number"),
     (lambda: steer.Boost("mark", 0.0), "factor=0.0 is not a positive number"),
     (lambda: steer.SpotLight("mark", 1.0), "target=1.0 is not in"),
     (lambda: steer.KeyScale(0.0), "factor=0.0 is not a positive number"),
     (lambda: steer.Redistribute("mark", 0.0), r"keep=0.0 is not in \(0, 1\]"),
     (lambda: steer.Redistribute("mark", least=2), r"least=2 is not in \[0, 1\]"),
-    (lambda: steer.Redistribute("mark", threshold="n"), "neither a number nor of the form"),
+    (lambda: steer.Redistribute("mark", threshold="n"), "cannot be read; give a number"),
     (lambda: steer.Redistribute("mark", sinks=[]), "no span was given"),
     (lambda: steer.FoundInTheMiddle(["a", "b"], [0.1]), r"bias of shape \[1\] does not fit 2 documents"),
     (lambda: steer.FoundInTheMiddle("a", [float("nan")]), "give finite numbers"),
-    (lambda: steer.FoundInTheMiddle("a", "much"), "no table of numbers"),
+    (lambda: steer.FoundInTheMiddle("a", "much"), "much holds no bias"),
+    (lambda: steer.FoundInTheMiddle("a", {}), "not a table of numbers"),
     (lambda: steer.FoundInTheMiddle("a", [0.1], temperature=0), "temperature=0 is not a positive number"),
     (lambda: steer.FoundInTheMiddle("a", [0.1], clip=-1), r"clip=-1 is not in \[0, 100\)"),
-    (lambda: steer.Offset({}), "vectors holds none"),
-    (lambda: steer.Offset({"L0H0": [[1.0]]}), "no list of finite numbers"),
-    (lambda: steer.Offset(3), "no table of numbers by head"),
+    (lambda: steer.Offset({}), "vectors is empty"),
+    (lambda: steer.Offset({"L0H0": [[1.0]]}), "other things than lists of finite numbers"),
+    (lambda: steer.Offset(3), "not a table of numbers by head"),
     (lambda: steer.Offset({"head": [1.0]}), "does not name a head"),
     (lambda: steer.Offset("nowhere.safetensors"), "nowhere.safetensors holds no vectors"),
-    (lambda: steer.Offset(VECTORS, at="first"), "at='first' is none"),
-    (lambda: steer.Offset(VECTORS, scale=float("inf")), "scale=inf is not a number"),
+    (lambda: steer.Offset(VECTORS, at="first"), "unknown position at='first'"),
+    (lambda: steer.Offset(VECTORS, scale=float("inf")), "scale=inf is not a finite number"),
+    (lambda: steer.Gate(float("nan")), "factor=nan is not a finite number"),
     (lambda: steer.Temperature(0.0), "temperature=0.0 is not a positive number"),
 ]
 

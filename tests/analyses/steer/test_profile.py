@@ -9,7 +9,8 @@ from families import VOCAB, make
 
 from interp import steer
 from interp.analyses.measures.continuations import ContinuationScorer
-from interp.analyses.steer.profile import Profile, choose, directions, intersection, profile
+from interp.analyses.steer.choose import choose
+from interp.analyses.steer.profile import Profile, directions, intersection, profile
 from interp.errors import ScoreError, UsageError
 from interp.hooks.model.heads import Head, HeadSet
 from interp.hooks.prompts.prompts import Prompts
@@ -122,10 +123,14 @@ def test_save_and_load(tmp_path):
     again = Profile.load(path, model)
     assert again.ranking == found.ranking
     assert torch.equal(again.scores.per_prompt.nan_to_num(9), found.scores.per_prompt.nan_to_num(9))
+    frame = again.to_frame()
+    assert list(frame["name"]) == list(map(str, found.ranking))
+    assert frame["prompts"].max() == 6
+    assert len(again.summary(3).splitlines()) == 3
     with pytest.raises(ScoreError):
         Profile.load(path, make("llama", seed=1, layers=2))
     found.scores.__class__("other", found.scores.per_prompt).save(tmp_path / "other")
-    with pytest.raises(ScoreError, match="no profile"):
+    with pytest.raises(ScoreError, match="holds a HeadScores, not a Profile"):
         Profile.load(tmp_path / "other.json")
 
 
@@ -134,7 +139,7 @@ def test_sets_from_profiles():
     one, other = (profile(model, prompts(6, seed), PASTA, start=6) for seed in (0, 1))
     assert intersection([one, other], 6) == one.heads(6) & other.heads(6)
     assert intersection([one], 3) == one.heads(3)
-    with pytest.raises(UsageError, match="0 heads of a profile"):
+    with pytest.raises(UsageError, match="k=0 is not between 1 and 8"):
         one.heads(0)
     with pytest.raises(UsageError, match="no profiles"):
         intersection([], 3)
@@ -150,7 +155,7 @@ def test_settings_are_compared_on_the_same_prompts():
     model, batch = make("llama", layers=2).eval(), prompts(9)
     found = choose(model, batch, {"weak": steer.Boost("mark", 1.0), "strong": steer.Boost("mark", 50.0, heads="L1H2")})
     by_name = {choice.name: choice for choice in found}
-    assert by_name["weak"].score == by_name["as loaded"].score
+    assert by_name["weak"].score == by_name["baseline"].score
     made = ContinuationScorer(model, batch, steer.Boost("mark", 50.0))
     scores = made.under([HeadSet.parse("L1H2")])
     right, wrong = scores[:, 0, 0], scores[:, 0, 1]
@@ -173,7 +178,7 @@ def test_bad_input():
     model, batch = make("llama", layers=2).eval(), prompts(4)
     with pytest.raises(UsageError, match="keep=0"):
         profile(model, batch, PASTA, keep=0)
-    with pytest.raises(UsageError, match="empty set"):
+    with pytest.raises(UsageError, match="set of heads is empty"):
         profile(model, batch, PASTA, heads=HeadSet(()))
-    with pytest.raises(UsageError, match="score='f1'"):
+    with pytest.raises(UsageError, match="unknown score 'f1'"):
         profile(model, batch, PASTA, score="f1")  # pyright: ignore[reportArgumentType]
