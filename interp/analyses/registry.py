@@ -302,6 +302,19 @@ def get(name: str, kind: Kind = "analysis") -> Any:
     return _loaded(kind, wanted)
 
 
+def find(name: str, kind: Kind = "analysis") -> Any:
+    """The entry of a name, or of the entry whose variant it is ("retrieval_forced", "sahara:mean"); None for neither.
+
+    An entry whose package cannot be imported counts as unknown.
+    """
+    stem = re.split(r"[:.]", name, maxsplit=1)[0]
+    variants = [known for known in names(kind) if stem == known or stem.startswith(f"{known}_")]
+    try:
+        return _loaded(kind, max(variants, key=len)) if variants else None
+    except UsageError:
+        return None
+
+
 def is_known(name: str, kind: Kind = "analysis") -> bool:
     """Whether a name, with hyphens or capitals allowed, is that of an entry."""
     return _canonical(name, kind) is not None

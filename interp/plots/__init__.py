@@ -1,26 +1,27 @@
-"""Plotly figures from results; every text that came from outside is escaped, nothing is loaded from a network."""
+"""Plotly figures of results; text from outside is escaped, and nothing is loaded from a network."""
 
 from interp.plots.atlas import atlas, depth
-from interp.plots.checks import causal, curve
-from interp.plots.explorer import Explorer, explorer
+from interp.plots.dispatch import figure
+from interp.plots.explorer import Explorer, block_map, explorer
 from interp.plots.heads import gains, head_map, positions, scatter, top_heads
-from interp.plots.kv import key_curve, rankings
 from interp.plots.logit_lens import logit_lens, ov
 from interp.plots.qk_projection import qk_projection
+from interp.plots.rankings import rankings
 from interp.plots.static import picture, save
 from interp.plots.style import colour_of, number, title_of, visible
+from interp.plots.token_attention import token_attention
+from interp.plots.trials import trials
 
 __all__ = [
     "Explorer",
     "atlas",
-    "causal",
+    "block_map",
     "colour_of",
-    "curve",
     "depth",
     "explorer",
+    "figure",
     "gains",
     "head_map",
-    "key_curve",
     "logit_lens",
     "number",
     "ov",
@@ -31,6 +32,8 @@ __all__ = [
     "save",
     "scatter",
     "title_of",
+    "token_attention",
     "top_heads",
+    "trials",
     "visible",
 ]

@@ -1,18 +1,30 @@
-"""The explorer: heads, the block map of one of them, and its tokens, in one piece of HTML that needs no network."""
+"""The explorer: heads, the block map of one head, and its tokens, as HTML that needs no network."""
 
 import json
+import zlib
 from base64 import b64encode
 from dataclasses import dataclass
 from hashlib import sha256
 from html import escape
 from importlib.resources import files
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
 
 from interp.analyses.results.files import write_atomic
-from interp.analyses.views.explore import STEPS, SUMMARIES, Explored
+from interp.analyses.views.explore import SUMMARIES, Explored
 from interp.errors import ScoreError, UsageError
-from interp.plots.style import SCALE, embed, saving, visible
+from interp.plots.dispatch import figure
+from interp.plots.style import SCALE, embed, layout, saving, visible
 
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+N_STEPS = 255
+"""steps of a weight in a page: its square root is kept in multiples of 1 / 255"""
 _START = (
     'interpExplorer(document.querySelector(".explorer"), JSON.parse(document.getElementById("explored").textContent));'
 )
@@ -20,52 +32,72 @@ _START = (
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Explorer:
-    """An explored prompt as HTML: a notebook shows it, `save` writes it, and its parts stand in other pages.
+    """An explored prompt as HTML, which a notebook shows, `save` writes, and other pages embed.
 
-    Another page takes `style()` and `script()` once and, for each panel, the HTML of `panel()` and `data()` in a
-    <script type="application/json">. It then calls interpExplorer(panel, JSON.parse(text)). The event "interp:head" on
-    a panel, with detail "L5H3", selects that head.
+    A page that embeds it takes `style()` and `script()` once and, for each panel, the HTML of `panel()` and `data()` in
+    a <script type="application/json">. It then calls `interpExplorer(panel, JSON.parse(text))`. The event "interp:head"
+    on a panel, with detail "L5H3", selects that head.
     """
 
     explored: Explored
     height: int = 960
-    """pixels of the frame in a notebook"""
+    """height of the frame in a notebook, in pixels"""
 
     @property
     def title(self) -> str:
+        """Heading of the panel."""
         return self.explored.title or "Attention on one prompt"
 
     @property
     def facts(self) -> list[str]:
-        """What was read, in words."""
-        told, origin = self.explored, self.explored.provenance
-        heads, k = len(told.heads), told.keys.shape[-1]
+        """Model, tokens, heads and top keys, as short texts."""
+        explored, origin = self.explored, self.explored.provenance
+        heads, k = len(explored.heads), explored.keys.shape[-1]
         kept = f"top {k} keys of {heads} {'head' if heads == 1 else 'heads'}" if heads else "no top keys"
-        said = [
-            f"{len(told.tokens):,} tokens in blocks of {told.block}",
-            f"{told.layout.layers} layers × {told.layout.heads} heads",
+        facts = [
+            f"{len(explored.tokens):,} tokens in blocks of {explored.block}",
+            f"{explored.layout.layers} layers × {explored.layout.heads} heads",
             kept,
         ]
-        return [origin.model or origin.architecture, *said] if origin is not None else said
+        return [origin.model or origin.architecture, *facts] if origin is not None else facts
 
     @staticmethod
     def style() -> str:
-        """CSS, all of it below .explorer; takes the variables of the page (--ink, --page ...) where it has them."""
+        """CSS, all of it below .explorer; it uses the variables of the page (--ink, --page ...) where there are any."""
         return _own("explorer.css")
 
     @staticmethod
     def script() -> str:
-        """JavaScript: the function interpExplorer(root, data), and what `saving` has."""
+        """JavaScript: the function `interpExplorer(root, data)`, and the functions of `saving`."""
         return saving() + _own("explorer.js")
 
     def data(self) -> str:
-        """JSON that may stand in a script element; characters that cannot be seen are written as symbols or codes."""
-        told = self.explored.to_dict()
-        kept = ("layers", "heads", "block", "k", "mapped", "chosen", "summaries", "maps", "back", "probs")
-        shown = {name: told[name] for name in kept} | {
+        """JSON for a script element; invisible characters are written as symbols or codes.
+
+        A weight w of a map or a top key is one byte, `round(255 sqrt(w))`. It is right to 0.004, small weights to
+        `4e-6 + sqrt(w) / 255`, and no weight above 4e-6 becomes 0. Summaries are float32 and positions are exact. Maps
+        hold no keys after the query. Arrays are base64 of zlib, bytes of equal rank together.
+        """
+        explored = self.explored
+        n = explored.maps.shape[-1]
+        queries = torch.arange(len(explored.tokens))[:, None]
+        # distance to the key plus one, 0 for none
+        back = torch.where(explored.keys < 0, 0, queries - explored.keys + 1)
+        width = "<u2" if len(explored.tokens) < 1 << 16 else "<u4"
+        shown = {
+            "layers": explored.layout.layers,
+            "heads": explored.layout.heads,
+            "block": explored.block,
+            "k": explored.keys.shape[-1],
+            "mapped": [str(head) for head in explored.mapped],
+            "chosen": [str(head) for head in explored.heads],
+            "summaries": {name: pack(explored.summaries[name], "<f4") for name in SUMMARIES},
+            "maps": pack(_steps(explored.maps[:, *torch.tril_indices(n, n)]), "u1"),
+            "back": pack(back.movedim(-1, 1), width),
+            "probs": pack(_steps(explored.probs).movedim(-1, 1), "u1"),
             "title": visible(self.title),
-            "tokens": [visible(token) for token in told["tokens"]],
-            "marks": {visible(name): ranges for name, ranges in told["marks"].items() if ranges},
+            "tokens": [visible(token) for token in explored.tokens],
+            "marks": {visible(name): ranges for name, ranges in explored.marks.items() if ranges},
             "about": SUMMARIES,
             "scale": [colour for _, colour in SCALE],
         }
@@ -75,11 +107,10 @@ class Explorer:
         """The HTML of the panel, without data, style and script."""
         from markupsafe import Markup
 
-        # templates of other pages take it as HTML
         return Markup(self._render(page=False))
 
     def page(self) -> str:
-        """A whole page, which opens offline and runs no script but its own."""
+        """A whole page, which opens offline and runs only its own script."""
         from markupsafe import Markup
 
         script = f"{self.script()}{_START}"
@@ -88,7 +119,17 @@ class Explorer:
         return self._render(page=True, **{name: Markup(part) for name, part in parts.items()})
 
     def save(self, path: str | Path) -> Path:
-        """Write the page, whole or not at all; returns its path. Raises UsageError where it cannot be written."""
+        """Write the page, whole or not at all.
+
+        Args:
+            path: File name of the page.
+
+        Returns:
+            The path.
+
+        Raises:
+            UsageError: Where it cannot be written.
+        """
         path = Path(path)
         if path.is_dir():
             raise UsageError(f"{path} is a folder; give a file name for the page, such as {path / 'explorer.html'}.")
@@ -99,7 +140,7 @@ class Explorer:
         return path
 
     def _repr_html_(self) -> str:
-        """A frame of its own, so that neither styles nor text of the prompt reach the notebook."""
+        """A frame, so that neither styles nor text of the prompt reach the notebook."""
         allowed = "allow-scripts allow-downloads"
         size = f"width:100%;height:{int(self.height)}px;border:0"
         return (
@@ -115,7 +156,7 @@ class Explorer:
 
         environment = Environment(
             autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
-            # a plain str is text from somewhere; Markup is ours
+            # a plain str is text from outside; Markup is HTML that was made here
             finalize=lambda value: visible(value) if type(value) is str else value,
         )  # fmt: skip
         context = {
@@ -124,24 +165,95 @@ class Explorer:
             "summaries": SUMMARIES,
             "chosen": len(self.explored.heads),
             "marks": [visible(name) for name, ranges in self.explored.marks.items() if ranges],
-            "steps": STEPS,
+            "steps": N_STEPS,
         }
         return environment.from_string(_own("explorer.html.j2")).render(context | more)
 
 
-def explorer(explored: Explored, height: int = 960) -> Explorer:
-    """The explorer of one prompt: from a table of all heads to the block map of a head and to its tokens.
+@figure.register(Explored)
+def _(result: Explored) -> "Figure":
+    return block_map(result)
 
-    heads: layers to the right, heads down, coloured by a summary from 0 to its largest value. Blocks: queries down,
-    keys to the right, mean attention of a block in shares of the row, on a square-root scale from 0 to the largest
-    outside of the first block of keys. Tokens: the text of a block of queries and of one of keys, with the top keys of
-    each query where they were kept.
-    height: pixels of the frame in a notebook. The result shows itself there, and `save(path)` writes one HTML file that
-    opens offline, of the size of `Explored.save`'s. Text from outside is shown as text and never run.
-    Cannot show: more than was kept: a block is a mean, and what is not among the k top keys of a query has no weight.
+
+def block_map(explored: Explored, head: Any = None) -> "Figure":
+    """Draw the block map of one head: queries from top to bottom, keys from left to right.
+
+    Colours grow with the square root of the attention, from 0 to the largest outside the first block of keys.
+
+    Args:
+        explored: The result of `explore`.
+        head: One of `explored.mapped`, by default the first head with top keys.
+
+    Returns:
+        Figure: A plotly figure.
+
+    Raises:
+        HeadError: For a head without a block map.
+    """
+    import plotly.graph_objects as go
+
+    if head is None:
+        head = next((each for each in explored.heads if each in explored.mapped), explored.mapped.heads[0])
+    weights = explored.map(head)
+    inner = weights[:, 1:]
+    largest = float(inner.max()) if inner.numel() and float(inner.max()) > 0 else 1.0
+    edges = [block * explored.block for block in range(len(weights))]
+    picture = go.Figure(
+        go.Heatmap(
+            z=weights.sqrt().numpy(), x=edges, y=edges, customdata=weights.numpy(), colorscale=SCALE, zmin=0,
+            zmax=largest**0.5, showscale=False,
+            hovertemplate="queries from %{y}, keys from %{x}<br>%{customdata:.3f}<extra></extra>",
+        )
+    )  # fmt: skip
+    notes = [explored.title, f"blocks of {explored.block} tokens", "square-root scale"]
+    picture.update_layout(**layout(f"{head}: attention by blocks", notes, 560))
+    picture.update_xaxes(title="position of the key", showgrid=False)
+    picture.update_yaxes(title="position of the query", autorange="reversed", showgrid=False)
+    return picture
+
+
+def explorer(explored: Explored, height: int = 960) -> Explorer:
+    """Show an explored prompt: a table of all heads leads to the block map of a head, and the map to its tokens.
+
+    Heads are layers from left to right and heads from top to bottom, coloured by a summary from 0 to its largest value.
+    Blocks are queries from top to bottom and keys from left to right: the mean attention of a block in shares of the
+    row, on a square-root scale from 0 to the largest value outside the first block of keys. Tokens are the text of a
+    block of queries and of a block of keys, with the top keys of each query where they were kept.
+
+    Args:
+        explored: The result of `explore`.
+        height: Height of the frame in a notebook, in pixels.
+
+    Returns:
+        Explorer: It shows itself in a notebook, and `save(path)` writes an HTML file that opens offline. Text from
+        outside is shown as text and never run.
+
+    Examples:
+        >>> explored = interp.explore(model, prompts[:1], heads="L1H2", block=4)
+        >>> interp.plots.explorer(explored).save(folder / "explorer.html").name
+        'explorer.html'
+
+    Limits:
+        Shows only what was kept. A block is a mean, and keys outside of the top k of a query have no weight.
     """
     return Explorer(explored, height)
 
 
 def _own(name: str) -> str:
     return files("interp.plots").joinpath(name).read_text(encoding="utf-8")
+
+
+def _steps(weights: Tensor) -> Tensor:
+    return (weights.clamp(0, 1).sqrt() * N_STEPS).round()
+
+
+def pack(values: Tensor, kind: str) -> str:
+    """Numbers as base64 of zlib, bytes of equal rank together, which makes them smaller.
+
+    Args:
+        values: The numbers.
+        kind: Their type, as numpy writes it, such as "<f4".
+    """
+    flat: Any = np.ascontiguousarray(values.numpy().astype(kind)).reshape(-1)
+    planes = flat.view(np.uint8).reshape(-1, flat.itemsize).T
+    return b64encode(zlib.compress(planes.tobytes(), 9)).decode()

@@ -1,4 +1,4 @@
-"""Figures of score tables: every head, the best heads, two tables against each other, positions."""
+"""Figures of score tables: every head, the best heads, two tables against each other, attention by position."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -7,6 +7,7 @@ from torch import Tensor
 
 from interp.analyses.results.head_scores import HeadScores
 from interp.errors import UsageError
+from interp.plots.dispatch import figure
 from interp.plots.style import (
     ABOVE,
     BLUE,
@@ -26,70 +27,103 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 
-def head_map(scores: HeadScores) -> "Figure":
-    """Every head of the model: layers from left to right, heads from top to bottom, the score as lightness; purple up
-    and orange down where scores go below zero.
+@figure.register(HeadScores)
+def _(result: HeadScores) -> "Figure":
+    return head_map(result)
 
-    Heads above the threshold are outlined; a head without a score is a gap.
+
+def head_map(scores: HeadScores) -> "Figure":
+    """Draw every head of the model: layers from left to right, heads from top to bottom, the score as lightness.
+
+    Scores that go below zero are purple above zero and orange below it. Heads above the threshold are outlined. A head
+    without a score is a gap.
+
+    Args:
+        scores: A score table.
+
+    Returns:
+        Figure: A plotly figure.
+
+    Examples:
+        >>> interp.plots.head_map(scores).data[0].z.shape
+        (4, 2)
     """
     import plotly.graph_objects as go
 
     values, known = scores.values, scores.values[~scores.values.isnan()]
     low, high = (min(0.0, float(known.min())), float(known.max())) if len(known) else (0.0, 1.0)
-    # what goes both ways has its nothing in the middle
+    # zero in the middle of the colours
     signed = low < -0.1 * high
     if signed:
         low, high = -max(-low, high), max(-low, high)
     about = about_heads(scores)
     text = [[about[layer][head] for layer in range(scores.layers)] for head in range(scores.n_heads)]
-    figure = go.Figure(
+    picture = go.Figure(
         go.Heatmap(
             z=values.T.contiguous().numpy(), text=text, hovertemplate="%{text}<extra></extra>", coloraxis="coloraxis",
             xgap=1, ygap=1,
         )
     )  # fmt: skip
-    said = [scores.unit, f"mean over {scores.counted} of {len(scores.per_prompt)} prompts"]
+    notes = [scores.unit, f"mean over {scores.counted} of {len(scores.per_prompt)} prompts"]
     if scores.threshold is not None:
         above = values > scores.threshold
         xs, ys = _outline(above)
-        figure.add_scatter(
+        picture.add_scatter(
             x=xs, y=ys, mode="lines", line={"color": ORANGE, "width": 1.5}, hoverinfo="skip", showlegend=False
         )
-        said.append(f"outlined: above {scores.threshold:g} ({int(above.sum())} of {len(scores)} heads)")
+        notes.append(f"outlined: above {scores.threshold:g} ({int(above.sum())} of {len(scores)} heads)")
     cell = 24 if scores.n_heads <= 12 else 16 if scores.n_heads <= 40 else 10
-    figure.update_layout(
-        **layout(f"{title_of(scores.name)}: score of each head", said, cell * scores.n_heads + 120),
+    picture.update_layout(
+        **layout(f"{title_of(scores.name)}: score of each head", notes, cell * scores.n_heads + 120),
         meta=_numbers(scores),
         coloraxis={
             "colorscale": "PuOr" if signed else SCALE, "cmin": low, "cmax": high if high > low else low + 1,
             "colorbar": {"thickness": 10, "outlinewidth": 0, "nticks": 5},
         },
     )  # fmt: skip
-    figure.update_xaxes(title="layer", range=[-0.6, scores.layers - 0.4], **whole(scores.layers))
-    figure.update_yaxes(title="head", range=[scores.n_heads - 0.4, -0.6], **whole(scores.n_heads))
-    return figure
+    picture.update_xaxes(title="layer", range=[-0.6, scores.layers - 0.4], **whole(scores.layers))
+    picture.update_yaxes(title="head", range=[scores.n_heads - 0.4, -0.6], **whole(scores.n_heads))
+    return picture
 
 
 def gains(scores: HeadScores) -> "Figure":
-    """`head_map` of a steering profile: what each head gains when it alone is steered, purple up and orange down."""
-    figure = head_map(scores)
+    """Draw the gain of each head when it alone is steered, purple up and orange down.
+
+    Args:
+        scores: Scores of a steering profile.
+
+    Returns:
+        Figure: A plotly figure.
+    """
+    picture = head_map(scores)
     known = scores.values[~scores.values.isnan()].abs()
-    most = float(known.max()) if len(known) and known.max() > 0 else 1.0
-    shown: Any = figure.layout
-    shown.coloraxis.update(colorscale="PuOr", cmin=-most, cmax=most)
+    largest = float(known.max()) if len(known) and known.max() > 0 else 1.0
+    shown: Any = picture.layout
+    shown.coloraxis.update(colorscale="PuOr", cmin=-largest, cmax=largest)
     shown.title.text = "Gain of each head, steered alone"
-    return figure
+    return picture
 
 
 def top_heads(scores: HeadScores, k: int = 10) -> "Figure":
-    """The k highest scored heads, best on top, with their 95% intervals over prompts and the threshold."""
+    """Draw the highest scored heads with their 95 % intervals over prompts and the threshold, the best on top.
+
+    Args:
+        scores: A score table.
+        k: Number of heads.
+
+    Returns:
+        Figure: A plotly figure.
+
+    Raises:
+        UsageError: For a negative k.
+    """
     import plotly.graph_objects as go
 
     heads = scores.top(k)
     chosen = values_at(scores.values, heads)
     ends = [values_at(end, heads) for end in (scores.low, scores.high)]
     about = about_heads(scores)
-    figure = go.Figure(
+    picture = go.Figure(
         go.Scatter(
             x=chosen.numpy(),
             y=list(range(len(heads))),
@@ -108,24 +142,37 @@ def top_heads(scores: HeadScores, k: int = 10) -> "Figure":
         )
     )
     if scores.threshold is not None:
-        figure.add_vline(x=scores.threshold, line={"color": ORANGE, "width": 1.5, "dash": "dot"})
-    said = ["bars: 95% interval over prompts"]
+        picture.add_vline(x=scores.threshold, line={"color": ORANGE, "width": 1.5, "dash": "dot"})
+    notes = ["bars: 95 % interval over prompts"]
     if scores.threshold is not None:
-        said.append(f"dotted: threshold {scores.threshold:g}")
-    figure.update_layout(**layout(f"{title_of(scores.name)}: top {len(heads)} heads", said, 26 * len(heads) + 120))
-    figure.update_xaxes(title=lines(scores.unit), rangemode="tozero")
-    figure.update_yaxes(
+        notes.append(f"dotted: threshold {scores.threshold:g}")
+    picture.update_layout(**layout(f"{title_of(scores.name)}: top {len(heads)} heads", notes, 26 * len(heads) + 120))
+    picture.update_xaxes(title=lines(scores.unit), rangemode="tozero")
+    picture.update_yaxes(
         tickvals=list(range(len(heads))),
         ticktext=[f"{head}  {number(value)}" for head, value in zip(heads, chosen.tolist(), strict=True)],
         range=[len(heads) - 0.4, -0.6],
         showgrid=False,
         zeroline=False,
     )
-    return figure
+    return picture
 
 
 def scatter(one: HeadScores, other: HeadScores, k: int = 10) -> "Figure":
-    """Each head by its two scores; heads in the top k of both are orange. Raises as `HeadScores.compare`."""
+    """Draw each head by its scores in two tables; heads in the top k of both are orange.
+
+    Args:
+        one: Scores along x.
+        other: Scores along y, of the same model.
+        k: Length of the lists that are compared.
+
+    Returns:
+        Figure: A plotly figure.
+
+    Raises:
+        ScoreError: If the tables differ in shape.
+        UsageError: For a k outside of the number of heads that both tables score.
+    """
     import plotly.graph_objects as go
 
     agreed = one.compare(other, k)
@@ -133,7 +180,7 @@ def scatter(one: HeadScores, other: HeadScores, k: int = 10) -> "Figure":
     tops = [table.top(k) for table in (one, other)]
     both = set(tops[0]) & set(tops[1])
     named = both | set(tops[0][:3]) | set(tops[1][:3])
-    figure = go.Figure()
+    picture = go.Figure()
     for label, color, chosen in (
         ("other heads", BLUE, [head for head in heads if head not in both]),
         (f"in both top {k}", ORANGE, [head for head in heads if head in both]),
@@ -141,44 +188,55 @@ def scatter(one: HeadScores, other: HeadScores, k: int = 10) -> "Figure":
         if not chosen:
             continue
         chosen.sort(key=lambda head: float(one.values[head]))
-        figure.add_scatter(
+        picture.add_scatter(
             x=values_at(one.values, chosen).numpy(),
             y=values_at(other.values, chosen).numpy(),
             mode="markers+text",
             name=label,
             marker={"size": 7, "color": color, "opacity": 0.75},
             text=[str(head) if head in named else "" for head in chosen],
-            # neighbours above and below in turn, so that they do not cover each other
+            # labels of neighbours alternate between above and below, so that they do not overlap
             textposition=[("top center", "bottom center")[i % 2] for i in range(len(chosen))],
             textfont={"size": 10},
             customdata=[str(head) for head in chosen],
             hovertemplate="%{customdata}<br>%{x:.3f}, %{y:.3f}<extra></extra>",
         )
-    said = [
+    notes = [
         f"Spearman {number(agreed.spearman)}",
         f"{agreed.overlap} of the top {k} shared ({number(agreed.expected_overlap)} expected by chance, "
         f"p = {agreed.p_overlap:.2g})",
     ]
-    figure.update_layout(**layout(f"{title_of(one.name)} against {title_of(other.name).lower()}", said, 460))
-    figure.update_layout(**ABOVE)
-    figure.update_xaxes(title=lines(f"{title_of(one.name)}: {one.unit}"))
-    figure.update_yaxes(title=lines(f"{title_of(other.name)}: {other.unit}"))
-    return figure
+    picture.update_layout(**layout(f"{title_of(one.name)} against {title_of(other.name).lower()}", notes, 460))
+    picture.update_layout(**ABOVE)
+    picture.update_xaxes(title=lines(f"{title_of(one.name)}: {one.unit}"))
+    picture.update_yaxes(title=lines(f"{title_of(other.name)}: {other.unit}"))
+    return picture
 
 
 def positions(scores: HeadScores, k: int = 5) -> "Figure":
-    """Mean attention that each position receives, in the top k heads and over all heads; for `identify.sinks`."""
+    """Draw the mean attention that each position receives, in the top k heads and over all heads.
+
+    Args:
+        scores: Scores of `identify.sinks`, which hold attention by position.
+        k: Number of heads.
+
+    Returns:
+        Figure: A plotly figure.
+
+    Raises:
+        UsageError: For scores without attention by position.
+    """
     import plotly.graph_objects as go
 
     if "positions" not in scores.extras:
-        raise UsageError(f"scores '{scores.name}' hold no attention by position; give the scores of identify.sinks.")
+        raise UsageError(f"scores '{scores.name}' hold no attention by position; give scores of identify.sinks.")
     received = scores.extras["positions"].float().nanmean(0)
     heads = scores.top(k)
     lines = [(str(head), received[head], LINES[i % len(LINES)], 1.8) for i, head in enumerate(heads)]
     lines.append(("all heads", received.flatten(0, 1).nanmean(0), GREY, 4.0))
-    figure = go.Figure()
+    picture = go.Figure()
     for name, line, color, width in lines:
-        figure.add_scatter(
+        picture.add_scatter(
             x=list(range(len(line))),
             y=line.numpy(),
             mode="lines+markers",
@@ -187,24 +245,24 @@ def positions(scores: HeadScores, k: int = 5) -> "Figure":
             line={"width": width, "color": color},
             hovertemplate=f"{name}<br>position %{{x}}: %{{y:.3f}}<extra></extra>",
         )
-    said = ["mean over the queries that see the position, and over prompts", "0 is the first token"]
-    figure.update_layout(**layout(f"{title_of(scores.name)}: attention by position", said, 360))
+    notes = ["mean over the queries that see the position, and over prompts", "0 is the first token"]
+    picture.update_layout(**layout(f"{title_of(scores.name)}: attention by position", notes, 360))
     # within the axes: past the first positions the lines lie low
-    figure.update_layout(legend={"x": 1, "xanchor": "right", "y": 1, "yanchor": "top", "bgcolor": "rgba(0,0,0,0)"})
-    figure.update_xaxes(title="position of the key")
-    figure.update_yaxes(title="attention received", rangemode="tozero")
-    return figure
+    picture.update_layout(legend={"x": 1, "xanchor": "right", "y": 1, "yanchor": "top", "bgcolor": "rgba(0,0,0,0)"})
+    picture.update_xaxes(title="position of the key")
+    picture.update_yaxes(title="attention received", rangemode="tozero")
+    return picture
 
 
 def _numbers(scores: HeadScores) -> dict[str, Any]:
-    """The table behind a map, for whoever saves it."""
+    """The table behind a map, for saving it."""
     tables = [table.flatten().tolist() for table in (scores.values, scores.low, scores.high, scores.frequency)]
     names = [f"L{layer}H{head}" for layer in range(scores.layers) for head in range(scores.n_heads)]
     return {"columns": ["head", "score", "low", "high", "above 0 in"], "rows": listed_rows(names, *tables)}
 
 
 def about_heads(scores: HeadScores) -> list[list[str]]:
-    """What the pointer shows for each head, [l][h]."""
+    """Hover text of each head, by layer and head."""
     tables = [table.tolist() for table in (scores.values, scores.low, scores.high, scores.frequency)]
     return [
         [

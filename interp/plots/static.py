@@ -1,4 +1,4 @@
-"""Figures as pictures where there is no browser: matplotlib draws the few kinds of marks that interp.plots uses."""
+"""Static pictures of figures without a browser: matplotlib draws the marks that interp.plots uses."""
 
 import re
 from base64 import b64decode
@@ -15,17 +15,33 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 PIXELS = 96
-"""of plotly's layout to an inch"""
+"""pixels of plotly's layout in an inch"""
 FORMATS = (".png", ".svg", ".pdf")
 _MARKS = {"circle": "o", "square": "s", "diamond": "D", "x": "x", "cross": "P", "triangle-up": "^"}
 _DASHES = {"dot": ":", "dash": "--", "dashdot": "-."}
 
 
 def save(figure: "Figure", path: str | Path, *, width: int = 1000, scale: float = 2.0) -> Path:
-    """Write a figure: .html opens offline with hover and zoom; .png, .svg and .pdf need no browser. Returns the path.
+    """Write a figure to a file.
 
-    width in pixels, height as the figure has it; scale multiplies the pixels of a .png.
-    Raises UsageError for another ending, RunError where the file cannot be written.
+    A .html file opens offline with hover and zoom. A .png, .svg or .pdf file needs no browser.
+
+    Args:
+        figure: A plotly figure of interp.plots.
+        path: File name, whose ending chooses the format.
+        width: Width in pixels; the height is that of the figure.
+        scale: Factor for the pixels of a .png file.
+
+    Returns:
+        The path.
+
+    Raises:
+        UsageError: For another ending.
+        RunError: Where the file cannot be written.
+
+    Examples:
+        >>> interp.plots.save(interp.plots.head_map(scores), folder / "map.svg").name
+        'map.svg'
     """
     path = Path(path)
     kind = path.suffix.lower()
@@ -34,17 +50,32 @@ def save(figure: "Figure", path: str | Path, *, width: int = 1000, scale: float 
     elif kind in FORMATS:
         content = _bytes(picture(figure, width=width), kind[1:], scale)
     else:
-        raise UsageError(f"{path.name} ends in {kind or 'nothing'}: give .html, {', '.join(FORMATS)}.")
+        raise UsageError(f"{path.name} ends in {kind or 'nothing'}; choose from .html, {', '.join(FORMATS)}.")
     if not path.parent.is_dir() or path.is_dir():
-        raise RunError(f"{path} cannot be written: {path.parent} is no folder, or the path is one; name another place.")
+        raise RunError(
+            f"{path} cannot be written, since {path.parent} is no folder or the path is one; give a file in a folder."
+        )
     write_atomic(path, content)
     return path
 
 
 def picture(figure: "Figure", *, width: int = 1000) -> "Picture":
-    """The figure as matplotlib's, by the same data: heat maps, lines, points with intervals, text, axes and legend.
+    """Redraw a figure with matplotlib from the same data.
 
-    Raises UsageError for a mark that interp.plots does not use. Cannot show: what the pointer would read.
+    Heat maps, lines, points with intervals, text, axes and legends are drawn.
+
+    Args:
+        figure: A plotly figure of interp.plots.
+        width: Width in pixels.
+
+    Returns:
+        Figure: A matplotlib figure.
+
+    Raises:
+        UsageError: For a kind of mark that interp.plots does not use.
+
+    Limits:
+        Does not show hover texts.
     """
     from matplotlib.figure import Figure as Picture
 
@@ -62,7 +93,7 @@ def picture(figure: "Figure", *, width: int = 1000) -> "Picture":
             _scatter(axes, trace)
             named |= bool(trace.get("name")) and trace.get("showlegend") is not False
         else:
-            raise UsageError(f"a plotly trace of type {kind!r} has no static form: save this figure as .html.")
+            raise UsageError(f"a plotly trace of type {kind!r} has no static form; save this figure as .html.")
     for shape in layout.get("shapes") or ():
         if shape.get("type") == "line" and shape.get("x0") == shape.get("x1"):
             axes.axvline(shape["x0"], **_line(shape.get("line") or {}))
@@ -119,7 +150,7 @@ def _scatter(axes: Any, trace: dict[str, Any]) -> None:
     x, y = (_array(trace.get(k) if trace.get(k) is not None else []) for k in "xy")
     mode, marker, line = trace.get("mode") or "lines", trace.get("marker") or {}, trace.get("line") or {}
     label = _plain(trace.get("name") or "") if trace.get("showlegend") is not False else ""
-    said = {"label": label} if label else {}
+    labelled = {"label": label} if label else {}
     colours = marker.get("color")
     one = colours if isinstance(colours, str) else line.get("color")
     for axis in "xy":
@@ -131,8 +162,8 @@ def _scatter(axes: Any, trace: dict[str, Any]) -> None:
             colour = _colour(bars.get("color") or one or "#000000")
             axes.errorbar(x, y, fmt="none", ecolor=colour, elinewidth=1.2, capsize=2, **ends)
     if "lines" in mode:
-        axes.plot(x, y, **_line(line), **said)
-        said = {}
+        axes.plot(x, y, **_line(line), **labelled)
+        labelled = {}
     if "markers" in mode:
         size = marker.get("size") or 6
         given = [_colour(c) for c in colours] if isinstance(colours, list | tuple) else _colour(one or "#3b82c4")
@@ -142,8 +173,8 @@ def _scatter(axes: Any, trace: dict[str, Any]) -> None:
             at = np.array([k == kind for k in kinds]) if len(kinds) > 1 else np.ones(len(x), dtype=bool)
             those = [c for c, here in zip(given, at, strict=True) if here] if isinstance(given, list) else given
             axes.scatter(x[at], y[at], s=(0.75 * size) ** 2, color=those, alpha=marker.get("opacity"),
-                         marker=_MARKS.get(kind, "o"), linewidths=0, zorder=3, **said)  # fmt: skip
-            said = {}
+                         marker=_MARKS.get(kind, "o"), linewidths=0, zorder=3, **labelled)  # fmt: skip
+            labelled = {}
     if "text" in mode and isinstance(trace.get("text"), list | tuple):
         for at_x, at_y, text in zip(x, y, trace["text"], strict=True):
             if text:
@@ -152,7 +183,7 @@ def _scatter(axes: Any, trace: dict[str, Any]) -> None:
 
 
 def _array(values: Any) -> Any:
-    """Numbers, also where plotly packed them for JavaScript."""
+    """Numbers, unpacked where plotly packed them for JavaScript."""
     import numpy as np
 
     if isinstance(values, Mapping):
@@ -205,7 +236,7 @@ def _title(axes: Any, title: dict[str, Any]) -> None:
 
 
 def _plain(text: Any) -> str:
-    """Plotly's small HTML as text."""
+    """The text in plotly's subset of HTML."""
     return unescape(re.sub(r"<[^<>]*>", "", str(text).replace("<br>", "\n")))
 
 

@@ -1,4 +1,4 @@
-"""What all figures share: colours, text that came from outside made safe, axes and layout."""
+"""Colours, axes and layout that all figures share, and the escaping of text from outside."""
 
 import re
 from html import escape
@@ -6,14 +6,11 @@ from importlib.resources import files
 from textwrap import wrap
 from typing import Any
 
+from interp.analyses import registry
+
 BLUE, ORANGE, GREY = "#3b82c4", "#d55e00", "#8a8f98"
-# Okabe and Ito's colours, told apart by colour-blind readers
+# Okabe and Ito's colours, which colour-blind readers can separate
 LINES = (ORANGE, BLUE, "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-# functions keep their colour from figure to figure; sinks, of which there are many, a quiet one
-COLOURS = {
-    "retrieval": ORANGE, "induction": BLUE, "previous_token": "#009e73", "duplicate_token": "#cc79a7",
-    "sinks": "#d3bd5c",
-}  # fmt: skip
 # one hue, lightness falling evenly: reads the same in grey and for colour-blind readers
 SCALE = ((0.0, "#f3f6fa"), (0.25, "#c3d9ed"), (0.5, "#7fb0d8"), (0.75, "#3677b0"), (1.0, "#08305f"))
 _FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif"
@@ -27,35 +24,52 @@ ABOVE: dict[str, Any] = {
     "margin": {"t": 104},
     "title": {"y": 0.985, "yref": "container", "yanchor": "top"},
 }
-"""layout of a figure whose legend stands above it, to be given after `layout`"""
+"""layout of a figure with its legend above the plot, applied after `layout`"""
 
 
 def visible(text: str) -> str:
-    """The text with characters that cannot be seen, or that reorder others, written as symbols or \\u codes."""
+    """Write characters that are invisible, or that reorder others, as symbols or \\u codes.
+
+    Args:
+        text: Any text.
+    """
     return _UNSEEN.sub(lambda found: _symbol(ord(found[0])), text)
 
 
-NAMES = {
-    "qrhead": "QRHead", "qada": "QAdA", "qk_score": "QK-score", "task_kv": "Task-KV", "duo_gates": "DuoAttention gates",
-}  # fmt: skip
-"""analyses that are written in their own way"""
-
-
 def title_of(name: str) -> str:
-    """Name of an analysis as a heading: "previous_token" is "Previous token"."""
-    if name in NAMES:
-        return NAMES[name]
+    """The title of an analysis: the declared one, else its name as a heading, such as "Previous token".
+
+    Args:
+        name: Name of an analysis, or any other name.
+
+    Examples:
+        >>> interp.plots.title_of("my_method")
+        'My method'
+    """
+    entry = registry.find(name)
+    if entry is not None and entry.name == name:
+        return entry.title
     words = name.replace("_", " ")
     return words[:1].upper() + words[1:]
 
 
 def colour_of(name: str, place: int) -> str:
-    """The colour of an analysis, or of the one at this place."""
-    return COLOURS.get(name) or LINES[place % len(LINES)]
+    """The declared colour of an analysis, else the colour of a place in a list.
+
+    Args:
+        name: Name of an analysis.
+        place: Its place among those that are drawn.
+    """
+    entry = registry.find(name)
+    return LINES[place % len(LINES)] if entry is None or entry.color is None else entry.color
 
 
 def number(value: float) -> str:
-    """Two decimals, more for small numbers; "–" for none."""
+    """A number as text: two decimals, more for small numbers, and "–" for NaN.
+
+    Args:
+        value: The number.
+    """
     if value != value:
         return "–"
     size = abs(value)
@@ -63,17 +77,31 @@ def number(value: float) -> str:
 
 
 def safe(text: str) -> str:
-    """For plotly, whose texts are a subset of HTML."""
+    """Escape a text for plotly, which reads a subset of HTML.
+
+    Args:
+        text: Text from outside.
+    """
     return escape(visible(text), quote=False)
 
 
 def lines(text: str, width: int = 32) -> str:
-    """`safe`, in lines no longer than a short axis."""
+    """Escape a text, and break it into lines that fit a short axis.
+
+    Args:
+        text: Text from outside.
+        width: Largest number of characters in a line.
+    """
     return "<br>".join(map(safe, wrap(text, width)))
 
 
 def listed_rows(names: list[str], *columns: list[float]) -> list[list[Any]]:
-    """Rows of a table: a name, then numbers to six digits, None for one that is missing."""
+    """Rows of a table: a name, then numbers with six digits, None for NaN.
+
+    Args:
+        names: One for each row.
+        columns: Numbers of the rows.
+    """
     return [
         [name, *(None if value != value else float(f"{value:.6g}") for value in values)]
         for name, *values in zip(names, *columns, strict=True)
@@ -81,20 +109,31 @@ def listed_rows(names: list[str], *columns: list[float]) -> list[list[Any]]:
 
 
 def saving() -> str:
-    """JavaScript of every page that saves files: interpSave(name, type, text); interpCsv(rows), without formulas."""
+    """JavaScript of pages that save files: `interpSave(name, type, text)`, and `interpCsv(rows)` without formulas."""
     return files("interp.plots").joinpath("saving.js").read_text(encoding="utf-8")
 
 
 def embed(text: str) -> str:
-    """JSON that may stand in a script element: nothing in it can end the element or begin another."""
+    """Escape JSON for a script element, so that it cannot end the element or begin another.
+
+    Args:
+        text: JSON.
+    """
     return text.translate({ord(sign): f"\\u{ord(sign):04x}" for sign in "<>&\u2028\u2029"})
 
 
-def layout(title: str, said: list[str], height: int) -> dict[str, Any]:
+def layout(title: str, notes: list[str], height: int) -> dict[str, Any]:
+    """The layout of a figure.
+
+    Args:
+        title: Heading, escaped here.
+        notes: Parts of the subtitle, escaped here; empty ones are left out.
+        height: Height in pixels.
+    """
     return {
         "title": {
             "text": safe(title),
-            "subtitle": {"text": safe("; ".join(part for part in said if part))},
+            "subtitle": {"text": safe("; ".join(part for part in notes if part))},
             "x": 0,
             "xanchor": "left",
             "xref": "paper",
@@ -112,7 +151,11 @@ def layout(title: str, said: list[str], height: int) -> dict[str, Any]:
 
 
 def whole(count: int) -> dict[str, Any]:
-    """Axis of layers or heads: whole numbers, as many as there is room for."""
+    """An axis of layers or heads: whole numbers, as many as fit.
+
+    Args:
+        count: Number of layers or heads.
+    """
     return {"dtick": 1 if count <= 12 else None, "tickangle": 0, "showgrid": False, "zeroline": False}
 
 

@@ -1,95 +1,96 @@
-"""Cards of single heads: what each scored, its best prompts, and what it writes where it looks."""
+"""Cards of single heads: scores, best prompts, and the tokens that a head would write."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from interp import plots
 from interp.analyses.results.head_scores import HeadScores
+from interp.analyses.views.explore import Explored
 from interp.analyses.views.head_roles import HeadRoles, cut_of
-from interp.findings import Findings
+from interp.analyses.views.ov_tokens import OvTokens
 from interp.hooks.model.heads import Head
 from interp.report.words import cut
-from interp.results import shown_heads
+from interp.runs.results import RunResults
 
-PROMPTS, LONG, READ = 2, 110, 3
-
-
-def table(found: HeadRoles) -> list[dict[str, Any]]:
-    """The heads of each function, strongest first."""
-    rows = []
-    for place, name in enumerate(found.names):
-        scores, has, sure = found.scores[place], found.has[place], found.has[place] & found.sure[place]
-        order = scores.flatten().nan_to_num(-1.0).argsort(descending=True, stable=True).tolist()
-        heads = [Head(*divmod(i, scores.shape[1])) for i in order[: int(has.sum())]]
-        rows.append(
-            {
-                "title": plots.title_of(name),
-                "colour": plots.colour_of(name, place),
-                "cut": found.cuts[place],
-                "sure": int(sure.sum()),
-                "likely": int(has.sum()) - int(sure.sum()),
-                "heads": [str(head) for head in heads[:12]],
-                "more": max(0, len(heads) - 12),
-            }
-        )
-    return rows
+N_EACH, MAX_CARDS = 3, 12
+"""top heads of each analysis that get a card, and cards at most"""
+N_PROMPTS, MAX_CHARACTERS, N_READ = 2, 110, 3
+"""best prompts of a card, characters of each, and attended tokens"""
 
 
-def cards(findings: Findings, found: HeadRoles | None) -> list[dict[str, Any]]:
-    """One card for each of the heads that stand first in some analysis."""
-    explored = {str(head) for head in findings.explored.heads} if findings.explored is not None else set()
+def leading(scores: Mapping[str, HeadScores]) -> list[Head]:
+    """The heads that get a card: the first of each analysis, then the second of each, each once.
+
+    Args:
+        scores: Score tables by name.
+    """
+    tops = [table.top(N_EACH) for table in scores.values()]
+    ranked = [top[place] for place in range(N_EACH) for top in tops if place < len(top)]
+    return list(dict.fromkeys(ranked))[:MAX_CARDS]
+
+
+def cards(results: RunResults, roles: HeadRoles | None) -> list[dict[str, Any]]:
+    """One card for each of the leading heads.
+
+    Args:
+        results: The results of a run.
+        roles: Roles of the heads, where any were measured.
+    """
+    found = list(results.values())
+    explored = {str(head) for each in found if isinstance(each, Explored) for head in each.heads}
+    written = next((each for each in found if isinstance(each, OvTokens)), None)
     return [
         {
             "head": str(head),
-            "functions": [plots.title_of(name).lower() for name in found.of(head)] if found is not None else [],
-            "scores": [_score(name, scores, head) for name, scores in findings.scores.items()],
-            "prompts": _best(findings, head),
+            "roles": [plots.title_of(name).lower() for name in roles.of(head)] if roles is not None else [],
+            "scores": [_score(name, scores, head) for name, scores in results.scores.items()],
+            "prompts": _best(results, head),
             "explored": str(head) in explored,
-            "written": _written(findings, head),
+            "written": [] if written is None else _written(written, head),
         }
-        for head in shown_heads(findings.scores)
+        for head in leading(results.scores)
     ]
 
 
 def _score(name: str, scores: HeadScores, head: Head) -> dict[str, Any]:
     value, low, high = (float(t[head]) for t in (scores.values, scores.low, scores.high))
     rank = 1 + int((scores.values > scores.values[head]).sum()) if value == value else None
-    most = max([1.0, *(end for end in (value, high) if end == end)])
+    scale = max([1.0, *(end for end in (value, high) if end == end)])
     return {
-        "title": plots.title_of(name), "value": value, "low": low, "high": high, "rank": rank, "scale": most,
+        "title": plots.title_of(name), "value": value, "low": low, "high": high, "rank": rank, "scale": scale,
         "threshold": cut_of(name, scores), "of": len(scores),
     }  # fmt: skip
 
 
-def _best(findings: Findings, head: Head) -> list[dict[str, Any]]:
-    """The prompts of the head's best analysis on which it scores highest."""
+def _best(results: RunResults, head: Head) -> list[dict[str, Any]]:
+    """The prompts with the highest scores of a head, in the analysis in which it ranks highest."""
     ranked = [
         (int((scores.values > scores.values[head]).sum()), name)
-        for name, scores in findings.scores.items()
+        for name, scores in results.scores.items()
         if float(scores.values[head]) == float(scores.values[head])
     ]
     if not ranked:
         return []
     name = min(ranked)[1]
-    scores, texts = findings.scores[name], findings.texts.get(name, ())
+    scores, texts = results.scores[name], results.texts.get(name, ())
     column = scores.per_prompt[:, head.layer, head.head]
     order = column.nan_to_num(nan=float("-inf")).argsort(descending=True, stable=True).tolist()
     return [
         {
             "analysis": plots.title_of(name).lower(),
             "value": float(column[i]),
-            "text": cut(texts[i], LONG) if i < len(texts) else f"prompt {i + 1}",
+            "text": cut(texts[i], MAX_CHARACTERS) if i < len(texts) else f"prompt {i + 1}",
         }
-        for i in order[:PROMPTS]
+        for i in order[:N_PROMPTS]
         if float(column[i]) == float(column[i])
     ]
 
 
-def _written(findings: Findings, head: Head) -> list[dict[str, Any]]:
-    """The most attended of the tokens that were read, and what the head would write for each."""
-    told = findings.written
-    if told is None or str(head) not in told.heads:
+def _written(view: OvTokens, head: Head) -> list[dict[str, Any]]:
+    """The most attended of the read tokens, and the tokens that the head would write for each."""
+    if str(head) not in view.heads:
         return []
-    most = sorted(told.of(head), key=lambda reading: -reading.attention)[:READ]
+    most = sorted(view.of(head), key=lambda reading: -reading.attention)[:N_READ]
     return [
         {
             "read": reading.token.text,

@@ -2,7 +2,6 @@
 (() => {
   const read = (id) => JSON.parse(document.getElementById(id).textContent);
   const figures = read("figures");
-  const weights = read("weights");
   const places = [...document.querySelectorAll("[data-figure]")];
   const darkScale = [[0, "#1c222b"], [0.25, "#1f4468"], [0.5, "#2f74aa"], [0.75, "#74aede"], [1, "#e3f1ff"]];
   const dark = window.matchMedia("(prefers-color-scheme: dark)");
@@ -119,7 +118,7 @@
   });
 
   document.querySelectorAll("[data-view]").forEach((view) => {
-    const rows = weights[Number(view.dataset.view)];
+    const rows = JSON.parse(view.querySelector("script").textContent);
     const tokens = [...view.querySelectorAll("[data-i]")];
     const box = view.querySelector(".tokens");
     const readout = view.querySelector(".readout");
@@ -147,12 +146,15 @@
     if (mark) box.scrollTop = mark.offsetTop - box.clientHeight / 2;
   });
 
-  const explored = document.getElementById("explored");
-  if (explored) {
-    const root = document.querySelector("#explorer .explorer");
-    interpExplorer(root, JSON.parse(explored.textContent));
-    document.querySelectorAll("[data-head]").forEach((link) => link.addEventListener("click", () => {
-      root.dispatchEvent(new CustomEvent("interp:head", { detail: link.dataset.head }));
-    }));
-  }
+  const explorers = [...document.querySelectorAll(".explored")].map((place) => {
+    const root = place.querySelector(".explorer");
+    interpExplorer(root, JSON.parse(place.querySelector("script").textContent));
+    return { root, section: place.closest("section") };
+  });
+  document.querySelectorAll("[data-head]").forEach((link) => {
+    if (!explorers.length) return;
+    const { root, section } = explorers[0];
+    link.href = `#${section.id}`;
+    link.addEventListener("click", () => root.dispatchEvent(new CustomEvent("interp:head", { detail: link.dataset.head })));
+  });
 })();

@@ -17,12 +17,12 @@ from torch import Tensor
 
 from interp.analyses.results.files import read_text, reason, write_atomic
 from interp.errors import InterpError, ScoreError
-from interp.hooks.model.heads import Head, HeadSet
+from interp.hooks.model.heads import Head, HeadLayout, HeadSet
 from interp.hooks.model.provenance import Provenance
 
 FORMAT = "interp.result/2"
 T = TypeVar("T")
-_TYPES: dict[str, type] = {}
+_TYPES: dict[str, type] = {"HeadLayout": HeadLayout}
 _MAPPINGS = (dict, Mapping)
 _MARKED = re.compile(r"^@result\b.*?^class (\w+)", re.M | re.S)
 

@@ -1,58 +1,103 @@
-"""Heads sorted into the functions that were measured, with how sure."""
+"""Heads sorted into the roles that were measured, with how certain each is."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from interp.analyses import registry
+from interp.analyses.results.codec import result
 from interp.analyses.results.head_scores import HeadScores
+from interp.analyses.results.result import Result
 from interp.errors import ScoreError
 from interp.hooks.model.heads import Head, HeadSet
 
-CUTS = {"induction": 0.3, "previous_token": 0.3, "duplicate_token": 0.3}
-"""share of attention above which a head counts, for tables that state no threshold of their own"""
 
-
+@result
 @dataclass(frozen=True, eq=False)
-class HeadRoles:
-    """Which heads do what, by tables of one model."""
+class HeadRoles(Result):
+    """The roles of every head, by score tables of one model."""
 
     names: tuple[str, ...]
-    """f, in the order in which a head with several functions is put under the first"""
+    """roles, in the order in which a head with several of them is sorted under the first"""
     cuts: tuple[float, ...]
+    """score above which a head has the role"""
     scores: Float[Tensor, "f l h"]
     low: Float[Tensor, "f l h"]
-    """lower end of the 95% interval, NaN where there is none"""
+    """lower end of the 95 % interval, NaN where there is none"""
 
     @property
     def has(self) -> Bool[Tensor, "f l h"]:
-        """The score is above the cut."""
+        """Whether the score of a head is above the cut."""
         return self.scores > self._cut
 
     @property
-    def sure(self) -> Bool[Tensor, "f l h"]:
-        """The whole interval is."""
+    def confident(self) -> Bool[Tensor, "f l h"]:
+        """Whether the whole 95 % interval of a head is above the cut."""
         return self.low > self._cut
 
     @property
     def main(self) -> Int[Tensor, "l h"]:
-        """Number of the function that a head is put under: the first that is sure, else the first; -1 for none."""
+        """Number of the role under which a head is sorted: the first that is confident, else the first; -1 for none."""
         order = torch.arange(len(self.names), 0, -1)[:, None, None]
-        # sure ones before all others
-        rank = self.has * order + (self.has & self.sure) * len(self.names)
+        # confident roles before all others
+        rank = self.has * order + (self.has & self.confident) * len(self.names)
         best, which = rank.max(0)
         return torch.where(best > 0, which, -1)
 
     def heads(self, name: str) -> HeadSet:
-        """All heads that have a function, whichever they are put under."""
-        place = self.names.index(name)
-        return HeadSet.from_mask(self.has[place])
+        """All heads that have a role, whichever role they are sorted under.
+
+        Args:
+            name: One of `names`.
+        """
+        return HeadSet.from_mask(self.has[self.names.index(name)])
 
     def of(self, head: Head) -> list[str]:
-        """The functions of one head."""
+        """The roles of one head.
+
+        Args:
+            head: A head of the model.
+        """
         return [name for name, has in zip(self.names, self.has[:, head.layer, head.head], strict=True) if has]
+
+    def to_frame(self) -> Any:
+        """A pandas DataFrame with a row for each head: layer, head, name, role, and the score for each role."""
+        import pandas as pd
+
+        main = self.main
+        heads = [Head(*divmod(i, main.shape[1])) for i in range(main.numel())]
+        roles = ["" if number < 0 else self.names[number] for number in main.flatten().tolist()]
+        columns = {name: table.flatten().numpy() for name, table in zip(self.names, self.scores, strict=True)}
+        return pd.DataFrame(
+            {
+                "layer": [head.layer for head in heads],
+                "head": [head.head for head in heads],
+                "name": [str(head) for head in heads],
+                "role": roles,
+                **columns,
+            }
+        )
+
+    def summary(self, top: int = 10) -> str:
+        """One line for each role: the number of its heads, and the first of them.
+
+        Args:
+            top: Number of heads to list.
+        """
+        lines = []
+        for place, (name, cut) in enumerate(zip(self.names, self.cuts, strict=True)):
+            has, confident = self.has[place], self.has[place] & self.confident[place]
+            strongest = self.scores[place].masked_fill(~has, -torch.inf).flatten().argsort(descending=True, stable=True)
+            heads = [str(Head(*divmod(int(i), has.shape[1]))) for i in strongest[: min(top, int(has.sum()))]]
+            lines.append(
+                f"{name:20s} above {cut:g}: {int(confident.sum())} confident, {int(has.sum() - confident.sum())} "
+                f"tentative  {', '.join(heads)}"
+            )
+        return "\n".join(lines)
 
     @property
     def _cut(self) -> Float[Tensor, "f 1 1"]:
@@ -60,27 +105,47 @@ class HeadRoles:
 
 
 def head_roles(scores: Mapping[str, HeadScores], cuts: Mapping[str, float] | None = None) -> HeadRoles:
-    """Sort heads into functions: a head has a function when its score is above that table's cut.
+    """Sort heads into roles: a head has a role when its score is above the cut of that table.
 
-    has[f l h] = scores[f l h] > cut[f]; sure where the 95% interval over prompts lies above it. cut: `cuts`, else the
-    table's threshold, else 0.3 for the shares of attention in CUTS; tables without any are left out (gradients,
-    patching: how much a head matters is no function). Order: that of `scores`, sinks last, since a head may rest on the
-    first token wherever it finds nothing to do.
-    Raises ScoreError where no table has a cut, or tables differ in shape.
-    Source: ours. Retrieval 0.1 is Wu et al. 2404.15574's, sinks 0.3 Gu et al. 2410.10781's; 0.3 for the others is a
-    convention. Cannot show: functions that were not measured, nor that a head is used for what it does here; of many
-    heads near a cut some are above it by chance.
+    `has[f l h] = scores[f l h] > cut[f]`; a role is confident where the whole 95 % interval over prompts is above the
+    cut.
+
+    The cut of a table is that of `cuts`, else the table's threshold, else the threshold that its analysis declares.
+    Tables without any of these are left out (gradients, patching: importance is no role). Roles keep the order of
+    `scores`, except where an analysis declares a `role_order`: sinks come last, since a head may attend to the first
+    token wherever it finds nothing else to do.
+
+    Args:
+        scores: Score tables of one model, by name.
+        cuts: Cuts that take the place of the tables' own.
+
+    Returns:
+        HeadRoles: float32 `scores` and `low [f l h]`, one row for each role.
+
+    Raises:
+        ScoreError: If no table has a cut, or tables differ in shape.
+
+    Examples:
+        >>> from interp.analyses.views.head_roles import head_roles
+        >>> head_roles({"induction": scores}, cuts={"induction": 0.3}).names
+        ('induction',)
+
+    Source:
+        Original. Retrieval's 0.1 is that of Wu et al. 2404.15574, the 0.3 of sinks that of Gu et al. 2410.10781. The
+        other 0.3 are a convention.
+
+    Limits:
+        Does not show roles that were not measured, nor that the model uses a head for its role. Of many heads near a
+        cut, some are above it by chance.
     """
     known = {name: (cuts or {}).get(name, cut_of(name, table)) for name, table in scores.items()}
     names = [name for name, cut in known.items() if cut is not None]
-    names.sort(key=lambda name: name == "sinks")
+    names.sort(key=_role_order)
     if not names:
-        raise ScoreError(
-            f"{', '.join(scores) or 'no scores'}: no table has a threshold, so give cuts={{name: number}}."
-        )
+        raise ScoreError(f"{', '.join(scores) or 'no scores'}: no table has a threshold; give cuts={{name: number}}.")
     shapes = {tuple(scores[name].values.shape) for name in names}
     if len(shapes) > 1:
-        raise ScoreError(f"the tables have shapes {sorted(shapes)}: give the scores of one model.")
+        raise ScoreError(f"the tables have the shapes {sorted(shapes)}; give the scores of one model.")
     return HeadRoles(
         tuple(names),
         tuple(float(known[name] or 0.0) for name in names),
@@ -90,9 +155,22 @@ def head_roles(scores: Mapping[str, HeadScores], cuts: Mapping[str, float] | Non
 
 
 def cut_of(name: str, table: HeadScores) -> float | None:
-    """The score above which a head counts in this table: its threshold, else that of CUTS, else none.
+    """The score above which a head has the role of a table; None where the table measures no role.
 
-    A threshold of 0 says that a head differs from nothing, which is no function.
+    It is the table's threshold, else the one that its analysis declares. A threshold of 0 only states that a head
+    differs from nothing, which is no role.
+
+    Args:
+        name: Name of the analysis.
+        table: Its scores.
     """
-    cut = CUTS.get(name) if table.threshold is None else table.threshold
+    cut = table.threshold
+    if cut is None:
+        entry = registry.find(name)
+        cut = None if entry is None else entry.threshold
     return cut if cut is not None and cut > 0 else None
+
+
+def _role_order(name: str) -> float:
+    entry = registry.find(name)
+    return 0.0 if entry is None else entry.role_order

@@ -1,7 +1,6 @@
 """Queries and keys of a head in one plane, over many prompts."""
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache, partial
 from typing import Any, Literal, get_args
@@ -11,9 +10,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from interp.analyses.views.logit_lens import labels_of, short, token_text
-from interp.errors import HeadError, PromptError, ScoreError, UsageError
-from interp.hooks.model.heads import Head, HeadLayout, HeadSet
+from interp.analyses.registry import analysis
+from interp.analyses.results.codec import result
+from interp.analyses.results.result import Result
+from interp.analyses.tasks import standard
+from interp.analyses.views._tokens import chosen_heads, labels_of, place_of_head, short, token_text
+from interp.errors import PromptError, ScoreError, UsageError
+from interp.hooks.model.heads import HeadLayout, HeadSet
 from interp.hooks.model.provenance import Provenance
 from interp.hooks.prompts.prompts import Prompts
 from interp.hooks.read.capture import read
@@ -21,111 +24,123 @@ from interp.hooks.read.keep import k, q
 
 Method = Literal["pca", "tsne"]
 Pair = tuple[float, float]
-FEWEST = 3
+MIN_TOKENS = 3
 """tokens that make a plane, and keys that have an order"""
+N_DRAWN, N_POINTS = 4, 1200
+"""heads that a run draws, and points of each"""
 
 
-@dataclass(frozen=True, repr=False)
+@result
+@dataclass(frozen=True, eq=False)
 class Cloud:
-    """The queries and keys of one head in the plane; entry i of both is token i of the `Joint`."""
+    """The queries and keys of one head in the plane; row i of both is token i of the `QKProjection`."""
 
     head: str
-    queries: tuple[Pair, ...]
-    keys: tuple[Pair, ...]
+    queries: Float[Tensor, "n 2"] = field(repr=False)
+    keys: Float[Tensor, "n 2"] = field(repr=False)
     explained: Pair | None
     """share of the variance along each axis; None for t-SNE"""
     faithful: float | None
     """Spearman correlation of nearness in the plane with q.k, mean over queries: how far the picture can be trusted;
     None where no query has three keys that differ"""
     possible: float | None
-    """the same with distances in all dimensions, before anything was flattened"""
+    """the same with distances in all dimensions, before the projection"""
     nearest: float | None
     """share of queries whose nearest key in the plane is the one with the largest q.k"""
     chance: float | None
-    """of that, with one of the query's keys taken at random"""
+    """the same share for a key that is drawn at random"""
     scale: float
-    """what queries were multiplied and keys divided by"""
+    """factor by which queries were multiplied and keys divided"""
 
 
-@dataclass(frozen=True, repr=False)
-class QKProjection:
-    """Heads whose queries and keys share a plane, on the same tokens of some prompts: see `joint`."""
+@result
+@dataclass(frozen=True, eq=False, repr=False)
+class QKProjection(Result):
+    """Heads whose queries and keys share a plane, on the same tokens of some prompts."""
 
     method: str
     clouds: tuple[Cloud, ...]
+    """one for each head"""
     tokens: tuple[str, ...]
-    positions: tuple[int, ...]
-    prompts: tuple[int, ...]
+    positions: Int[Tensor, "n"]
+    prompts: Int[Tensor, "n"]
     """number of the prompt of each token"""
     labels: tuple[str, ...]
-    """one per prompt"""
+    """one for each prompt"""
     seed: int = 0
-    settings: dict[str, Any] = field(default_factory=dict, hash=False)
+    settings: dict[str, Any] = field(default_factory=dict)
     provenance: Provenance | None = None
+
+    def __post_init__(self) -> None:
+        counts = {len(part) for cloud in self.clouds for part in (cloud.queries, cloud.keys)}
+        counts |= {len(self.tokens), len(self.positions), len(self.prompts)}
+        if len(counts) != 1 or not self.clouds or int(self.prompts.max()) >= len(self.labels):
+            raise ScoreError(
+                f"a projection has {len(self.tokens)} tokens, {len(self.positions)} positions and {len(self.clouds)} "
+                "heads with other numbers of points; give one point of each head for each token."
+            )
 
     @property
     def heads(self) -> tuple[str, ...]:
+        """Names of the heads."""
         return tuple(cloud.head for cloud in self.clouds)
 
     def __getitem__(self, head: Any) -> Cloud:
-        """The cloud of one head. Raises HeadError."""
-        name = str(Head.parse(head))
-        if name not in self.heads:
-            raise HeadError(f"{name} is not in this view, which has {', '.join(self.heads)}: name one of these.")
-        return self.clouds[self.heads.index(name)]
+        return self.clouds[place_of_head(head, self.heads)]
 
     def to_frame(self, head: Any = None) -> Any:
-        """A pandas DataFrame of one head, by default the first, two rows a token: x, y, kind, token, position, ..."""
+        """A pandas DataFrame with two rows for each token: x, y, kind, token, position, prompt, label, head.
+
+        Args:
+            head: One of `heads`, by default the first.
+
+        Raises:
+            HeadError: For a head that is not in this view.
+        """
         import pandas as pd
 
         cloud = self.clouds[0] if head is None else self[head]
-        about = {"token": self.tokens, "position": self.positions, "prompt": self.prompts}
-        about["label"] = tuple(self.labels[number] for number in self.prompts)
+        numbers = self.prompts.tolist()
+        about = {"token": self.tokens, "position": self.positions.tolist(), "prompt": numbers}
+        about["label"] = tuple(self.labels[number] for number in numbers)
         return pd.concat(
             [
-                pd.DataFrame(
-                    {"x": [x for x, _ in dots], "y": [y for _, y in dots], "kind": kind, **about, "head": cloud.head}
-                )
-                for kind, dots in (("query", cloud.queries), ("key", cloud.keys))
+                pd.DataFrame({"x": dots[:, 0], "y": dots[:, 1], "kind": kind, **about, "head": cloud.head})
+                for kind, dots in (("query", cloud.queries.tolist()), ("key", cloud.keys.tolist()))
+                for dots in (np.array(dots),)
             ],
             ignore_index=True,
         )
 
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON can say it, see from_dict."""
-        made = None if self.provenance is None else self.provenance.to_dict()
-        names = ("method", "tokens", "positions", "prompts", "labels", "seed", "settings")
-        clouds = [dict(vars(cloud)) for cloud in self.clouds]
-        return {name: getattr(self, name) for name in names} | {"clouds": clouds, "provenance": made}
+    def summary(self, top: int = 10) -> str:
+        """One line for each head: how well nearness in the plane ranks q.k.
 
-    @classmethod
-    def from_dict(cls, content: Mapping[str, Any]) -> "QKProjection":
-        """The inverse of to_dict, through JSON too. Raises ScoreError."""
-        try:
-            made = content.get("provenance")
-            view = cls(
-                str(content["method"]),
-                tuple(map(_cloud, content["clouds"])),
-                tuple(map(str, content["tokens"])),
-                tuple(map(int, content["positions"])),
-                tuple(map(int, content["prompts"])),
-                tuple(map(str, content["labels"])),
-                int(content["seed"]),
-                dict(content["settings"]),
-                None if made is None else Provenance.from_dict(made),
-            )
-            counts = {len(part) for cloud in view.clouds for part in (cloud.queries, cloud.keys)}
-            counts |= {len(view.tokens), len(view.positions), len(view.prompts)}
-            if len(counts) != 1 or not view.clouds or not all(0 <= n < len(view.labels) for n in view.prompts):
-                raise ValueError("its tokens, coordinates and prompts do not fit together")
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ScoreError(f"this joint view is broken ({error}): make it again.") from error
-        return view
+        Args:
+            top: Number of heads to list.
+        """
+        lines = [f"{self.method} of queries and keys, {len(self.tokens)} tokens of {len(self.labels)} prompts"]
+        for cloud in self.clouds[:top]:
+            if cloud.faithful is None or cloud.possible is None:
+                lines.append(f"  {cloud.head:8s} too few keys to rank")
+            else:
+                lines.append(
+                    f"  {cloud.head:8s} Spearman {cloud.faithful:.2f} in the plane, {cloud.possible:.2f} in all "
+                    "dimensions"
+                )
+        return "\n".join(lines)
 
     def __repr__(self) -> str:
-        return f"Joint({self.method}, {', '.join(self.heads)}; {len(self.tokens)} tokens of {len(self.labels)} prompts)"
+        return (
+            f"QKProjection({self.method}, {', '.join(self.heads)}; {len(self.tokens)} tokens of {len(self.labels)} "
+            "prompts)"
+        )
 
 
+@analysis(
+    title="Queries and keys", group="views", order=32, prompts=standard.passages, joint=True, in_every=False,
+    needs=("heads",), inputs=lambda run: {"heads": HeadSet(tuple(run.leading[:N_DRAWN]))},
+    run_settings={"points": N_POINTS},
+)  # fmt: skip
 def qk_projection(
     model: nn.Module,
     prompts: Prompts,
@@ -138,46 +153,78 @@ def qk_projection(
     seed: int = 0,
     progress: bool = False,
 ) -> QKProjection:
-    """Queries and keys of a head as points of one plane, over many prompts: a query lies near the keys it looks for.
+    """Project the queries and keys of a head to one plane, where a query lies near the keys that it attends to.
 
-    q[b h q d] and k[b h k d] are those that attention multiplies, after norm and RoPE, a query head with the keys of
-    its group. Before they are put together (see `together`) q is multiplied and k divided by c, which leaves q.k as it
-    is and gives both clouds the same spread, and keys are moved by t to the centre of the queries: q.(k + t) adds the
-    same to every key of a row, so that the softmax does not change (with a learned sink, or a soft-cap, only the order
-    of a row's keys is kept). The plane: two components of PCA, or t-SNE (perplexity 30, begun from PCA); scikit-learn.
-    heads: anything HeadSet.parse takes, in its order. points: dots of a head at most, two a token, its query and its
-    key; tokens are drawn evenly over prompts.
-    drop_first: leave the first token of each prompt out, where attention sinks rest. Kept, it has no say in centre,
-    scale and PCA's axes, which it might turn toward itself. In units of the scaled queries; t-SNE's have no meaning.
-    `Cloud.faithful` says how well nearness in the plane ranks q.k over the keys that a query may look at (those of its
-    prompt that were drawn; a sliding window is not regarded): Spearman, mean over queries. `Cloud.nearest`: how often
-    the nearest of them is the one with the largest q.k, which t-SNE keeps better than the order of the rest.
-    Raises HeadError, UsageError (method, points), PromptError (fewer than three tokens).
-    Source: Yeh et al. 2305.03210 (AttentionViz). Differs: c is the one that makes the spreads equal; PCA by default,
-    whose distances can be read; the picture says how faithful it is.
-    Cannot show: attention itself, which compares keys within a row and lets long keys win from afar; two dimensions of
-    `d` hide most of what a head can tell apart, so read `faithful` before the picture. RoPE turns q and k by their
-    positions: clusters may be places rather than meanings.
+    `q[b h q d]` and `k[b h k d]` are those that attention multiplies, after norm and RoPE; a query head uses the keys
+    of its group. Before the projection (see `together`), q is multiplied and k divided by c, which leaves q.k as it is
+    and gives both clouds the same spread. Keys are moved by t to the centre of the queries: `q.(k + t)` adds the same
+    number to every key of a row, so that the softmax does not change. With a learned sink or a soft-cap, only the order
+    of a row's keys is kept.
+
+    The plane is spanned by two components of PCA, or made by t-SNE (perplexity 30, initialised with PCA), both from
+    scikit-learn. Coordinates are in units of the scaled queries; those of t-SNE have no meaning.
+
+    `Cloud.faithful` is the mean over queries of the Spearman correlation between nearness in the plane and q.k, over
+    the keys of the query's prompt that were drawn and that it may attend to (a sliding window is ignored).
+    `Cloud.nearest` is the share of queries whose nearest key has the largest q.k; t-SNE keeps it better than the order
+    of the other keys.
+
+    Args:
+        model: A transformers causal language model, or a TransformerBridge over one.
+        prompts: Any prompts.
+        heads: Heads, as `HeadSet.parse` takes them.
+        method: "pca" or "tsne".
+        points: Largest number of points of a head. A token has two, its query and its key; tokens are drawn evenly over
+            prompts.
+        drop_first: Leave out the first token of each prompt, which attention sinks attend to. Where it is kept, it has
+            no influence on centre, scale and the axes of PCA.
+        batch_size: Number of prompts per forward pass.
+        seed: Seed of the drawn tokens and of t-SNE.
+        progress: Show a progress bar.
+
+    Returns:
+        QKProjection: float32 `queries` and `keys [n 2]` of each head.
+
+    Raises:
+        HeadError: For no heads, or heads that the model does not have.
+        UsageError: For an unknown method, or too few points.
+        PromptError: For prompts with fewer than three tokens together.
+
+    Examples:
+        >>> from interp.analyses.views.qk_projection import qk_projection
+        >>> view = qk_projection(model, prompts, "L1H2")
+        >>> view["L1H2"].queries.shape
+        torch.Size([34, 2])
+
+    Source:
+        Yeh et al. 2305.03210 (AttentionViz).
+
+    Differs:
+        c is chosen so that the spreads are equal. PCA is the default, since its distances can be read. The result
+        states how faithful the plane is.
+
+    Limits:
+        Does not show attention itself, which compares keys within a row and lets long keys win from afar. Two
+        dimensions hide most of what `d` dimensions separate, so read `faithful` before the picture. RoPE rotates q and
+        k by their positions, so that clusters may be positions rather than meanings.
     """
     if method not in get_args(Method):
-        raise UsageError(f"method={method!r}: take 'pca' or 'tsne'.")
-    if points < 2 * FEWEST:
-        raise UsageError(f"points={points}: a plane takes at least {2 * FEWEST}.")
+        raise UsageError(f"unknown method {method!r}; choose from 'pca', 'tsne'.")
+    if points < 2 * MIN_TOKENS:
+        raise UsageError(f"points={points} are too few for a plane; give at least {2 * MIN_TOKENS}.")
     layout = HeadLayout.of(model)
-    chosen = HeadSet.parse(heads, layout)
-    if not len(chosen):
-        raise HeadError('no heads given: name at least one, as in "L5H3".')
+    chosen = chosen_heads(heads, layout)
     drawn = _draw(prompts.lengths, points // 2, int(drop_first), seed)
     where = [(number, position) for number, kept in enumerate(drawn) for position in kept]
-    if len(where) < FEWEST:
-        raise PromptError(f"{len(where)} tokens make no plane: give prompts of {FEWEST} tokens or more.")
+    if len(where) < MIN_TOKENS:
+        raise PromptError(f"{len(where)} tokens are too few for a plane; give prompts of {MIN_TOKENS} tokens or more.")
     parts: list[tuple[Tensor, Tensor]] = []
     title = "queries and keys" if progress else None
     for batch, cap in read(model, prompts, [q(), k()], batch_size=batch_size, progress=title, heads=chosen):
-        ours, theirs = cap[q()].float(), cap[k()].float()
+        queries_of, keys_of = cap[q()].float(), cap[k()].float()
         for row in range(len(batch)):
             kept = drawn[len(parts)]
-            parts.append((ours[row][:, kept], theirs[row][:, kept]))
+            parts.append((queries_of[row][:, kept], keys_of[row][:, kept]))
     queries, keys = (torch.cat([part[side] for part in parts], 1) for side in (0, 1))
     number, position = torch.tensor(where).unbind(1)
     clouds = tuple(
@@ -185,25 +232,34 @@ def qk_projection(
     )
     name = cache(partial(token_text, prompts.tokenizer))
     return QKProjection(
-        method,
-        clouds,
-        tuple(name(prompts[n].ids[p]) for n, p in where),
-        tuple(p for _, p in where),
-        tuple(n for n, _ in where),
-        labels_of(prompts),
-        seed,
-        {"points": points, "drop_first": drop_first},
-        Provenance.of(model, prompts.tokenizer, seed=seed),
+        method=method,
+        clouds=clouds,
+        tokens=tuple(name(prompts[n].ids[p]) for n, p in where),
+        positions=position.contiguous(),
+        prompts=number.contiguous(),
+        labels=labels_of(prompts),
+        seed=seed,
+        settings={"points": points, "drop_first": drop_first},
+        provenance=Provenance.of(model, prompts.tokenizer, seed=seed),
     )
 
 
 def together(
     q: Float[Tensor, "n d"], k: Float[Tensor, "m d"], of: tuple[Any, Any] = (slice(None), slice(None))
 ) -> tuple[Float[Tensor, "n d"], Float[Tensor, "m d"], float]:
-    """Queries and keys over each other, c q and k / c + t, and c: one centre, one mean distance from it.
+    """Scale and move queries and keys so that they share one centre and one spread.
 
-    c = sqrt(spread of k / spread of q), spread the mean distance from the centre; t = c centre(q) - centre(k) / c.
-    Every (c q).(k / c + t) is q.k and a number of its query's own. of: which ones centre and spread are taken of.
+    Queries become `c q` and keys `k / c + t`, with `c = sqrt(spread of k / spread of q)`, where the spread is the mean
+    distance from the centre, and `t = c centre(q) - centre(k) / c`. Every `(c q).(k / c + t)` is q.k plus a number that
+    depends on the query alone.
+
+    Args:
+        q: Queries.
+        k: Keys.
+        of: Indices of the queries and of the keys from which centre and spread are computed.
+
+    Returns:
+        The queries, the keys, and c.
     """
     middle = [part[which].mean(0) for part, which in zip((q, k), of, strict=True)]
     spread = [
@@ -215,7 +271,7 @@ def together(
 
 
 def _draw(lengths: tuple[int, ...], count: int, start: int, seed: int) -> list[list[int]]:
-    """Positions of each prompt: as many of each as it has, or as an even share of `count` gives it; the first is in."""
+    """Positions of each prompt: an even share of `count`, or all that it has; the first position is always drawn."""
     room = [max(length - start, 0) for length in lengths]
     share = [0] * len(room)
     left = min(count, sum(room))
@@ -245,15 +301,28 @@ def flatten(
     method: Method,
     seed: int,
 ) -> Cloud:
-    """One head's queries and keys in a plane; number and position say where each token stands."""
+    """Project one head's queries and keys to a plane.
+
+    Args:
+        head: Name of the head.
+        q: Queries.
+        k: Keys of the same tokens.
+        number: Number of the prompt of each token.
+        position: Position of each token.
+        method: "pca" or "tsne".
+        seed: Seed of t-SNE.
+
+    Returns:
+        Cloud: The points and how faithful they are.
+    """
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
 
     inner = position > 0
-    inner = inner if int(inner.sum()) >= FEWEST else torch.ones_like(inner)
-    ours, theirs, scale = together(q.double(), k.double(), (inner, inner))
-    both = torch.cat([ours, theirs]).numpy()
-    flat = PCA(2, svd_solver="full").fit(torch.cat([ours[inner], theirs[inner]]).numpy())
+    inner = inner if int(inner.sum()) >= MIN_TOKENS else torch.ones_like(inner)
+    scaled_q, scaled_k, scale = together(q.double(), k.double(), (inner, inner))
+    both = torch.cat([scaled_q, scaled_k]).numpy()
+    flat = PCA(2, svd_solver="full").fit(torch.cat([scaled_q[inner], scaled_k[inner]]).numpy())
     explained = None
     if method == "pca":
         dots = flat.transform(both)
@@ -261,22 +330,21 @@ def flatten(
     else:
         perplexity = min(30.0, (len(both) - 1) / 3)
         start = flat.transform(both)
-        # as small as t-SNE wants its beginning
+        # t-SNE begins with small numbers
         start = start / max(float(start[:, 0].std()), 1e-12) * 1e-4
         dots = TSNE(2, init=start, perplexity=perplexity, random_state=seed).fit_transform(both)
     dots = torch.from_numpy(np.asarray(dots, dtype=np.float64))
     seen = (number[:, None] == number) & (position <= position[:, None])
     products = q.double() @ k.double().T
     one, other = dots.chunk(2)
-    flat_near, near = -torch.cdist(one, other), -torch.cdist(ours, theirs)
-    # a query with one key or two has no order to speak of
-    rows = (seen.sum(1) >= FEWEST).nonzero()[:, 0].tolist()
+    flat_near, near = -torch.cdist(one, other), -torch.cdist(scaled_q, scaled_k)
+    # one key or two have no order
+    rows = (seen.sum(1) >= MIN_TOKENS).nonzero()[:, 0].tolist()
     hits = [float(products[row, seen[row]].argmax() == flat_near[row, seen[row]].argmax()) for row in rows]
-    queries, keys = (tuple(map(_pair, part.tolist())) for part in (one, other))
     return Cloud(
         head,
-        queries,
-        keys,
+        one.float().contiguous(),
+        other.float().contiguous(),
         explained,
         _mean([_spearman(products[row, seen[row]], flat_near[row, seen[row]]) for row in rows]),
         _mean([_spearman(products[row, seen[row]], near[row, seen[row]]) for row in rows]),
@@ -302,15 +370,3 @@ def _mean(values: list[float]) -> float | None:
 def _pair(values: Any) -> Pair:
     one, other = values
     return short(float(one)), short(float(other))
-
-
-def _cloud(stored: Mapping[str, Any]) -> Cloud:
-    explained, *measured = (stored[name] for name in ("explained", "faithful", "possible", "nearest", "chance"))
-    return Cloud(
-        str(Head.parse(stored["head"])),
-        tuple(map(_pair, stored["queries"])),
-        tuple(map(_pair, stored["keys"])),
-        None if explained is None else _pair(explained),
-        *(None if number is None else float(number) for number in measured),
-        scale=float(stored["scale"]),
-    )

@@ -1,14 +1,23 @@
-"""Attention on a text, made ready for the page: runs of tokens with their marks, and far-away text left out."""
+"""The section of attention on a text: runs of tokens with their marks, with distant text left out."""
 
+import json
 import math
 from dataclasses import dataclass
 from typing import Any
 
-from interp.errors import RunError
-from interp.findings import TokenView
+from markupsafe import Markup
 
-# tokens shown of a long text: its begin, its end, around each mark, around the most attended tokens of each head
-MOST, BEGIN, END, AROUND, NEAR, STRONGEST = 2400, 150, 300, 300, 6, 8
+from interp.analyses.views.token_attention import TokenAttention
+from interp.plots.style import embed
+from interp.report.page import Page, Section, title_of
+from interp.report.sections.dispatch import section
+
+MAX_TOKENS = 2400
+"""tokens of a text that is shown whole"""
+N_FIRST, N_LAST, N_AROUND = 150, 300, 300
+"""tokens of a longer text that are shown: the first, the last, and those around each mark"""
+N_STRONGEST, N_NEAR = 8, 6
+"""most attended tokens of each head that are shown, and tokens on each side of them"""
 
 
 @dataclass(frozen=True)
@@ -17,37 +26,46 @@ class Run:
 
     marks: tuple[str, ...]
     tokens: tuple[tuple[int, str, float], ...]
-    """position, text, strength of the first head's colour from 0 to 1"""
+    """position, text, and strength of the first head's colour from 0 to 1"""
     gap: int = 0
-    """tokens left out here"""
+    """number of tokens that are left out here"""
 
 
 @dataclass(frozen=True)
 class TokenRow:
-    """A TokenView as the template takes it."""
+    """Attention on a text, as the template takes it."""
 
     title: str
-    written: str
+    reply: str
     heads: tuple[str, ...]
     runs: tuple[Run, ...]
     weights: list[list[float]]
-    """[head][token shown]"""
+    """weight of each head on each shown token"""
     table: list[dict[str, Any]]
-    """for each head its attention on each mark and its most attended tokens"""
+    """for each head, its attention on each mark and its most attended tokens"""
     marks: tuple[str, ...]
     tokens: int
     left_out: int
 
 
-def show(view: TokenView) -> TokenRow:
-    """Raises RunError where the weights do not fit the tokens."""
+@section.register(TokenAttention)
+def _(result: TokenAttention, name: str, page: Page) -> Section:
+    view = token_row(result)
+    body = page.render("sections/token_attention.html.j2", view=view, weights=Markup(embed(json.dumps(view.weights))))
+    return Section(title_of(name), body)
+
+
+def token_row(view: TokenAttention) -> TokenRow:
+    """Prepare attention on a text for the page.
+
+    Args:
+        view: The attention.
+    """
     n = len(view.tokens)
-    for head, weights in view.weights.items():
-        if len(weights) != n:
-            raise RunError(
-                f"the view '{view.title}' has {n} tokens but {len(weights)} weights for {head}; give one a token."
-            )
-    rows = {head: [0.0 if math.isnan(w) else float(w) for w in row] for head, row in view.weights.items()}
+    rows = {
+        head: [0.0 if math.isnan(weight) else weight for weight in row]
+        for head, row in zip(view.heads, view.weights.tolist(), strict=True)
+    }
     kept = _kept(view, list(rows.values()))
     first = next(iter(rows.values()), [0.0] * n)
     largest = max(first, default=0.0) or 1.0
@@ -67,7 +85,7 @@ def show(view: TokenView) -> TokenRow:
         runs.append(Run((), (), gap=n - before - 1))
     return TokenRow(
         title=view.title,
-        written=view.written,
+        reply=view.reply,
         heads=tuple(rows),
         runs=tuple(runs),
         weights=[[round(row[i], 5) for i in kept] for row in rows.values()],
@@ -78,7 +96,7 @@ def show(view: TokenView) -> TokenRow:
     )
 
 
-def _row(view: TokenView, head: str, row: list[float]) -> dict[str, Any]:
+def _row(view: TokenAttention, head: str, row: list[float]) -> dict[str, Any]:
     return {
         "head": head,
         "on": [sum(sum(row[a:b]) for a, b in ranges) for ranges in view.marks.values()],
@@ -90,12 +108,12 @@ def _strongest(row: list[float], count: int) -> list[int]:
     return sorted(range(len(row)), key=lambda i: -row[i])[:count]
 
 
-def _kept(view: TokenView, rows: list[list[float]]) -> list[int]:
+def _kept(view: TokenAttention, rows: list[list[float]]) -> list[int]:
     n = len(view.tokens)
-    if n <= MOST:
+    if n <= MAX_TOKENS:
         return list(range(n))
-    around = [(0, BEGIN), (n - END, n)]
+    around = [(0, N_FIRST), (n - N_LAST, n)]
     edges = [edge for ranges in view.marks.values() for span in ranges for edge in span]
-    around += [(edge - AROUND, edge + AROUND) for edge in edges]
-    around += [(i - NEAR, i + NEAR + 1) for row in rows for i in _strongest(row, STRONGEST)]
+    around += [(edge - N_AROUND, edge + N_AROUND) for edge in edges]
+    around += [(i - N_NEAR, i + N_NEAR + 1) for row in rows for i in _strongest(row, N_STRONGEST)]
     return sorted({i for start, stop in around for i in range(max(start, 0), min(stop, n))})

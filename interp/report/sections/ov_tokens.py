@@ -1,0 +1,22 @@
+"""The section of OV tokens: for each head, the tokens that it would write for the most attended tokens."""
+
+from interp.analyses.views.ov_tokens import N_COPIED, OvTokens
+from interp.report.page import Page, Section, title_of
+from interp.report.sections.dispatch import section
+
+N_READ = 3
+"""attended tokens that are listed for each head"""
+
+
+@section.register(OvTokens)
+def _(result: OvTokens, name: str, page: Page) -> Section:
+    rows = [
+        {
+            "head": head,
+            "copied": f"{result.copying(head):.0%}",
+            "read": sorted(result.of(head), key=lambda reading: -reading.attention)[:N_READ],
+        }
+        for head in result.heads
+    ]
+    body = page.render("sections/ov_tokens.html.j2", rows=rows, span=result.span, n_copied=N_COPIED)
+    return Section(title_of(name), body)

@@ -1,0 +1,162 @@
+"""Trials as tables: conditions, conditions by size, prompts, replies."""
+
+from typing import Any
+
+from interp.analyses.results.statistics import Estimate, mean_over_draws
+from interp.analyses.results.trials import BASELINE, RANDOM, RANDOM_BY_LAYER, Trials
+from interp.report.trials_words import gain_text
+from interp.report.words import cut
+
+N_REPLIES, MAX_PROMPTS = 4, 50
+"""prompts whose replies are shown, and prompts that are listed"""
+
+
+def table(result: Trials) -> list[dict[str, Any]]:
+    """A row for each trial and measure: mean, interval, and heads.
+
+    Args:
+        result: Trials whose conditions have one size each.
+    """
+    rows = []
+    for trial in result.trials:
+        draws = len({other.draw for other in result.trials if other.condition == trial.condition})
+        name = f"{trial.condition} {trial.draw + 1}" if draws > 1 else trial.condition
+        for measure, values in trial.values.items():
+            if measure in trial.intervals:
+                value = Estimate(values[0], *trial.intervals[measure])
+            else:
+                value = mean_over_draws([values], seed=result.seed)
+            verdicts = measure in result.shares and all(number in (0, 1) for number in values)
+            rows.append(
+                {
+                    "condition": ", ".join(part for part in (name, trial.task) if part),
+                    "measure": measure,
+                    "count": f"{int(sum(values))} of {len(values)}" if verdicts else "",
+                    "mean": number_text(result, measure, value.mean),
+                    "interval": f"{number_text(result, measure, value.low)} to "
+                    f"{number_text(result, measure, value.high)}",
+                    "heads": str(trial.heads) if len(trial.heads) else "",
+                }
+            )
+    return rows
+
+
+def pivot(result: Trials, measure: str) -> dict[str, Any]:
+    """A row for each condition and a column for each size: the mean, and the gain over the control.
+
+    Args:
+        result: Trials with several sizes.
+        measure: One of its measures.
+    """
+    rows = result.rows(measure)
+    cells = {(row["condition"], row["size"]): row for row in rows}
+    sizes = sorted({row["size"] for row in rows})
+    share = result.size_name.startswith("share")
+
+    def cell(condition: str, size: float) -> dict[str, Any] | None:
+        row = cells.get((condition, size))
+        if row is None:
+            return None
+        gain = Estimate(row["gain"], row["gain_low"], row["gain_high"]) if "gain" in row else None
+        return {
+            "mean": number_text(result, measure, row["mean"]),
+            "gain": "" if gain is None else gain_text(result, measure, gain, with_unit=False),
+            "excludes": gain is not None and gain.excludes_zero,
+        }
+
+    return {
+        "measure": measure,
+        "sizes": [f"{size:.0%}" if share else f"{size:g}" for size in sizes],
+        "size_name": result.size_name,
+        "gains": any("gain" in row for row in rows),
+        "rows": [
+            (condition, [cell(condition, size) for size in sizes])
+            for condition in dict.fromkeys(row["condition"] for row in rows)
+        ],
+    }
+
+
+def by_prompt(result: Trials) -> dict[str, Any] | None:
+    """Each prompt under each condition, draws averaged, the highest values of the tested condition first.
+
+    Args:
+        result: Trials whose conditions have one size each.
+
+    Returns:
+        Columns and rows, or None where the numbers are verdicts, which the replies show, or none of prompts.
+    """
+    measure = result.measures[0]
+    rows: dict[str, list[float]] = {}
+    for condition in result.conditions:
+        values = [trial.values[measure] for trial in result.select(condition) if measure in trial.values]
+        if values and len({len(row) for row in values}) == 1:
+            rows[condition] = [sum(column) / len(values) for column in zip(*values, strict=True)]
+    n = max((len(row) for row in rows.values()), default=0)
+    if n < 2 or any(trial.replies for trial in result.trials) or any(len(row) != n for row in rows.values()):
+        return None
+    first = next((name for name in result.tested if name in rows), next(iter(rows)))
+    order = sorted(range(n), key=lambda place: -rows[first][place])[:MAX_PROMPTS]
+    labels = [cut(result.questions[i], 110) if i < len(result.questions) else f"prompt {i + 1}" for i in range(n)]
+    return {
+        "measure": measure,
+        "conditions": list(rows),
+        "rows": [(labels[i], [number_text(result, measure, row[i]) for row in rows.values()]) for i in order],
+        "left_out": n - len(order),
+    }
+
+
+def replies(result: Trials) -> list[dict[str, Any]]:
+    """A few prompts and the replies under each condition, first those whose verdict the tested condition changes.
+
+    Args:
+        result: The trials.
+    """
+    measure = result.measures[0]
+    kept = [trial for trial in result.trials if trial.replies and measure in trial.values]
+    if not kept:
+        return []
+    first = next((trial for trial in kept if trial.condition == BASELINE), kept[0])
+    tested = next((trial for trial in kept if trial.condition in result.tested), first)
+    n = len(first.replies)
+    order = sorted(range(n), key=lambda i: first.values[measure][i] == tested.values[measure][i])
+    shown = []
+    for i in order[:N_REPLIES]:
+        rows = [
+            (_named(trial.condition, trial.draw), trial.values[measure][i] > 0, cut(trial.replies[i].strip()))
+            for trial in kept
+            if len(trial.replies) == n
+        ]
+        shown.append(
+            {
+                "number": i,
+                "question": result.questions[i] if i < len(result.questions) else "",
+                "expected": result.answers[i] if i < len(result.answers) else "",
+                "rows": _merged(rows),
+            }
+        )
+    return shown
+
+
+def _named(condition: str, draw: int) -> str:
+    return f"{condition} {draw + 1}" if condition in (RANDOM, RANDOM_BY_LAYER) else condition
+
+
+def _merged(rows: list[tuple[str, bool, str]]) -> list[tuple[str, bool, str]]:
+    """Conditions with equal replies in one row."""
+    names: dict[tuple[bool, str], list[str]] = {}
+    for name, right, reply in rows:
+        names.setdefault((right, reply), []).append(name)
+    return [(", ".join(found), *key) for key, found in names.items()]
+
+
+def number_text(result: Trials, measure: str, value: float) -> str:
+    """A number of a measure: a share in percent, else with three decimals.
+
+    Args:
+        result: The trials.
+        measure: One of its measures.
+        value: The number.
+    """
+    if measure in result.shares:
+        return f"{value:.0%}"
+    return f"{value:.2g}" if 0 < abs(value) < 0.001 else f"{value:.3f}"

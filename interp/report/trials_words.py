@@ -1,0 +1,157 @@
+"""Trials in sentences, every number taken from them."""
+
+from typing import Any, get_args
+
+from interp.analyses.results.statistics import Estimate
+from interp.analyses.results.trials import BASELINE, RANDOM, RANDOM_BY_LAYER, Trials
+from interp.hooks.edit.ablation import AblationKind
+from interp.plots import number
+from interp.report.lists import joined
+
+FEW = 10
+"""prompts below which a difference is not interpreted"""
+DRAWN = {RANDOM: "drawn freely", RANDOM_BY_LAYER: "matched by layer"}
+"""conditions of random heads in words"""
+
+
+def trials_words(result: Trials) -> list[str]:
+    """The first measure of trials in sentences: the baseline, tested conditions, and their difference to the controls.
+
+    Args:
+        result: The trials.
+    """
+    measure = result.measures[0]
+    found = []
+    base = _mean(result, BASELINE, measure)
+    if base is not None:
+        found.append(f"Baseline {measure}: {_shown(result, measure, base)}.")
+        if base.mean == 0 and measure in result.shares:
+            return [*found, "Nothing could be lost, so these numbers show nothing about the other conditions."]
+    tested = [name for name in result.tested if _mean(result, name, measure) is not None]
+    sizes = {size for name in tested for size in result.sizes(name)}
+    if len(sizes) > 1 and len(tested) > 1 and result.control in result.conditions:
+        return [*found, *_best_by_size(result, measure, tested, sorted(sizes))]
+    for name in tested:
+        found += _condition(result, name, measure)
+    return found
+
+
+def few_words(result: Trials) -> str:
+    """A warning where the prompts are few; empty where they are not.
+
+    Args:
+        result: The trials.
+    """
+    least = min(len(values) for trial in result.trials for values in trial.values.values())
+    each = " of a task" if len(result.tasks) > 1 else ""
+    return f"There are only {least} prompts{each}, too few to interpret differences." if 1 < least < FEW else ""
+
+
+def _condition(result: Trials, name: str, measure: str) -> list[str]:
+    """One tested condition at its largest size, compared with the baseline or random conditions of that size."""
+    size = max(result.sizes(name))
+    controls = [
+        control
+        for control in dict.fromkeys((result.control, RANDOM, RANDOM_BY_LAYER))
+        if control in result.conditions and size in result.sizes(control) and _held(result, control, measure, size)
+    ]
+    parts = []
+    for condition in (name, *controls):
+        draws = len({trial.draw for trial in result.select(condition, size)})
+        drawn = f" (mean of {draws} draws)" if draws > 1 else ""
+        value = _shown(result, measure, result.mean(condition, measure, size=size))
+        parts.append(f"{_condition_name(result, condition)} {value}{drawn}")
+    kind = result.intervention
+    ablated = " ablated" if kind in get_args(AblationKind) and result.size_name == "heads" else ""
+    sized = f" with {_size(result, size)}{ablated}" if size else ""
+    sentences = [f"{measure[:1].upper()}{measure[1:]}{sized}: {', '.join(parts)}."]
+    if any(measure in trial.intervals for trial in result.trials):
+        return sentences
+    for over in controls:
+        gain = result.gain(name, measure, over=over, size=size)
+        sentences.append(
+            f"Difference to {_condition_name(result, over)}: {gain_text(result, measure, gain)}, {_excludes(gain)}."
+        )
+    return sentences
+
+
+def _best_by_size(result: Trials, measure: str, tested: list[str], sizes: list[float]) -> list[str]:
+    """The tested condition that is furthest above the control at each size, and those below it."""
+    rows = [row for row in result.rows(measure) if "gain" in row]
+    if not rows:
+        return []
+    best = []
+    for size in sizes:
+        above = [row for row in rows if row["size"] == size and row["gain_low"] > 0]
+        if not above:
+            best.append(f"at {_size(result, size)} none, as no 95\u00a0% interval is above 0")
+            continue
+        first = max(above, key=lambda row: row["gain"])
+        best.append(f"at {_size(result, size)} {first['condition']}, {_row_gain(result, measure, first)}")
+    found = [f"Furthest above {result.control}: {'; '.join(best)}."]
+    below = {
+        name: [row["size"] for row in rows if row["condition"] == name and row["gain_high"] < 0] for name in tested
+    }
+    worse = [f"{name} at {joined([_size(result, size) for size in at])}" for name, at in below.items() if at]
+    if worse:
+        found.append(f"Below {result.control}: {'; '.join(worse)}.")
+    chance = round(0.05 * len(rows)) or 1
+    verb = "excludes" if chance == 1 else "exclude"
+    return [*found, f"Of {len(rows)} such 95\u00a0% intervals, about {chance} {verb} 0 by chance."]
+
+
+def gain_text(result: Trials, measure: str, gain: Estimate, with_unit: bool = True) -> str:
+    """A difference and its interval, in points for shares.
+
+    Args:
+        result: The trials.
+        measure: One of its measures.
+        gain: The difference.
+        with_unit: Add the unit of the measure.
+    """
+    if measure in result.shares:
+        points = [f"{round(100 * value):+d}" if round(100 * value) else "0" for value in gain]
+        return f"{points[0]} points [{points[1]}, {points[2]}]"
+    unit = _unit(result, measure) if with_unit else ""
+    return f"{gain.mean:+.3f}{unit} [{gain.low:+.3f}, {gain.high:+.3f}]"
+
+
+def _row_gain(result: Trials, measure: str, row: dict[str, Any]) -> str:
+    return gain_text(result, measure, Estimate(row["gain"], row["gain_low"], row["gain_high"]))
+
+
+def _excludes(gain: Estimate) -> str:
+    return f"the 95\u00a0% interval {'excludes' if gain.excludes_zero else 'includes'} 0"
+
+
+def _mean(result: Trials, condition: str, measure: str) -> Estimate | None:
+    if condition not in result.conditions:
+        return None
+    size = max(result.sizes(condition))
+    return result.mean(condition, measure, size=size) if _held(result, condition, measure, size) else None
+
+
+def _held(result: Trials, condition: str, measure: str, size: float) -> bool:
+    return all(measure in trial.values for trial in result.select(condition, size))
+
+
+def _condition_name(result: Trials, condition: str) -> str:
+    """A condition in words; random heads with how they were drawn."""
+    heads = condition in DRAWN and result.size_name == "heads"
+    return f"random heads {DRAWN[condition]}" if heads else condition
+
+
+def _shown(result: Trials, measure: str, value: Estimate) -> str:
+    """A mean, as a share in percent, or with its unit."""
+    if measure in result.shares:
+        return f"{value.mean:.0%}"
+    return f"{number(value.mean)}{_unit(result, measure)}"
+
+
+def _unit(result: Trials, measure: str) -> str:
+    unit = result.units.get(measure, "")
+    return f" {unit}" if unit else ""
+
+
+def _size(result: Trials, size: float) -> str:
+    return f"{size:.0%}" if result.size_name.startswith("share") else f"{size:g} {result.size_name}"
