@@ -50,7 +50,7 @@ def directive(thing: Any) -> str:
 def group_of(entry: Entry) -> str:
     """The heading under which a method is listed."""
     group = entry.group or f"{entry.kind}s"
-    return group[0].upper() + group[1:]
+    return group.upper() if len(group) == 2 else group[0].upper() + group[1:]
 
 
 def needs_of(entry: Entry) -> list[str]:

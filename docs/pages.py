@@ -35,7 +35,7 @@ ADMONITIONS = {"source": "quote", "differs": "note", "limits": "warning"}
 """section that only our docstrings have -> the admonition of the theme that it becomes"""
 A = "interp.analyses"
 REFERENCE: dict[str, tuple[str, str, tuple[str, ...]]] = {
-    "test": ("Tests of heads", f"{A}.causal", ("ablation_test", "curve", "pruning", "sweep", "controls")),
+    "test/heads": ("Tests of heads", f"{A}.causal", ("ablation_test", "curve", "pruning", "sweep", "controls")),
     "results": ("Results", f"{A}.results", ("result", "head_scores", "trials", "statistics", "codec")),
     "runs": ("Runs", "interp.runs", ("run", "plan", "steer", "safety", "results", "stage", "estimate")),
     "core": ("Models, prompts and heads", "interp", ("",)),
@@ -52,7 +52,7 @@ REFERENCE: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "testing": ("Contracts for your own methods", "interp", ("testing",)),
     "errors": ("Errors", "interp", ("errors",)),
 }
-"""reference page -> its title, a package, and modules of it; an object is on the first page that exports it"""
+"""page -> its title, a package, and modules of it; an object is on the first page that exports it"""
 
 
 class Page(NamedTuple):
@@ -74,7 +74,8 @@ def pages() -> dict[str, Page]:
     for name, (title, package, modules) in REFERENCE.items():
         things = {path_of(thing): thing for thing in public(package, modules) if path_of(thing) not in seen}
         seen |= {*things}
-        made[f"reference/{name}.md"] = Page("", title, "\n".join([f"# {title}\n", *map(directive, things.values())]))
+        place = name if "/" in name else f"reference/{name}"
+        made[f"{place}.md"] = Page("", title, "\n".join([f"# {title}\n", *map(directive, things.values())]))
     for path in sorted((ROOT / "notebooks").glob("[0-9]*.py")):
         cells = [(cell.cell_type, cell.source) for cell in jupytext.read(path).cells]
         text = "\n\n".join(text if kind == "markdown" else f"```py\n{text}\n```" for kind, text in cells)
