@@ -1,4 +1,4 @@
-# Python 3.11 or newer, pip and make are all that a machine needs; everything else goes into .venv.
+# A machine needs Python 3.11 or newer, pip and make; everything else is installed into .venv.
 
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 python; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
@@ -12,19 +12,20 @@ WORKERS ?= 2
 export OMP_WAIT_POLICY := PASSIVE
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install report docs test test-quick test-slow gpu-test check format clean
+.PHONY: help install report docs test test-fast test-quick test-slow test-durations gpu-test check format clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make report      write report.html about the demo model"
 	@echo "make docs        build the documentation into site/, which opens without a server"
-	@echo "make test        run all tests, quick ones first (PYTEST_ARGS='-k heads')"
-	@echo "make test-quick  run the quick tests only, two at a time (WORKERS=8 for more)"
-	@echo "make gpu-test    run the tests of the kernels on this machine's GPU, with PYTHON as it is"
-	@echo "make check       ruff, its formatter and pyright over everything"
-	@echo "make format      let ruff rewrite what it can"
-	@echo "make clean       remove .venv, report.html, site and caches"
-	@echo "PYTHON=python3.12 chooses the interpreter that .venv is made from."
+	@echo "make test-fast   run the tests most likely to fail, for less than a minute"
+	@echo "make test        run all tests, quick ones first, and print their coverage (PYTEST_ARGS='-k heads')"
+	@echo "make test-quick  run the quick tests only, in two processes (WORKERS=8 for more)"
+	@echo "make gpu-test    run the tests of the kernels on the GPU of this machine, with the packages of PYTHON"
+	@echo "make check       run ruff, its formatter and pyright on all files"
+	@echo "make format      apply the fixes and the format of ruff"
+	@echo "make clean       remove .venv, reports, the built site and caches"
+	@echo "PYTHON=python3.12 chooses the interpreter for .venv."
 
 install: $(INSTALLED)
 
@@ -44,17 +45,30 @@ report: $(INSTALLED)
 docs: $(INSTALLED)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
+# the figure is the share of lines that the quick tests run; slow tests are not traced, because some measure time
+test: COVERAGE := --cov=interp --cov-report=
 test: test-quick test-slow
+	@echo "coverage of interp by the quick tests: $$($(BIN)/coverage report --format=total) %"
 
-# several at a time, each with one thread; the slow ones time what they do, and have the machine to themselves
+# several processes with one thread each; slow tests measure time and run alone
+QUICK := OMP_NUM_THREADS=1 $(PYTEST) -n $(WORKERS) -m "not slow"
+
 test-quick: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(PYTEST) -n $(WORKERS) -m "not slow"
+	$(QUICK) $(COVERAGE)
 
-# pytest ends with 5 when PYTEST_ARGS leaves no slow test over
+# tests/helpers/fast_tests.py selects the tests and stops after this number of seconds
+test-fast: $(INSTALLED)
+	$(QUICK) --failed-first --fast 50
+
+# update the durations by which test-fast selects
+test-durations: $(INSTALLED)
+	$(QUICK) --record-durations
+
+# pytest exits with 5 when PYTEST_ARGS selects no slow test
 test-slow: $(INSTALLED)
 	$(PYTEST) -m slow || [ $$? -eq 5 ]
 
-# no environment of its own: the torch and triton of a GPU machine are those that must work; only tests/kernels is loaded
+# this uses the torch and triton that the GPU machine already has, and loads tests/kernels only
 gpu-test:
 	@test -n "$(PYTHON)" || { echo "no Python 3.11 or newer was found: name one with PYTHON=..."; exit 1; }
 	TRITON_INTERPRET=0 $(PYTHON) -m pytest tests/kernels -m "not interpreter" --confcutdir=tests/kernels \
@@ -70,5 +84,5 @@ format: $(INSTALLED)
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) report.html site build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) report.html report-run site build tests/build *.egg-info .coverage .pytest_cache .ruff_cache .hypothesis
 	find interp tests benchmarks notebooks docs -name __pycache__ -prune -exec rm -rf {} +

@@ -14,12 +14,13 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 sys.path[:0] = [str(Path(__file__).parent / "helpers"), str(Path(__file__).parent)]
 
 import browser as browsers
-import families
 import pytest
-import torch
+from coverage_sample import pytest_collection_modifyitems
+from fast_tests import pytest_addoption, pytest_configure, pytest_ignore_collect
 from jaxtyping import install_import_hook
 
-import interp
+# hooks of pytest, which finds them by their names in this module
+__all__ = ["pytest_addoption", "pytest_collection_modifyitems", "pytest_configure", "pytest_ignore_collect"]
 
 install_import_hook(["interp.hooks", "interp.analyses"], "shape_checks.checked")
 
@@ -27,6 +28,9 @@ install_import_hook(["interp.hooks", "interp.analyses"], "shape_checks.checked")
 @pytest.fixture(autouse=True)
 def seeded():
     """Torch's generator in the same state at the start of every test."""
+    # torch and transformers are imported when the first test needs them: the controller of xdist runs none
+    import torch
+
     torch.manual_seed(0)
 
 
@@ -50,13 +54,17 @@ def call(monkeypatch, capsys):
 
 @pytest.fixture(scope="session")
 def demo():
-    """The demo model and its tokenizer, loaded once; leave it as you found it."""
+    """The demo model and its tokenizer, loaded once; tests must leave the model unchanged."""
+    import interp
+
     return interp.load("demo", device="cpu")
 
 
 @pytest.fixture(scope="session")
 def tiny_model():
     """tiny_model("llama") or any other name in families.CONFIGS; made once for all tests, so do not edit it."""
+    import families
+
     made = {}
 
     def get(name, **settings):

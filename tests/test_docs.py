@@ -1,8 +1,8 @@
 """The documentation: it builds without a warning and opens without a network, and every block of code in it runs.
 
-Blocks of a page run in order, in one namespace and one empty folder. `python` runs. In a block of commands (`console`,
-`bash` or no language) each `interp` runs, with the demo model as MODEL; `make` must know its targets, and a benchmark's
-script must be there. What is not to run says so by its language.
+Blocks of a page run in order, in one namespace and one empty folder. A `python` block runs. In a block of commands
+(`console`, `bash` or no language) each `interp` runs, with the demo model as MODEL; `make` must know its targets, and
+the script of a benchmark must exist. Blocks in other languages are only shown.
 """
 
 import ast
@@ -25,39 +25,41 @@ from sybil.parsers.markdown.lexers import RawFencedCodeBlockLexer
 
 import interp
 from interp import cli
+from interp.analyses import registry
 from interp.analyses.tasks import names
-from interp.cards import Card, card
-from interp.runs import Run
-from interp.studies import Plan, parse_analyses
+from interp.analyses.tasks.standard import PromptSizes
+from interp.runs.plan import ScorePlan
+from interp.runs.run import Run
+from interp.runs.steer import SteerPlan
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
-SHOWN = {"text", "json"}
-"""languages of what is not to run"""
+SHOWN = {"text", "json", "bibtex"}
+"""languages of blocks that are only shown"""
 COMMANDS = {"", "console", "bash"}
 
 FEW = {
-    "score": "--needles 2 --length 160 --texts 2 --text-length 48 --pairs 2 --draws 1 --check-needles 2 "
-    "--check-length 120 --top 3 --explore 160",
-    "safety": "--harmful 4 --harmless 2 --reply 8",
+    "score": "--n-needles 2 --needle-length 160 --n-texts 2 --text-length 48 --n-pairs 2 --n-random-sets 1 "
+    "--n-check-needles 2 --check-length 120 --n-heads 3 --explorer-tokens 160",
+    "safety": "--n-harmful 4 --n-harmless 2 --reply-tokens 8",
     # heads are named, since a profile of 270 heads takes minutes
-    "steer": "--heads L10-L12 --dev-items 2 --test-items 2 --draws 1",
+    "steer": "--heads L10-L12 --n-dev-items 2 --n-test-items 2 --n-random-sets 1",
 }
 """cheap settings, by command, where a page does not set them itself"""
 ENDS = {"safety": (2, "no behaviour to attribute")}
-"""commands that end otherwise than with 0 on the demo model: it refuses next to nothing"""
+"""commands that end otherwise than with 0 on the demo model, which refuses next to nothing"""
 
 
 @pytest.fixture(scope="module")
-def pages():
-    """The hook of the docs, as mkdocs loads it."""
-    return scripts.load(DOCS / "pages.py")
+def method_pages():
+    """The module of the documentation that makes pages of methods."""
+    return scripts.load(DOCS / "method_pages.py")
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
-    """The site, built strictly, and what the build said."""
+    """The site, built strictly, and the output of the build."""
     folder = tmp_path_factory.mktemp("site")
     environment = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
@@ -67,7 +69,7 @@ def site(tmp_path_factory):
 
 
 class Links(HTMLParser):
-    """What a page loads and where it leads."""
+    """The files that a page loads, and the links that it holds."""
 
     def __init__(self, page: Path) -> None:
         super().__init__()
@@ -86,10 +88,10 @@ class Links(HTMLParser):
 
 
 def test_site_builds_without_a_warning(site):
-    _, said = site
-    assert "Documentation built" in said
-    assert "WARNING" not in said
-    assert "MkDocs 2" not in said
+    _, output = site
+    assert "Documentation built" in output
+    assert "WARNING" not in output
+    assert "MkDocs 2" not in output
 
 
 def test_nothing_is_loaded_from_a_network(site):
@@ -127,32 +129,53 @@ def test_search_finds_without_a_server(site, browser):
         assert watched.complaints == []
 
 
-def test_pages_made_from_the_code_say_what_it_says(site, pages):
+def test_every_method_has_a_page(site, method_pages):
     folder, _ = site
-    for group, found in pages.methods().items():
-        assert found
-        for method in found:
-            text = (folder / group / f"{method.name}.html").read_text(encoding="utf-8")
-            assert method.file in text
-            assert "What it cannot show" in text
+    paged = [entry for group in method_pages.PACKAGES for entry in method_pages.methods(group)]
+    assert {id(entry) for entry in paged} == {
+        id(entry) for entry in registry.iterate() if entry.distribution == "interp"
+    }
+    for group in method_pages.PACKAGES:
+        for entry in method_pages.methods(group):
+            text = (folder / group / f"{entry.name}.html").read_text(encoding="utf-8")
+            assert entry.title in text
+            assert f"{entry.thing.__module__.replace('.', '/')}.py" in text
+            assert '<details class="warning" open>' in text, f"{entry.name} states no limits"
+            assert not re.search(r'<details class="(source|differs|limits)"', text)
+
+
+def test_papers_are_links(site):
+    folder, _ = site
+    text = (folder / "find" / "retrieval.html").read_text(encoding="utf-8")
+    assert '<a href="https://arxiv.org/abs/2404.15574">2404.15574</a>' in text
+
+
+def test_tables_hold_every_method(site, method_pages):
+    folder, _ = site
+    for page in ("methods.html", "concepts/limits.html"):
+        text = (folder / page).read_text(encoding="utf-8")
+        assert [entry.name for entry in registry.iterate() if method_pages.shown(entry.thing) not in text] == []
+
+
+def test_commands_and_tutorials_are_listed(site):
+    folder, _ = site
     options = (folder / "cli.html").read_text(encoding="utf-8")
-    for command in ("doctor", "score", "safety", "steer", "report", "show"):
+    for command in ("list", "doctor", "score", "safety", "steer", "report", "show"):
         assert f"interp {command}" in options
-    assert "--check-needles" in options
+    assert "--n-check-needles" in options
     assert "--no-check" in options
-    listed = (folder / "notebooks.html").read_text(encoding="utf-8")
-    assert all(path.name in listed for path in (ROOT / "notebooks").glob("[0-9]*.py"))
+    for path in (ROOT / "notebooks").glob("[0-9]*.py"):
+        assert (folder / "tutorials" / f"{path.stem}.html").is_file()
 
 
-def test_commands_named_on_method_pages_exist(pages):
-    commands = {command for found in pages.methods().values() for method in found if (command := method.command)}
-    assert len(commands) > 10
-    for command in commands:
-        words = shlex.split(command)
-        known = set(accepted(words[1]))
-        assert {word for word in words if word.startswith("-")} <= known, command
+def test_commands_on_method_pages_are_accepted(method_pages):
+    for entry in registry.iterate():
+        words = shlex.split(method_pages.command_of(entry))
+        assert {word for word in words if word.startswith("-")} <= {*accepted(words[1])}, entry.name
         if words[1] == "score":
-            assert Plan(parse_analyses(words[2]))
+            assert entry.kind == "selector" or entry.name in ScorePlan(analyses=(words[2],)).analyses
+        elif words[1] == "steer":
+            assert SteerPlan(method=words[4], task="json").method == entry.name
 
 
 def accepted(command: str) -> list[str]:
@@ -162,40 +185,8 @@ def accepted(command: str) -> list[str]:
     return [flag for param in found.params for flag in (*param.opts, *param.secondary_opts)]
 
 
-def test_every_card_is_whole(pages):
-    """A first sentence, a source or a claim of our own, and what it cannot show."""
-    for found in pages.methods().values():
-        for method in found:
-            told = card(method.thing)
-            assert re.match(r"[A-Z].*\.$", told.sentence), method
-            assert told.source, f"{method.shown} names no source: cite one, or say 'Source: ours.'"
-            assert told.cannot_show, f"{method.shown} does not say what it cannot show"
-
-
-def test_a_card_is_taken_apart():
-    def method():
-        """What it measures, as do Person et al. 2024.
-
-        score[l h] = mean over q of x[q] . y[q], in nats. prompts: any, e.g. plain texts.
-        Raises UsageError for none. PromptError for long ones.
-        Source: B et al. 2101.00001, Eq. 2. Differs: not at all. Cannot show: much;
-        see elsewhere.
-        """
-
-    assert card(method) == Card(
-        sentence="What it measures, as do Person et al. 2024.",
-        formulas=("score[l h] = mean over q of x[q] . y[q], in nats.",),
-        notes=("prompts: any, e.g. plain texts.",),
-        raises="UsageError for none. PromptError for long ones.",
-        source="B et al. 2101.00001, Eq. 2.",
-        differs="not at all.",
-        cannot_show="much; see elsewhere.",
-    )
-    assert card(lambda: None) == Card("")
-
-
 def texts_of_the_code() -> str:
-    """Every text in the package, parts of one joined as python joins them."""
+    """Every text in the package; the parts of an f-string are joined."""
     found = []
     for path in (ROOT / "interp").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -214,12 +205,12 @@ def test_troubleshooting_quotes_messages_that_exist():
     assert all(len(row) == 3 for row in rows)
     known, others = texts_of_the_code(), {"HookedTransformer", "run_with_cache"}
     for quoted in (text for found in symptoms for text in found if text not in others):
-        assert quoted in known, f"no message says {quoted!r}"
+        assert quoted in known, f"no message contains {quoted!r}"
 
 
 def test_every_task_is_named():
-    said = (DOCS / "methods.md").read_text(encoding="utf-8")
-    assert all(f"`{name}`" in said for name in names())
+    text = (DOCS / "methods.md").read_text(encoding="utf-8")
+    assert all(f"`{name}`" in text for name in names())
 
 
 def parsed(path: Path) -> Document:
@@ -272,16 +263,16 @@ class Shell:
             done = subprocess.run(["make", "-n", *targets], cwd=ROOT, capture_output=True, text=True)
             assert done.returncode == 0, done.stderr
         else:
-            assert words[:2] == ["python", "-m"], f"{line!r} is no interp, make or python -m benchmarks."
+            assert words[:2] == ["python", "-m"], f"{line!r} is none of interp, make, python -m benchmarks."
             assert re.fullmatch(r"benchmarks\.\w+", words[2]), line
             assert (ROOT / f"{words[2].replace('.', '/')}.py").is_file(), line
 
     def interp(self, words: list[str], line: str) -> None:
         command = words[0]
         # a report of a model takes minutes, of a run seconds
-        stands = {"MODEL": str(self.run) if command == "report" else "demo", "DIR": str(self.run)}
-        stands["[MODEL|DIR]"] = stands["DIR"]
-        given = [stands.get(word, word) for word in words]
+        values = {"MODEL": str(self.run) if command == "report" else "demo", "DIR": str(self.run)}
+        values["[MODEL|DIR]"] = values["DIR"]
+        given = [values.get(word, word) for word in words]
         few = FEW.get(command, "").split()
         given += [part for pair in zip(few[::2], few[1::2], strict=True) if pair[0] not in given for part in pair]
         self.monkeypatch.setattr(sys, "argv", ["interp", *given])
@@ -289,9 +280,9 @@ class Shell:
         with pytest.raises(SystemExit) as stop:
             cli.main()
         out, err = self.capsys.readouterr()
-        code, said = ENDS.get(command, (0, ""))
+        code, message = ENDS.get(command, (0, ""))
         assert (stop.value.code or 0) == code, f"{line}\n{out}\n{err}"
-        assert said in out + err
+        assert message in out + err
 
 
 @pytest.fixture(scope="module")
@@ -299,7 +290,8 @@ def a_run(tmp_path_factory):
     """A small finished run on the demo model."""
     folder = tmp_path_factory.mktemp("run") / "run"
     model, tokenizer = interp.load("demo")
-    Run.open(folder, Plan(("sinks",), texts=2, text_length=48, check=False, explore=0), model, tokenizer).finish(False)
+    sizes = PromptSizes(n_texts=2, text_length=48, explorer_tokens=0)
+    Run.open(folder, ScorePlan(analyses=("sinks",), sizes=sizes, check=False), model, tokenizer).finish(False)
     return folder
 
 

@@ -1,4 +1,4 @@
-"""The package as a whole: what importing it costs, which floor may import which, and the names at the top."""
+"""The package as a whole: the cost of an import, imports between floors and rooms, public names, lengths of files."""
 
 import ast
 import json
@@ -9,6 +9,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import rooms
 
 import interp
 
@@ -16,6 +17,10 @@ ROOT = Path(__file__).resolve().parent.parent
 FLOORS = ("kernels", "hooks", "analyses")
 HEAVY = {"transformer_lens", "transformers", "plotly", "sklearn", "scipy", "pandas"}
 FILES = sorted((ROOT / "interp").rglob("*.py"))
+PATTERNS = ("interp/**/*.py", "tests/**/*.py", "benchmarks/**/*.py", "docs/*.py")
+SHORT_FILES = [path for pattern in PATTERNS for path in sorted(ROOT.glob(pattern))]
+MAX_LINES = 400
+MAX_FACE_ROOMS = 14
 
 
 def fresh(code: str) -> dict:
@@ -73,7 +78,8 @@ def test_what_lies_below_a_short_name_is_there_once():
         from interp.identify.attention_tracker import Detection
         import interp, interp.steer.pasta
         from interp.analyses import identify, steer, tasks
-        homes = [sys.modules[f"interp.analyses.{name}"] for name in ("tasks.needle", "identify.attention_tracker", "steer.pasta")]
+        names = ("tasks.needle", "identify.attention_tracker", "steer.pasta")
+        homes = [sys.modules[f"interp.analyses.{name}"] for name in names]
         out = [needle is tasks.needle, judge is homes[0].judge, Detection is homes[1].Detection]
         out += [interp.steer.pasta is steer.pasta, sys.modules["interp.steer.pasta"] is homes[2]]
     """
@@ -81,7 +87,7 @@ def test_what_lies_below_a_short_name_is_there_once():
 
 
 def floor(parts: tuple[str, ...]) -> int:
-    """0 for interp.kernels.*, 1 hooks, 2 analyses, 3 for the rest of interp; -1 for the errors, which all may import."""
+    """0 for interp.kernels.*, 1 hooks, 2 analyses, 3 for the rest; -1 for the errors, which all may import."""
     if parts[:2] == ("interp", "errors"):
         return -1
     return FLOORS.index(parts[1]) if len(parts) > 1 and parts[1] in FLOORS else len(FLOORS)
@@ -113,10 +119,50 @@ def test_the_import_walk_sees_what_it_should():
         imports(ast.parse("from . import x"))
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
+@pytest.mark.parametrize("room", [rooms.face_view, rooms.all_rooms])
+def test_rooms_form_no_circle(room):
+    assert rooms.circle(rooms.arrows(ROOT, room)) == []
+
+
+def test_the_face_has_few_rooms():
+    found = rooms.arrows(ROOT, rooms.face_view)
+    assert len(found) <= MAX_FACE_ROOMS, sorted(found)
+
+
+def test_rooms_and_arrows_are_counted(tmp_path):
+    files = {
+        "__init__": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from interp.cli import main",
+        "aliases": "def alias(): ...",
+        "cli": "def main():\n    from interp import runs\n    from interp.errors import InterpError",
+        "errors": "class InterpError(Exception): ...",
+        "runs/__init__": "",
+        "runs/run": "from interp.hooks.read.capture import capture\nfrom interp.runs.plan import Plan",
+        "runs/plan": "",
+        "tasks": "from interp.aliases import alias\nfrom interp.hooks.read import *\nalias()",
+        "hooks/__init__": "",
+        "hooks/seam": "",
+        "hooks/read/__init__": "",
+        "hooks/read/capture": "import interp.hooks.seam",
+    }
+    for name, text in files.items():
+        file = tmp_path / "interp" / f"{name}.py"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    face = rooms.arrows(tmp_path, rooms.face_view)
+    assert face == {"aliases": set(), "cli": {"runs"}, "hooks": set(), "runs": {"hooks"}}
+    assert rooms.counts(face) == (4, 2)
+    every = rooms.arrows(tmp_path, rooms.all_rooms)
+    assert every["runs"] == {"hooks/read"}
+    assert every["hooks/read"] == {"hooks/seam"}
+    assert rooms.counts(every) == (5, 3)
+    assert rooms.circle(every) == []
+    (tmp_path / "interp/hooks/seam.py").write_text("def late():\n    from interp.hooks.read import capture")
+    assert set(rooms.circle(rooms.arrows(tmp_path, rooms.all_rooms))) == {"hooks/read", "hooks/seam"}
+
+
+@pytest.mark.parametrize("file", SHORT_FILES, ids=lambda file: str(file.relative_to(ROOT)))
 def test_file_is_short(file):
-    lines = file.read_text().count("\n")
-    assert lines <= 400
+    assert file.read_text().count("\n") <= MAX_LINES
 
 
 @pytest.mark.parametrize("name", FLOORS)
@@ -145,3 +191,14 @@ def test_every_dependency_is_pinned():
     lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
     assert all(line.count("==") == 1 and "+" not in line for line in lines)
     assert asked <= {name(line) for line in lines}
+
+
+def test_versions_agree():
+    citation = (ROOT / "CITATION.cff").read_text()
+    assert f"\nversion: {interp.__version__}\n" in citation
+
+
+def test_what_make_writes_is_ignored():
+    written = ("report.html", "report-run/", "site/", "build/", ".coverage", ".coverage.host.1.x", ".venv", "runs/")
+    ignored = (ROOT / ".gitignore").read_text().split()
+    assert all(any(Path(name.strip("/")).match(rule.strip("/")) for rule in ignored) for name in written)

@@ -1,8 +1,8 @@
 """Cost of an analysis before it runs: forward passes, tokens, arithmetic, and memory of the results.
 
 A declaration names one of the cost models below, each a function `(model, prompts, batch_size, settings) -> Cost`.
-`prompts` is a pair of Prompts where the analysis takes pairs. `settings` holds what differs from the defaults of the
-analysis. The models count the work of the analysis from its prompts alone; nothing runs.
+`prompts` is a pair of Prompts where the analysis takes pairs. `settings` holds the settings that differ from the
+defaults of the analysis. The models count the work of the analysis from its prompts alone; nothing runs.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -21,7 +21,7 @@ Pair = tuple[Prompts, Prompts]
 Settings = Mapping[str, Any]
 CostModel = Callable[[nn.Module, "Prompts | Pair", int, Settings], "Cost"]
 Kept = Keep | Callable[[Prompts, Settings], tuple[Keep, ...]]
-"""what a capture keeps, or a function of a batch and the settings that gives it"""
+"""a keep of `capture`, or a function of a batch and the settings that gives several"""
 BYTES = 4
 """bytes of a number on the host, which is float32"""
 BACKWARD = 2
@@ -30,7 +30,7 @@ BACKWARD = 2
 
 @dataclass(frozen=True)
 class Cost:
-    """What an analysis costs on one model and set of prompts."""
+    """Cost of an analysis on one model and set of prompts."""
 
     forward_passes: float = 0.0
     """forward passes of one prompt; a decoding step is one, and a pass that begins at a later layer counts by the
@@ -96,7 +96,7 @@ def reading(*keep: Kept, queries: int | None = None, sides: tuple[int, ...] = (0
     """One forward pass for each prompt, in which a capture keeps something of attention.
 
     Args:
-        keep: What the capture keeps, or functions of prompts and settings that give it.
+        keep: Keeps of the capture, or functions of a batch and the settings that give them.
         queries: Number of query positions that are kept of each prompt; None for all.
         sides: Which prompts of a pair are read, 0 for the prompts and 1 for their partners.
 
@@ -124,7 +124,7 @@ def decoding(*keep: Kept, max_new_tokens: int, forced: str | None = None) -> Cos
     The cost is that of replies of `max_new_tokens` tokens; replies that end earlier cost less.
 
     Args:
-        keep: What the capture keeps, or functions of prompts and settings that give it.
+        keep: Keeps of the capture, or functions of a batch and the settings that give them.
         max_new_tokens: Default of the setting of that name.
         forced: Span whose tokens are appended to the prompt and read in one pass where the setting `form` is "forced".
 
@@ -155,7 +155,7 @@ def decoding_and_reading(*keep: Kept, max_new_tokens: int) -> CostModel:
     """A greedy reply to each prompt, then one forward pass over prompt and reply that keeps the rows of the reply.
 
     Args:
-        keep: What the capture of the second pass keeps.
+        keep: Keeps of the capture in the second pass.
         max_new_tokens: Default of the setting of that name.
 
     Returns:

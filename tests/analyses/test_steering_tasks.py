@@ -192,7 +192,7 @@ def test_names_and_get(tmp_path):
     assert tasks.names() == NAMES
     assert all(tasks.get(name).name == name for name in NAMES)
     assert all(tasks.get(name).description and "\n" not in tasks.get(name).description for name in NAMES)
-    with pytest.raises(UsageError, match=r"'jsn' is no task: use one of json, pronoun, .*needle, or a file"):
+    with pytest.raises(UsageError, match=r"unknown task 'jsn'; choose from json, pronoun, .*needle, or give a file"):
         tasks.get("jsn")
     with pytest.raises(PromptError, match=r"none.jsonl cannot be read as UTF-8 text \(No such file"):
         tasks.get(str(tmp_path / "none.jsonl"))
@@ -201,8 +201,8 @@ def test_names_and_get(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"split": "train"}, "split='train' is no split: use one of profile, dev, test, all"),
-        ({"n": 0}, r"n=0: \"test\" of choice has \d+ items, so use 1 to \d+"),
+        ({"split": "train"}, "unknown split 'train'; choose from profile, dev, test, all"),
+        ({"n": 0}, r"n=0 is out of range; \"test\" of choice has \d+ items, so use 1 to \d+"),
         ({"n": 10_000}, "n=10000"),
     ],
 )

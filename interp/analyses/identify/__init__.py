@@ -1,66 +1,54 @@
-"""Finding heads: one file per published method, each `f(model, prompts, **settings) -> HeadScores`.
+"""Methods that find heads, one published method in each file: `f(model, prompts, **settings) -> HeadScores`.
 
-Patching takes pairs of prompts, `f(model, clean, corrupt, metric, **settings)`.
+Methods that compare two kinds of prompts take both, such as patching: `f(model, clean, corrupt, metric, **settings)`. A
+file offers what its `__all__` lists, by default the function with the name of the file, so no list of methods is kept
+here. Names are imported when they are first used.
 """
 
-from interp.analyses.identify.activation_patching import activation_patching, path_patching
-from interp.analyses.identify.attention_influence import attention_influence
-from interp.analyses.identify.attention_tracker import attention_tracker
-from interp.analyses.identify.attribution_patching import attribution_patching
-from interp.analyses.identify.concept_induction import concept_induction
-from interp.analyses.identify.context_entropy import context_entropy
-from interp.analyses.identify.duo_gates import duo_gates, duo_heads
-from interp.analyses.identify.duplicate_token import duplicate_token
-from interp.analyses.identify.function_vectors import function_vector, function_vectors
-from interp.analyses.identify.gradient_importance import gradient_importance
-from interp.analyses.identify.induction import induction
-from interp.analyses.identify.logit_attribution import logit_attribution
-from interp.analyses.identify.lookback import lookback
-from interp.analyses.identify.positional import positional
-from interp.analyses.identify.previous_token import previous_token
-from interp.analyses.identify.qada import qada
-from interp.analyses.identify.qk_score import qk_score
-from interp.analyses.identify.qrhead import qrhead
-from interp.analyses.identify.razor_attention import razor_echo, razor_induction, razor_protected
-from interp.analyses.identify.retrieval import retrieval
-from interp.analyses.identify.retrieval_reasoning import retrieval_reasoning
-from interp.analyses.identify.sahara import sahara
-from interp.analyses.identify.semantic_retrieval import semantic_retrieval
-from interp.analyses.identify.ships import ships
-from interp.analyses.identify.sinks import sinks
-from interp.analyses.identify.task_kv import heterogeneous, task_kv
+import ast
+import re
+import sys
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any
 
-__all__ = [
-    "activation_patching",
-    "attention_influence",
-    "attention_tracker",
-    "attribution_patching",
-    "concept_induction",
-    "context_entropy",
-    "duo_gates",
-    "duo_heads",
-    "duplicate_token",
-    "function_vector",
-    "function_vectors",
-    "gradient_importance",
-    "heterogeneous",
-    "induction",
-    "logit_attribution",
-    "lookback",
-    "path_patching",
-    "positional",
-    "previous_token",
-    "qada",
-    "qk_score",
-    "qrhead",
-    "razor_echo",
-    "razor_induction",
-    "razor_protected",
-    "retrieval",
-    "retrieval_reasoning",
-    "sahara",
-    "semantic_retrieval",
-    "ships",
-    "sinks",
-    "task_kv",
-]
+_LISTED = re.compile(r"^__all__ = (\[.*?\])", re.M | re.S)
+
+
+@cache
+def _homes() -> dict[str, str]:
+    """Name -> the file that offers it."""
+    found: dict[str, str] = {}
+    for path in sorted(Path(__file__).parent.glob("[!_]*.py")):
+        listed = _LISTED.search(path.read_text(encoding="utf-8"))
+        found |= dict.fromkeys(ast.literal_eval(listed[1]) if listed else [path.stem], path.stem)
+    return found
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__all__":
+        return sorted(_homes())
+    if name not in _homes():
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; choose from {', '.join(_homes())}.")
+    value = getattr(import_module(f"{__name__}.{_homes()[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_homes(), "__all__"})
+
+
+class _Package(ModuleType):
+    """A package that shows a function where a file and its function share a name."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # an import sets the module on its package
+        if isinstance(value, ModuleType) and _homes().get(name) == name:
+            value = getattr(value, name)
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -1,4 +1,4 @@
-"""Gates between full and streaming attention, trained by distillation from the model as it is."""
+"""Gates between full and streaming attention, trained by distillation from the unmodified model."""
 
 import contextlib
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ Full = Literal["teacher", "student"]
 
 @dataclass(frozen=True)
 class Settings:
-    """Of one training; see identify.duo_gates."""
+    """Settings of one training; see `identify.duo_gates`."""
 
     sink: int
     recent: int
@@ -37,21 +37,22 @@ class Settings:
 
     def __post_init__(self) -> None:
         if self.full not in ("teacher", "student"):
-            raise UsageError(f"full={self.full!r}: the full branch is the 'teacher''s or the 'student''s.")
+            raise UsageError(f"unknown full {self.full!r}; choose from 'teacher', 'student'.")
         if min(self.steps, self.batch_size) < 1 or self.lr <= 0 or self.l1 < 0:
             raise UsageError(
-                f"steps={self.steps}, batch_size={self.batch_size}, lr={self.lr}, l1={self.l1}: give at least one step "
-                "and prompt, a rate above 0, and a penalty of 0 or more."
+                f"steps={self.steps}, batch_size={self.batch_size}, lr={self.lr}, l1={self.l1} are out of range; "
+                "give at least one step and one prompt, a rate above 0, and a penalty of 0 or more."
             )
 
     def rate(self, step: int) -> float:
+        """Learning rate of a step."""
         fifth = self.steps / 5
         return self.lr * min(1.0, max((step + 1) / fifth, 0.1), max((self.steps - step) / fifth, 0.1))
 
 
 @dataclass(eq=False)
 class State:
-    """Gates between two steps: all that the next step needs."""
+    """Gates between two steps, with everything that the next step needs."""
 
     gates: nn.Parameter
     optimiser: torch.optim.AdamW
@@ -60,7 +61,11 @@ class State:
 
     @classmethod
     def open(cls, path: Path | None, layout: HeadLayout, settings: Settings) -> "State":
-        """As a file holds it, or at the start. Raises ScoreError for a broken file."""
+        """The state that a file holds, or the state at the start.
+
+        Raises:
+            ScoreError: If the file is broken.
+        """
         from safetensors import SafetensorError
         from safetensors.torch import load
 
@@ -74,13 +79,13 @@ class State:
             state.losses = held["losses"]
             moments = {name: held[name] for name in ("step", "exp_avg", "exp_avg_sq")}
         except (SafetensorError, OSError, KeyError) as error:
-            raise ScoreError(f"{path} is broken ({error}): delete it and run again.") from None
+            raise ScoreError(f"{path} is broken ({error}); delete it and run again.") from None
         state.optimiser.state[gates] = moments
         return state
 
     @property
     def step(self) -> int:
-        """Steps taken."""
+        """Number of steps taken."""
         return len(self.losses)
 
     def advance(self, model: Any, batch: Prompts, settings: Settings) -> None:
@@ -95,7 +100,11 @@ class State:
         self.losses = torch.cat([self.losses, lost.detach().cpu()[None]])
 
     def save(self, path: Path | None) -> None:
-        """Write it whole or not at all. Raises ScoreError."""
+        """Write the state to a file, completely or not at all.
+
+        Raises:
+            ScoreError: If the file cannot be written.
+        """
         from safetensors.torch import save
 
         if path is None:
@@ -104,7 +113,7 @@ class State:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ScoreError(
-                f"{path.parent} cannot be made ({reason(error)}); name a folder you may write to."
+                f"{path.parent} cannot be created ({reason(error)}); name a folder that you may write to."
             ) from error
         moments = {name: value.detach() for name, value in self.optimiser.state[self.gates].items()}
         write_atomic(path, save({"gates": self.gates.detach(), "losses": self.losses, **moments}))
@@ -132,13 +141,13 @@ def distillation(model: Any, batch: Prompts, gates: Float[Tensor, "l g"], settin
 
 
 def labelled(batch: Prompts, span: str) -> Bool[Tensor, "b n"]:
-    """The tokens of a span, in columns of the batch padded on the left."""
+    """Tokens of a span, in columns of the batch padded on the left."""
     mask = batch.span_mask(span)
     return torch.stack([row.roll(mask.shape[1] - n) for row, n in zip(mask, batch.lengths, strict=True)])
 
 
 def order_of(n: int, count: int, seed: int) -> list[int]:
-    """Prompts of all steps: each comes once before any comes again."""
+    """Prompts of all steps; each comes once before any comes again."""
     rng, order = Random(f"duo/{seed}"), []
     while len(order) < count:
         order += rng.sample(range(n), n)
@@ -146,8 +155,8 @@ def order_of(n: int, count: int, seed: int) -> list[int]:
 
 
 @contextlib.contextmanager
-def still(model: nn.Module) -> Iterator[None]:
-    """Weights that learn nothing, so that a graph holds no more than the gates need."""
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Freeze the weights, so that a graph holds no more than the gates need."""
     with contextlib.ExitStack() as stack:
         for weight in [weight for weight in model.parameters() if weight.requires_grad]:
             stack.callback(weight.requires_grad_, True)

@@ -1,4 +1,4 @@
-"""What heads do at the last token of prompts."""
+"""Reading attention at the last token of prompts."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -12,15 +12,20 @@ from interp.hooks.read.capture import read
 from interp.hooks.read.keep import Keep
 
 LAST = "last token"
-"""the span that marks it"""
+"""name of the span that marks it"""
 
 
 def at_last(
     model: nn.Module, prompts: Prompts, keep: Keep, *, batch_size: int = 8, progress: str | None = None
 ) -> Float[Tensor, "n l h ..."]:
-    """What `keep` gives for the last token of each prompt, without the axis of queries: one number, or a row of them.
+    """The result of `keep` at the last token of each prompt, without the axis of queries.
 
-    progress: title of a bar.
+    Args:
+        model: A transformers causal language model.
+        prompts: Prompts to read.
+        keep: What to keep; its result may be one number or a row for each query.
+        batch_size: Number of prompts per forward pass.
+        progress: Title of a progress bar; None for no bar.
     """
     found = last_rows(model, prompts, keep, batch_size=batch_size, progress=progress)
     return torch.cat([rows for _, rows in found])
@@ -29,7 +34,7 @@ def at_last(
 def last_rows(
     model: nn.Module, prompts: Prompts, keep: Keep, *, batch_size: int = 8, progress: str | None = None
 ) -> Iterator[tuple[Prompts, Float[Tensor, "b l h ..."]]]:
-    """The same batch by batch, for what is as wide as the prompts of its batch."""
+    """The same as `at_last`, batch by batch, for results as wide as the prompts of their batch."""
     marked = tuple(
         replace(prompt, spans={**prompt.spans, LAST: ((len(prompt) - 1, len(prompt)),)}) for prompt in prompts
     )

@@ -1,4 +1,4 @@
-"""What the patchings share: pairs of prompts, the metric on their logits, and scores from two runs of each pair."""
+"""Pairs of prompts, the metric on their logits, and scores from two runs of each pair, as all patchings use them."""
 
 from collections.abc import Callable
 from functools import partial
@@ -19,57 +19,76 @@ from interp.hooks.prompts.prompts import Prompts
 from interp.hooks.read.capture import check_context
 
 Metric = Callable[[Tensor, Prompts], Tensor]
-"""logits [b v] at the last position and the clean prompts of these rows to one number each, [b]"""
+"""function of the logits [b v] at the last position and the clean prompts of these rows that gives [b] numbers"""
 UNITS = {True: "share of the difference", False: "metric"}
-"""of a score, by normalize"""
+"""unit of a score, by `normalize`"""
 Direction = Literal["denoise", "noise"]
 Measure = Callable[..., tuple[Float[Tensor, "b l h"], Float[Tensor, "b"], Float[Tensor, "b"]]]
-"""(bridge, base, source, clean prompts of one length, done) to what a patch from the source run adds to the metric of
-the base run, and the metric of both; done() after each layer"""
+"""function of a bridge, the base, source and clean prompts of one length, and a callback after each layer; it gives the
+change of the base run's metric by each patch from the source run, and the metric of both runs"""
 
 
 def logit_difference(logits: Float[Tensor, "b v"], prompts: Prompts) -> Float[Tensor, "b"]:
-    """The logit of the right answer less that of the wrong one, each the first token of the first one in the meta."""
+    """Logit of the right answer minus that of the wrong one; each is the first token of the first text in the meta."""
     ids = answer_tokens(prompts).to(logits.device)
     right, wrong = logits.gather(1, ids).unbind(1)
     return right - wrong
 
 
 def answer_tokens(prompts: Prompts) -> Int[Tensor, "b 2"]:
-    """First token of the first of meta["right"] and of meta["wrong"]. PromptError without, or where they are one."""
+    """First tokens of the first texts in meta["right"] and meta["wrong"] of each prompt.
+
+    Raises:
+        PromptError: If a prompt has no such texts, or both begin with the same token.
+    """
     options = Options.of(prompts)
     rows = [(ids[0][0], ids[count][0]) for ids, count in zip(options.ids, options.right, strict=True)]
     for number, (right, wrong) in enumerate(rows):
         if right == wrong:
             raise PromptError(
-                f"the right and the wrong answer of prompt {number} both begin with token {right}: give answers that "
-                "differ in their first token, or a metric of your own."
+                f"the right and the wrong answer of prompt {number} both begin with token {right}; give answers that "
+                "differ in their first token, or another metric."
             )
     return torch.tensor(rows)
 
 
 def measured(metric: Metric, logits: Float[Tensor, "b q v"], prompts: Prompts) -> Float[Tensor, "b"]:
-    """The metric at the last position, checked."""
+    """The metric at the last position of each prompt.
+
+    Raises:
+        UsageError: If the metric gives anything but one finite number for each prompt.
+    """
     values: Any = metric(logits[:, -1].float(), prompts)
     if not isinstance(values, Tensor) or values.shape != (len(prompts),):
         given = f"shape {list(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
-        raise UsageError(f"the metric gave {given} for {len(prompts)} prompts: return a tensor of one number for each.")
+        raise UsageError(
+            f"the metric gave {given} for {len(prompts)} prompts; return a tensor with one number for each."
+        )
     if not values.isfinite().all():
-        raise UsageError(f"the metric gave {values.tolist()}: return finite numbers only.")
+        raise UsageError(f"the metric gave {values.tolist()}; return finite numbers only.")
     return values.float()
 
 
 def check_pairs(model: nn.Module, clean: Prompts, corrupt: Prompts, direction: str) -> None:
-    """Raise UsageError for another direction, PromptError where the prompts are no pairs of equal length."""
+    """Check the direction of a patching, and that the prompts are pairs.
+
+    Raises:
+        UsageError: If the direction is unknown.
+        PromptError: If the prompts are not pairs of equal length, or do not fit into the context of the model.
+    """
     if direction not in get_args(Direction):
-        raise UsageError(f"direction={direction!r}: take 'denoise' (clean into corrupt) or 'noise' (the reverse).")
+        raise UsageError(
+            f"unknown direction {direction!r}; choose from 'denoise' (clean into corrupt), 'noise' (the reverse)."
+        )
     if len(clean) != len(corrupt):
-        raise PromptError(f"{len(clean)} clean and {len(corrupt)} corrupt prompts: give one of each for a pair.")
+        raise PromptError(
+            f"{len(clean)} clean and {len(corrupt)} corrupt prompts do not form pairs; give one of each for a pair."
+        )
     for number, (one, other) in enumerate(zip(clean, corrupt, strict=True)):
         if len(one) != len(other):
             raise PromptError(
-                f"pair {number} has {len(one)} tokens clean and {len(other)} corrupt: patching goes position by "
-                "position, so give prompts of equal length."
+                f"pair {number} has {len(one)} tokens clean and {len(other)} corrupt; give prompts of equal "
+                "length, since patching goes position by position."
             )
     check_context(model, clean)
 
@@ -88,7 +107,22 @@ def effects(
     progress: bool,
     **settings: Any,
 ) -> HeadScores:
-    """The table of a patching, from what `measure` tells of the pairs of one length."""
+    """The scores of a patching, from what `measure` gives for the pairs of each length.
+
+    Args:
+        name: Name of the scores.
+        model: A transformers causal language model, or a TransformerBridge over one.
+        clean: Clean prompts.
+        corrupt: The partner of each clean prompt.
+        metric: The metric, whose name is stored.
+        measure: Function that runs the pairs of one length.
+        direction: Which run is patched.
+        normalize: Divide by the metric's difference between the runs.
+        batch_size: Number of pairs that run together.
+        seed: Seed of the intervals.
+        progress: Show a progress bar.
+        settings: Further settings to store.
+    """
     check_pairs(model, clean, corrupt, direction)
     layout = HeadLayout.of(model)
     found = torch.empty(len(clean), layout.layers, layout.heads)
@@ -109,9 +143,9 @@ def scored(
     direction: str,
     normalize: bool,
 ) -> Float[Tensor, "b l h"]:
-    """From what a patch from the source run adds to the metric of the base run: positive speaks for the clean answer.
+    """Scores from the change of the base run's metric, positive for heads that support the clean answer.
 
-    normalize: over the metric's difference between the runs, NaN where there is none.
+    With `normalize` they are divided by the metric's difference between the runs, and are NaN where there is none.
     """
     if not normalize:
         return toward if direction == "denoise" else -toward
@@ -121,7 +155,7 @@ def scored(
 def table(
     name: str, model: nn.Module, prompts: Prompts, values: Float[Tensor, "b l h"], unit: str, seed: int, **settings: Any
 ) -> HeadScores:
-    """HeadScores of these prompts; a metric is written down by its name."""
+    """HeadScores of these prompts; a metric is stored by its name."""
     if "metric" in settings:
         settings["metric"] = getattr(settings["metric"], "__name__", type(settings["metric"]).__name__)
     return HeadScores(

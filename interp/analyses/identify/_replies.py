@@ -1,4 +1,4 @@
-"""What the detectors on replies share: decoding with something kept of each step, and which replies count."""
+"""Detectors on replies: decoding while something is kept of each step, and which replies count."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -14,8 +14,8 @@ from interp.hooks.prompts.prompts import Prompt, Prompts
 from interp.hooks.read.capture import Capture, capture
 from interp.hooks.read.keep import Keep
 
-REPLY = 32
-"""new tokens that a reply may take"""
+REPLY_TOKENS = 32
+"""default number of new tokens of a reply"""
 
 
 def decoded(
@@ -27,9 +27,17 @@ def decoded(
     batch_size: int,
     progress: str | None = None,
 ) -> Iterator[tuple[Prompts, Capture, list[Reply]]]:
-    """Greedy replies up to a newline: each batch, what was kept of the rows that gave its tokens, and the replies.
+    """Decode greedy replies up to a newline, and yield each batch, what was kept of its replies, and the replies.
 
-    keep: as for `capture`, or a function of the batch that makes it. Row t of a result gave token t of the reply.
+    Row t of a result belongs to the query that gave token t of the reply.
+
+    Args:
+        model: A transformers causal language model.
+        prompts: Prompts to reply to.
+        keep: What `capture` keeps, or a function of the batch that gives it.
+        max_new_tokens: Number of new tokens of a reply, at most.
+        batch_size: Number of prompts per forward pass.
+        progress: Title of a progress bar; None for no bar.
     """
     bar = tqdm(total=len(prompts), desc=progress, disable=progress is None, delay=2, leave=False)
     for batch in prompts.batches(batch_size):
@@ -44,7 +52,7 @@ def decoded(
 def counted(
     prompts: Prompts, replies: list[Reply], recall: float | None, score: Callable[[int, Prompt, Reply], Tensor]
 ) -> list[Tensor]:
-    """score(b, prompt, reply), Float [l h], of each prompt; NaN where the reply does not tell the answer."""
+    """`score(b, prompt, reply)`, Float [l h], of each prompt; NaN where the reply does not contain the answer."""
     found = []
     for b, (prompt, reply) in enumerate(zip(prompts, replies, strict=True)):
         value = score(b, prompt, reply).float()
@@ -63,15 +71,15 @@ def recalled(prompt: Prompt, reply: Reply, recall: float) -> bool:
 
 
 def answer(prompt: Prompt) -> tuple[int, ...]:
-    """The answer's token ids as they stand in the context."""
+    """Token ids of the answer, as they occur in the context."""
     start, stop = prompt.spans["answer"][0]
     return prompt.ids[start:stop]
 
 
 def one_place(prompts: Prompts, span: str = "answer") -> None:
-    """Raise SpanError for a prompt that has the span nowhere, or in several places."""
+    """Raise SpanError for a prompt in which the span occurs nowhere, or in several places."""
     for number, spans in enumerate(prompts.span(span)):
         if len(spans) != 1:
             raise SpanError(
-                f"prompt {number} has its {span} in {len(spans)} places: name the one that it is copied from."
+                f"prompt {number} has its {span} in {len(spans)} places; mark the one that it is copied from."
             )

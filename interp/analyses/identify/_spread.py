@@ -1,8 +1,8 @@
-"""How far numbers lie apart, where some do not count."""
+"""Standard deviation where some numbers do not count."""
 
 from torch import Tensor
 
 
 def spread(values: Tensor, dim: int) -> Tensor:
-    """Population std along an axis over what is not NaN; NaN where nothing counts."""
+    """Population std along an axis over all numbers that are not NaN; NaN where there is none."""
     return (values - values.nanmean(dim, keepdim=True)).square().nanmean(dim).sqrt()

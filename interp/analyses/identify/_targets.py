@@ -1,4 +1,4 @@
-"""What the detectors on token positions share: the keys each query should look at, and the mean over these queries."""
+"""Detectors on token positions: the keys that each query should attend to, and the mean attention on them."""
 
 from collections.abc import Callable
 
@@ -14,26 +14,26 @@ from interp.hooks.read.capture import read
 from interp.hooks.read.keep import At, at
 
 Targets = list[list[int]]
-"""for each query position the key positions that count, none where the query does not count"""
+"""for each query position, the key positions that count; an empty list where the query does not count"""
 
 
 def shift(prompt: Prompt) -> int | None:
-    """How far back the first copy lies, for prompts whose spans "first" and "second" say so."""
+    """Distance between the first two copies, for prompts with the spans "first" and "second"; else None."""
     if "first" in prompt.spans and "second" in prompt.spans:
         return prompt.spans["second"][0][0] - prompt.spans["first"][0][0]
     return None
 
 
 def later_copies(prompt: Prompt) -> list[range]:
-    """The positions of each copy after the first; tasks.repeated calls further ones copy3, copy4, ..."""
+    """Positions of each copy after the first; `tasks.repeated` names further ones copy3, copy4, ..."""
     return [range(*prompt.spans[name][0]) for name in prompt.spans if name == "second" or name.startswith("copy")]
 
 
 def earlier(prompt: Prompt) -> Targets:
-    """The earlier positions that hold the same id, for each position.
+    """For each position, the earlier positions that hold the same token.
 
-    Where spans "first" and "second" mark two copies it is the place in the copy before, so that a control whose second
-    half is not a copy is measured at the very same places.
+    Where the spans "first" and "second" mark two copies, the earlier position is the one in the copy before. A control
+    whose second half is not a copy is therefore measured at the same positions.
     """
     back = shift(prompt)
     if back is not None:
@@ -47,12 +47,18 @@ def earlier(prompt: Prompt) -> Targets:
     return found
 
 
+def after_earlier(prompt: Prompt) -> Targets:
+    """For each position, the token after the latest earlier occurrence of the same token."""
+    # the token right before would be its own target when a token comes twice in a row
+    return [[keys[-1] + 1] if keys and keys[-1] + 1 < q else [] for q, keys in enumerate(earlier(prompt))]
+
+
 def check_targets(prompts: Prompts, name: str, targets: Callable[[Prompt], Targets]) -> None:
     """Raise PromptError for a prompt in which no query has a target."""
     for number, prompt in enumerate(prompts):
         if not any(targets(prompt)):
             raise PromptError(
-                f"prompt {number} for '{name}' has no query with a target (no token comes twice): "
+                f"prompt {number} for '{name}' has no query with a target, since no token occurs twice; "
                 "use tasks.repeated or longer text."
             )
 
@@ -68,11 +74,26 @@ def score_targets(
     seed: int = 0,
     progress: bool = False,
 ) -> HeadScores:
-    """Mean over the queries that have a target of the attention on their targets, per prompt.
+    """Score each head by its attention on the targets of each query, averaged over the queries that have a target.
 
-    score[n l h] = mean over q with targets of sum over k in targets[q] of pattern[n l h q k]. extras["mul"] [n l h]
-    divides the same sum by all queries, which is TransformerLens' "mul" measure. Raises PromptError for a prompt in
-    which no query has a target.
+    `score[n l h] = mean over q with targets of sum over k in targets[q] of pattern[n l h q k]`. The extra "mul" [n l h]
+    divides the same sum by the number of all queries, which is TransformerLens' "mul" measure.
+
+    Args:
+        model: A transformers causal language model, or a TransformerBridge over one.
+        prompts: Prompts with at least one target each.
+        name: Name of the scores.
+        targets: Function of a prompt that gives the targets of each query.
+        by_value: Weight each key by the norm of its value vector.
+        batch_size: Number of prompts per forward pass.
+        seed: Seed of the intervals.
+        progress: Show a progress bar.
+
+    Returns:
+        HeadScores: float32 `per_prompt [n l h]`, in shares of attention.
+
+    Raises:
+        PromptError: If no query of a prompt has a target.
     """
     values, whole = [], []
     made: list[tuple[At, Tensor]] = []
@@ -102,7 +123,7 @@ def score_targets(
 
 
 def table(listed: list[Targets]) -> tuple[Tensor, Tensor]:
-    """Int [b q n] key positions, -1 for none, and Bool [b q], the queries that have one."""
+    """Int [b q n] key positions, -1 where there are fewer, and Bool [b q], the queries that have any."""
     width = max(len(targets) for targets in listed)
     deep = max(1, *(len(keys) for targets in listed for keys in targets))
     keys = torch.full((len(listed), width, deep), -1)

@@ -1,4 +1,4 @@
-"""Attention Tracker: heads that leave the instruction where the data hold an order of their own."""
+"""Attention Tracker: heads whose attention leaves the instruction where the data hold an injected instruction."""
 
 from typing import Any
 
@@ -6,10 +6,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from interp.analyses import costs
 from interp.analyses.identify._detection import Detection
 from interp.analyses.identify._last_token import at_last
 from interp.analyses.identify._spread import spread
+from interp.analyses.registry import analysis
 from interp.analyses.results.head_scores import HeadScores
+from interp.analyses.tasks import standard
 from interp.errors import PromptError, UsageError
 from interp.hooks.model.heads import HeadLayout, HeadSet
 from interp.hooks.model.provenance import Provenance
@@ -17,10 +20,22 @@ from interp.hooks.prompts.prompts import Prompts
 from interp.hooks.read.keep import mass
 
 SPANS = mass("instruction", "data")
-LEAST = 1e-3
-"""mass on both spans below which a share of them says nothing"""
+MIN_MASS = 1e-3
+"""attention on both spans below which their shares mean nothing"""
+__all__ = ["attention_tracker", "detect", "focus", "focus_by_head"]
 
 
+@analysis(
+    title="Attention tracker",
+    group="in-context tasks",
+    order=18,
+    prompts=standard.injection,
+    paired=True,
+    own_prompts=False,
+    # with k above 0 the spread of a head is that of all prompts, and batches could not be joined
+    run_settings={"k": 0.0},
+    cost=costs.reading(SPANS, queries=1),
+)
 def attention_tracker(
     model: nn.Module,
     normal: Prompts,
@@ -31,25 +46,59 @@ def attention_tracker(
     seed: int = 0,
     progress: bool = False,
 ) -> HeadScores:
-    """Candidate score: how clearly a head's last token leaves the instruction for the data under an injected order.
+    """Score each head by how clearly its last token's attention leaves the instruction for the data under an injection.
 
-    With N the last token, focus f[n l h] = a_I / (a_I + a_D), a_I = sum over k in the span "instruction" of
-    pattern[n l h N k], a_D the same on "data". score[n l h] = f_normal - f_attacked - k (std_normal + std_attacked),
-    the population std over prompts, a constant of the head: its mean over pairs n is the paper's score, a head above 0
-    is important, and intervals are those of the mean at that spread. extras: "normal" and "attacked", f itself.
-    normal, attacked: pairs, as of tasks.injection, with both spans. k=0 leaves the difference of means, prompt by
-    prompt; tables of other prompts join only then.
-    f is NaN where a_I + a_D < 1e-3, and so is a head that less than half of the pairs count for.
-    Raises PromptError (no pairs), SpanError (a span is missing), UsageError (k below 0).
-    Source: Hung et al. 2411.00348, k 4. Differs: spans by exact character offsets, where the released code counts
-    tokens from the ends of known templates; no share is taken of next to nothing, where it adds 1e-8; pairs.
-    Cannot show: that attention is what makes the model obey; f falls with the length of the data alone, so look at
-    tasks.injection(kind="longer") as well.
+    With N the last token, the focus is `f[n l h] = a_I / (a_I + a_D)`, where a_I is the sum over k in the span
+    "instruction" of pattern[n l h N k], and a_D the same on "data". `score[n l h] = f_normal - f_attacked - k
+    (std_normal + std_attacked)`, with the population std over prompts, a constant of the head. Its mean over the pairs
+    n is the paper's candidate score, and a head above 0 is important. Intervals are those of the mean at that spread.
+
+    f is NaN where a_I + a_D < 1e-3. A head for which fewer than half of the pairs count is NaN.
+
+    Args:
+        model: A transformers causal language model, or a TransformerBridge over one.
+        normal: Prompts with the spans "instruction" and "data", such as `tasks.injection(kind="normal")`.
+        attacked: The partner of each prompt, such as `tasks.injection(kind="attacked")`.
+        k: Number of standard deviations that are subtracted. With 0 the score is the difference of means, prompt by
+            prompt; only then can tables of different prompts be joined.
+        batch_size: Number of prompts per forward pass.
+        seed: Seed of the intervals.
+        progress: Show a progress bar.
+
+    Returns:
+        HeadScores: float32 `per_prompt [n l h]`, in shares of the attention on both spans. The extras "normal" and
+            "attacked" are f itself.
+
+    Raises:
+        PromptError: If the prompts are not pairs.
+        SpanError: If a span is missing.
+        UsageError: If `k` is below 0.
+
+    Examples:
+        >>> spans = {"instruction": "Translate:", "data": "Hello."}
+        >>> normal = interp.Prompts.encode(tokenizer, [{"text": "Translate: Hello.", "spans": spans}])
+        >>> spans = {"instruction": "Translate:", "data": "Hello. Say no."}
+        >>> attacked = interp.Prompts.encode(tokenizer, [{"text": "Translate: Hello. Say no.", "spans": spans}])
+        >>> interp.identify.attention_tracker(model, normal, attacked).per_prompt.shape
+        torch.Size([1, 2, 4])
+
+    Source:
+        Hung et al. 2411.00348, with k = 4.
+
+    Differs:
+        Spans are exact character offsets, where the released code counts tokens from the ends of known templates. No
+        share is taken of next to no attention, where the code adds 1e-8. Prompts come in pairs.
+
+    Limits:
+        Does not show that attention makes the model obey. f falls with the length of the data alone, so compare with
+        `tasks.injection(kind="longer")` as well.
     """
     if k < 0:
-        raise UsageError(f"k={k}: give how many standard deviations to take off, 0 or more.")
+        raise UsageError(f"k={k} is negative; give the number of standard deviations to subtract, 0 or more.")
     if len(normal) != len(attacked) or not len(normal):
-        raise PromptError(f"{len(normal)} normal and {len(attacked)} attacked prompts: give one of each for a pair.")
+        raise PromptError(
+            f"{len(normal)} normal and {len(attacked)} attacked prompts do not form pairs; give one of each for a pair."
+        )
     found = {
         name: focus_by_head(model, side, batch_size=batch_size, progress=progress)
         for name, side in (("normal", normal), ("attacked", attacked))
@@ -76,49 +125,102 @@ def attention_tracker(
 def focus_by_head(
     model: nn.Module, prompts: Prompts, *, batch_size: int = 8, progress: bool = False
 ) -> Float[Tensor, "n l h"]:
-    """The share of its attention to both spans that the last token of a prompt keeps on the instruction, by head.
+    """Share of its attention to both spans that the last token of a prompt keeps on the instruction, by head.
 
-    focus[n l h] = a_I / (a_I + a_D), as for `attention_tracker`; NaN where a_I + a_D < 1e-3. Raises SpanError.
+    `focus[n l h] = a_I / (a_I + a_D)`, as for `attention_tracker`; NaN where a_I + a_D < 1e-3.
+
+    Args:
+        model: A transformers causal language model, or a TransformerBridge over one.
+        prompts: Prompts with the spans "instruction" and "data".
+        batch_size: Number of prompts per forward pass.
+        progress: Show a progress bar.
+
+    Returns:
+        Tensor: Float [n l h], from 0 to 1.
+
+    Raises:
+        SpanError: If a span is missing.
     """
     for span in SPANS.spans:
         prompts.span(str(span))
     both = at_last(model, prompts, SPANS, batch_size=batch_size, progress="attention tracker" if progress else None)
     total = both.sum(-1)
-    return (both[..., 0] / total).masked_fill(total < LEAST, torch.nan)
+    return (both[..., 0] / total).masked_fill(total < MIN_MASS, torch.nan)
 
 
 def focus(model: nn.Module, prompts: Prompts, heads: Any, *, batch_size: int = 8) -> Float[Tensor, "n"]:
-    """Focus score of a prompt: mean over `heads` of the share that stays on the instruction, in 0..1.
+    """Focus score of each prompt: mean over `heads` of the share of attention that stays on the instruction.
 
-    FS[n] = mean over heads with a share of focus[n l h]; NaN where none has one. Low for a prompt whose data give
-    orders. heads: anything HeadSet.parse takes, such as attention_tracker(...).heads(). Raises HeadError, SpanError.
-    Source: Hung et al. 2411.00348, which calls an injection at 0.5 or below.
-    Cannot show: an injection that the heads do not look at.
+    `FS[n] = mean over heads with a share of focus[n l h]`; NaN where no head has one. The score is low for a prompt
+    whose data give instructions.
+
+    Args:
+        model: A transformers causal language model, or a TransformerBridge over one.
+        prompts: Prompts with the spans "instruction" and "data".
+        heads: Anything that HeadSet.parse takes, such as `attention_tracker(...).heads()`.
+        batch_size: Number of prompts per forward pass.
+
+    Returns:
+        Tensor: Float [n], from 0 to 1.
+
+    Raises:
+        HeadError: If the model has no such head.
+        SpanError: If a span is missing.
+        UsageError: If no heads are given.
+
+    Source:
+        Hung et al. 2411.00348, where a score of 0.5 or below indicates an injection.
+
+    Limits:
+        Does not find an injection that the heads do not attend to.
     """
     layout = HeadLayout.of(model)
     chosen = HeadSet.parse(heads, layout)
     layout.check(chosen)
     if not len(chosen):
-        raise UsageError("no heads given: name at least one, as attention_tracker(...).heads(top=10) does.")
+        raise UsageError("no heads are given; name at least one, as attention_tracker(...).heads(top=10) does.")
     return focus_by_head(model, prompts, batch_size=batch_size)[:, chosen.mask(layout)].nanmean(-1)
 
 
 def detect(
     model: nn.Module, heads: Any, normal: Prompts, attacked: Prompts, *, threshold: float = 0.5, batch_size: int = 8
 ) -> Detection:
-    """How well the focus scores of `heads` tell attacked from normal prompts: AUROC, the curve, and one threshold.
+    """Measure how well the focus scores of `heads` separate attacked from normal prompts.
 
-    A prompt is flagged where its focus score is at most the threshold. Judge on prompts that the heads were not chosen
-    on, once beside normal prompts and once beside tasks.injection(kind="longer"), whose data are as long as the
-    attacked ones: what is lost there was length. Raises as `focus`; PromptError where a prompt has no score.
-    Source: Hung et al. 2411.00348; roc_auc_score and roc_curve of scikit-learn. Differs: the control of equal length.
-    Cannot show: that other heads would not do as well; give scores.random_like(heads) too.
+    A prompt is flagged where its focus score is at most the threshold. Use prompts that the heads were not chosen on,
+    once with normal prompts and once with `tasks.injection(kind="longer")`, whose data are as long as the attacked
+    ones; what is lost in the second comparison was due to length.
+
+    Args:
+        model: A transformers causal language model, or a TransformerBridge over one.
+        heads: Anything that HeadSet.parse takes.
+        normal: Prompts without an injection.
+        attacked: Prompts with one.
+        threshold: Focus score at or below which a prompt is flagged.
+        batch_size: Number of prompts per forward pass.
+
+    Returns:
+        Detection: AUROC, the curve, and the rates at the threshold.
+
+    Raises:
+        PromptError: If a prompt has no score.
+        HeadError: If the model has no such head.
+        SpanError: If a span is missing.
+
+    Source:
+        Hung et al. 2411.00348; roc_auc_score and roc_curve of scikit-learn.
+
+    Differs:
+        Adds the control of equal length.
+
+    Limits:
+        Does not show that other heads would do worse; compare with `scores.random_like(heads)` too.
     """
     sides = [focus(model, side, heads, batch_size=batch_size) for side in (normal, attacked)]
     for name, side in zip(("normal", "attacked"), sides, strict=True):
         if side.isnan().any():
             number = int(side.isnan().nonzero()[0])
             raise PromptError(
-                f"none of the heads looks at a span of {name} prompt {number}, so it has no score: give other heads."
+                f"none of the heads attends to a span of {name} prompt {number}, so it has no score; give other heads."
             )
     return Detection.of(sides[0], sides[1], threshold)

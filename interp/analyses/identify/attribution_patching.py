@@ -1,4 +1,4 @@
-"""Attribution patching: activation patching of all heads at once, by a gradient."""
+"""Attribution patching: activation patching of all heads at once, estimated by a gradient."""
 
 from collections.abc import Callable
 from functools import partial
@@ -8,17 +8,31 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from interp.analyses import costs
+from interp.analyses.causal import controls
 from interp.analyses.identify._prompt_pairs import Direction, Metric, effects, logit_difference, measured
 from interp.analyses.measures.head_outputs import ids
+from interp.analyses.registry import analysis
 from interp.analyses.results.head_scores import HeadScores
+from interp.analyses.tasks import standard
 from interp.errors import ModelError, UsageError
 from interp.hooks.model.heads import HeadLayout
 from interp.hooks.prompts.prompts import Prompts
 
 ROOT = "blocks.0.hook_resid_pre"
-"""where the backward ends"""
+"""site at which the backward pass ends"""
 
 
+@analysis(
+    title="Attribution patching",
+    group="patching",
+    order=24,
+    prompts=standard.ioi,
+    paired=True,
+    own_prompts=False,
+    control=controls.logit_difference(),
+    cost=costs.first_order(),
+)
 def attribution_patching(
     model: nn.Module,
     clean: Prompts,
@@ -31,16 +45,57 @@ def attribution_patching(
     seed: int = 0,
     progress: bool = False,
 ) -> HeadScores:
-    """Activation patching of every head to first order, from two forwards and one backward.
+    """Score each head by its effect under activation patching to first order.
 
-    effect[b l h] = sum over q, d of (z_clean - z_corrupt)[b q h d] dM/dz[b q h d], the gradient taken at the run that
-    would be patched: the corrupt one for direction "denoise", the clean one for "noise". It estimates the effect that
-    activation_patching measures, with the same sign. Score, arguments and errors are as there: by default the effect
-    over M_clean - M_corrupt. Compare the two methods, or two circuits, by `a.compare(b, k)`.
-    The metric must have a gradient, else UsageError.
-    Source: Nanda 2023, Syed et al. 2310.10348; TransformerLens' cache_activation_and_gradient, whose node scores are
-    these by position. Differs: per pair, both directions, no integrated gradients.
-    Cannot show: effects where attention or the final norm saturates, where the gradient vanishes and patching does not.
+    It takes two forward passes and one backward pass.
+
+    `effect[b l h] = sum over q, d of (z_clean - z_corrupt)[b q h d] dM/dz[b q h d]`, with the gradient at the run that
+    would be patched: the corrupt one for the direction "denoise", the clean one for "noise". It estimates the effect
+    that `activation_patching` measures, with the same sign, and by default it is divided by M_clean - M_corrupt as
+    there.
+
+    `a.compare(b, k)` compares the two methods, or two circuits.
+
+    Args:
+        model: A transformers causal language model, or a TransformerBridge over one.
+        clean: Clean prompts, such as the first side of `tasks.ioi` or `tasks.colored_objects`.
+        corrupt: The partner of each clean prompt, of equal token length.
+        metric: By default the logit difference of the clean prompts' meta["right"] and meta["wrong"] (first tokens).
+            Else a function of the logits [b v] at the last position and the clean prompts [b] that gives [b], with a
+            gradient.
+        direction: "denoise" patches the clean run into the corrupt one (is the head sufficient?), "noise" the reverse
+            (is it necessary?).
+        normalize: Divide by M_clean - M_corrupt, so that 1 is a head that carries all of the difference. A pair without
+            a difference is NaN. False gives the effect itself.
+        batch_size: Number of pairs per forward pass.
+        seed: Seed of the intervals.
+        progress: Show a progress bar.
+
+    Returns:
+        HeadScores: float32 `per_prompt [n l h]`, positive for a head that supports the clean answer.
+
+    Raises:
+        PromptError: If the prompts are not pairs of equal length, or have no answers.
+        UsageError: If a setting is unknown, or the metric gives anything but finite numbers, or has no gradient.
+        ModelError: If no bridge can be made, or the model is in training mode.
+
+    Examples:
+        >>> answers = {"right": ["x"], "wrong": ["y"]}
+        >>> clean = interp.Prompts.encode(tokenizer, [{"text": "x y x", "meta": answers}])
+        >>> corrupt = interp.Prompts.encode(tokenizer, [{"text": "x y y", "meta": answers}])
+        >>> interp.identify.attribution_patching(model, clean, corrupt).per_prompt.shape
+        torch.Size([1, 2, 4])
+
+    Source:
+        Nanda 2023, Syed et al. 2310.10348; TransformerLens' cache_activation_and_gradient, whose node scores are these
+        by position.
+
+    Differs:
+        Scores are given for each pair and in both directions, without integrated gradients.
+
+    Limits:
+        Does not show effects where attention or the final norm saturates: the gradient vanishes there and the effect of
+        patching does not.
     """
     name, measure = "attribution_patching", partial(_first_order, metric)
     return effects(name, model, clean, corrupt, metric, measure, direction, normalize, batch_size, seed, progress)
@@ -50,32 +105,32 @@ def attribution_patching(
 def _first_order(
     metric: Metric, tl: Any, base: Prompts, source: Prompts, clean: Prompts, done: Callable[[], Any]
 ) -> tuple[Float[Tensor, "b l h"], Float[Tensor, "b"], Float[Tensor, "b"]]:
-    """Sum over q, d of (z_source - z_base) dM/dz_base, and the metric at both runs."""
+    """Sum over q, d of (z_source - z_base) dM/dz_base, and the metric of both runs."""
     from transformer_lens.tools.analysis.attribution_patching import cache_activation_and_gradient
 
     names = [f"blocks.{layer}.attn.hook_z" for layer in range(HeadLayout.of(tl).layers)]
-    # the backward goes as far as what it is asked for, and hook_z shows a view that nothing else is made from
-    asked = [ROOT, *names]
+    # the backward pass goes only as far as the named sites, and hook_z gives a view that nothing else uses
+    sites = [ROOT, *names]
     seen: list[Tensor] = []
 
     def total(logits: Tensor) -> Tensor:
         values = measured(metric, logits, clean)
         seen.append(values.detach().cpu())
         if torch.is_grad_enabled() and not values.requires_grad:
-            raise UsageError("the metric has no gradient: compute it from the logits by differentiable steps.")
-        # rows of a batch do not see each other, so the sum has the gradient of each
+            raise UsageError("the metric has no gradient; compute it from the logits by differentiable steps.")
+        # rows of a batch are independent, so the sum has the gradient of each
         return values.sum()
 
     with torch.no_grad():
         there = cache_activation_and_gradient(tl, ids(source, tl), total, names, compute_gradient=False)
     with tl.hooks(fwd_hooks=[("hook_embed", _rooted)]):
-        here = cache_activation_and_gradient(tl, ids(base, tl), total, asked)
+        here = cache_activation_and_gradient(tl, ids(base, tl), total, sites)
     rows = []
     for name in names:
         gradient = here.gradients.get(name)
         if gradient is None:
             raise ModelError(
-                f"no gradient reached {name}: the metric does not see that layer, so use activation_patching."
+                f"no gradient reached {name}, since the metric does not depend on that layer; use activation_patching."
             )
         delta = there.activations[name].float() - here.activations[name].float()
         rows.append((delta * gradient.float()).sum((1, 3)).cpu())
@@ -84,5 +139,5 @@ def _first_order(
 
 
 def _rooted(x: Tensor, hook: Any) -> Tensor | None:
-    # where no weight before it asks for a gradient
+    """Make the embedding require a gradient where no weight before it does."""
     return None if x.requires_grad else x.detach().requires_grad_()

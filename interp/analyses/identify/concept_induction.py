@@ -1,4 +1,4 @@
-"""Concept induction: heads that look at the end of a word of several tokens in order to write it again."""
+"""Concept induction: heads that attend to the end of a word of several tokens in order to write it again."""
 
 from dataclasses import replace
 from functools import partial
@@ -6,14 +6,27 @@ from typing import Literal
 
 from torch import nn
 
+from interp.analyses import costs
 from interp.analyses.identify._targets import Targets, score_targets
+from interp.analyses.registry import analysis
 from interp.analyses.results.head_scores import HeadScores
+from interp.analyses.tasks import standard
 from interp.errors import PromptError, SpanError, UsageError
 from interp.hooks.prompts.prompts import Prompt, Prompts
+from interp.hooks.read import keep as keeps
 
-NAMES = {"last": "concept_induction", "next": "token_induction"}
+SCORE_NAMES = {"last": "concept_induction", "next": "token_induction"}
 
 
+@analysis(
+    title="Concept induction",
+    group="copying",
+    order=16,
+    prompts=standard.entities,
+    paired=True,
+    own_prompts=False,
+    cost=costs.reading(keeps.at(-1)),
+)
 def concept_induction(
     model: nn.Module,
     prompts: Prompts,
@@ -25,27 +38,60 @@ def concept_induction(
     seed: int = 0,
     progress: bool = False,
 ) -> HeadScores:
-    """Attention on the last token of a word of several tokens, from where the word would be written a second time.
+    """Score each head by its attention on the last token of a word, from where the word would be written a second time.
 
-    With N the last token of the prompt and e the key, score[n l h] = p[n l h N e] |v_e| / sum over k of p[n l h N k]
-    |v_k|, p the pattern and v the values. target "last": e is the last token of the span "entity", which heads find
-    that copy meanings; "next": its first token, which heads find that copy token by token (the table is then called
-    token_induction, and its prompts are best those of random tokens). by_value=False takes p alone.
-    prompts: tasks.entities. control: as many prompts, as of tasks.entities(random=True): extras["control"] is the same
-    number there. A head of words looks at the end of a word much more than at that of random tokens.
-    Raises SpanError where the entity is not in one place before the last token, PromptError for another number of
-    controls, UsageError for another target.
-    Source: Feucht et al. 2504.03022, attention scores. Differs: own words and texts, cut before the word.
-    Cannot show: that the head copies the word: their causal score patches its output.
+    With N the last token of the prompt and e the key, `score[n l h] = p[n l h N e] |v_e| / sum over k of p[n l h N k]
+    |v_k|`, where p is the pattern and v are the values.
+
+    Args:
+        model: A transformers causal language model, or a TransformerBridge over one.
+        prompts: Prompts with a span "entity", such as `tasks.entities`.
+        control: As many prompts with random tokens in place of the word, such as `tasks.entities(random=True)`. A head
+            that copies words attends to the end of a word much more than to that of random tokens.
+        target: "last" takes the last token of the span as e, which finds heads that copy meanings. "next" takes its
+            first token, which finds heads that copy token by token; the table is then called token_induction, and
+            prompts of random tokens suit it best.
+        by_value: Weight each key by the norm of its value vector, as in the formula; False takes p alone.
+        batch_size: Number of prompts per forward pass.
+        seed: Seed of the intervals.
+        progress: Show a progress bar.
+
+    Returns:
+        HeadScores: float32 `per_prompt [n l h]`, in shares of attention. With `control`, the extra "control" is the
+            same number on the control prompts.
+
+    Raises:
+        SpanError: If the entity is not in one place before the last token.
+        PromptError: If prompts and controls differ in number.
+        UsageError: If the target is unknown.
+
+    Examples:
+        >>> item = {"text": "The elephant ate. The", "spans": {"entity": "elephant"}}
+        >>> words = interp.Prompts.encode(tokenizer, [item])
+        >>> interp.identify.concept_induction(model, words).per_prompt.shape
+        torch.Size([1, 2, 4])
+
+    Source:
+        Feucht et al. 2504.03022, attention scores.
+
+    Differs:
+        Uses its own words and texts, cut before the word.
+
+    Limits:
+        Does not show that the head copies the word; the causal score of the paper patches its output.
     """
-    if target not in NAMES:
-        raise UsageError(f"target={target!r}: take 'last' (the end of the word) or 'next' (its first token).")
+    if target not in SCORE_NAMES:
+        raise UsageError(
+            f"unknown target {target!r}; choose from 'last' (the end of the word), 'next' (its first token)."
+        )
     if control is not None and len(control) != len(prompts):
-        raise PromptError(f"{len(control)} controls of {len(prompts)} prompts: give one for each.")
+        raise PromptError(
+            f"{len(control)} controls and {len(prompts)} prompts do not match; give one control for each prompt."
+        )
     measured = partial(
         score_targets,
         model,
-        name=NAMES[target],
+        name=SCORE_NAMES[target],
         targets=partial(_at_entity, last=target == "last"),
         by_value=by_value,
         batch_size=batch_size,
@@ -74,6 +120,6 @@ def _check(prompts: Prompts) -> None:
     for number, (prompt, spans) in enumerate(zip(prompts, prompts.span("entity"), strict=True)):
         if len(spans) != 1 or spans[0][1] >= len(prompt):
             raise SpanError(
-                f'prompt {number} has its "entity" in {len(spans)} places up to token {spans[-1][1]} of {len(prompt)}: '
-                "name one place, before the last token."
+                f'prompt {number} has its "entity" in {len(spans)} places up to token {spans[-1][1]} of {len(prompt)}; '
+                "mark one place, before the last token."
             )

@@ -3,30 +3,65 @@
 import torch
 from torch import nn
 
+from interp.analyses import costs
 from interp.analyses.identify._last_token import at_last
 from interp.analyses.identify._spread import spread
+from interp.analyses.registry import analysis
 from interp.analyses.results.head_scores import HeadScores
+from interp.analyses.tasks import standard
 from interp.hooks.model.heads import HeadLayout
 from interp.hooks.model.provenance import Provenance
 from interp.hooks.prompts.prompts import Prompts
 from interp.hooks.read.keep import entropy
 
 
+@analysis(
+    title="Context entropy",
+    group="attention patterns",
+    order=17,
+    prompts=standard.contexts,
+    joint=True,
+    own_prompts=False,
+    cost=costs.reading(entropy(), queries=1),
+)
 def context_entropy(
     model: nn.Module, prompts: Prompts, *, batch_size: int = 8, seed: int = 0, progress: bool = False
 ) -> HeadScores:
-    """Entropy of attention at the position that answers, on average over several contexts of one question, in nats.
+    """Score each head by the entropy of its attention at the last token, averaged over contexts of one question.
 
-    H[c l h] = -sum over k of pattern[c l h N k] ln pattern[c l h N k], c a context and N its prompt's last token;
-    score[n l h] = mean over the contexts c of question n of H. extras: "contexts", H itself [n l h c] (NaN where a
-    question has fewer); "spread", its population std over contexts; "chosen", 1 where the context of lowest entropy is
-    the one with the answer, by chance 1 / contexts (NaN where no meta "gold" says so, or with a single context).
-    prompts: tasks.contexts, or any whose meta "group" says which question they belong to; without one each is its own.
-    H can be as large as ln(tokens): give contexts of one length. High scores are heads that look everywhere.
-    Source: ours, no published score. It measures by head what Zhang et al. 2412.16545 find raised where contexts are
-    encoded in parallel, and lower by attending to few of them. Differs: each context is a prompt of its own, nothing is
-    merged into one cache, and no layer or head is averaged away.
-    Cannot show: that a head with low entropy looks at the right place; it may rest on the first token.
+    `H[c l h] = -sum over k of pattern[c l h N k] ln pattern[c l h N k]`, where c is a context and N its prompt's last
+    token. `score[n l h] = mean over the contexts c of question n of H`, in nats.
+
+    H can be as large as ln(tokens), so give contexts of one length. Heads with high scores attend everywhere.
+
+    Args:
+        model: A transformers causal language model, or a TransformerBridge over one.
+        prompts: Prompts such as `tasks.contexts`, or any whose meta "group" names the question that they belong to; a
+            prompt without it is a question by itself.
+        batch_size: Number of prompts per forward pass.
+        seed: Seed of the intervals.
+        progress: Show a progress bar.
+
+    Returns:
+        HeadScores: float32 `per_prompt [n l h]`, one row for each question, in nats. Extras: "contexts", H itself [n l
+            h c], NaN where a question has fewer contexts; "spread", its population std over contexts; "chosen", 1 where
+            the context of lowest entropy is the one with the answer, by chance 1 / contexts; NaN where no meta "gold"
+            marks that context, or there is only one.
+
+    Examples:
+        >>> scores = interp.identify.context_entropy(model, prompts)
+        >>> scores.extras["contexts"].shape
+        torch.Size([2, 2, 4, 1])
+
+    Source:
+        Our own; there is no published score. It measures by head the entropy that Zhang et al. 2412.16545 find raised
+        where contexts are encoded in parallel, and lower by attending to few of them.
+
+    Differs:
+        Each context is a prompt by itself, nothing is merged into one cache, and no layer or head is averaged away.
+
+    Limits:
+        Does not show that a head with low entropy attends to the right place; it may attend to the first token only.
     """
     values = at_last(model, prompts, entropy(), batch_size=batch_size, progress="context entropy" if progress else None)
     groups: dict[str, list[int]] = {}

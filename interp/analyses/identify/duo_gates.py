@@ -8,16 +8,33 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from interp.analyses.identify._distillation import Full, Settings, State, order_of, still
+from interp.analyses import costs
+from interp.analyses.identify._distillation import Full, Settings, State, frozen, order_of
+from interp.analyses.registry import analysis
 from interp.analyses.results.files import digest
 from interp.analyses.results.head_scores import HeadScores
+from interp.analyses.tasks import standard
 from interp.errors import ModelError, UsageError
 from interp.hooks.model.heads import HeadLayout, HeadSet
 from interp.hooks.model.layers import check_eval, unwrap
 from interp.hooks.model.provenance import Provenance
 from interp.hooks.prompts.prompts import Prompts
 
+__all__ = ["GateShares", "duo_gates", "duo_heads", "gate_shares"]
 
+
+@analysis(
+    title="DuoAttention gates",
+    group="long context",
+    order=20,
+    sets=("long",),
+    prompts=standard.passkeys,
+    joint=True,
+    resumable=True,
+    own_prompts=False,
+    run_settings={"batch_size": 1, "steps": "$training_steps"},
+    cost=costs.training(steps=100),
+)
 def duo_gates(
     model: nn.Module,
     prompts: Prompts,
@@ -35,48 +52,89 @@ def duo_gates(
     seed: int = 0,
     progress: bool = False,
 ) -> HeadScores:
-    """DuoAttention gates: how open a kv head's gate to far keys stays when it is trained to close without harm.
+    """Score each kv head by how open its gate to far keys stays when it is trained to close without changing the model.
 
-    A gate a[l g] in [0, 1] for each kv head, 1 at first, mixes what its query heads write,
-    z = (1 - a) stream + a full, stream seeing the first `sink` keys and the last `recent`.
-    loss = mean over tokens of `span` and over m of (H_teacher - H_student)^2 + l1 mean over l, g of |a|, H the residual
-    stream [q m] after the final norm, the teacher the model as it is; AdamW without decay, its rate
-    lr min(1, max((t + 1) / (N / 5), 0.1), max((N - t) / (N / 5), 0.1)) at step t of N; batch_size prompts a step, in an
-    order drawn from the seed. A native window belongs to both branches.
-    full: whose q, k and v the full branch takes: the teacher's (the released code), or the student's own (the paper's
-    reading). Scores: each query head has the gate of its group. A row of the table is a run, not a prompt: run r has
-    the seed `seed` + r, so intervals, where there are several, are over orders of the prompts. labels: the distillation
-    loss of its last fifth. folder: every step is kept there, and a call that was cut goes on with the same numbers.
-    prompts: tasks.passkeys. `duo_heads` takes the heads that keep a full cache; formats.write_duo_attention exports.
-    Raises SpanError for a prompt without the span, ModelError for float16, whose gradients overflow, or no body below
-    the head; UsageError for sizes without meaning.
-    Source: Xiao et al. 2410.10819 and its released code: sink 128, recent 256, 2,000 steps, lr 0.02, l1 0.05 on the
-    mean of |a| (the paper writes a sum). Differs: sizes for short prompts; a key's distance, not that of its block; the
-    teacher runs apart, its z is kept; q, k and v of the stream are stored and its weights made again.
-    Cannot show: which query head of a group matters, nor that a head with a low gate is idle; gates depend on sink,
-    recent and l1, so compare ranks, not values.
+    A gate a[l g] in [0, 1] for each kv head, 1 at first, mixes what its query heads write, `z = (1 - a) stream + a
+    full`, where stream attends to the first `sink` keys and the last `recent`.
+
+    `loss = mean over tokens of "span" and over m of (H_teacher - H_student)^2 + l1 mean over l, g of |a|`, where H is
+    the residual stream [q m] after the final norm, and the teacher is the unmodified model. AdamW runs without weight
+    decay, at the rate `lr min(1, max((t + 1) / (N / 5), 0.1), max((N - t) / (N / 5), 0.1))` at step t of N, with
+    `batch_size` prompts per step in an order drawn from the seed. A native window belongs to both branches.
+
+    `duo_heads` chooses the heads that keep a full cache, and `formats.write_duo_attention` exports gates.
+
+    Args:
+        model: A transformers causal language model, or a TransformerBridge over one.
+        prompts: Prompts with a span whose tokens the loss is taken on, such as `tasks.passkeys`.
+        sink: Number of first keys of the streaming branch.
+        recent: Number of last keys of the streaming branch.
+        steps: Number of optimisation steps.
+        lr: Peak learning rate.
+        l1: Weight of the penalty on open gates.
+        full: Which q, k and v the full branch uses: those of the "teacher" (the released code), or those of the
+            "student" (the paper's reading).
+        span: Span whose tokens the loss is taken on.
+        batch_size: Number of prompts per step.
+        runs: Number of trainings; run r has the seed `seed` + r.
+        folder: Folder that keeps every step, so that an interrupted call continues with the same numbers.
+        seed: Seed of the order of prompts.
+        progress: Show a progress bar.
+
+    Returns:
+        HeadScores: float32 `per_prompt [n l h]`, from 0 to 1; each query head has the gate of its group. A row is a
+            run, not a prompt, so intervals, where there are several runs, are over orders of the prompts. The labels
+            hold the distillation loss of the last fifth of each run.
+
+    Raises:
+        SpanError: If a prompt has no such span.
+        ModelError: If the model is in float16, whose gradients overflow, or has no body below its head.
+        UsageError: If a setting is out of range.
+
+    Examples:
+        >>> scores = interp.identify.duo_gates(model, prompts, span="second", sink=1, recent=4, steps=2)
+        >>> scores.per_prompt.shape
+        torch.Size([1, 2, 4])
+
+    Source:
+        Xiao et al. 2410.10819 and its released code: sink 128, recent 256, 2,000 steps, lr 0.02, l1 0.05 on the mean of
+        |a| (the paper writes a sum).
+
+    Differs:
+        Sizes suit short prompts. Distances are those of keys, not of blocks. The teacher runs separately and its z is
+        kept. q, k and v of the stream are stored, and its weights are computed again.
+
+    Limits:
+        Does not show which query head of a group matters, nor that a head with a low gate is idle. Gates depend on
+        sink, recent and l1, so compare ranks, not values.
     """
     settings = Settings(sink, recent, steps, lr, l1, full, span, batch_size)
     network = unwrap(model)
     if torch.float16 in {parameter.dtype for parameter in network.parameters()}:
-        raise ModelError("the model is in float16, whose gradients overflow: load it in bfloat16 or float32.")
+        raise ModelError("the model is in float16, whose gradients overflow; load it in bfloat16 or float32.")
     if network.base_model is network:
-        raise ModelError(f"{type(network).__name__} names no body below its head: load it as a causal LM.")
+        raise ModelError(f"{type(network).__name__} has no body below its head; load it as a causal language model.")
     if runs < 1:
-        raise UsageError(f"runs={runs}: train at least once.")
+        raise UsageError(f"runs={runs} is too small; train at least once.")
     check_eval(network)
     prompts.span(span)
     layout = HeadLayout.of(network)
     provenance = Provenance.of(model, prompts.tokenizer, seed=seed)
-    what = [provenance.config_hash, provenance.weights_hash, provenance.dtype, prompts.fingerprint(), asdict(settings)]
+    identity = [
+        provenance.config_hash,
+        provenance.weights_hash,
+        provenance.dtype,
+        prompts.fingerprint(),
+        asdict(settings),
+    ]
     rows, labels = [], []
     with (
         torch.inference_mode(False),
-        still(network),
+        frozen(network),
         tqdm(total=runs * steps, desc="duo_gates", disable=not progress, delay=2, leave=False) as bar,
     ):
         for run in range(seed, seed + runs):
-            path = None if folder is None else Path(folder) / f"duo-{digest([*what, run])}.safetensors"
+            path = None if folder is None else Path(folder) / f"duo-{digest([*identity, run])}.safetensors"
             state = State.open(path, layout, settings)
             bar.update(state.step)
             order = order_of(len(prompts), batch_size * steps, run)
@@ -103,15 +161,34 @@ def duo_gates(
 
 
 def duo_heads(scores: HeadScores, share: float, *, seed: int = 0) -> HeadSet:
-    """The query heads whose kv heads keep a full cache: the `share` of all kv heads whose gates are the highest.
+    """Choose the query heads whose kv heads keep a full cache: those of the `share` of kv heads with the highest gates.
 
-    kept[l g] = gate[l g] >= the (1 - share) quantile of all gates, ties broken by a noise below 1e-6; the gate of a kv
-    head is the largest of its query heads. Raises UsageError for a share outside of (0, 1), or heads without a score.
-    Source: Xiao et al. 2410.10819 (0.25 for Llama-2-7B, 0.5 for models with kv groups).
-    Cannot show: that the share is enough; gates of models with kv groups stay near 1.
+    `kept[l g] = gate[l g] >= the (1 - share) quantile of all gates`, where noise below 1e-6 breaks ties. The gate of a
+    kv head is the largest of its query heads.
+
+    Args:
+        scores: Scores of `duo_gates`.
+        share: Share of the kv heads that keep their full cache.
+        seed: Seed of the noise.
+
+    Returns:
+        HeadSet: The query heads of the kept kv heads.
+
+    Raises:
+        UsageError: If the share is not in (0, 1), or a head has no score.
+
+    Examples:
+        >>> len(interp.identify.duo_heads(scores, 0.5))
+        4
+
+    Source:
+        Xiao et al. 2410.10819 (0.25 for Llama-2-7B, 0.5 for models with kv groups).
+
+    Limits:
+        Does not show that the share is enough. Gates of models with kv groups stay near 1.
     """
     if not 0 < share < 1:
-        raise UsageError(f"share={share} is not in (0, 1): give the part of the kv heads that keeps its full cache.")
+        raise UsageError(f"share={share} is not in (0, 1); give the share of the kv heads that keep their full cache.")
     gates = _groups(scores)
     noise = torch.rand(gates.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     gates = gates.double() + 1e-6 * noise
@@ -121,21 +198,33 @@ def duo_heads(scores: HeadScores, share: float, *, seed: int = 0) -> HeadSet:
 
 @dataclass(frozen=True)
 class GateShares:
-    """How the gates of a model are spread over its kv heads."""
+    """How the gates of a model are distributed over its kv heads."""
 
     half: float
     """share of gates at 0.5 or above"""
     open: float
-    """share above 0.9"""
+    """share of gates above 0.9"""
     closed: float
-    """share below 0.02"""
+    """share of gates below 0.02"""
     mean: float
+    """mean of all gates"""
 
 
 def gate_shares(scores: HeadScores) -> GateShares:
-    """How many gates are open and closed, over kv heads: the figures by which published gate files are compared.
+    """Count how many gates are open and closed, over kv heads: the numbers by which published gate files are compared.
 
-    Raises UsageError for heads without a score.
+    Args:
+        scores: Scores of `duo_gates`.
+
+    Returns:
+        GateShares: Shares of gates, and their mean.
+
+    Raises:
+        UsageError: If a head has no score.
+
+    Examples:
+        >>> interp.identify.gate_shares(scores).open
+        0.0
     """
     gates = _groups(scores)
     half, wide, closed = ((x.float().mean().item()) for x in (gates >= 0.5, gates > 0.9, gates < 0.02))
@@ -143,7 +232,8 @@ def gate_shares(scores: HeadScores) -> GateShares:
 
 
 def _groups(scores: HeadScores) -> Float[Tensor, "l g"]:
+    """Gate of each kv head, the largest of its query heads."""
     gates = scores.values.unflatten(1, (scores.layout.kv_heads, -1)).amax(2)
     if gates.isnan().any():
-        raise UsageError(f"'{scores.name}' has heads without a score: give a gate for every head.")
+        raise UsageError(f"'{scores.name}' has heads without a score; give a gate for every head.")
     return gates

@@ -8,10 +8,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from interp.analyses import costs
 from interp.analyses.causal.sweep import Batch, Cell
 from interp.analyses.identify._last_token import at_last
 from interp.analyses.measures.continuations import Options
+from interp.analyses.registry import analysis
 from interp.analyses.results.head_scores import HeadScores
+from interp.analyses.tasks import standard
 from interp.errors import PromptError, UsageError
 from interp.hooks.edit.ablation import Intervention, ReferenceOutputs
 from interp.hooks.model.heads import HeadLayout, HeadSet
@@ -20,10 +23,21 @@ from interp.hooks.model.provenance import Provenance
 from interp.hooks.prompts.prompts import Prompts
 from interp.hooks.read import keep as keeps
 
+__all__ = ["function_vector", "function_vectors"]
 ANSWER = "id of the answer"
-"""of the first token, in the meta"""
+"""name of the first token's id in the meta"""
 
 
+@analysis(
+    title="Function vectors",
+    group="in-context tasks",
+    order=19,
+    prompts=standard.relations,
+    paired=True,
+    partners_first=True,
+    own_prompts=False,
+    cost=costs.patching_means(),
+)
 def function_vectors(
     model: nn.Module,
     clean: Prompts,
@@ -34,21 +48,51 @@ def function_vectors(
     seed: int = 0,
     progress: bool = False,
 ) -> HeadScores:
-    """Causal indirect effect: what a head's mean output in clean few-shot prompts does for the answer in mixed-up ones.
+    """Score each head by what its mean output in clean few-shot prompts does for the answer in shuffled ones.
 
-    zbar[l h d] = mean over the clean prompts of a relation of z[n l h d] at the last token, and y the first token of
-    meta["right"]. score[n l h] = P(y | shuffled prompt n, z of the head at its last token := zbar) - P(y | shuffled
-    prompt n). extras["patched"] is the first of the two.
-    clean, shuffled: as of tasks.relations, of any number each; meta "relation" says whose mean is taken. clean may hold
-    the twins of shuffled, or others. One forward for each prompt and head, from the head's layer on, many side by side;
-    batch_size: shuffled prompts read together; rows: of one forward, by default from the free memory.
-    Raises PromptError (no prompts, a relation without clean prompts, no answer).
-    Source: Todd et al. 2310.15213; averaged over prompts and relations as there. Differs: the first
-    token of the answer, our relations, fewer prompts.
-    Cannot show: that heads need each other, nor that a head makes the task rather than the answer's kind of word.
+    This is the causal indirect effect.
+
+    `zbar[l h d] = mean over the clean prompts of a relation of z[n l h d]` at the last token, and y is the first token
+    of meta["right"]. `score[n l h] = P(y | shuffled prompt n, z of the head at its last token := zbar) - P(y | shuffled
+    prompt n)`.
+
+    There is one forward pass for each prompt and head, from the head's layer on; many run side by side.
+
+    Args:
+        model: A transformers causal language model, or a TransformerBridge over one.
+        clean: Few-shot prompts, such as `tasks.relations`. Meta "relation" names the group whose mean is taken. They
+            may be the twins of the shuffled prompts, or others, of any number.
+        shuffled: Few-shot prompts whose answers are shuffled, such as `tasks.relations(shuffled=True)`.
+        batch_size: Number of shuffled prompts that are read together.
+        rows: Number of rows of a forward pass; by default as many as fit into the free memory.
+        seed: Seed of the intervals.
+        progress: Show a progress bar.
+
+    Returns:
+        HeadScores: float32 `per_prompt [n l h]`, in probability. The extra "patched" is the first of the two terms.
+
+    Raises:
+        PromptError: If there are no prompts, a relation has no clean prompts, or a prompt has no answer.
+
+    Examples:
+        >>> clean, mixed = (interp.tasks.relations(tokenizer, n=2, shots=2, shuffled=s) for s in (False, True))
+        >>> interp.identify.function_vectors(model, clean, mixed).per_prompt.shape
+        torch.Size([2, 2, 4])
+
+    Source:
+        Todd et al. 2310.15213; averaged over prompts and relations as there.
+
+    Differs:
+        Uses the first token of the answer, other relations, and fewer prompts.
+
+    Limits:
+        Does not show that heads need each other, nor that a head carries the task rather than the kind of word that the
+        answer is.
     """
     if not len(clean) or not len(shuffled):
-        raise PromptError(f"{len(clean)} clean and {len(shuffled)} shuffled prompts: give at least one of each.")
+        raise PromptError(
+            f"{len(clean)} clean and {len(shuffled)} shuffled prompts are too few; give at least one of each."
+        )
     layout = HeadLayout.of(model)
     answers = [ids[0][0] for ids in Options.of(shuffled).ids]
     items = tuple(
@@ -56,7 +100,9 @@ def function_vectors(
     )
     means = _means(model, clean, batch_size)
     if missing := sorted({_relation(prompt) for prompt in shuffled} - set(means)):
-        raise PromptError(f"no clean prompt shows {missing[0]!r}, which a shuffled one asks for: give some of each.")
+        raise PromptError(
+            f"no clean prompt has the relation {missing[0]!r} of a shuffled one; give clean prompts of each relation."
+        )
     heads = layout.all()
     patched, before = [], []
     bar = tqdm(total=len(items), desc="function vectors", disable=not progress, delay=2, leave=False)
@@ -64,8 +110,8 @@ def function_vectors(
         change = Intervention("patch", reference=batch)
         bank = ReferenceOutputs.of(model, heads, change)
         if bank is None:
-            raise UsageError("patching has no reference prompts: give some.")
-        # every head writes what it writes as loaded, but at the last token
+            raise UsageError("patching has no reference prompts; give at least one shuffled prompt.")
+        # every head writes what it writes in the unmodified model, except at the last token
         for row, prompt in zip(bank.z, batch, strict=True):
             row[len(prompt) - 1] = means[_relation(prompt)].flatten(0, 1)
         cell = Cell(batch, tuple(HeadSet((head,)) for head in heads), change, probability, rows)
@@ -89,22 +135,41 @@ def function_vectors(
 
 
 def function_vector(model: nn.Module, clean: Prompts, heads: Any, *, batch_size: int = 4) -> Float[Tensor, "m"]:
-    """The sum of what heads write at the last token, on average over clean few-shot prompts of one task; float32.
+    """Sum of what heads write at the last token, averaged over clean few-shot prompts of one task.
 
-    vector[m] = sum over heads of zbar[l h d] W_O[l h d m], zbar[l h d] = mean over prompts of z at the last token. It
-    is meant to be added to the residual of a middle layer, at the last token of another prompt, to make the model do
-    the task there.
-    heads: anything HeadSet.parse takes, such as function_vectors(...).heads(top=10). Biases are left out; where a norm
-    follows attention (Gemma 2 and 3, OLMo 2), it is what enters that norm.
-    Raises HeadError, and UsageError without heads.
-    Source: Todd et al. 2310.15213, with the top 10 heads.
-    Cannot show: at which layer and how strongly to add it.
+    `vector[m] = sum over heads of zbar[l h d] W_O[l h d m]`, with `zbar[l h d] = mean over prompts of z` at the last
+    token. It is meant to be added to the residual stream of a middle layer, at the last token of another prompt, to
+    make the model do the task there. Biases are left out. Where a norm follows attention (Gemma 2 and 3, OLMo 2), the
+    vector is what enters that norm.
+
+    Args:
+        model: A transformers causal language model, or a TransformerBridge over one.
+        clean: Few-shot prompts of one task.
+        heads: Anything that HeadSet.parse takes, such as `function_vectors(...).heads(top=10)`.
+        batch_size: Number of prompts per forward pass.
+
+    Returns:
+        Tensor: float32 [m].
+
+    Raises:
+        HeadError: If the model has no such head.
+        UsageError: If no heads are given.
+
+    Examples:
+        >>> interp.identify.function_vector(model, prompts, "L1H0").shape
+        torch.Size([32])
+
+    Source:
+        Todd et al. 2310.15213, with the top 10 heads.
+
+    Limits:
+        Does not show at which layer and how strongly to add the vector.
     """
     network, layout = unwrap(model), HeadLayout.of(model)
     chosen = HeadSet.parse(heads, layout)
     layout.check(chosen)
     if not len(chosen):
-        raise UsageError("no heads given: name at least one, as function_vectors(...).heads(top=10) does.")
+        raise UsageError("no heads are given; name at least one, as function_vectors(...).heads(top=10) does.")
     mean, modules = at_last(model, clean, keeps.z(), batch_size=batch_size).mean(0), attention_layers(network)
     wrote = []
     for layer, own in chosen.by_layer().items():
@@ -119,7 +184,7 @@ def function_vector(model: nn.Module, clean: Prompts, heads: Any, *, batch_size:
 
 
 def probability(logits: Float[Tensor, "r v"], batch: Batch) -> Float[Tensor, "r"]:
-    """Of the first token of the right answer."""
+    """Probability of the first token of the right answer, for `sweep`."""
     return _of_answer(logits, batch.prompts)
 
 

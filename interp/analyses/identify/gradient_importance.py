@@ -1,4 +1,4 @@
-"""Head importance: how fast a loss moves when what a head writes is scaled, for all heads from one backward pass."""
+"""Gradient importance: the slope of a loss with respect to a gate on each head, from one backward pass."""
 
 import contextlib
 from collections.abc import Iterator
@@ -9,8 +9,12 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
+from interp.analyses import costs
+from interp.analyses.causal import controls
 from interp.analyses.measures.losses import Loss, batch_losses
+from interp.analyses.registry import analysis
 from interp.analyses.results.head_scores import HeadScores
+from interp.analyses.tasks import standard
 from interp.errors import ModelError, UsageError
 from interp.hooks.edit.head_gate_gradient import gate_gradient
 from interp.hooks.model.heads import HeadLayout
@@ -18,9 +22,20 @@ from interp.hooks.model.layers import unwrap
 from interp.hooks.model.provenance import Provenance
 from interp.hooks.prompts.prompts import Prompts
 
+__all__ = ["by_layer", "gradient_importance"]
 Statistic = Literal["example", "position"]
 
 
+@analysis(
+    title="Gradient importance",
+    group="importance",
+    order=21,
+    prompts=standard.passages,
+    # shares of a layer could not be joined batch by batch
+    run_settings={"normalize": None},
+    control=controls.loss(),
+    cost=costs.gradients(),
+)
 def gradient_importance(
     model: nn.Module,
     prompts: Prompts,
@@ -32,33 +47,61 @@ def gradient_importance(
     seed: int = 0,
     progress: bool = False,
 ) -> HeadScores:
-    """Importance: the slope of the loss with respect to a gate on the head's output, without its sign.
+    """Score each head by the absolute slope of the loss with respect to a gate on the head's output.
 
-    "example", the paper: score[n l h] = |sum over q and d of z[n l h q d] (d loss[n] / d z)|, which is
-    |d loss / d gate| at gate 1; extras["signed"] [n l h] keeps the sign, above 0 where more of the head is more loss.
-    "position", the authors' code: score[n l h] = mean over q of |sum over d of z (d loss / d z)|.
-    normalize "layer" divides by the l2 norm over the heads of a layer of the mean over prompts (settings
-    "layer_norms"): one constant a layer, for every prompt, so intervals are those of the mean at that norm. Heads of
-    two layers compare as shares of their layers; None leaves slopes. Tables of different prompts are joined with None
-    and `by_layer` after that.
-    loss: by default a prompt's mean next-token cross-entropy; or loss(logits [b q v], batch) -> [b], each row's own, as
-    a difference of logits[:, -1], which follow the last token of each prompt. Padding counts as far as that loss does.
-    Raises ModelError for float16, whose gradients overflow; bfloat16 is taken (settings "gradients"), sums in float32.
-    UsageError for a loss of the wrong shape, not finite, or without a gradient; for a sum over the batch before the
-    absolute value (bertology), which depends on the batch size.
-    Source: Michel et al. 1905.10650, section 4.1. Differs: each prompt weighs the same, also under "position", and so
-    does every layer's token (the authors divide the last layer of BERT by examples).
-    Cannot show: what other heads would take over; a saturated or a redundant head has no slope and may be needed.
+    Under "example", the statistic of the paper, `score[n l h] = |sum over q and d of z[n l h q d] (d loss[n] / d z)|`,
+    which is |d loss / d gate| at gate 1. Under "position", that of the authors' code, `score[n l h] = mean over q of
+    |sum over d of z (d loss / d z)|`.
+
+    Args:
+        model: A transformers causal language model, or a TransformerBridge over one.
+        prompts: Any prompts, such as `tasks.passages`.
+        loss: By default a prompt's mean next-token cross-entropy. Else a function `loss(logits [b q v], batch) -> [b]`
+            of each row alone, such as a difference of logits[:, -1], which follow the last token of each prompt.
+            Padding counts as far as that loss includes it.
+        statistic: "example" or "position", as above. A sum over the batch before the absolute value (bertology) is
+            refused, since it depends on the batch size.
+        normalize: "layer" divides by the l2 norm over the heads of a layer of the mean over prompts (setting
+            "layer_norms"). It is one constant for each layer and every prompt, so intervals are those of the mean at
+            that norm, and heads of two layers compare as shares of their layers. None leaves slopes; tables of
+            different prompts are joined with None, and `by_layer` normalises them after that.
+        batch_size: Number of prompts per forward pass.
+        seed: Seed of the intervals.
+        progress: Show a progress bar.
+
+    Returns:
+        HeadScores: float32 `per_prompt [n l h]`, in loss per gate, or as shares of the layer's norm. Under "example"
+            the extra "signed" [n l h] keeps the sign, above 0 where more of the head means more loss.
+
+    Raises:
+        ModelError: If the model is in float16, whose gradients overflow. bfloat16 works (setting "gradients"), with
+            sums in float32.
+        UsageError: If the loss has the wrong shape, is not finite or has no gradient, or a setting is unknown.
+
+    Examples:
+        >>> scores = interp.identify.gradient_importance(model, prompts)
+        >>> scores.extras["signed"].shape
+        torch.Size([2, 2, 4])
+
+    Source:
+        Michel et al. 1905.10650, section 4.1.
+
+    Differs:
+        Each prompt has the same weight, also under "position", and so has the token of every layer; the authors divide
+        the last layer of BERT by examples.
+
+    Limits:
+        Does not show what other heads would take over. A saturated or a redundant head has no slope and may be needed.
     """
     if statistic not in get_args(Statistic) or normalize not in ("layer", None):
         raise UsageError(
-            f"statistic={statistic!r}, normalize={normalize!r}: statistic is 'example' or 'position' (a sum over the "
-            "batch depends on its size), normalize is 'layer' or None."
+            f"unknown statistic {statistic!r} or normalize {normalize!r}; statistic is 'example' or 'position' (a sum "
+            "over the batch depends on its size), normalize is 'layer' or None."
         )
     network = unwrap(model)
     kinds = {parameter.dtype for parameter in network.parameters()}
     if torch.float16 in kinds:
-        raise ModelError("the model is in float16, whose gradients overflow: load it in bfloat16 or float32.")
+        raise ModelError("the model is in float16, whose gradients overflow; load it in bfloat16 or float32.")
     bar = tqdm(total=len(prompts), desc="gradient_importance", disable=not progress, delay=2, leave=False)
     parts = []
     with _frozen(network), torch.inference_mode(False), torch.enable_grad():
@@ -66,7 +109,7 @@ def gradient_importance(
             with gate_gradient(network, by_position=statistic == "position") as gates:
                 losses = batch_losses(network, batch, loss)
                 if not losses.requires_grad:
-                    raise UsageError("the loss has no gradient: make it from the logits, without detach or argmax.")
+                    raise UsageError("the loss has no gradient; compute it from the logits, without detach or argmax.")
                 losses.sum().backward()
             parts.append(gates.gradient)
             bar.update(len(batch))
@@ -96,12 +139,29 @@ def gradient_importance(
 
 
 def by_layer(scores: HeadScores) -> HeadScores:
-    """Scores as shares of their layer's l2 norm over heads; the norms go to the settings, so that only equal ones join.
+    """Divide scores by the l2 norm of their layer over heads.
 
-    value[l h] = mean[l h] / sqrt(sum over h of mean[l h]^2). Raises UsageError for scores that are normalised already.
+    `value[l h] = mean[l h] / sqrt(sum over h of mean[l h]^2)`. The norms are stored in the settings, so that only
+    tables with equal norms can be joined.
+
+    Args:
+        scores: Scores of `gradient_importance(normalize=None)`.
+
+    Returns:
+        HeadScores: The same scores as shares of their layer's norm.
+
+    Raises:
+        UsageError: If the scores are normalised already.
+
+    Examples:
+        >>> slopes = interp.identify.gradient_importance(model, prompts, normalize=None)
+        >>> interp.identify.by_layer(slopes).unit
+        "share of the layer's norm"
     """
     if scores.settings.get("normalize") is not None:
-        raise UsageError(f"scores '{scores.name}' are shares of their layers already: normalise slopes, once.")
+        raise UsageError(
+            f"scores '{scores.name}' are shares of their layers already; give slopes, from normalize=None."
+        )
     norms = scores.values.double().norm(dim=1)
     return replace(
         scores,
@@ -114,7 +174,7 @@ def by_layer(scores: HeadScores) -> HeadScores:
 
 @contextlib.contextmanager
 def _frozen(model: nn.Module) -> Iterator[None]:
-    """Parameters without gradients: none are computed, and none are left on the model."""
+    """Turn off the gradients of all parameters, so that none are computed and none are left on the model."""
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
     try:
         for parameter in learning:

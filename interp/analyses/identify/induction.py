@@ -1,12 +1,31 @@
-"""Induction heads: heads that attend to the token after an earlier occurrence of the current one."""
+"""Induction heads: heads that attend to the token after an earlier occurrence of the current token."""
+
+from functools import partial
 
 from torch import nn
 
-from interp.analyses.identify._targets import Targets, earlier, score_targets
+from interp.analyses import costs
+from interp.analyses.causal import controls
+from interp.analyses.identify._targets import after_earlier, check_targets, score_targets
+from interp.analyses.registry import analysis
 from interp.analyses.results.head_scores import HeadScores
-from interp.hooks.prompts.prompts import Prompt, Prompts
+from interp.analyses.tasks import standard
+from interp.hooks.prompts.prompts import Prompts
+from interp.hooks.read import keep as keeps
 
 
+@analysis(
+    title="Induction",
+    group="copying",
+    order=2,
+    sets=("all",),
+    color="#3b82c4",
+    threshold=0.3,
+    prompts=standard.repeated(),
+    check=partial(check_targets, name="induction", targets=after_earlier),
+    control=controls.loss(span="second", n_tokens=800),
+    cost=costs.reading(keeps.at(-1)),
+)
 def induction(
     model: nn.Module,
     prompts: Prompts,
@@ -16,19 +35,51 @@ def induction(
     seed: int = 0,
     progress: bool = False,
 ) -> HeadScores:
-    """Prefix matching: attention on the token after the previous occurrence of the current token.
+    """Score each head by prefix matching: attention to the token after the previous occurrence of the current token.
 
-    score[n l h] = mean over q in the second copy of pattern[n l h q q-s+1], s the distance of the copies; 1 for a
-    perfect head. On other text: mean over the queries whose token occurred before, at the key after its latest
-    occurrence. prompts: tasks.repeated. by_value weighs keys by their value's norm. extras["mul"]: TransformerLens'
-    measure. Source: Olsson et al. 2022, prefix matching. Differs: one repetition as given, the latest earlier
-    occurrence only. Cannot show: that the head copies (see its OV circuit), nor that it matters.
+    `score[n l h] = mean over q in the second copy of pattern[n l h q q-s+1]`, where s is the distance between the
+    copies. A perfect induction head scores 1.
+
+    On text without marked copies, the mean is over the queries whose token occurred before, and the key is the one
+    after the latest occurrence.
+
+    Args:
+        model: A transformers causal language model, or a TransformerBridge over one.
+        prompts: Prompts with repeated tokens, such as `tasks.repeated`.
+        by_value: Weight each key by the norm of its value vector.
+        batch_size: Number of prompts per forward pass.
+        seed: Seed of the intervals.
+        progress: Show a progress bar.
+
+    Returns:
+        HeadScores: float32 `per_prompt [n l h]`, in shares of attention (0 to 1). The extra "mul" [n l h] divides by
+            the number of all queries, which is TransformerLens' "mul" measure.
+
+    Raises:
+        PromptError: If a prompt repeats no token.
+
+    Examples:
+        >>> scores = interp.identify.induction(model, prompts)
+        >>> scores.per_prompt.shape
+        torch.Size([2, 2, 4])
+
+    Source:
+        Olsson et al. 2022, "prefix matching".
+
+    Differs:
+        Uses the repetition as given, and the latest earlier occurrence only.
+
+    Limits:
+        Does not show that the head copies the token, for which its OV circuit has to be examined, nor that the model
+        needs the head.
     """
     return score_targets(
-        model, prompts, "induction", after, by_value=by_value, batch_size=batch_size, seed=seed, progress=progress
+        model,
+        prompts,
+        "induction",
+        after_earlier,
+        by_value=by_value,
+        batch_size=batch_size,
+        seed=seed,
+        progress=progress,
     )
-
-
-def after(prompt: Prompt) -> Targets:
-    # the token right before would be its own target when a token comes twice in a row
-    return [[keys[-1] + 1] if keys and keys[-1] + 1 < q else [] for q, keys in enumerate(earlier(prompt))]

@@ -1,4 +1,4 @@
-"""Lookback: how much a head reads the prompt rather than what the model has written since."""
+"""Lookback: how much a head reads the prompt rather than what the model has generated since."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -7,7 +7,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from interp.analyses import costs
+from interp.analyses.identify._replies import REPLY_TOKENS
+from interp.analyses.registry import analysis
 from interp.analyses.results.head_scores import HeadScores
+from interp.analyses.tasks import standard
 from interp.errors import PromptError
 from interp.hooks.generate import Reply, generate
 from interp.hooks.model.heads import HeadLayout
@@ -16,35 +20,73 @@ from interp.hooks.prompts.prompts import Prompt, Prompts
 from interp.hooks.read.capture import read
 from interp.hooks.read.keep import mass
 
-CONTEXT, WRITTEN = "looked back at", "written"
-REPLY = 32
-"""new tokens that a reply may take"""
+CONTEXT, REPLY = "context of the lookback", "reply so far"
+"""names of the two spans"""
+__all__ = ["lookback", "lookback_features"]
 
 
+@analysis(
+    title="Lookback",
+    group="attention patterns",
+    order=11,
+    prompts=standard.needles,
+    max_new_tokens=REPLY_TOKENS,
+    cost=costs.decoding_and_reading(mass(CONTEXT, REPLY), max_new_tokens=REPLY_TOKENS),
+)
 def lookback(
     model: nn.Module,
     prompts: Prompts,
     *,
     replies: Sequence[Reply] | None = None,
     context: str | None = None,
-    max_new_tokens: int = REPLY,
+    max_new_tokens: int = REPLY_TOKENS,
     batch_size: int = 8,
     seed: int = 0,
     progress: bool = False,
 ) -> HeadScores:
-    """Lookback ratio: attention per token of the prompt, beside attention per token of the reply so far.
+    """Score each head by its lookback ratio: attention to the prompt relative to attention to the reply so far.
 
-    Where token t of the reply is made, c[n l h t] = mean over k in the prompt of pattern[n l h r_t k], g the mean over
-    the t tokens written before, r_t the query that gives token t. LR = c / (c + g), 0.5 where both are read alike;
-    score[n l h] = mean over t >= 1 of LR. At t = 0 nothing is written and no ratio is taken.
-    replies: one Reply a prompt, read as they stand; None lets the model write greedily, up to max_new_tokens. A reply
-    of fewer than two tokens does not count (NaN). context: a span that takes the place of the whole prompt.
-    Replies are read in one forward, which gives what decoding with a cache gives; `lookback_features` has each token.
-    Raises PromptError (replies and prompts differ in number), SpanError (a prompt without the context).
-    Source: Chuang et al. 2407.07071. Differs: NaN at t = 0, where the released code divides by nothing; a
-    head that gives nothing to either side has no ratio.
-    Cannot show: that what is read was used, nor that a reply is true; the paper fits a classifier for that. A head that
-    rests on the first token looks back all of the time: name a `context` to leave it out.
+    Both are attention per token.
+
+    Where token t of the reply is generated, `c[n l h t] = mean over k in the prompt of pattern[n l h r_t k]`, and g is
+    the mean over the t tokens generated before; r_t is the query that gives token t. `LR = c / (c + g)`, which is 0.5
+    where both are read alike, and `score[n l h] = mean over t >= 1 of LR`. At t = 0 nothing is generated yet and there
+    is no ratio.
+
+    Replies are read in one forward pass, which gives what decoding with a cache gives. `lookback_features` returns the
+    ratio of each token.
+
+    Args:
+        model: A transformers causal language model, or a TransformerBridge over one.
+        prompts: Any prompts, such as `tasks.needle`.
+        replies: One Reply for each prompt, read as given; None lets the model generate them greedily.
+        context: Span that takes the place of the whole prompt.
+        max_new_tokens: Number of new tokens of a generated reply, at most.
+        batch_size: Number of prompts per forward pass.
+        seed: Seed of the intervals.
+        progress: Show a progress bar.
+
+    Returns:
+        HeadScores: float32 `per_prompt [n l h]`, from 0 to 1; NaN for a reply of fewer than two tokens.
+
+    Raises:
+        PromptError: If replies and prompts differ in number.
+        SpanError: If a prompt has no such context.
+
+    Examples:
+        >>> scores = interp.identify.lookback(model, prompts, max_new_tokens=4)
+        >>> scores.per_prompt.shape
+        torch.Size([2, 2, 4])
+
+    Source:
+        Chuang et al. 2407.07071.
+
+    Differs:
+        NaN at t = 0, where the released code divides by zero tokens. A head that attends to neither side has no ratio.
+
+    Limits:
+        Does not show that what is read is used, nor that a reply is true; the paper fits a classifier for that. A head
+        that attends to the first token looks back at every step, so name a `context` to leave that token out.
     """
     if replies is None:
         replies = [
@@ -74,32 +116,48 @@ def lookback_features(
     batch_size: int = 8,
     progress: bool = False,
 ) -> Float[Tensor, "n l h t"]:
-    """The lookback ratio of each head at each token of the replies: the features of a classifier of spans of text.
+    """Lookback ratio of each head at each token of the replies: the features of a classifier of spans of text.
 
-    As `lookback`; t counts the tokens of the reply, NaN at t = 0 and past a reply's end. A classifier takes the mean
-    over the tokens of a span, [l h] flattened. Raises PromptError, SpanError.
+    A classifier takes the mean over the tokens of a span, [l h] flattened.
+
+    Args:
+        model: A transformers causal language model, or a TransformerBridge over one.
+        prompts: Any prompts.
+        replies: One Reply for each prompt.
+        context: Span that takes the place of the whole prompt.
+        batch_size: Number of prompts per forward pass.
+        progress: Show a progress bar.
+
+    Returns:
+        Tensor: Float [n l h t], where t counts the tokens of the reply; NaN at t = 0 and past the end of a reply.
+
+    Raises:
+        PromptError: If replies and prompts differ in number.
+        SpanError: If a prompt has no such context.
     """
     if len(replies) != len(prompts):
-        raise PromptError(f"{len(replies)} replies to {len(prompts)} prompts: give one for each.")
+        raise PromptError(
+            f"{len(replies)} replies and {len(prompts)} prompts do not match; give one reply for each prompt."
+        )
     if context is not None:
         prompts.span(context)
-    keep, longest = mass(CONTEXT, WRITTEN), max((len(reply.ids) for reply in replies), default=0)
+    keep, longest = mass(CONTEXT, REPLY), max((len(reply.ids) for reply in replies), default=0)
     layout = HeadLayout.of(model)
     found = torch.full((len(prompts), layout.layers, layout.heads, max(1, longest)), torch.nan)
-    # at t = 0, and so in a reply of one token, nothing is read
+    # at t = 0, and so in a reply of one token, there is nothing to compare with
     numbers = [number for number, reply in enumerate(replies) if len(reply.ids) > 1]
     items = tuple(_with_reply(prompts[number], replies[number], context) for number in numbers)
     title = "lookback" if progress else None
     at = iter(numbers)
     for batch, cap in read(
-        model, replace(prompts, items=items), keep, queries=WRITTEN, batch_size=batch_size, progress=title
+        model, replace(prompts, items=items), keep, queries=REPLY, batch_size=batch_size, progress=title
     ):
         both = cap[keep]
         steps = both.shape[3]
         sizes = torch.tensor([sum(stop - start for start, stop in prompt.spans[CONTEXT]) for prompt in batch])
         context_mean = both[..., 0] / sizes[:, None, None, None]
-        written_mean = both[..., 1] / torch.arange(1, steps + 1)
-        ratio = context_mean / (context_mean + written_mean)
+        reply_mean = both[..., 1] / torch.arange(1, steps + 1)
+        ratio = context_mean / (context_mean + reply_mean)
         for row in ratio:
             found[next(at), :, :, 1 : steps + 1] = row
     return found
@@ -109,7 +167,7 @@ def _with_reply(prompt: Prompt, reply: Reply, context: str | None) -> Prompt:
     start, ids = len(prompt), (*prompt.ids, *reply.ids[:-1])
     spans = {
         CONTEXT: prompt.spans[context] if context is not None else ((0, start),),
-        # the last token is made, never read; each query is the newest of the keys that are written
-        WRITTEN: ((start, len(ids)),),
+        # the last token is generated and never read; each query is the newest key of the reply
+        REPLY: ((start, len(ids)),),
     }
     return replace(prompt, ids=ids, spans=spans)

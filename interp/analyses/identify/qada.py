@@ -1,25 +1,38 @@
-"""QAdA: for which queries the first and the last keys of a head are enough, told without touching the others."""
+"""QAdA: queries for which the first and last keys of a head are enough, found without reading the other keys."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import nn
 
-from interp.analyses.identify._locality import Broken, Settings, shares
+from interp.analyses import costs
+from interp.analyses.identify._locality import Broken, Settings, check_lengths, shares
+from interp.analyses.registry import analysis
 from interp.analyses.results.head_scores import HeadScores
-from interp.errors import ModelError, PromptError
+from interp.analyses.tasks import standard
+from interp.errors import ModelError
 from interp.hooks.model.heads import HeadLayout
 from interp.hooks.model.provenance import Provenance
 from interp.hooks.prompts.prompts import Prompts
 from interp.hooks.read.attention_calls import AttentionCallTap, read_attention_calls
 from interp.hooks.seam import ReadRequest, Site
 
-SINK, WINDOW, REFRESH, LEAST = 16, 128, 64, 64
-"""keys at the start, last keys, queries of a block, keys in the moments"""
+SINK, WINDOW, REFRESH, MIN_KEYS = 16, 128, 64, 64
+"""number of first keys, of last keys, of queries in a block, and of keys in the moments"""
 TAUS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 
 
+@analysis(
+    title="QAdA",
+    group="long context",
+    order=13,
+    sets=("long",),
+    prompts=standard.needles,
+    check=partial(check_lengths, sink=SINK, window=WINDOW, refresh=REFRESH, min_keys=MIN_KEYS),
+    cost=costs.reading(),
+)
 def qada(
     model: nn.Module,
     prompts: Prompts,
@@ -28,35 +41,72 @@ def qada(
     sink: int = SINK,
     window: int = WINDOW,
     refresh: int = REFRESH,
-    least: int = LEAST,
+    min_keys: int = MIN_KEYS,
     taus: Sequence[float] = TAUS,
     broken: Broken = "clamp",
     batch_size: int = 1,
     seed: int = 0,
     progress: bool = False,
 ) -> HeadScores:
-    """Long-context share: of how many queries a head's first and last keys hold too little, by the moments of the rest.
+    """Score each head by the share of queries whose first and last keys hold too little attention.
 
-    near = log sum of exp over the first `sink` and last `window` keys; of the T other keys, whose mean is mu and whose
-    covariance is Sigma, bulk ~ log T + m + v / 2 with m = scale q . mu, v = scale^2 q Sigma q.
-    score[n l h] = share of queries with near - bulk < log(tau / (1 - tau)); above 0.5 a head is long in the static
-    sense, one label a head. Queries that count have `least` keys in the moments, which are renewed every `refresh`
-    queries, of rotated keys of this prompt, as they lie in the cache.
-    broken: the estimate breaks at v > log T. "clamp" goes on with it to v = 2 log T, from there with
-    m + sqrt(2 v log T); "long" calls such queries long, which takes in every head that is sharp, local or not.
-    extras, per prompt: "oracle" the same share by the true bulk; "agreement" of the two labels; "missed" queries called
-    local that are not; "log_error" mean |estimate - bulk| where v <= log T; "broken" share with v > log T; "sparsity"
-    and "oracle_sparsity" [n l h t] share of local queries at each of `taus`. A layer whose own window is no wider than
-    `window` has no bulk: 0. prompts: long plain texts, as tasks.passages.
-    Raises PromptError for a prompt too short for any query to count, ModelError for masks other than causal ones with
-    or without a window, UsageError for sizes without meaning.
-    Source: "Unveiling Simplicities of Attention", 2502.09647; no code is known. Differs: tau, sink and window are
-    unconfirmed, so sweep tau; a learned sink is in neither sum; a soft-cap is in the oracle and not in the estimate;
-    the clamp is ours, the largest of T normal draws.
-    Cannot show: that a local query gives the same output without its far keys; a small share may carry what matters.
+    `near = log sum of exp` over the first `sink` and the last `window` keys. The T other keys have the mean mu and the
+    covariance Sigma, and their sum is estimated by `bulk ~ log T + m + v / 2` with `m = scale q . mu` and
+    `v = scale^2 q Sigma q`.
+
+    `score[n l h] = share of queries with near - bulk < log(tau / (1 - tau))`. A head above 0.5 is long in the static
+    sense, which is one label for each head.
+
+    Queries count where at least `min_keys` keys are in the moments. The moments are renewed every `refresh` queries,
+    from the rotated keys of this prompt as they are in the cache. A layer whose own window is no wider than `window`
+    has no far keys, and scores 0.
+
+    Args:
+        model: A transformers causal language model, or a TransformerBridge over one.
+        prompts: Long plain texts, such as `tasks.passages`.
+        tau: Share of attention that is enough.
+        sink: Number of first keys that are near.
+        window: Number of last keys that are near.
+        refresh: Number of queries after which the moments are renewed.
+        min_keys: Number of keys in the moments from which on a query counts.
+        taus: Shares at which the extras "sparsity" and "oracle_sparsity" are computed.
+        broken: Treatment of queries whose estimate breaks, at v > log T. "clamp" uses the estimate up to v = 2 log T,
+            and `m + sqrt(2 v log T)` from there on. "long" calls such queries long, which includes every head that is
+            sharp, local or not.
+        batch_size: Number of prompts per forward pass.
+        seed: Seed of the intervals.
+        progress: Show a progress bar.
+
+    Returns:
+        HeadScores: float32 `per_prompt [n l h]`, in shares of queries. Extras for each prompt: "oracle", the same share
+            by the true sum; "agreement" of the two labels; "missed", queries called local that are not; "log_error",
+            the mean |estimate - bulk| where v <= log T; "broken", the share with v > log T; "sparsity" and
+            "oracle_sparsity" [n l h t], the shares of local queries at each of `taus`.
+
+    Raises:
+        PromptError: If a prompt is too short for any query to count.
+        ModelError: If a layer has a mask other than a causal one, with or without a window.
+        UsageError: If a setting is out of range.
+
+    Examples:
+        >>> texts = interp.tasks.passages(tokenizer, n=2, length=60)
+        >>> scores = interp.identify.qada(model, texts, sink=2, window=8, refresh=8, min_keys=8)
+        >>> scores.per_prompt.shape
+        torch.Size([2, 2, 4])
+
+    Source:
+        "Unveiling Simplicities of Attention", 2502.09647; no code is known.
+
+    Differs:
+        tau, sink and window are unconfirmed, so try several tau. A learned sink is in neither sum. A soft-cap is in the
+        oracle and not in the estimate. The clamp is our addition, the largest of T normal draws.
+
+    Limits:
+        Does not show that a local query gives the same output without its far keys; a small share may carry what
+        matters.
     """
-    settings = Settings(tau, sink, window, refresh, least, tuple(taus), broken)
-    check_lengths(prompts, sink, window, refresh, least)
+    settings = Settings(tau, sink, window, refresh, min_keys, tuple(taus), broken)
+    check_lengths(prompts, sink, window, refresh, min_keys)
     title = "qada" if progress else None
     extras = read_attention_calls(model, prompts, lambda: _Reader(settings), batch_size=batch_size, progress=title)
     return HeadScores(
@@ -73,30 +123,17 @@ def qada(
     )
 
 
-def check_lengths(
-    prompts: Prompts, sink: int = SINK, window: int = WINDOW, refresh: int = REFRESH, least: int = LEAST
-) -> None:
-    """Raise PromptError for a prompt in which no query counts, wherever blocks of queries begin."""
-    need = sink + window + least + refresh - 1
-    for number, length in enumerate(prompts.lengths):
-        if length < need:
-            raise PromptError(
-                f"prompt {number} has {length} tokens; {need} are needed before a query has {least} keys beyond the "
-                f"first {sink} and the last {window}: give longer prompts, or a smaller window."
-            )
-
-
 @dataclass(eq=False)
 class _Reader(AttentionCallTap):
-    """Notes what the shares of a layer come to."""
+    """Computes the shares of each layer as its attention call passes."""
 
     settings: Settings
 
     def want(self, site: Site) -> ReadRequest | None:
         if site.call.mask is not None:
             raise ModelError(
-                f"layer {site.layer} has a mask of its own, of which T keys beyond a window cannot be told: qada reads "
-                "causal layers, with or without a window."
+                f"layer {site.layer} has a mask that is not causal, so its far keys cannot be counted; use a model "
+                "whose layers are causal, with or without a window."
             )
         with torch.no_grad():
             found = shares(replace(site.call, sinks=None), site.first, self.settings)

@@ -1,13 +1,18 @@
-"""Select-and-copy heads: heads whose query at the end of a multiple-choice question fits the right option's key."""
+"""Select-and-copy heads: heads whose query at the end of a multiple-choice question matches the right option's key."""
 
 import math
+from collections.abc import Mapping
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 from torch import nn
 
+from interp.analyses import costs
 from interp.analyses.identify._last_token import last_rows
+from interp.analyses.registry import analysis
 from interp.analyses.results.head_scores import HeadScores
+from interp.analyses.tasks import standard
 from interp.errors import PromptError, SpanError
 from interp.hooks.model.heads import HeadLayout
 from interp.hooks.model.provenance import Provenance
@@ -16,6 +21,19 @@ from interp.hooks.read.keep import rows
 from interp.hooks.transformerlens.without_rope import without_rope
 
 
+def _kept(prompts: Prompts, settings: Mapping[str, Any]) -> tuple[rows]:
+    """Keeps of a batch, from which its cost follows."""
+    return (rows(logits=not settings.get("attention", False)),)
+
+
+@analysis(
+    title="QK-score",
+    group="in-context tasks",
+    order=15,
+    prompts=standard.choice,
+    own_prompts=False,
+    cost=costs.reading(_kept, queries=1),
+)
 def qk_score(
     model: nn.Module,
     prompts: Prompts,
@@ -25,28 +43,57 @@ def qk_score(
     seed: int = 0,
     progress: bool = False,
 ) -> HeadScores:
-    """How often a head points at the right option: the accuracy of taking the option whose line end its query fits.
+    """Score each head by how often it points at the right option: the option whose line end its query matches best.
 
-    fit[n l h d] = q[n l h N] . k[n l g t_d] before the rotary embedding, N the last token of the prompt, t_d the token
-    that ends the line of option d; score[n l h] = 1 where argmax over d of fit is the right option, else 0. A head that
-    sees no option scores 0. attention=True: fit = pattern[n l h N t_d], with rotation. extras["options"]: fit, Float
-    [n l h d], times the model's scale and under its soft-cap without attention. Chance is 1 over the options.
-    q and k are read after norms, in a second run of each attention module with a rotation by nothing (`without_rope`).
-    prompts: tasks.get("choice").prompts(...), or any with a span "options", a range for each option whose last token
-    ends its line, and meta "option", the number of the right one.
-    Raises SpanError, PromptError for prompts without them, ModelError for a model whose rotation cannot be left out.
-    Source: QK-score and attention score, Tulchinskii et al. 2410.02343. Differs: no added options such as "none of the
-    above"; a head's accuracy on all prompts given, where the paper chooses heads on 5 % and tests on the rest.
-    Cannot show: that the model answers by this head; a small model may point right and answer wrong.
+    `fit[n l h d] = q[n l h N] . k[n l g t_d]` before the rotary embedding, where N is the last token of the prompt and
+    t_d the token that ends the line of option d. `score[n l h] = 1` where argmax over d of fit is the right option,
+    else 0. A head that sees no option scores 0. Chance is 1 divided by the number of options.
+
+    q and k are read after norms, in a second run of each attention module without rotation (`unrotated`).
+
+    Args:
+        model: A transformers causal language model, or a TransformerBridge over one.
+        prompts: Prompts such as `tasks.get("choice").prompts(...)`, or any with a span "options", whose ranges end at
+            the last token of each option's line, and meta "option", the number of the right one.
+        attention: Use `fit = pattern[n l h N t_d]` instead, with rotation.
+        batch_size: Number of prompts per forward pass.
+        seed: Seed of the intervals.
+        progress: Show a progress bar.
+
+    Returns:
+        HeadScores: float32 `per_prompt [n l h]`, 1 or 0. The extra "options" is fit, Float [n l h d]; without
+            `attention` it includes the model's scale and its soft-cap.
+
+    Raises:
+        SpanError: If a prompt has no span "options", or only one range.
+        PromptError: If meta "option" is not the number of an option.
+        ModelError: If the rotation of the model cannot be left out.
+
+    Examples:
+        >>> spans = {"options": ["A. red;", "B. blue;"]}
+        >>> item = {"text": "A. red; B. blue; Answer:", "spans": spans, "meta": {"option": 1}}
+        >>> questions = interp.Prompts.encode(tokenizer, [item])
+        >>> interp.identify.qk_score(model, questions).extras["options"].shape
+        torch.Size([1, 2, 4, 2])
+
+    Source:
+        QK-score and attention score, Tulchinskii et al. 2410.02343.
+
+    Differs:
+        There are no added options such as "none of the above". The score is the accuracy on all prompts given, where
+        the paper chooses heads on 5 % and tests on the rest.
+
+    Limits:
+        Does not show that the model answers by this head. A small model may point at the right option and answer wrong.
     """
     prompts.span("options")
     for number, prompt in enumerate(prompts):
         right, options = prompt.meta.get("option"), len(prompt.spans["options"])
         if options < 2:
-            raise SpanError(f'the span "options" of prompt {number} has one range: give a range for each option.')
+            raise SpanError(f'the span "options" of prompt {number} has one range; give a range for each option.')
         if not isinstance(right, int) or not 0 <= right < options:
             raise PromptError(
-                f'meta "option" of prompt {number} is {right!r}: give the number, from 0, of the right one of its '
+                f'meta "option" of prompt {number} is {right!r}; give the number, from 0, of the right one of its '
                 f"{options} options."
             )
     keep = rows(logits=not attention)
@@ -59,7 +106,7 @@ def qk_score(
                 ends = [stop - 1 for _, stop in prompt.spans["options"]]
                 fit = last[b, :, :, ends]
                 best, chosen = fit.max(-1)
-                # a window that no longer reaches the options leaves nothing to choose by
+                # where a window does not reach the options, the head chooses none
                 seen = best > (0.0 if attention else -math.inf)
                 parts.append((seen & (chosen == prompt.meta["option"])).float())
                 fits.append(nn.functional.pad(fit, (0, most - len(ends)), value=torch.nan))

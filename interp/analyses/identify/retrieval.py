@@ -6,8 +6,12 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from interp.analyses.identify._replies import REPLY, answer, counted, decoded, one_place
+from interp.analyses import costs
+from interp.analyses.causal import controls
+from interp.analyses.identify._replies import REPLY_TOKENS, answer, counted, decoded, one_place
+from interp.analyses.registry import analysis
 from interp.analyses.results.head_scores import HeadScores
+from interp.analyses.tasks import standard
 from interp.errors import UsageError
 from interp.hooks.generate import Reply
 from interp.hooks.model.heads import HeadLayout
@@ -19,6 +23,19 @@ from interp.hooks.read.keep import top_keys
 TOP = top_keys(1)
 
 
+@analysis(
+    title="Retrieval",
+    group="long context",
+    order=1,
+    sets=("all", "long"),
+    color="#d55e00",
+    prompts=standard.needles,
+    check=one_place,
+    max_new_tokens="reply_tokens",
+    run_settings={"max_new_tokens": "$reply_tokens"},
+    control=controls.answers(),
+    cost=costs.decoding(TOP, max_new_tokens=REPLY_TOKENS, forced="answer"),
+)
 def retrieval(
     model: nn.Module,
     prompts: Prompts,
@@ -27,27 +44,59 @@ def retrieval(
     count: Literal["steps", "set"] = "steps",
     threshold: float = 0.1,
     recall: float = 0.5,
-    max_new_tokens: int = REPLY,
+    max_new_tokens: int = REPLY_TOKENS,
     batch_size: int = 8,
     seed: int = 0,
     progress: bool = False,
 ) -> HeadScores:
-    """Retrieval score: how often a head's most attended key is the very answer token that the model writes.
+    """Score each head by how often its most attended key is the very answer token that the model generates.
 
-    The model decodes greedily; hit[n l h t] = 1 where argmax over k of pattern[n l h r_t k], r_t the query whose logits
-    give token w_t, lies in the prompt's span "answer" and holds w_t. score[n l h] = sum over t of hit / answer tokens.
-    count "steps" counts each step (the authors' code; can exceed 1), "set" each answer token once (the paper's Eq. 1).
-    form "decode" is the method; "forced" appends the answer's own tokens and reads all steps in one forward: a variant,
-    equal where greedy decoding gives these tokens. A prompt counts (else NaN) where ROUGE-1 recall of the answer in the
-    reply is above `recall`; forced counts all. `scores.frequency` is the activation frequency. Above `threshold` a head
-    is called a retrieval head. prompts: tasks.needle, or any with a span "answer".
-    Raises SpanError for a prompt without the span: it never becomes a zero.
-    Source: Wu et al. 2404.15574, section 2; threshold 0.1, 50 new tokens, stop at a newline. Differs: spans by exact
-    character offsets; chat template where the tokenizer has one.
-    Cannot show: that the head is needed (run the causal check), nor heads that retrieve without copying words.
+    The model decodes greedily. `hit[n l h t] = 1` where argmax over k of `pattern[n l h r_t k]` lies in the prompt's
+    span "answer" and holds the token w_t; r_t is the query whose logits give w_t. `score[n l h] = sum over t of hit /
+    number of answer tokens`. A head above `threshold` is called a retrieval head. `scores.frequency` is the activation
+    frequency.
+
+    Args:
+        model: A transformers causal language model, or a TransformerBridge over one.
+        prompts: Prompts with a span "answer", such as `tasks.needle`.
+        form: "decode" is the method. "forced" appends the answer's own tokens and reads all steps in one forward pass,
+            a variant that is equal where greedy decoding gives these tokens; it counts every prompt.
+        count: "steps" counts each step, as the authors' code does, so that a score can exceed 1. "set" counts each
+            answer token once, as in the paper's Eq. 1.
+        threshold: Score above which a head is called a retrieval head.
+        recall: A prompt counts where ROUGE-1 recall of the answer in the reply is above this; else its scores are NaN.
+        max_new_tokens: Number of new tokens of a reply, at most.
+        batch_size: Number of prompts per forward pass.
+        seed: Seed of the intervals.
+        progress: Show a progress bar.
+
+    Returns:
+        HeadScores: float32 `per_prompt [n l h]`, in copied tokens per answer token.
+
+    Raises:
+        SpanError: If a prompt has no span "answer", or has it in several places; such a prompt never becomes a zero.
+
+    Examples:
+        >>> item = {"text": "The code is 4711. Which code? It is", "spans": {"answer": "4711"}}
+        >>> needles = interp.Prompts.encode(tokenizer, [item])
+        >>> scores = interp.identify.retrieval(model, needles, max_new_tokens=4)
+        >>> scores.per_prompt.shape
+        torch.Size([1, 2, 4])
+
+    Source:
+        Wu et al. 2404.15574, section 2: threshold 0.1, 50 new tokens, stop at a newline.
+
+    Differs:
+        Spans are exact character offsets, and the chat template is used where the tokenizer has one.
+
+    Limits:
+        Does not show that the head is needed, for which an ablation test is run. Does not find heads that retrieve
+        without copying words.
     """
     if form not in ("decode", "forced") or count not in ("steps", "set"):
-        raise UsageError(f"form={form!r}, count={count!r}: form is 'decode' or 'forced', count is 'steps' or 'set'.")
+        raise UsageError(
+            f"unknown form {form!r} or count {count!r}; form is 'decode' or 'forced', count is 'steps' or 'set'."
+        )
     one_place(prompts)
     parts = []
     if form == "decode":

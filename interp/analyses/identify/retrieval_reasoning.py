@@ -1,44 +1,93 @@
 """Retrieval-reasoning heads: heads whose largest attention lies on the answer while the model replies."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
-from interp.analyses.identify._replies import REPLY, answer, counted, decoded, one_place
+from interp.analyses import costs
+from interp.analyses.identify._replies import REPLY_TOKENS, answer, counted, decoded, one_place
+from interp.analyses.registry import analysis
 from interp.analyses.results.head_scores import HeadScores
+from interp.analyses.tasks import standard
 from interp.hooks.generate import Reply
 from interp.hooks.model.heads import HeadLayout
 from interp.hooks.model.provenance import Provenance
 from interp.hooks.prompts.prompts import Prompt, Prompts
 from interp.hooks.read.keep import TopKeys, top_keys
 
-MOST = 64
-"""keys that top_keys gives"""
+MAX_KEYS = 64
+"""largest number of keys that `top_keys` gives"""
 
 
+def _kept(prompts: Prompts, settings: Mapping[str, Any]) -> tuple[top_keys]:
+    """Keeps of a batch, from which its cost follows."""
+    return (top_keys(max(_keys(prompt, settings.get("span", "answer")) for prompt in prompts)),)
+
+
+@analysis(
+    title="Retrieval reasoning",
+    group="long context",
+    order=10,
+    sets=("long",),
+    prompts=standard.needles,
+    check=one_place,
+    max_new_tokens=REPLY_TOKENS,
+    cost=costs.decoding(_kept, max_new_tokens=REPLY_TOKENS),
+)
 def retrieval_reasoning(
     model: nn.Module,
     prompts: Prompts,
     *,
     span: str = "answer",
     recall: float = 0.5,
-    max_new_tokens: int = REPLY,
+    max_new_tokens: int = REPLY_TOKENS,
     batch_size: int = 8,
     seed: int = 0,
     progress: bool = False,
 ) -> HeadScores:
-    """Retrieval-reasoning score: how much of a head's largest attention lies on the answer while the model replies.
+    """Score each head by how much of its largest attention lies on the answer while the model replies.
 
-    The model decodes greedily. score[n l h] = sum over t < answer tokens of (sum over the top K keys k in the span of
-    pattern[n l h r_t k]) / span tokens, with K = span tokens, 64 at most, and r_t the query that gives token t; tokens
-    written and copied need not be equal. extras["distractor"]: the same of the same keys inside the prompt's span
-    "distractor", over its tokens, NaN without one: a head that tells the right fact from others scores low there.
-    A prompt counts (else NaN) where ROUGE-1 recall of the answer in the reply is above `recall`.
-    prompts: tasks.needle(needles=3, kind="inferred") asks for a fact in other words among distractors; any with a span
-    "answer". Raises SpanError for a prompt without the span, or with several.
-    Source: HeadKV-R2, Fu et al. (ICLR 2025), by the released code. Differs: no factor of 10 and no second division by
-    the answer's tokens, which only rescale a prompt; the gate is ROUGE-1 recall, not a QA F1; the needles hold no chain
-    of facts to reason over.
-    Cannot show: that the head reasons; attention on the answer is all that is measured.
+    The model decodes greedily. `score[n l h] = sum over t < answer tokens of (sum over the top K keys k in the span of
+    pattern[n l h r_t k]) / span tokens`, where K is the number of span tokens, at most 64, and r_t is the query that
+    gives token t. The generated token and the attended token need not be equal.
+
+    Args:
+        model: A transformers causal language model, or a TransformerBridge over one.
+        prompts: Prompts with a span "answer". `tasks.needle(needles=3, kind="inferred")` asks for a fact in other words
+            among distractors.
+        span: Span on which attention counts.
+        recall: A prompt counts where ROUGE-1 recall of the answer in the reply is above this; else its scores are NaN.
+        max_new_tokens: Number of new tokens of a reply, at most.
+        batch_size: Number of prompts per forward pass.
+        seed: Seed of the intervals.
+        progress: Show a progress bar.
+
+    Returns:
+        HeadScores: float32 `per_prompt [n l h]`, in attention per answer token. The extra "distractor" is the same for
+            the tokens of the prompt's span "distractor", NaN without one; a head that distinguishes the right fact from
+            others scores low there.
+
+    Raises:
+        SpanError: If a prompt has no such span or no "answer", or has it in several places.
+
+    Examples:
+        >>> item = {"text": "The code is 4711. Which code? It is", "spans": {"answer": "4711"}}
+        >>> needles = interp.Prompts.encode(tokenizer, [item])
+        >>> scores = interp.identify.retrieval_reasoning(model, needles, max_new_tokens=4)
+        >>> scores.per_prompt.shape
+        torch.Size([1, 2, 4])
+
+    Source:
+        HeadKV-R2, Fu et al. (ICLR 2025), by the released code.
+
+    Differs:
+        There is no factor of 10 and no second division by the number of answer tokens, which only rescale a prompt. A
+        prompt counts by ROUGE-1 recall, not by a QA F1 score. The needles hold no chain of facts to reason over.
+
+    Limits:
+        Does not show that the head reasons; only attention on the answer is measured.
     """
     one_place(prompts)
     one_place(prompts, span)
@@ -79,5 +128,6 @@ def retrieval_reasoning(
 
 
 def _keys(prompt: Prompt, span: str) -> int:
+    """Number of top keys that are looked at for a prompt."""
     start, stop = prompt.spans[span][0]
-    return min(stop - start, MOST)
+    return min(stop - start, MAX_KEYS)

@@ -1,10 +1,13 @@
-"""Semantic retrieval heads: heads that rest on the whole answer in the context while the model writes its tokens."""
+"""Semantic retrieval heads: heads that attend to the whole answer in the context while the model generates it."""
 
 import torch
 from torch import Tensor, nn
 
-from interp.analyses.identify._replies import REPLY, counted, decoded, one_place
+from interp.analyses import costs
+from interp.analyses.identify._replies import REPLY_TOKENS, counted, decoded, one_place
+from interp.analyses.registry import analysis
 from interp.analyses.results.head_scores import HeadScores
+from interp.analyses.tasks import standard
 from interp.hooks.generate import Reply
 from interp.hooks.model.heads import HeadLayout
 from interp.hooks.model.provenance import Provenance
@@ -12,27 +15,67 @@ from interp.hooks.prompts.prompts import Prompt, Prompts
 from interp.hooks.read.keep import mass
 
 
+@analysis(
+    title="Semantic retrieval",
+    group="long context",
+    order=9,
+    sets=("long",),
+    prompts=standard.needles,
+    check=one_place,
+    max_new_tokens=REPLY_TOKENS,
+    cost=costs.decoding(mass("answer"), max_new_tokens=REPLY_TOKENS),
+)
 def semantic_retrieval(
     model: nn.Module,
     prompts: Prompts,
     *,
     span: str = "answer",
     recall: float = 0.5,
-    max_new_tokens: int = REPLY,
+    max_new_tokens: int = REPLY_TOKENS,
     batch_size: int = 8,
     seed: int = 0,
     progress: bool = False,
 ) -> HeadScores:
-    """Semantic retrieval score: attention on the whole answer at the steps that write one of its tokens.
+    """Score each head by its attention on the whole answer at the steps that generate one of its tokens.
 
-    The model decodes greedily. score[n l h] = sum over t of count[w_t] * (sum over k in span of pattern[n l h r_t k]),
-    r_t the query whose logits give token w_t, count[w] how often w stands in the span. It is not divided by the span's
-    length, so rank heads by it and set no threshold. A prompt counts (else NaN) where ROUGE-1 recall of the answer in
-    the reply is above `recall`. prompts: tasks.needle, or any with a span "answer"; span="needle" takes its sentence.
-    Raises SpanError for a prompt without the span, or with several.
-    Source: CompressKV 2508.02401, by the released code, whose span is the needle. Differs: spans by exact character
-    offsets; the answer's own span by default, as in `retrieval`; stop at a newline or the end token.
-    Cannot show: which token of the answer is read, nor that the head is needed (run the causal check).
+    The model decodes greedily. `score[n l h] = sum over t of count[w_t] * (sum over k in span of pattern[n l h r_t
+    k])`, where r_t is the query whose logits give token w_t, and count[w] is the number of times that w occurs in the
+    span.
+
+    The score is not divided by the span's length, so use it to rank heads and set no threshold.
+
+    Args:
+        model: A transformers causal language model, or a TransformerBridge over one.
+        prompts: Prompts with a span "answer", such as `tasks.needle`.
+        span: Span whose attention is summed; "needle" takes the sentence that holds the answer.
+        recall: A prompt counts where ROUGE-1 recall of the answer in the reply is above this; else its scores are NaN.
+        max_new_tokens: Number of new tokens of a reply, at most.
+        batch_size: Number of prompts per forward pass.
+        seed: Seed of the intervals.
+        progress: Show a progress bar.
+
+    Returns:
+        HeadScores: float32 `per_prompt [n l h]`, in attention on the answer, summed over copied tokens.
+
+    Raises:
+        SpanError: If a prompt has no such span or no "answer", or has it in several places.
+
+    Examples:
+        >>> item = {"text": "The code is 4711. Which code? It is", "spans": {"answer": "4711"}}
+        >>> needles = interp.Prompts.encode(tokenizer, [item])
+        >>> scores = interp.identify.semantic_retrieval(model, needles, max_new_tokens=4)
+        >>> scores.per_prompt.shape
+        torch.Size([1, 2, 4])
+
+    Source:
+        CompressKV 2508.02401, by the released code, whose span is the needle.
+
+    Differs:
+        Spans are exact character offsets. The default span is the answer itself, as in `retrieval`. Decoding stops at a
+        newline or the end token.
+
+    Limits:
+        Does not show which token of the answer is read, nor that the head is needed, for which an ablation test is run.
     """
     one_place(prompts)
     one_place(prompts, span)

@@ -1,20 +1,36 @@
-"""Sink heads: heads whose attention rests on the first token, and other keys that receive it unasked."""
+"""Sink heads: heads whose attention stays on the first token, and other keys that receive attention by default."""
 
 import torch
 from torch import nn
 
+from interp.analyses import costs
+from interp.analyses.causal import controls
+from interp.analyses.registry import analysis
 from interp.analyses.results.head_scores import HeadScores
+from interp.analyses.tasks import standard
 from interp.hooks.model.heads import HeadLayout
 from interp.hooks.model.layers import attention_layers
 from interp.hooks.model.provenance import Provenance
 from interp.hooks.prompts.prompts import Prompts
+from interp.hooks.read import keep as keeps
 from interp.hooks.read.capture import read
 from interp.hooks.read.keep import columns, mass
 
-SHOWN = 32
-"""positions of the map that is kept"""
+N_POSITIONS = 32
+"""number of positions whose received attention is kept"""
 
 
+@analysis(
+    title="Sinks",
+    group="attention patterns",
+    order=5,
+    sets=("all",),
+    color="#d3bd5c",
+    role_order=1.0,
+    prompts=standard.passages,
+    control=controls.loss(span="second", n_tokens=800),
+    cost=costs.reading(keeps.columns("mean")),
+)
 def sinks(
     model: nn.Module,
     prompts: Prompts,
@@ -26,16 +42,45 @@ def sinks(
     seed: int = 0,
     progress: bool = False,
 ) -> HeadScores:
-    """Sink score: mean attention that the first real token receives from the queries that see it, itself included.
+    """Score each head by the mean attention that the first real token receives.
 
-    alpha[n l h k] = mean over q >= k of pattern[n l h q k]; score = alpha at k = 0, a head is a sink above `threshold`.
-    extras, per prompt: "sink" 1[alpha_0 > threshold], whose mean over everything is the paper's Sink_1(threshold);
-    "positions" alpha of the first 32 positions; "columns" how many keys have alpha > column_threshold (ACT's sinks,
-    the first included); "learned" mass of a learned sink (gpt-oss), 0 without one. by_value: alpha over p |v| / sum p
-    |v|, small where the first token is attended to and says nothing. alpha falls with the length T, which the labels
-    state: compare at equal T. Source: Gu et al. 2410.10781 (metric, eps 0.3, T 64); Yu et al. 2406.15765 (columns;
-    the code's constant, not the paper's multiple of 1/N). Differs: the first *real* token, never column 0 of a padded
-    batch. Cannot show: that the head is idle; it may rest on the first token and still write.
+    `alpha[n l h k] = mean over q >= k of pattern[n l h q k]`, the mean over the queries that see key k, itself
+    included. The score is alpha at k = 0. A head above `threshold` is called a sink head.
+
+    alpha falls with the length T of a prompt, which the labels state, so compare scores at equal T.
+
+    Args:
+        model: A transformers causal language model, or a TransformerBridge over one.
+        prompts: Any prompts, such as `tasks.passages`.
+        threshold: Score above which a head is called a sink head.
+        column_threshold: Mean attention above which a key counts as a sink in the extra "columns".
+        by_value: Weight the attention by value norms, `alpha = sum over k = 0 of p |v| / sum over k of p |v|`; the
+            score is then small where the first token is attended to but carries nothing.
+        batch_size: Number of prompts per forward pass.
+        seed: Seed of the intervals.
+        progress: Show a progress bar.
+
+    Returns:
+        HeadScores: float32 `per_prompt [n l h]`, in shares of attention. Extras for each prompt: "sink", 1 where alpha
+            at k = 0 is above the threshold, whose mean over everything is the paper's Sink_1(threshold); "positions",
+            alpha of the first 32 positions; "columns", the number of keys with alpha above `column_threshold`, which
+            are the sinks of ACT and include the first token; "learned", the mass of a learned sink (gpt-oss), 0 without
+            one.
+
+    Examples:
+        >>> scores = interp.identify.sinks(model, prompts)
+        >>> scores.extras["positions"].shape
+        torch.Size([2, 2, 4, 32])
+
+    Source:
+        Gu et al. 2410.10781 (metric, threshold 0.3, T = 64). Yu et al. 2406.15765 (columns; the constant of the code,
+        not the paper's multiple of 1/N).
+
+    Differs:
+        Uses the first *real* token, never column 0 of a padded batch.
+
+    Limits:
+        Does not show that the head is idle. It may attend to the first token and still write something.
     """
     learned = any(getattr(module, "sinks", None) is not None for module in attention_layers(model).values())
     mean, found = columns("mean", by_value=by_value), {"positions": [], "columns": [], "learned": []}
@@ -48,7 +93,9 @@ def sinks(
         progress="sinks" if progress else None,
     ):
         alpha = cap[mean]
-        shown = torch.nn.functional.pad(alpha[..., :SHOWN], (0, max(0, SHOWN - alpha.shape[-1])), value=torch.nan)
+        shown = torch.nn.functional.pad(
+            alpha[..., :N_POSITIONS], (0, max(0, N_POSITIONS - alpha.shape[-1])), value=torch.nan
+        )
         found["positions"].append(shown)
         found["columns"].append((alpha > column_threshold).sum(-1).float())
         found["learned"].append(1 - cap[everything][..., 0].nanmean(-1) if learned else torch.zeros(alpha.shape[:3]))

@@ -1,4 +1,4 @@
-"""Prompts with known answers, how to judge a reply, and the tasks that steering is measured on."""
+"""Prompts with known answers, judges of replies, and the tasks on which steering is measured."""
 
 from interp.analyses.tasks import refusal
 from interp.analyses.tasks.choice import CHOICE
@@ -47,17 +47,29 @@ _TASKS = {task.name: task for task in (JSON, PRONOUN, COUNTERFACT, SENTIMENT, TO
 
 
 def names() -> tuple[str, ...]:
-    """The names that `get` knows."""
+    """Names of the tasks that `get` knows."""
     return tuple(_TASKS)
 
 
 def get(name: str) -> Task:
-    """A task by its name, or from a file of your own where the name ends in .jsonl (see Task.from_jsonl).
+    """Get a task by its name, or from a JSONL file.
 
-    Raises UsageError for an unknown name, PromptError for a file that cannot be used.
+    Args:
+        name: One of `names()`, or the path of a file that ends in .jsonl (see `Task.from_jsonl`).
+
+    Returns:
+        Task: The task.
+
+    Raises:
+        UsageError: If the name is unknown.
+        PromptError: If the file cannot be used.
+
+    Examples:
+        >>> interp.tasks.get("choice").span
+        'mark'
     """
     if name.endswith(".jsonl"):
         return Task.from_jsonl(name)
     if name not in _TASKS:
-        raise UsageError(f"{name!r} is no task: use one of {', '.join(_TASKS)}, or a file that ends in .jsonl.")
+        raise UsageError(f"unknown task {name!r}; choose from {', '.join(_TASKS)}, or give a file that ends in .jsonl.")
     return _TASKS[name]

@@ -10,12 +10,13 @@ LETTERS = "ABCD"
 
 
 def items() -> Iterator[dict[str, Any]]:
-    """The questions of choice.json; the right option takes the places A to D in turn, the others keep their order."""
+    """The questions of choice.json. The right option takes the places A to D in turn, and the others keep their
+    order."""
     rows = [(subject, row) for subject, rows in data("choice.json").items() for row in rows]
     for i, (subject, (question, answer, *others)) in enumerate(rows):
         at = i % len(LETTERS)
         options = [*others[:at], answer, *others[at:]]
-        # each with the end of its line, which is where a model has read the option whole
+        # each with the end of its line, where the model has read the whole option
         lines = [f"{mark}. {option}\n" for mark, option in zip(LETTERS, options, strict=True)]
         listed = "".join(lines).rstrip("\n")
         yield {
@@ -33,4 +34,5 @@ def items() -> Iterator[dict[str, Any]]:
 
 
 CHOICE = Task("choice", "questions of common knowledge with the options A to D", letter, 8, "\n", items)
-"""Source: the multiple-choice tasks of Han et al. 2505.11739. Differs: own, easy questions; a letter is generated."""
+"""Source: the multiple-choice tasks of Han et al. 2505.11739. Differs: easy questions written for this project; the
+model generates a letter."""

@@ -1,4 +1,4 @@
-"""Texts to classify: the sentiment of reviews, the topic of news."""
+"""Texts to classify: the sentiment of reviews, and the topic of news."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -13,7 +13,7 @@ FILLS = 3
 
 
 def reviews() -> Iterator[dict[str, Any]]:
-    """Four reviews of each thing of reviews.json: two of each sentiment, of two sentences and sometimes an aside."""
+    """Four reviews of each thing in reviews.json: two of each sentiment, with two sentences and sometimes an aside."""
     lists = data("reviews.json")
     cells = [(kind, thing, label) for kind in lists["kinds"] for thing in kind["things"] for label in SENTIMENTS * 2]
     for i, (kind, thing, label) in enumerate(cells):
@@ -28,18 +28,19 @@ def reviews() -> Iterator[dict[str, Any]]:
 
 
 def news() -> Iterator[dict[str, Any]]:
-    """Three sentences for each frame of headlines.json, {a/b/c} filled in turn."""
+    """Three sentences for each frame in headlines.json, whose alternatives {a/b/c} are filled in turn."""
     topics = tuple(data("headlines.json"))
     for label, frames in data("headlines.json").items():
         for i, (frame, fill) in enumerate([(frame, k) for frame in frames for k in range(FILLS)]):
             text = re.sub(r"\{([^}]*)\}", lambda m, fill=fill: m[1].split("/")[fill], frame)
             ask = f"Choose the topic of the text: {', '.join(topics[:-1])} or {topics[-1]}."
-            # a small model that is asked after the text says the list of topics
+            # with the question after the text, a small model repeats the list of topics
             chat = f"{ask}\n\nText: {text}"
             yield labelled(f"topic/{label}/{i}", text, ask, chat, "The topic is", label, topics)
 
 
 def labelled(id: str, text: str, ask: str, chat: str, prefix: str, label: str, labels: Sequence[str]) -> dict[str, Any]:
+    """An item of a text and its label."""
     return {
         "id": id,
         "messages": [{"role": "user", "content": chat}],
@@ -53,6 +54,6 @@ def labelled(id: str, text: str, ask: str, chat: str, prefix: str, label: str, l
 
 
 SENTIMENT = Task("sentiment", "reviews of everyday things: positive or negative", first, 8, "\n", reviews)
-"""Source: the classification tasks of Han et al. 2505.11739. Differs: own reviews; the label is generated."""
+"""Source: the classification tasks of Han et al. 2505.11739. Differs: other reviews; the model generates the label."""
 TOPIC = Task("topic", "news: sports, business, science or politics", first, 8, "\n", news)
-"""Source: as SENTIMENT."""
+"""Source: as `SENTIMENT`."""

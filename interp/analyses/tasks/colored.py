@@ -1,4 +1,4 @@
-"""Coloured objects: a list of things, each of its own colour, and the question what colour one of them has."""
+"""Coloured objects: a list of things with a different colour each, and a question about the colour of one of them."""
 
 from random import Random
 from typing import Any
@@ -23,20 +23,39 @@ OBJECTS = (
 
 
 def colored_objects(tokenizer: Any, n: int = 32, seed: int = 0) -> tuple[Prompts, Prompts]:
-    """`n` pairs (clean, corrupt) of equal token length: three coloured things, and the colour of one of them is asked.
+    """Make `n` pairs (clean, corrupt) of equal length: three coloured things, and a question about one of them.
 
-    Clean: "... a red cup, a blue hat and a green key. The colour of the hat is", right blue. The corrupt prompt asks
-    for another of the three; its colour is right there and wrong in the clean prompt, and the other way around.
-    Spans, at the same places in both: "colour" and "object" (in the list, of what the clean prompt asks for),
-    "other_colour" and "other_object" (of what the corrupt one asks for), "asked" (the word that differs). meta: task,
-    id, right, wrong. Colours and objects are single tokens. Pair i depends on seed and i, not on n.
-    Raises UsageError for n below 1, PromptError where the tokenizer has fewer than three of either as one token.
-    Source: the coloured objects of BIG-bench, as a pair of tasks with IOI in Merullo et al. 2310.08744. Differs: own
-    wording and things, no example in the prompt, always three things.
-    Cannot show: what happens with more things, or where the colour is not named beside them.
+    Clean: "... a red cup, a blue hat and a green key. The colour of the hat is", where blue is right. The corrupt
+    prompt asks for another of the three things; its colour is right there and wrong in the clean prompt, and the
+    reverse.
+
+    Spans, at the same places in both prompts: "colour" and "object" (in the list, of the thing that the clean prompt
+    asks for), "other_colour" and "other_object" (of the thing that the corrupt prompt asks for), "asked" (the word that
+    differs). Meta: task, id, right, wrong. Colours and objects are single tokens.
+
+    Args:
+        tokenizer: The tokenizer of the model.
+        n: Number of pairs.
+        seed: Seed from which all prompts are drawn; pair i depends on the seed and on i, not on the number.
+
+    Returns:
+        tuple: Clean and corrupt Prompts.
+
+    Raises:
+        UsageError: If `n` is below 1.
+        PromptError: If the tokenizer has fewer than three colours or objects as single tokens.
+
+    Source:
+        The coloured objects of BIG-bench, used as a pair of tasks with IOI in Merullo et al. 2310.08744.
+
+    Differs:
+        Uses other wordings and things, no example in the prompt, and always three things.
+
+    Limits:
+        Does not show what happens with more things, or where the colour is not named next to its thing.
     """
     if n < 1:
-        raise UsageError(f"n={n}: ask for one pair or more.")
+        raise UsageError(f"n={n} is too small; ask for at least one pair.")
     colours, objects = (single(tokenizer, words.split(), 3) for words in (COLOURS, OBJECTS))
     pairs = []
     for i in range(n):

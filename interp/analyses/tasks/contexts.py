@@ -18,19 +18,39 @@ def contexts(
     chat: bool | None = None,
     seed: int = 0,
 ) -> Prompts:
-    """`each` prompts for each of `questions` questions, which differ in their context; one context has the answer.
+    """Make `each` prompts for each of `questions` questions: contexts of which one holds the answer.
 
-    All are prompts of tasks.needle of at most `length` tokens, the needle at `depth` in one of them and in no other;
-    questions come one after another. Spans: "context", "question", and in the one that answers "needle" and "answer".
-    meta: id, group (the question's), slot (the context's), gold (whether it answers), answer, key, question, prefix.
-    The prompts of question i depend on seed and i, not on their number.
-    Raises UsageError for less than 1 question or 2 contexts, and a length that cannot hold needle and one sentence.
-    Source: ours, after the set-up of Wu et al. 2404.15574. Cannot show: contexts that mislead; the others are silent.
+    All are prompts of `tasks.needle` of at most `length` tokens, with the needle in one of them and in no other. The
+    questions come one after another.
+
+    Spans: "context", "question", and in the prompt that answers "needle" and "answer". Meta: id, group (of the
+    question), slot (of the context), gold (whether it answers), answer, key, question, prefix.
+
+    Args:
+        tokenizer: The tokenizer of the model.
+        questions: Number of questions.
+        each: Number of contexts of each question.
+        length: Largest number of tokens of a prompt.
+        depth: Place of the needle, as a fraction of the text.
+        chat: Use the tokenizer's chat template; None uses it if there is one.
+        seed: Seed from which all prompts are drawn; the prompts of question i depend on the seed and on i.
+
+    Returns:
+        Prompts: `questions` times `each` prompts.
+
+    Raises:
+        UsageError: If there is no question, fewer than 2 contexts, or the length cannot hold a needle and one sentence.
+
+    Source:
+        Our own, after the set-up of Wu et al. 2404.15574.
+
+    Limits:
+        Does not show what contexts that mislead would do; the other contexts say nothing about the question.
     """
     if questions < 1 or each < 2 or not 0 <= depth <= 1:
         raise UsageError(
-            f"questions={questions}, each={each}, depth={depth}: ask for a question or more, with 2 contexts or more, "
-            "and a depth between 0 and 1."
+            f"questions={questions}, each={each}, depth={depth} are out of range; ask for at least one question "
+            "with at least 2 contexts, and a depth between 0 and 1."
         )
     if chat is None:
         chat = getattr(tokenizer, "chat_template", None) is not None

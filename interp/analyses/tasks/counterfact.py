@@ -1,4 +1,4 @@
-"""A well-known fact that the prompt says has changed: does the reply follow the prompt or what the model knows?"""
+"""A well-known fact that the prompt changes: does the reply follow the prompt, or what the model knows?"""
 
 from collections.abc import Iterator
 from typing import Any
@@ -8,11 +8,11 @@ from interp.analyses.tasks.task import Task, data
 
 
 def items() -> Iterator[dict[str, Any]]:
-    """One item for each pair of facts_changed.json; the new object is that of another pair of the same relation."""
+    """One item for each pair in facts_changed.json; the new object is that of another pair of the same relation."""
     for relation in data("facts_changed.json"):
         objects = list(dict.fromkeys(relation["pairs"].values()))
         for i, (subject, old) in enumerate(relation["pairs"].items()):
-            # a step of its own for each pair, so that objects are not simply swapped in turn
+            # each pair takes another step, so that objects are not simply swapped in turn
             new = objects[(objects.index(old) + 1 + i % (len(objects) - 1)) % len(objects)]
             was, now = (relation["fact"].format(s=subject, o=o, was=verb) for o, verb in ((old, "was"), (new, "is")))
             question, prefix = (relation[key].format(s=subject) for key in ("question", "prefix"))
@@ -29,11 +29,12 @@ def items() -> Iterator[dict[str, Any]]:
 
 
 def names(thing: str, relation: str) -> list[str]:
-    """What it is called; a person of several names by the last one too."""
+    """Names of a thing; a person with several names is also known by the last one."""
     return list(dict.fromkeys([thing, thing.split()[-1]])) if relation == "author" else [thing]
 
 
 COUNTERFACT = Task(
     "counterfact", "an answer from a changed fact in the prompt, against what the model knows", first, 16, "\n", items
 )
-"""Source: the CounterFact task of Zhang et al. 2311.02262. Differs: own facts, and generation is judged as well."""
+"""Source: the CounterFact task of Zhang et al. 2311.02262. Differs: other facts, and generated replies are judged
+too."""

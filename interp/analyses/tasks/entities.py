@@ -1,4 +1,5 @@
-"""A text that comes twice and stops before a word of several tokens: what a head looks at to write the word."""
+"""A text that comes twice and stops before a word of several tokens, which shows where a head looks to write the
+word."""
 
 from dataclasses import replace
 from random import Random
@@ -21,23 +22,45 @@ FRAMES = (
 INVENTED = ("name", "town")
 
 
-def entities(tokenizer: Any, *, n: int = 16, least: int = 3, random: bool = False, seed: int = 0) -> Prompts:
-    """`n` prompts of a text, a new line, and the same text again up to where one word of it comes.
+def entities(tokenizer: Any, *, n: int = 16, min_tokens: int = 3, random: bool = False, seed: int = 0) -> Prompts:
+    """Make `n` prompts of a text, a new line, and the same text again up to a word of several tokens.
 
-    The word has at least `least` tokens and is a common word, country or city of our own lists. random: the control.
-    The tokens of the word are drawn at random in its place, as many of them; all else is as in the prompt of the same
-    number. Span: "entity", the word where it stands. meta: id, entity, random. Prompt i depends on seed and i, not n.
-    Raises UsageError for n below 1 and least below 2, PromptError where too few words have so many tokens.
-    Source: after Feucht et al. 2504.03022. Differs: own words and texts; theirs are entities of CounterFact.
-    Cannot show: that a model knows the word.
+    The word is a common word, a country or a city from the lists of this project. Span: "entity", the word in the first
+    text. Meta: id, entity, random.
+
+    Args:
+        tokenizer: The tokenizer of the model.
+        n: Number of prompts.
+        min_tokens: Smallest number of tokens of the word.
+        random: Make the control, in which as many random tokens replace the word; all else is as in the prompt of the
+            same number.
+        seed: Seed from which all prompts are drawn; prompt i depends on the seed and on i, not on the number.
+
+    Returns:
+        Prompts: The prompts.
+
+    Raises:
+        UsageError: If `n` is below 1 or `min_tokens` below 2.
+        PromptError: If too few words have so many tokens.
+
+    Source:
+        After Feucht et al. 2504.03022.
+
+    Differs:
+        Uses other words and texts; those of the paper are entities of CounterFact.
+
+    Limits:
+        Does not show that a model knows the word.
     """
-    if n < 1 or least < 2:
-        raise UsageError(f"n={n}, least={least}: ask for a prompt or more, with words of 2 tokens or more.")
+    if n < 1 or min_tokens < 2:
+        raise UsageError(
+            f"n={n}, min_tokens={min_tokens} are too small; ask for one prompt or more, with words of 2 tokens or more."
+        )
     known = _words()
-    long = [word for word in known if len(_placed(tokenizer, word)) >= least]
+    long = [word for word in known if len(_placed(tokenizer, word)) >= min_tokens]
     if len(long) < 4:
         raise PromptError(
-            f"{len(long)} of {len(known)} words have {least} tokens or more for this tokenizer: ask for fewer tokens."
+            f"{len(long)} of {len(known)} words have {min_tokens} tokens or more for this tokenizer; ask for fewer."
         )
     special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
     pool = sorted(set(tokenizer.get_vocab().values()) - special)
@@ -55,7 +78,7 @@ def entities(tokenizer: Any, *, n: int = 16, least: int = 3, random: bool = Fals
 
 
 def _words() -> list[str]:
-    """The words of our own lists, without the names and towns that were made up."""
+    """The words of this project's lists, without the invented names and towns."""
     facts = [text.split() for key, text in needle.grammar()["lists"].items() if key not in INVENTED]
     pairs = [pair for relation in data("relations.json").values() for pair in relation]
     every = [word for words in (*facts, *pairs, *haystack.grammar()[0].values()) for word in words]
@@ -63,13 +86,13 @@ def _words() -> list[str]:
 
 
 def _mixed(prompt: Prompt, pool: list[int]) -> Prompt:
-    """The prompt with other tokens in the place of its word."""
+    """The prompt with random tokens in place of its word."""
     start, stop = prompt.spans["entity"][0]
     drawn = sample(pool, stop - start, Random(f"random/{prompt.meta['id']}"))
     return replace(prompt, text="", ids=(*prompt.ids[:start], *drawn, *prompt.ids[stop:]))
 
 
 def _placed(tokenizer: Any, word: str) -> list[int]:
-    """The tokens of a word that follows another one."""
+    """Tokens of a word that follows another one."""
     both = tokenizer(f"the {word}", add_special_tokens=False)["input_ids"]
     return both[len(tokenizer("the", add_special_tokens=False)["input_ids"]) :]

@@ -12,7 +12,7 @@ Topic = dict[str, list[str]]
 
 @cache
 def grammar() -> tuple[Lists, tuple[Topic, ...]]:
-    """The word lists and the topics of haystack.txt; a topic holds its opening, middle and closing sentences."""
+    """The word lists and the topics of haystack.txt; a topic has opening, middle and closing sentences."""
     lists: Lists = {}
     topics: list[Topic] = []
     for line in files("interp.analyses.tasks").joinpath("haystack.txt").read_text("utf-8").splitlines():
@@ -27,10 +27,13 @@ def grammar() -> tuple[Lists, tuple[Topic, ...]]:
 
 
 def paragraphs(seed: int | str = 0) -> Iterator[list[str]]:
-    """Endless paragraphs, each a list of 3 to 6 sentences; the same for a seed on every machine.
+    """Yield endless paragraphs, each a list of 3 to 6 sentences; the same for a seed on every machine.
 
     No sentence comes twice as long as new ones are easily found (70k tokens of SmolLM2), and no paragraph ever does.
-    The prose is plausible, not informative: it has no proper names and no figures, so no needle is mistaken for it.
+    The prose is plausible, not informative. It has no proper names and no figures, so no needle is mistaken for it.
+
+    Args:
+        seed: Seed of the paragraphs.
     """
     rng = Random(f"haystack/{seed}")
     topics: list[Topic] = []
@@ -48,7 +51,7 @@ def paragraphs(seed: int | str = 0) -> Iterator[list[str]]:
 
 
 def fill(topic: Topic, rng: Random) -> list[str]:
-    """One paragraph of a topic, its word slots filled; a slot keeps its word within the paragraph."""
+    """One paragraph of a topic with its word slots filled; a slot keeps its word within the paragraph."""
     frames = [rng.choice(topic[">"]), *rng.sample(topic["-"], rng.randint(2, 4))]
     if rng.random() < 0.7:
         frames.append(rng.choice(topic["<"]))

@@ -1,4 +1,4 @@
-"""Prompt injection: data for an instruction, and the same data with an order that overrides it."""
+"""Prompt injection: data for an instruction, and the same data with an instruction that overrides it."""
 
 from random import Random
 from typing import Any, Literal, get_args
@@ -20,22 +20,42 @@ def injection(
     system: bool = True,
     seed: int = 0,
 ) -> Prompts:
-    """`n` prompts of an instruction and one sentence of data, by default one for each sentence of the split.
+    """Make `n` prompts of an instruction and one sentence of data.
 
-    kind "normal": the sentence alone; "attacked": followed by an order to ignore the instruction and to print some
-    word; "longer": followed by another plain sentence, of all the one nearest to that order in tokens, which is the
-    control for the length of the data. Prompt i is of one instruction and one sentence in all three kinds.
-    split: "train" to choose heads, "test" to judge them; no sentence, order or word is in both, whatever the seed.
-    system: the instruction is the system message and the data the user's; False puts both into the user's, for
-    templates without a system role. Without a chat template: "instruction, Data: ..., Answer:".
-    Spans: "instruction", "data". meta: id, kind, split, word. Prompt i depends on seed and i, not on n.
-    Raises UsageError for unknown words and more prompts than sentences; PromptError where the template refuses.
-    Source: the set-up of 2411.00348. Differs: own sentences, orders and instructions, six of these; a fixed test split.
-    Cannot show: attacks that are not orders in plain words.
+    Spans: "instruction", "data". Meta: id, kind, split, word. Prompt i has the same instruction and sentence in all
+    three kinds. Without a chat template the prompt is "instruction, Data: ..., Answer:".
+
+    Args:
+        tokenizer: The tokenizer of the model.
+        kind: "normal" is the sentence alone. "attacked" adds an order to ignore the instruction and to print some word.
+            "longer" adds another plain sentence, the one nearest to that order in tokens; it is the control for the
+            length of the data.
+        split: "train" to choose heads, "test" to judge them; no sentence, order or word is in both, whatever the seed.
+        n: Number of prompts; by default one for each sentence of the split.
+        system: Put the instruction into the system message and the data into the user's. False puts both into the
+            user's message, for templates without a system role.
+        seed: Seed from which all prompts are drawn; prompt i depends on the seed and on i, not on the number.
+
+    Returns:
+        Prompts: The prompts.
+
+    Raises:
+        UsageError: If the kind or split is unknown, or there are fewer sentences than `n`.
+        PromptError: If the chat template refuses the messages.
+
+    Source:
+        The set-up of Hung et al. 2411.00348.
+
+    Differs:
+        Uses other sentences, orders and instructions, six of the last, and a fixed test split.
+
+    Limits:
+        Does not show attacks other than orders in plain words.
     """
     if kind not in get_args(Kind) or split not in get_args(Split):
         raise UsageError(
-            f"kind={kind!r}, split={split!r}: kind is one of {', '.join(get_args(Kind))}, split 'train' or 'test'."
+            f"unknown kind {kind!r} or split {split!r}; kind is one of {', '.join(get_args(Kind))}, split is "
+            "'train' or 'test'."
         )
     known = data("injection.json")
     pools = {name: _of_split(known[name], split) for name in ("sentences", "overrides")}
@@ -43,7 +63,9 @@ def injection(
     every = Random(f"injection/{split}/{seed}").sample(pools["sentences"], len(pools["sentences"]))
     count = len(every) if n is None else n
     if not 1 <= count <= len(every):
-        raise UsageError(f"n={n}: the {split} split has {len(every)} sentences, so use 1 to {len(every)}.")
+        raise UsageError(
+            f"n={n} is out of range; the {split} split has {len(every)} sentences, so use 1 to {len(every)}."
+        )
     sizes = dict(zip(every, _sizes(tokenizer, every), strict=True))
     chat = getattr(tokenizer, "chat_template", None) is not None
     items = []
@@ -71,10 +93,10 @@ def injection(
 
 
 def _of_split(texts: list[str], split: Split) -> list[str]:
-    # of the three parts that tasks have, choosing heads takes two
+    # of the three splits of tasks, two are used to choose heads
     return [text for text in texts if (split_of(text) == "test") == (split == "test")]
 
 
 def _sizes(tokenizer: Any, texts: list[str]) -> list[int]:
-    """Tokens of each text where it follows another one."""
+    """Number of tokens of each text where it follows another one."""
     return [len(ids) for ids in tokenizer([f" {text}" for text in texts], add_special_tokens=False)["input_ids"]]

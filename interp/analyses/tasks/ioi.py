@@ -1,4 +1,4 @@
-"""Indirect object identification: of two people, one does something; the sentence ends with the other one."""
+"""Indirect object identification: one of two people does something, and the sentence ends with the other one."""
 
 from random import Random
 from typing import Any, Literal
@@ -30,19 +30,41 @@ THINGS = "basket letter ticket lantern blanket camera key map"
 def ioi(
     tokenizer: Any, n: int = 32, seed: int = 0, *, corrupt: Literal["swapped", "abc"] = "swapped"
 ) -> tuple[Prompts, Prompts]:
-    """`n` pairs (clean, corrupt) of equal token length, in which one name differs.
+    """Make `n` pairs (clean, corrupt) of equal token length, in which one name differs.
 
-    Clean: "... A and B ..., B gave the key to", right A, wrong B; order "ABBA" and "BABA" (B named first) in turn.
-    corrupt "swapped": "..., A gave the key to", which turns right and wrong around; "abc": "..., C gave the key to", a
-    third name, so that nothing tells A from B (meta right and wrong as in the clean prompt).
-    Spans, at the same places in both: "io" (A), "s1" (B), "s2" (the name that differs). meta: task, id, order, right,
-    wrong. Names are single tokens. Pair i depends on seed and i, not on n.
-    Raises UsageError for n below 1, PromptError where the tokenizer has fewer than three of the names as one token.
-    Source: Wang et al. 2211.00593. Differs: own templates, names and objects; one word changes, not all three names.
-    Cannot show: that the model knows who receives; the name that came once is right without that.
+    Clean: "... A and B ..., B gave the key to", where A is right and B is wrong; the orders "ABBA" and "BABA" (B named
+    first) alternate.
+
+    Spans, at the same places in both prompts: "io" (A), "s1" (B), "s2" (the name that differs). Meta: task, id, order,
+    right, wrong. Names are single tokens.
+
+    Args:
+        tokenizer: The tokenizer of the model.
+        n: Number of pairs.
+        seed: Seed from which all prompts are drawn; pair i depends on the seed and on i, not on the number.
+        corrupt: "swapped" is "..., A gave the key to", which swaps right and wrong. "abc" is "..., C gave the key to"
+            with a third name, so that nothing tells A from B; its meta has right and wrong as in the clean prompt.
+
+    Returns:
+        tuple: Clean and corrupt Prompts.
+
+    Raises:
+        UsageError: If `n` is below 1, or `corrupt` is unknown.
+        PromptError: If the tokenizer has fewer than three of the names as single tokens.
+
+    Source:
+        Wang et al. 2211.00593.
+
+    Differs:
+        Uses other templates, names and objects. One word changes, not all three names.
+
+    Limits:
+        Does not show that the model knows who receives; the name that occurs once is right without that.
     """
     if n < 1 or corrupt not in ("swapped", "abc"):
-        raise UsageError(f"n={n}, corrupt={corrupt!r}: ask for one pair or more, corrupt 'swapped' or 'abc'.")
+        raise UsageError(
+            f"n={n} or corrupt={corrupt!r} is not valid; ask for at least one pair, with corrupt 'swapped' or 'abc'."
+        )
     names = single(tokenizer, NAMES.split(), 3)
     pairs = []
     for i in range(n):

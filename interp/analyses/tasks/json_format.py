@@ -1,4 +1,4 @@
-"""Name and occupation out of a biography, as JSON."""
+"""Name and occupation from a biography, as JSON."""
 
 import json
 from collections.abc import Iterator
@@ -13,13 +13,13 @@ COPIES = 3
 
 
 def items() -> Iterator[dict[str, Any]]:
-    """Three biographies for each occupation of bios.json, every one of another person."""
+    """Three biographies for each occupation in bios.json, each of another person."""
     lists = data("bios.json")
     jobs = list(lists["job"])
     for i, (job, does) in enumerate([pair for pair in lists["job"].items() for _ in range(COPIES)]):
         rng = Random(f"json/{i}")
         she = "she" if i % 2 else "he"
-        # the two lists of names have no common length, so that no person comes twice
+        # the two lists of names differ in length, so that no person comes twice
         name = f"{lists[she][i // 2 % len(lists[she])]} {lists['last'][i % len(lists['last'])]}"
         slots = {"name": name, "job": job, "does": does, "a": "an" if job[0] in "aeiou" else "a"}
         slots |= {"s": she, "S": she.title(), "years": rng.choice(["six", "nine", "twelve", "twenty"])}
@@ -45,11 +45,11 @@ def items() -> Iterator[dict[str, Any]]:
 
 
 def judge(reply: str, prompt: Prompt) -> bool:
-    """Whether a {...} of the reply is JSON whose "occupation" holds the words of meta["answer"]."""
+    """Whether a {...} of the reply is JSON whose "occupation" contains the words of meta["answer"]."""
     values = (value for found in objects(reply) for key, value in found.items() if key.strip().lower() == "occupation")
     wanted = split(prompt.meta["answer"])
     return any(place(split(value), wanted) is not None for value in values if isinstance(value, str))
 
 
-JSON = Task("json", "name and occupation out of a biography, as JSON", judge, 64, None, items)
-"""Source: the JSON task of Zhang et al. 2311.02262. Differs: invented people; the name is not judged."""
+JSON = Task("json", "name and occupation from a biography, as JSON", judge, 64, None, items)
+"""Source: the JSON task of Zhang et al. 2311.02262. Differs: invented people, and the name is not judged."""

@@ -10,14 +10,22 @@ from interp.analyses.tasks.judges import JUDGES
 from interp.errors import PromptError, SpanError
 from interp.hooks.prompts.spans import locate
 
-OURS = ("task", "split")
+RESERVED = ("task", "split")
+"""entries that the task sets itself"""
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The items of a file, ids added where a line gives none; blank lines are skipped.
+    """Read the items of a file; ids are added where a line has none, and blank lines are skipped.
 
-    Raises PromptError with the file and the line: no UTF-8, no JSON, an entry that is missing or of another kind, a
-    span that is not in the text, an unknown judge, an id that comes twice.
+    Args:
+        path: A UTF-8 file with one JSON object in each line.
+
+    Returns:
+        list: The items.
+
+    Raises:
+        PromptError: With the file and the line, if the file is not UTF-8 or not JSON, an entry is missing or of the
+            wrong type, a span is not in the text, a judge is unknown, or an id comes twice.
     """
     try:
         # not splitlines, which would also break a text at its line separators (U+2028)
@@ -34,27 +42,27 @@ def read(path: Path) -> list[dict[str, Any]]:
         first = seen.setdefault(item["id"], number)
         if first != number:
             raise PromptError(
-                f'line {number} of {path} has the id "{item["id"]}" of line {first}; give each its own, no line twice.'
+                f'line {number} of {path} has the id "{item["id"]}" of line {first}; give each line a different id.'
             )
         items.append(item)
     if not items:
-        raise PromptError(f"{path} holds no items; write one JSON object a line.")
+        raise PromptError(f"{path} holds no items; write one JSON object in each line.")
     return items
 
 
 def checked(line: str, where: str) -> dict[str, Any]:
-    """One line as an item; `where` names it in errors."""
+    """One line as an item; `where` names the line in errors."""
     try:
         item = json.loads(line)
-        # half of an escaped surrogate pair is JSON, but no text that a tokenizer takes
+        # half of an escaped surrogate pair is valid JSON, but no text for a tokenizer
         json.dumps(item, ensure_ascii=False).encode()
-    # json gives up on a thousand brackets with a RecursionError
+    # json raises RecursionError for a thousand brackets
     except (ValueError, RecursionError) as error:
-        raise PromptError(f"{where} is not JSON in UTF-8 ({error}); write one object a line.") from error
+        raise PromptError(f"{where} is not JSON in UTF-8 ({error}); write one object in each line.") from error
     if not isinstance(item, dict) or ("text" in item) == ("messages" in item):
         raise PromptError(f'{where} has no prompt; write an object with either "text" or "messages".')
-    if ours := [key for key in OURS if key in item]:
-        raise PromptError(f'{where} has the entry "{ours[0]}", which the task sets itself; give it another name.')
+    if reserved := [key for key in RESERVED if key in item]:
+        raise PromptError(f'{where} has the entry "{reserved[0]}", which the task sets itself; give it another name.')
     for key in ("right", "wrong"):
         texts = item.get(key)
         if not isinstance(texts, list) or not texts or not all(isinstance(t, str) and t.strip() for t in texts):
@@ -64,14 +72,14 @@ def checked(line: str, where: str) -> dict[str, Any]:
     if "judge" in item and item["judge"] not in (known := list(JUDGES)):
         raise PromptError(f'{where}: "judge" is {item["judge"]!r}; use one of {", ".join(known)}.')
     if "id" in item and not (isinstance(item["id"], str) and item["id"]):
-        raise PromptError(f'{where}: "id" is {item["id"]!r}; give a text of its own, or leave it out.')
+        raise PromptError(f'{where}: "id" is {item["id"]!r}; give a text, or leave it out.')
     check_spans(item, body(item, where), where)
     digest = hashlib.sha256(line.strip().encode()).hexdigest()[:12]
     return {"id": digest, **item}
 
 
 def body(item: Mapping[str, Any], where: str) -> str:
-    """The text of an item, or those of its messages, in which its spans have to be."""
+    """The text of an item, or that of its messages, which its spans refer to."""
     if "text" in item:
         if not isinstance(item["text"], str) or not item["text"]:
             raise PromptError(f'{where}: "text" is {item["text"]!r}; give a text of at least one character.')
@@ -89,11 +97,14 @@ def body(item: Mapping[str, Any], where: str) -> str:
 
 
 def check_spans(item: Mapping[str, Any], text: str, where: str) -> None:
+    """Raise PromptError where a span of an item is not in its text."""
     spans = item.get("spans")
     if not isinstance(spans, Mapping) or "mark" not in spans:
-        raise PromptError(f'{where}: "spans" is {spans!r}; give {{"mark": ...}}, the part of the prompt to steer by.')
+        raise PromptError(
+            f'{where}: "spans" is {spans!r}; give {{"mark": ...}}, the part of the prompt that steering marks.'
+        )
     for name, place in spans.items():
-        # a range counts in the rendered text, which only a tokenizer knows
+        # a range refers to the rendered text, which only a tokenizer knows
         if isinstance(place, Sequence) and not isinstance(place, str):
             continue
         try:

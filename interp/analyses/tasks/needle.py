@@ -23,7 +23,7 @@ FILLERS = frozenset({"a", "an", "the", "of", "in", "on", "at", "to", "and", "or"
 
 @dataclass(frozen=True)
 class Fact:
-    """One made-up fact; `sentence` holds `answer` once, `prefix` is how a reply to `question` begins."""
+    """A made-up fact: `sentence` contains `answer` once, and `prefix` begins the reply to `question`."""
 
     key: str
     sentence: str
@@ -43,72 +43,120 @@ def needle(
     chat: bool | None = None,
     seed: int = 0,
 ) -> Prompts:
-    """Prompts that can be answered only from one sentence of a long text; each has its own text and its own fact.
+    """Make prompts that can be answered only from one sentence of a long text; each has a different text and fact.
 
-    lengths: tokens of the whole prompt; the text is cut at the last sentence that fits.
-    depths: place of the needle as a fraction of the text, 0 first and 1 last, moved to the nearest sentence boundary.
-    n: None gives one prompt for each of lengths x depths (depths fastest); a number cycles over them.
-    needles: facts in each text; one is asked for, the others lie at random depths. 0 leaves the asked one out too: the
-    control, on which no reply can be right.
-    kind: "literal" asks in the needle's words; "inferred" in others, so that only association leads to the needle.
-    chat: None uses the tokenizer's chat template if it has one. The reply is begun with the prefix either way.
+    Spans: "needle", "answer" (inside the needle), "distractor" (other needles), "question", "context". Meta: answer,
+    kind, length and depth (as given), key (of the fact), question, prefix. The reply is begun with the prefix, with or
+    without a chat template.
 
-    Spans: "needle", "answer" (inside the needle), "distractor" (other needles), "question", "context".
-    meta: answer, kind, length and depth (as asked for), key (of the fact), question, prefix.
-    Prompt i depends on seed and i, not on n. Raises UsageError for a length that cannot hold needle and one sentence.
-    Source: the set-up of Wu et al. 2404.15574. Differs: own texts and facts, and a fact is never used twice in a call.
-    Cannot show: understanding; a literal needle can be answered by copying what followed the prefix.
+    Args:
+        tokenizer: The tokenizer of the model.
+        lengths: Numbers of tokens of the whole prompt; the text is cut at the last sentence that fits.
+        depths: Places of the needle as fractions of the text, 0 first and 1 last, moved to the nearest sentence
+            boundary.
+        n: Number of prompts, which cycle over lengths x depths (depths fastest); None gives one of each.
+        needles: Number of facts in each text; the question is about one, and the others lie at random depths. 0 leaves
+            out that one too, which is the control on which no reply can be right.
+        kind: "literal" asks in the words of the needle; "inferred" in other words, so that only association leads to
+            it.
+        chat: Use the tokenizer's chat template; None uses it if there is one.
+        seed: Seed from which all prompts are drawn; prompt i depends on the seed and on i, not on the number.
+
+    Returns:
+        Prompts: The prompts.
+
+    Raises:
+        UsageError: If a size is out of range, or a length cannot hold the needle and one sentence.
+        PromptError: If the chat template changes the text.
+
+    Examples:
+        >>> needles = interp.tasks.needle(tokenizer, lengths=(500,), depths=(0.5,))
+        >>> sorted(needles[0].spans)
+        ['answer', 'context', 'needle', 'question']
+
+    Source:
+        The set-up of Wu et al. 2404.15574.
+
+    Differs:
+        Uses other texts and facts, and never the same fact twice in a call.
+
+    Limits:
+        Does not show understanding; a literal needle can be answered by copying what followed the prefix.
     """
     cells = list(product(lengths, depths))
     if not cells or min(lengths) < 1 or not all(0 <= depth <= 1 for depth in depths):
-        raise UsageError(f"lengths={lengths}, depths={depths}: give one or more of each, depths between 0 and 1.")
+        raise UsageError(
+            f"lengths={lengths}, depths={depths} are out of range; give at least one of each, with depths from 0 to 1."
+        )
     if kind not in ("literal", "inferred"):
-        raise UsageError(f"kind={kind!r} is no kind of needle: use 'literal' or 'inferred'.")
+        raise UsageError(f"unknown kind of needle {kind!r}; choose from 'literal', 'inferred'.")
     known = len(grammar()["facts"])
     if not 0 <= needles <= known:
-        raise UsageError(f"needles={needles}: there are {known} facts, so use 0 to {known}.")
+        raise UsageError(f"needles={needles} is out of range; there are {known} facts, so use 0 to {known}.")
     if n is not None and n < 1:
-        raise UsageError(f"n={n}: ask for one prompt or more, or leave n out for one of each length and depth.")
+        raise UsageError(
+            f"n={n} is too small; ask for at least one prompt, or leave n out for one of each length and depth."
+        )
     if chat is None:
         chat = getattr(tokenizer, "chat_template", None) is not None
     facts = draw(len(cells) if n is None else n, max(needles, 1), kind, seed)
     items = []
-    for i, asked in enumerate(facts):
+    for i, target in enumerate(facts):
         length, depth = cells[i % len(cells)]
         rng = Random(f"depths/{seed}/{i}")
-        placed = [(depth if j == 0 else rng.random(), fact) for j, fact in enumerate(asked)] if needles else []
-        item = hide(tokenizer, asked[0], placed, length, chat, f"{seed}/{i}")
+        placed = [(depth if j == 0 else rng.random(), fact) for j, fact in enumerate(target)] if needles else []
+        item = hide(tokenizer, target[0], placed, length, chat, f"{seed}/{i}")
         item["meta"] = {
-            "answer": asked[0].answer,
+            "answer": target[0].answer,
             "kind": kind,
             "length": length,
             "depth": depth,
-            "key": asked[0].key,
-            "question": asked[0].question,
-            "prefix": asked[0].prefix,
+            "key": target[0].key,
+            "question": target[0].question,
+            "prefix": target[0].prefix,
         }
         items.append(item)
     return Prompts.encode(tokenizer, items, chat=chat, continue_final=chat)
 
 
 def judge(reply: str, prompt: Prompt) -> bool:
-    """Whether the reply holds every content word of the answer, in order; case and punctuation do not count."""
+    """Whether the reply contains every content word of the answer, in order; case and punctuation are ignored."""
     spoken = iter(words(reply))
     return all(word in spoken for word in words(prompt.meta["answer"]) if word not in FILLERS)
 
 
 def rouge1_recall(reference: str, text: str) -> float:
-    """Share of the reference's words that the text recalls, a word counting as often as both have it; no stemming.
+    """Share of the reference's words that occur in the text, each as often as both have it; there is no stemming.
 
-    sum over words of min(count in reference, count in text) / words in reference, in 0..1. Source: Lin 2004, ROUGE-1.
+    `sum over words of min(count in reference, count in text) / words in reference`, from 0 to 1.
+
+    Args:
+        reference: The text whose words are counted.
+        text: The text that is judged.
+
+    Returns:
+        float: The recall.
+
+    Raises:
+        UsageError: If the reference has no words.
+
+    Examples:
+        >>> interp.tasks.rouge1_recall("a blue door", "The door is blue")
+        0.6666666666666666
+
+    Source:
+        Lin 2004, ROUGE-1.
     """
     wanted = Counter(words(reference))
     if not wanted:
-        raise UsageError(f"the reference {reference!r} has no words, so recall has no meaning: give the answer's text.")
+        raise UsageError(
+            f"the reference {reference!r} has no words, so its recall is undefined; give the answer's text."
+        )
     return (wanted & Counter(words(text))).total() / wanted.total()
 
 
 def words(text: str) -> list[str]:
+    """Words in lower case; an apostrophe inside a word is dropped."""
     plain = unicodedata.normalize("NFKC", text).casefold()
     return re.findall(r"\w+", re.sub(r"(?<=\w)['’](?=\w)", "", plain))
 
@@ -120,7 +168,8 @@ def grammar() -> dict[str, Any]:
 
 
 def draw(n: int, needles: int, kind: str, seed: int) -> list[list[Fact]]:
-    """For each of n prompts the asked fact and its distractors, of different templates; no fact is asked for twice."""
+    """For each of n prompts the fact of the question and its distractors, from different templates; no question comes
+    twice."""
     templates = grammar()["facts"]
     seen: set[str] = set()
     rows: list[list[Fact]] = []
@@ -128,24 +177,24 @@ def draw(n: int, needles: int, kind: str, seed: int) -> list[list[Fact]]:
         turn = Random(f"deck/{seed}/{i // len(templates)}").sample(templates, len(templates))
         first = turn[i % len(templates)]
         rng = Random(f"fact/{seed}/{i}")
-        asked = fill(first, kind, rng)
-        while asked.answer in seen:
-            asked = fill(first, kind, rng)
-        seen.add(asked.answer)
+        target = fill(first, kind, rng)
+        while target.answer in seen:
+            target = fill(first, kind, rng)
+        seen.add(target.answer)
         others = rng.sample([template for template in templates if template is not first], needles - 1)
-        rows.append([asked, *(fill(template, kind, rng) for template in others)])
+        rows.append([target, *(fill(template, kind, rng) for template in others)])
     return rows
 
 
 def fill(template: Mapping[str, str], kind: str, rng: Random) -> Fact:
-    """A fact with its slots filled: {town} and {town2} differ, {Town} is {town} with capitals."""
+    """A fact with its slots filled: {town} and {town2} differ, and {Town} is {town} with capitals."""
     slots: dict[str, str] = {}
     for name, options in grammar()["lists"].items():
         for suffix, word in zip(("", "2", "3"), rng.sample(options.split(), 3), strict=True):
             slots[name + suffix], slots[name.title() + suffix] = word, word.title()
     answer = template["answer"].format_map(slots)
     sentence = template["needle"].format_map({**slots, "answer": answer})
-    # a small model that is not told to quote rephrases, or continues from what it knows
+    # without an instruction to quote, a small model rephrases, or continues from what it knows
     question, prefix = template["question"], 'The text says: "' + template["needle"].removesuffix(" {answer}.")
     if kind == "inferred":
         question, prefix = template["ask"], template["lead"]
@@ -153,18 +202,18 @@ def fill(template: Mapping[str, str], kind: str, rng: Random) -> Fact:
 
 
 def hide(
-    tokenizer: Any, asked: Fact, placed: Sequence[tuple[float, Fact]], length: int, chat: bool, seed: str
+    tokenizer: Any, target: Fact, placed: Sequence[tuple[float, Fact]], length: int, chat: bool, seed: str
 ) -> dict[str, Any]:
     """The longest prompt of at most `length` tokens, as an item for Prompts.encode with spans in characters."""
     sentences, ends = supply(tokenizer, length, seed)
 
     def render(count: int) -> tuple[dict[str, Any], str, list[tuple[int, int]]]:
         context, ranges = compose(sentences[:count], [(depth, fact.sentence) for depth, fact in placed])
-        body = f"{INSTRUCTION}\n\n{context}\n\nQuestion: {asked.question}"
+        body = f"{INSTRUCTION}\n\n{context}\n\nQuestion: {target.question}"
         if chat:
-            turns = [{"role": "user", "content": body}, {"role": "assistant", "content": asked.prefix}]
+            turns = [{"role": "user", "content": body}, {"role": "assistant", "content": target.prefix}]
             return {"messages": turns}, context, ranges
-        return {"text": f"{body}\nAnswer: {asked.prefix}"}, context, ranges
+        return {"text": f"{body}\nAnswer: {target.prefix}"}, context, ranges
 
     def encode(count: int) -> Prompt:
         return Prompts.encode(tokenizer, [render(count)[0]], chat=chat, continue_final=chat)[0]
@@ -173,7 +222,7 @@ def hide(
     def tokens(count: int) -> int:
         return len(encode(count).ids)
 
-    # the sentences' own sizes point near the end of what fits; whole prompts, counted, decide
+    # the sizes of the sentences give a first estimate; counting whole prompts decides
     fitting = 1
     for _ in range(3):
         fitting = max(1, bisect_right(ends, length - tokens(fitting) + ends[fitting - 1]))
@@ -182,21 +231,21 @@ def hide(
     while fitting and fitting < len(ends) and tokens(fitting + 1) <= length:
         fitting += 1
     if not fitting:
-        raise UsageError(f"length {length} is too short: with one sentence of text the prompt has {tokens(1)} tokens.")
+        raise UsageError(f"length {length} is too short; with one sentence of text the prompt has {tokens(1)} tokens.")
     item, context, ranges = render(fitting)
     text = encode(fitting).text
     start = text.find(context)
-    question = text.find(asked.question, start + len(context))
+    question = text.find(target.question, start + len(context))
     if start < 0 or question < 0:
-        raise PromptError("the chat template changes the text that it is given, so spans are lost: use chat=False.")
+        raise PromptError("the chat template changes the text, so spans are lost; use chat=False.")
     found = [(start + low, start + high) for low, high in ranges]
     spans: dict[str, Any] = {
         "context": (start, start + len(context)),
-        "question": (question, question + len(asked.question)),
+        "question": (question, question + len(target.question)),
     }
     if found:
-        low = found[0][0] + asked.sentence.rindex(asked.answer)
-        spans |= {"needle": found[0], "answer": (low, low + len(asked.answer))}
+        low = found[0][0] + target.sentence.rindex(target.answer)
+        spans |= {"needle": found[0], "answer": (low, low + len(target.answer))}
     if found[1:]:
         spans["distractor"] = found[1:]
     return {**item, "spans": spans}
@@ -207,7 +256,7 @@ def supply(tokenizer: Any, length: int, seed: str) -> tuple[list[str], list[int]
     source = paragraphs(seed)
     sentences: list[str] = []
     ends: list[int] = [0]
-    # a fifth more: a tokenizer may count the space before a lone sentence as a token of its own
+    # a fifth more, since a tokenizer may count the space before a single sentence as another token
     while ends[-1] <= 1.2 * length:
         first, *rest = next(source)
         new = ["\n\n" + first if sentences else first, *(" " + sentence for sentence in rest)]

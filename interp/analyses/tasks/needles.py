@@ -7,17 +7,17 @@ from typing import Any
 from interp.analyses.tasks.needle import Fact, draw, fill, grammar, hide, judge
 from interp.analyses.tasks.task import Item, Task
 
-ITEMS = 160
+N_ITEMS = 160
 SEED = 1000
-"""far from the seeds that scores and causal checks are made with"""
+"""far from the seeds of scores and ablation tests"""
 DEPTHS = (0.3, 0.4, 0.5, 0.6, 0.7)
 LENGTH = 300
 
 
 def items() -> Iterator[dict[str, Any]]:
-    """The facts, without their texts, which only a tokenizer can cut to length."""
+    """The facts without their texts, which only a tokenizer can cut to length."""
     templates = {template["key"]: template for template in grammar()["facts"]}
-    for i, (fact,) in enumerate(draw(ITEMS, 1, "literal", SEED)):
+    for i, (fact,) in enumerate(draw(N_ITEMS, 1, "literal", SEED)):
         rng = Random(f"wrong/{SEED}/{i}")
         others: list[str] = []
         while len(others) < 2:
@@ -38,7 +38,7 @@ def items() -> Iterator[dict[str, Any]]:
 
 
 def render(item: Item, tokenizer: Any) -> dict[str, Any]:
-    """The item hidden in a text of its own, some 300 tokens in all; the needle's span is there as "mark" too."""
+    """The item hidden in another text, about 300 tokens in all; the span of the needle is also called "mark"."""
     fact = Fact(item["key"], item["fact"], item["answer"], item["question"], item["prefix"])
     size = len(tokenizer(f"{fact.sentence} {fact.question} {fact.prefix}", add_special_tokens=False)["input_ids"])
     chat = getattr(tokenizer, "chat_template", None) is not None
@@ -51,5 +51,5 @@ def render(item: Item, tokenizer: Any) -> dict[str, Any]:
 NEEDLE = Task(
     "needle", "a made-up fact in the middle of a text, and a question about it", judge, 24, "\n", items, render=render
 )
-"""Source: as needle(). Differs: depths 0.3 to 0.7 only. Cannot show: a gain on a model that answers all of them, as the
-demo model does; there it says what steering breaks."""
+"""Source: as `needle`. Differs: depths 0.3 to 0.7 only. Limits: does not show a gain on a model that answers all of
+them, as the demo model does; there it shows what steering breaks."""

@@ -1,4 +1,4 @@
-"""Plain prose of an exact length: the input on which sinks and previous-token heads are measured."""
+"""Plain prose of an exact length: the prompts on which sinks and previous-token heads are measured."""
 
 from typing import Any
 
@@ -8,14 +8,32 @@ from interp.hooks.prompts.prompts import Prompt, Prompts
 
 
 def passages(tokenizer: Any, *, n: int = 8, length: int = 256, seed: int = 0) -> Prompts:
-    """`n` prompts of haystack prose, exactly `length` tokens each, every one another text.
+    """Make `n` prompts of haystack prose with exactly `length` tokens each, all of different texts.
 
-    A BOS comes first if the tokenizer adds one by itself, and counts. The last word may be cut between two tokens.
-    meta: length. Passage i depends on seed and i, not on `n`. Raises UsageError for sizes below 1.
-    Cannot show: behaviour on text of the model's own training; the prose is made from a grammar (haystack.py).
+    A BOS comes first if the tokenizer adds one by itself, and it counts. The last word may be cut between two tokens.
+    Meta: length.
+
+    Args:
+        tokenizer: The tokenizer of the model.
+        n: Number of prompts.
+        length: Number of tokens of each prompt.
+        seed: Seed from which all prompts are drawn; passage i depends on the seed and on i, not on the number.
+
+    Returns:
+        Prompts: The prompts.
+
+    Raises:
+        UsageError: If a size is below 1.
+
+    Examples:
+        >>> interp.tasks.passages(tokenizer, n=2, length=30).lengths
+        (30, 30)
+
+    Limits:
+        Does not show behaviour on text like that of the model's training; the prose comes from a grammar (haystack.py).
     """
     if n < 1 or length < 1:
-        raise UsageError(f"n={n}, length={length}: each has to be at least 1.")
+        raise UsageError(f"n={n}, length={length} are too small; each has to be at least 1.")
     items = []
     for i in range(n):
         source = paragraphs(f"passages/{seed}/{i}")

@@ -1,4 +1,4 @@
-"""A sentence written again with "they" in place of "she" or "he"."""
+"""A sentence rewritten with "they" in place of "she" or "he"."""
 
 import re
 from collections.abc import Iterator
@@ -19,10 +19,11 @@ FILLS = 4
 
 
 def items() -> Iterator[dict[str, Any]]:
-    """Four sentences for each frame of sentences.json: <a/b/c/d> in turn, [works|work] agrees with she or they."""
+    """Four sentences for each frame in sentences.json; <a/b/c/d> is filled in turn, and [works|work] agrees with she or
+    they."""
     lists = data("sentences.json")
     for i, (frame, fill) in enumerate([(frame, k) for frame in lists["frame"] for k in range(FILLS)]):
-        # she and he take turns, and neither goes with a fill alone
+        # she and he alternate, and neither is tied to one fill
         who = ("she", "he")[(i + i // FILLS) % 2]
         old, new = spoken(frame, fill, who), spoken(frame, fill, "they")
         instruction = lists["instruction"][(i + i // 4) % len(lists["instruction"])]
@@ -39,20 +40,22 @@ def items() -> Iterator[dict[str, Any]]:
 
 
 def spoken(frame: str, fill: int, who: str) -> str:
+    """The sentence of a frame with one of its fills and the pronouns of `who`."""
     text = re.sub(r"<([^>]*)>", lambda m: m[1].split("/")[fill], frame)
     text = re.sub(r"\[([^|]*)\|([^]]*)\]", lambda m: m[2 if who == "they" else 1], text)
     return text.format_map(FORMS[who])
 
 
 def judge(reply: str, prompt: Prompt) -> bool:
-    """Whether the reply has no gendered pronoun and some content word of meta["answer"], one of five letters or more.
+    """Whether the reply has no gendered pronoun and a content word of meta["answer"], which has five letters or more.
 
-    Cannot show: that the sentence was kept; a reply that leaves the person out passes as well.
+    Limits:
+        Does not show that the sentence is kept; a reply that leaves the person out passes as well.
     """
-    said = set(split(reply))
+    words = set(split(reply))
     content = {word for word in split(prompt.meta["answer"]) if len(word) > 4} - NEUTRAL
-    return not said & GENDERED and not said.isdisjoint(content)
+    return not words & GENDERED and not words.isdisjoint(content)
 
 
-PRONOUN = Task("pronoun", 'a sentence written again with "they" for "she" or "he"', judge, 48, "\n", items)
+PRONOUN = Task("pronoun", 'a sentence rewritten with "they" in place of "she" or "he"', judge, 48, "\n", items)
 """Source: the pronoun task of Zhang et al. 2311.02262 (all pronouns changed). Differs: an empty reply is wrong."""

@@ -1,4 +1,4 @@
-"""Few-shot prompts of a relation between words, and the same with the answers of the examples mixed up."""
+"""Few-shot prompts of a relation between words, and the same with the answers of the examples shuffled."""
 
 from random import Random
 from typing import Any
@@ -11,32 +11,56 @@ from interp.hooks.prompts.prompts import Prompts
 def relations(
     tokenizer: Any, relation: str = "antonym", *, n: int = 8, shots: int = 5, shuffled: bool = False, seed: int = 0
 ) -> Prompts:
-    """`n` prompts "Q: hot A: cold, Q: big A: small, ..., Q: tall A:", each part on a line, with `shots` examples.
+    """Make `n` prompts "Q: hot A: cold, Q: big A: small, ..., Q: tall A:", with each part on a new line.
 
-    relation: "antonym", "capital" (of a country) or "plural". shuffled: the examples' answers change places so that
-    none keeps its own, and no relation is left; words, their number and the question are those of the clean twin, the
-    prompt of the same seed and number. Prompts of several relations are joined by +.
-    Span: "question", the last word asked for. meta: id, relation, shuffled, and what can follow: right, the answer, and
-    wrong, that of an example. Prompt i depends on seed and i, not on n.
-    Raises UsageError for another relation, n below 1, shots below 2 or more than the relation has.
-    Source: the format of Todd et al. 2310.15213. Differs: own lists of 42 to 48 pairs; 5 examples, theirs are 10.
-    Cannot show: that a model knows the relation: look at the probability of "right" in clean prompts.
+    Span: "question", the last word of the prompt that is a question. Meta: id, relation, shuffled, and what can follow:
+    right, the answer, and wrong, the answer of an example. Prompts of several relations are joined by +.
+
+    Args:
+        tokenizer: The tokenizer of the model.
+        relation: "antonym", "capital" (of a country) or "plural".
+        n: Number of prompts.
+        shots: Number of examples.
+        shuffled: Let the answers of the examples change places so that none keeps its own and no relation is left.
+            Words, their number and the question are those of the clean twin, the prompt of the same seed and number.
+        seed: Seed from which all prompts are drawn; prompt i depends on the seed and on i, not on the number.
+
+    Returns:
+        Prompts: The prompts.
+
+    Raises:
+        UsageError: If the relation is unknown, `n` is below 1, or `shots` is below 2 or more than the relation has.
+
+    Examples:
+        >>> interp.tasks.relations(tokenizer, n=1, shots=2)[0].meta["relation"]
+        'antonym'
+
+    Source:
+        The format of Todd et al. 2310.15213.
+
+    Differs:
+        Uses other lists of 42 to 48 pairs, and 5 examples where the paper has 10.
+
+    Limits:
+        Does not show that a model knows the relation; check the probability of "right" in clean prompts.
     """
     known = data("relations.json")
     if relation not in known:
-        raise UsageError(f"relation={relation!r} is none of ours: use one of {', '.join(known)}.")
+        raise UsageError(f"unknown relation {relation!r}; choose from {', '.join(known)}.")
     pairs = known[relation]
     if n < 1 or not 2 <= shots < len(pairs):
-        raise UsageError(f"n={n}, shots={shots}: ask for a prompt or more, with 2 to {len(pairs) - 1} examples.")
+        raise UsageError(
+            f"n={n}, shots={shots} are out of range; ask for at least one prompt, with 2 to {len(pairs) - 1} examples."
+        )
     items = []
     for i in range(n):
         rng = Random(f"relations/{relation}/{seed}/{i}")
         (word, answer), *examples = rng.sample(pairs, shots + 1)
         step = rng.randrange(1, shots)
-        asked, answers = [pair[0] for pair in examples], [pair[1] for pair in examples]
+        questions, answers = [pair[0] for pair in examples], [pair[1] for pair in examples]
         if shuffled:
             answers = answers[step:] + answers[:step]
-        shown = "".join(f"Q: {one}\nA: {other}\n\n" for one, other in zip(asked, answers, strict=True))
+        shown = "".join(f"Q: {one}\nA: {other}\n\n" for one, other in zip(questions, answers, strict=True))
         text = f"{shown}Q: {word}\nA:"
         start = len(shown) + len("Q: ")
         ends = {"right": [following(text, answer)], "wrong": [following(text, examples[0][1])]}

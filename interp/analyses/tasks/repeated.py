@@ -1,4 +1,4 @@
-"""Random tokens, repeated: the input on which induction, duplicate-token and previous-token heads are measured."""
+"""Repeated random tokens: the prompts on which induction, duplicate-token and previous-token heads are measured."""
 
 from random import Random
 from typing import Any
@@ -17,19 +17,40 @@ def repeated(
     seed: int = 0,
     shuffled: bool = False,
 ) -> Prompts:
-    """`batch` prompts of the ids [BOS?] r_1..r_n r_1..r_n (as many copies as asked for), r drawn anew for each prompt.
+    """Make `batch` prompts of the ids [BOS?] r_1 ... r_n r_1 ... r_n, with new random r for each prompt.
 
-    vocab: a tokenizer (special and added tokens are not drawn; its BOS, if it has one, comes first) or the number of
-    ids (0..vocab-1 without `bos`, which comes first when given). Ids in a copy differ as long as there are enough.
-    shuffled: the control. Every later copy is a draw of its own, so nothing in it can be predicted.
-    Spans: "first", "second", "copy3" and so on; meta: n, copies, shuffled, bos (whether there is one).
-    In copy two or later, the induction target of the row at position i is position i - n + 1, the token after the
-    earlier copy of i; for the last row of the second copy that is the second copy's own first token.
-    Prompt i depends on seed and i, not on `batch`. Raises UsageError for sizes below 1 and an empty vocabulary.
-    Source: Olsson et al. 2022 (2209.11895). Differs: 2 copies of 50 instead of 4 of 25, frequent and rare ids are kept.
+    Spans: "first", "second", "copy3" and so on. Meta: n, copies, shuffled, bos (whether there is one). In the second
+    copy or later, the induction target of the query at position i is position i - n + 1, the token after the earlier
+    copy of i; for the last query of the second copy that is the first token of the second copy itself.
+
+    Args:
+        vocab: A tokenizer, whose special and added tokens are not drawn and whose BOS, if it has one, comes first. Or
+            the number of ids, which gives 0 ... vocab-1 without `bos`.
+        n: Number of random tokens. Ids in a copy differ as long as there are enough.
+        copies: Number of copies.
+        batch: Number of prompts.
+        bos: Id of a first token.
+        seed: Seed of the ids; prompt i depends on the seed and on i, not on `batch`.
+        shuffled: Make the control, in which every later copy is a new draw, so that nothing in it can be predicted.
+
+    Returns:
+        Prompts: The prompts.
+
+    Raises:
+        UsageError: If a size is below 1, or the vocabulary is empty.
+
+    Examples:
+        >>> interp.tasks.repeated(tokenizer, n=8, batch=2).lengths
+        (17, 17)
+
+    Source:
+        Olsson et al. 2022 (2209.11895).
+
+    Differs:
+        Uses 2 copies of 50 tokens instead of 4 of 25, and keeps frequent and rare ids.
     """
     if min(n, copies, batch) < 1:
-        raise UsageError(f"n={n}, copies={copies}, batch={batch}: each has to be at least 1.")
+        raise UsageError(f"n={n}, copies={copies}, batch={batch} are too small; each has to be at least 1.")
     tokenizer = None if isinstance(vocab, int) else vocab
     if tokenizer is None:
         pool = [i for i in range(vocab) if i != bos]
@@ -39,7 +60,7 @@ def repeated(
         special = {bos, *tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
         pool = sorted(set(tokenizer.get_vocab().values()) - special)
     if not pool:
-        raise UsageError(f"vocab={vocab!r} leaves no ordinary token to draw from: give a tokenizer or a larger number.")
+        raise UsageError(f"vocab={vocab!r} leaves no ordinary token to draw from; give a tokenizer or a larger number.")
     prefix = [] if bos is None else [bos]
     rows = []
     for i in range(batch):
@@ -56,5 +77,5 @@ def repeated(
 
 
 def sample(pool: list[int], n: int, rng: Random) -> list[int]:
-    """n ids, different ones if the pool has as many, else independent draws."""
+    """n different ids if the pool has as many, else independent draws."""
     return rng.sample(pool, n) if n <= len(pool) else rng.choices(pool, k=n)

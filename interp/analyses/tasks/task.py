@@ -1,4 +1,4 @@
-"""A task: prompts with a span to steer by, texts that are right and wrong to go on with, and a judge of the reply."""
+"""A task: prompts with a span to steer by, right and wrong continuations, and a judge of the reply."""
 
 import hashlib
 import json
@@ -14,19 +14,20 @@ from interp.errors import UsageError
 from interp.hooks.prompts.prompts import Prompt, Prompts
 
 Item = Mapping[str, Any]
-"""{"id", "messages" | "text", "spans", "prefix", "right", "wrong"}; other entries go to the prompt's meta."""
+"""{"id", "messages" | "text", "spans", "prefix", "right", "wrong"}; other entries go to the prompt's meta"""
 Judge = Callable[[str, Prompt], bool]
 SPLITS = ("profile", "dev", "test", "all")
 
 
 def split_of(id: str) -> Literal["profile", "dev", "test"]:
-    """The split of an item, for good: the first byte of sha256(id) modulo 10 is 0-3 profile, 4-5 dev, 6-9 test."""
+    """The fixed split of an item: the first byte of sha256(id) modulo 10 is 0-3 for profile, 4-5 for dev, 6-9 for
+    test."""
     part = hashlib.sha256(id.encode()).digest()[0] % 10
     return "profile" if part < 4 else "dev" if part < 6 else "test"
 
 
 def encode_item(item: Item, tokenizer: Any) -> dict[str, Any]:
-    """An item as Prompts.encode takes it. Without a chat template a chat becomes its texts and "Answer: prefix"."""
+    """An item for `Prompts.encode`. Without a chat template a chat becomes its texts and "Answer: prefix"."""
     prefix = item.get("prefix", "")
     if "text" in item:
         return {"text": item["text"] + prefix, "spans": item["spans"]}
@@ -41,11 +42,11 @@ def encode_item(item: Item, tokenizer: Any) -> dict[str, Any]:
 
 
 def following(text: str, continuation: str) -> str:
-    """The continuation with the one space before it that the prompt's text calls for, or none after white space."""
+    """The continuation with the one space before it that the prompt's text needs, or none after white space."""
     bare = continuation.lstrip(" ")
     if text[-1:].isspace() or not text:
         return bare
-    # none inside an opened quotation or bracket, and a continuation that is given with its own space keeps it
+    # none inside an opened quotation or bracket; a continuation that begins with a space keeps it
     glued = text[-1] in "\"'“‘([{" or bare[:1] in ".,;:!?)]}\n"
     return continuation if glued or continuation != bare else " " + bare
 
@@ -54,47 +55,67 @@ def following(text: str, continuation: str) -> str:
 class Task:
     """Prompts with known answers, in three fixed splits.
 
-    Choose heads on "profile" and strengths on "dev", report on "test". Every prompt has the span `span` and the meta
-    task, id, split, right, wrong, prefix (how its reply begins, "" for none) and what else its item holds. right and
-    wrong are lists of texts that can follow the prompt as they stand, the space before them included: steering works
-    where the right ones gain probability over the wrong ones. The judge accepts every right one and no wrong one.
-    Cannot show: what a model does with other wordings; each task is one instruction in a few phrasings.
+    Choose heads on "profile" and strengths on "dev", and report on "test". Every prompt has the span `span` and the
+    meta task, id, split, right, wrong, prefix (the beginning of its reply, "" for none) and the other entries of its
+    item. right and wrong are lists of texts that can follow the prompt as they are, the space before them included.
+    Steering works where the right texts gain probability over the wrong ones. The judge accepts every right text and no
+    wrong one.
+
+    Limits:
+        Does not show what a model does with other wordings; each task is one instruction in a few phrasings.
     """
 
     name: str
     description: str
     judge: Judge = field(repr=False)
-    """reply and prompt to verdict"""
+    """function of reply and prompt that gives a verdict"""
     max_new_tokens: int
-    """new tokens that a reply may take"""
+    """number of new tokens of a reply, at most"""
     stop: str | None
-    """the text that ends a reply"""
+    """text that ends a reply"""
     source: Callable[[], Iterable[Item]] = field(repr=False)
     span: str = "mark"
-    """the span that steering marks"""
+    """span that steering marks"""
     render: Callable[[Item, Any], dict[str, Any]] = field(default=encode_item, repr=False)
-    """an item and a tokenizer to what Prompts.encode takes"""
+    """function of item and tokenizer that gives an item for `Prompts.encode`"""
 
     def items(self) -> list[Item]:
         """The raw items of all splits, in the order of the source."""
         return list(self.source())
 
     def prompts(self, tokenizer: Any, split: str = "test", n: int | None = None) -> Prompts:
-        """The prompts of "profile", "dev", "test" or "all", or the first n of them, in an order fixed by a hash of ids.
+        """The prompts of a split, in an order fixed by a hash of ids.
 
-        So the first n are a mixture, and they are also the first of any larger number. Raises UsageError for an
-        unknown split, an empty one, and more prompts than it has; SpanError where a span is not in its prompt.
+        The first n are therefore a mixture, and they are also the first of any larger number.
+
+        Args:
+            tokenizer: The tokenizer of the model.
+            split: "profile", "dev", "test" or "all".
+            n: Number of prompts; by default all.
+
+        Returns:
+            Prompts: The prompts.
+
+        Raises:
+            UsageError: If the split is unknown or empty, or has fewer prompts than `n`.
+            SpanError: If a span is not in its prompt.
+
+        Examples:
+            >>> len(interp.tasks.get("choice").prompts(tokenizer, "dev", n=2))
+            2
         """
         if split not in SPLITS:
-            raise UsageError(f"split={split!r} is no split: use one of {', '.join(SPLITS)}.")
+            raise UsageError(f"unknown split {split!r}; choose from {', '.join(SPLITS)}.")
         every = self.items()
         chosen = [item for item in every if split in ("all", split_of(item["id"]))]
         if not chosen:
             raise UsageError(
-                f'{self.name} has {len(every)} items and none in "{split}": add items, or use split="all".'
+                f'{self.name} has {len(every)} items and none in "{split}"; add items, or use split="all".'
             )
         if n is not None and not 1 <= n <= len(chosen):
-            raise UsageError(f'n={n}: "{split}" of {self.name} has {len(chosen)} items, so use 1 to {len(chosen)}.')
+            raise UsageError(
+                f'n={n} is out of range; "{split}" of {self.name} has {len(chosen)} items, so use 1 to {len(chosen)}.'
+            )
         chosen = sorted(chosen, key=lambda item: hashlib.sha256(f"order/{item['id']}".encode()).digest())[:n]
         rows = [{**self.render(item, tokenizer), "meta": self._meta(item)} for item in chosen]
         prompts = Prompts.encode(tokenizer, rows, continue_final=True)
@@ -108,19 +129,31 @@ class Task:
     def from_jsonl(
         cls, path: str | Path, judge: str | Judge = "contains", *, max_new_tokens: int = 32, stop: str | None = None
     ) -> "Task":
-        """A task of your own: a UTF-8 file with one JSON object a line; its name is the file's.
+        """A task from a UTF-8 file with one JSON object in each line; its name is that of the file.
 
-        {"messages": [...] or "text": t, "spans": {"mark": text in it}, "right": [...], "wrong": [...]} and, if wanted,
-        "id", "prefix", "judge" and entries of your own, which go to the meta. A text is taken as it is, its prefix put
-        right behind it; after a chat the prefix, or a last assistant message, is left open for the model. Without
-        "id" an item is known by a hash of its line. right and wrong get the space that the prompt calls for.
-        judge: a function of reply and prompt, or "contains", "starts", "first" (of right and wrong, which is named
-        first), "letter", "json"; a line's own "judge" comes before it. Raises PromptError, which names file and line.
+        An object is {"messages": [...] or "text": t, "spans": {"mark": text in it}, "right": [...], "wrong": [...]} and
+        optionally "id", "prefix", "judge" and other entries, which go to the meta. A text is used as it is, with its
+        prefix right after it. After a chat, the prefix or a last assistant message is left open for the model. An item
+        without "id" is known by a hash of its line. right and wrong get the space that the prompt needs.
+
+        Args:
+            path: The file.
+            judge: A function of reply and prompt, or "contains", "starts", "first" (which of right and wrong is named
+                first), "letter", "json". The "judge" of a line is used in its place.
+            max_new_tokens: Number of new tokens of a reply, at most.
+            stop: Text that ends a reply.
+
+        Returns:
+            Task: The task.
+
+        Raises:
+            PromptError: With the file and the line, if the file cannot be used.
+            UsageError: If the judge is unknown.
         """
         from interp.analyses.tasks.jsonl import read
 
         if isinstance(judge, str) and judge not in JUDGES:
-            raise UsageError(f"judge={judge!r} is no judge: use a function, or one of {', '.join(JUDGES)}.")
+            raise UsageError(f"unknown judge {judge!r}; use a function, or one of {', '.join(JUDGES)}.")
         path = Path(path)
         items = read(path)
 
@@ -133,7 +166,7 @@ class Task:
 
 @cache
 def data(name: str) -> Any:
-    """What a JSON file beside this one holds; read once, so do not edit it."""
+    """The contents of a JSON file of this folder; it is read once, so do not edit the result."""
     return json.loads(files("interp.analyses.tasks").joinpath(name).read_text("utf-8"))
 
 

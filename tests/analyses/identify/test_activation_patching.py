@@ -270,7 +270,7 @@ def test_bad_pairs(method, tiny_model):
         method(model, CLEAN, CORRUPT[:2])
     with pytest.raises(PromptError, match='no "right" continuations'):
         method(model, bare, CORRUPT)
-    with pytest.raises(UsageError, match="direction='up'"):
+    with pytest.raises(UsageError, match="unknown direction 'up'; choose from 'denoise'"):
         method(model, CLEAN, CORRUPT, direction="up")
     with pytest.raises(UsageError, match="batch_size=0"):
         method(model, CLEAN, CORRUPT, batch_size=0)
@@ -283,11 +283,11 @@ def test_bad_pairs(method, tiny_model):
 
 def test_other_bad_input(tiny_model):
     model = tiny_model("llama")
-    with pytest.raises(UsageError, match="mlps='cold'"):
+    with pytest.raises(UsageError, match="unknown mlps 'cold'; choose from 'frozen'"):
         identify.path_patching(model, CLEAN, CORRUPT, mlps="cold")  # pyright: ignore[reportArgumentType]
     with pytest.raises(UsageError, match="no gradient"):
         identify.attribution_patching(model, CLEAN, CORRUPT, lambda logits, _: logits.argmax(-1).float())
-    with pytest.raises(UsageError, match=r"shape \[2\]: give token ids"):
+    with pytest.raises(UsageError, match=r"shape \[2\]; give token ids"):
         identify.logit_attribution(model, CLEAN, [RIGHT, WRONG])  # pyright: ignore[reportArgumentType]
     with pytest.raises(UsageError, match="run from 0 to 127"):
         identify.logit_attribution(model, CLEAN, [(5, 9)] * 2 + [(5, 128)])

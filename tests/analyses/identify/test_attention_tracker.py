@@ -127,7 +127,7 @@ def test_next_to_no_attention_on_the_spans_is_no_score(tiny_model):
     ids = torch.randint(3, 128, (90,), generator=torch.Generator().manual_seed(1)).tolist()
     prompts = Prompts.from_ids([ids, ids], spans=[{"instruction": (1, 6), "data": (8, 15)}] * 2)
     assert focus_by_head(model, prompts).isnan().all()
-    with pytest.raises(PromptError, match="none of the heads looks at a span of normal prompt 0"):
+    with pytest.raises(PromptError, match="none of the heads attends to a span of normal prompt 0"):
         detect(model, "L0H0", prompts, prompts)
     assert identify.attention_tracker(model, prompts, prompts).top(3) == []
 
@@ -150,14 +150,14 @@ def test_errors_say_what_to_do(tiny_model):
     prompts = Prompts.from_ids([list(range(5, 25))] * 2, spans=[{"instruction": (1, 6), "data": (8, 15)}] * 2)
     with pytest.raises(PromptError, match="2 normal and 1 attacked prompts"):
         identify.attention_tracker(model, prompts, prompts[:1])
-    with pytest.raises(UsageError, match=r"k=-1: give how many standard deviations"):
+    with pytest.raises(UsageError, match=r"k=-1 is negative; give the number of standard deviations"):
         identify.attention_tracker(model, prompts, prompts, k=-1)
     bare = Prompts.from_ids([list(range(5, 25))], spans=[{"instruction": (1, 6)}])
     with pytest.raises(SpanError, match='prompt 0 has no span "data"'):
         identify.attention_tracker(model, bare, bare)
     with pytest.raises(HeadError, match="layer 7 of a 2-layer model"):
         focus(model, prompts, "L7H0")
-    with pytest.raises(UsageError, match="no heads given"):
+    with pytest.raises(UsageError, match="no heads are given"):
         focus(model, prompts, [])
 
 
@@ -223,7 +223,7 @@ def test_injection_without_a_system_role_or_template(demo):
     ("given", "said"),
     [
         ({"kind": "odd"}, "kind is one of normal, attacked, longer"),
-        ({"split": "dev"}, "split 'train' or 'test'"),
+        ({"split": "dev"}, "split is 'train' or 'test'"),
         ({"n": 99}, "the train split has 35 sentences, so use 1 to 35"),
     ],
 )

@@ -98,9 +98,9 @@ def test_the_head_that_looks_at_the_end_of_the_word_is_found_by_the_last_token(f
 
 def test_errors_say_what_to_do(tiny_model):
     model, prompts = tiny_model("llama"), repeated()
-    with pytest.raises(UsageError, match="target='first': take 'last'"):
+    with pytest.raises(UsageError, match="unknown target 'first'; choose from 'last'"):
         identify.concept_induction(model, prompts, target="first")  # pyright: ignore[reportArgumentType]
-    with pytest.raises(PromptError, match="1 controls of 3 prompts: give one for each"):
+    with pytest.raises(PromptError, match="1 controls and 3 prompts do not match; give one control"):
         identify.concept_induction(model, prompts, prompts[:1])
     with pytest.raises(SpanError, match='prompt 0 has no span "entity"'):
         identify.concept_induction(model, Prompts.from_ids([[5, 6, 7]]))
@@ -127,12 +127,12 @@ def test_entities_come_again_up_to_the_word(demo):
     assert tasks.entities(tokenizer, n=3, seed=1) != tasks.entities(tokenizer, n=3)
 
 
-@pytest.mark.parametrize("given", [{"n": 0}, {"least": 1}])
+@pytest.mark.parametrize("given", [{"n": 0}, {"min_tokens": 1}])
 def test_entities_refuse(demo, given):
-    with pytest.raises(UsageError, match="ask for a prompt or more, with words of 2 tokens or more"):
+    with pytest.raises(UsageError, match="ask for one prompt or more, with words of 2 tokens or more"):
         tasks.entities(demo[1], **given)
     with pytest.raises(PromptError, match="words have 40 tokens or more for this tokenizer"):
-        tasks.entities(demo[1], least=40)
+        tasks.entities(demo[1], min_tokens=40)
 
 
 def test_the_control_changes_nothing_in_the_originals(demo):

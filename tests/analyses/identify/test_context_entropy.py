@@ -102,5 +102,5 @@ def test_contexts_of_which_one_answers(demo):
 
 @pytest.mark.parametrize("given", [{"questions": 0}, {"each": 1}, {"depth": 1.5}])
 def test_contexts_refuse(demo, given):
-    with pytest.raises(UsageError, match="ask for a question or more, with 2 contexts or more"):
+    with pytest.raises(UsageError, match="ask for at least one question with at least 2 contexts"):
         tasks.contexts(demo[1], **given)

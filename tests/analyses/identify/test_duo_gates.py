@@ -204,7 +204,7 @@ def test_a_run_that_was_cut_ends_with_the_same_numbers(tiny_model, tmp_path, mon
         assert torch.equal(duo_gates(model, batch, **settings, folder=tmp_path).per_prompt, whole.per_prompt)
     (first, _) = sorted(tmp_path.glob("duo-*.safetensors"))
     first.write_bytes(b"no tensors")
-    with pytest.raises(ScoreError, match=r"is broken .*: delete it and run again"):
+    with pytest.raises(ScoreError, match=r"is broken .*; delete it and run again"):
         duo_gates(model, batch, **settings, folder=tmp_path)
 
 
@@ -278,11 +278,11 @@ def test_heads_are_the_highest_quantile():
 
 def test_what_it_refuses(tiny_model):
     model, batch = tiny_model("llama"), marked()
-    with pytest.raises(UsageError, match="full='both': the full branch is the 'teacher'"):
+    with pytest.raises(UsageError, match="unknown full 'both'; choose from 'teacher', 'student'"):
         duo_gates(model, batch, **SMALL, full="both")  # pyright: ignore[reportArgumentType]
-    with pytest.raises(UsageError, match=r"steps=0, batch_size=1, lr=0.02, l1=0.05: give at least one step"):
+    with pytest.raises(UsageError, match=r"steps=0, batch_size=1, lr=0.02, l1=0.05 are out of range"):
         duo_gates(model, batch, **SMALL, steps=0)
-    with pytest.raises(UsageError, match="runs=0: train at least once"):
+    with pytest.raises(UsageError, match="runs=0 is too small; train at least once"):
         duo_gates(model, batch, **SMALL, runs=0)
     with pytest.raises(UsageError, match="sink=2, recent=0"):
         duo_gates(model, batch, sink=2, recent=0, span="mark")

@@ -144,14 +144,14 @@ def test_errors_say_what_to_do(tiny_model):
     model, clean = tiny_model("llama"), few_shot(0, (12, 17))
     with pytest.raises(PromptError, match="0 clean and 2 shuffled prompts"):
         identify.function_vectors(model, clean[:0], clean)
-    with pytest.raises(PromptError, match="no clean prompt shows 'other'"):
+    with pytest.raises(PromptError, match="no clean prompt has the relation 'other'"):
         identify.function_vectors(model, clean, few_shot(0, (12,), "other"))
     bare = replace(clean, items=tuple(replace(prompt, meta={}) for prompt in clean))
     with pytest.raises(PromptError, match='prompt 0 has no "right" continuations'):
         identify.function_vectors(model, clean, bare)
     with pytest.raises(HeadError, match="layer 7 of a 2-layer model"):
         identify.function_vector(model, clean, "L7H0")
-    with pytest.raises(UsageError, match="no heads given"):
+    with pytest.raises(UsageError, match="no heads are given"):
         identify.function_vector(model, clean, [])
 
 
@@ -186,8 +186,8 @@ def _examples(text):
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"relation": "odd"}, "use one of antonym, capital, plural"),
-        ({"n": 0}, "n=0, shots=5: ask for a prompt or more"),
+        ({"relation": "odd"}, "choose from antonym, capital, plural"),
+        ({"n": 0}, "n=0, shots=5 are out of range; ask for at least one prompt"),
         ({"shots": 1, "shuffled": True}, "with 2 to 47 examples"),
     ],
 )

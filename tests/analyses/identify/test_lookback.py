@@ -66,7 +66,7 @@ def test_without_replies_the_model_writes_them(tiny_model):
 
 def test_errors_say_what_to_do(tiny_model):
     model, prompts = tiny_model("llama"), capture_oracle.prompts()
-    with pytest.raises(PromptError, match="1 replies to 2 prompts: give one for each"):
+    with pytest.raises(PromptError, match="1 replies and 2 prompts do not match; give one reply"):
         identify.lookback(model, prompts, replies=[Reply((5, 6), "")])
     with pytest.raises(SpanError, match='prompt 0 has no span "needle"'):
         identify.lookback(model, prompts, replies=[Reply((5, 6), "")] * 2, context="needle")

@@ -88,7 +88,7 @@ def test_no_band_without_a_rotation(tiny_model):
     assert scores.extras["band"].isnan().all()
     assert not scores.per_prompt.isnan().any()
     assert identify.positional(tiny_model("llama"), capture_oracle.prompts(), bands=0).extras["band"].isnan().all()
-    with pytest.raises(UsageError, match="bands=-1: give how many"):
+    with pytest.raises(UsageError, match="bands=-1 is negative; give how many"):
         identify.positional(tiny_model("gpt2"), capture_oracle.prompts(), bands=-1)
 
 

@@ -18,7 +18,7 @@ from interp.errors import ModelError, PromptError, UsageError
 from interp.hooks.prompts.prompts import Prompts
 from interp.hooks.seam import tapping
 
-SMALL: dict[str, Any] = {"sink": 2, "window": 6, "refresh": 8, "least": 8}
+SMALL: dict[str, Any] = {"sink": 2, "window": 6, "refresh": 8, "min_keys": 8}
 
 
 def counted(n, sizes, native):
@@ -27,7 +27,7 @@ def counted(n, sizes, native):
         # blocks are counted from the end of a prompt
         start = max(0, n - -(-(n - i) // sizes["refresh"]) * sizes["refresh"])
         low, high = max(sizes["sink"], start - native + 1), start - sizes["window"] + 1
-        if high - low >= sizes["least"]:
+        if high - low >= sizes["min_keys"]:
             yield i, low, high
 
 
@@ -135,7 +135,7 @@ def test_labels_equal_the_formula(tiny_model, name, broken):
 def test_labels_equal_the_formula_on_the_demo_model(demo):
     model, tokenizer = demo
     batch = tasks.passages(tokenizer, n=1, length=100, seed=1)
-    sizes: dict[str, Any] = {"sink": 4, "window": 16, "refresh": 16, "least": 32}
+    sizes: dict[str, Any] = {"sink": 4, "window": 16, "refresh": 16, "min_keys": 32}
     check_against_eager(model, batch, [10**6] * 30, sizes, tau=0.9, broken="clamp")
 
 
@@ -174,7 +174,7 @@ def test_planted_local_heads_need_no_bulk(family, kind):
             # one long prompt with one BOS
             rows = planted.prompts(kind, seed).ids
             ids = [[*rows[i], *rows[i + 1][1:]][:60] for i in (0, 2)]
-            scores = qada(truth.model, Prompts.from_ids(ids), sink=1, window=4, refresh=4, least=8, tau=0.7)
+            scores = qada(truth.model, Prompts.from_ids(ids), sink=1, window=4, refresh=4, min_keys=8, tau=0.7)
             # logits of a planted head are far from Gaussian, so its labels are not all right
             for table, low in ((scores.values, 0.3), (scores.extras["oracle"].mean(0), 0.1)):
                 if shuffled:
@@ -197,7 +197,7 @@ def test_planted_induction_head_is_long_where_there_is_something_to_look_up(fami
                 sink=1,
                 window=4,
                 refresh=4,
-                least=8,
+                min_keys=8,
                 tau=0.7,
             )
             for s in (False, True)
@@ -217,7 +217,7 @@ def test_nothing_changes_in_the_model(tiny_model):
 
 
 def test_a_layer_with_a_narrow_window_has_no_bulk(tiny_model):
-    scores = qada(tiny_model("gemma3"), prompts((90,)), sink=2, window=40, refresh=8, least=8)
+    scores = qada(tiny_model("gemma3"), prompts((90,)), sink=2, window=40, refresh=8, min_keys=8)
     assert (scores.per_prompt[0, 0] == 0).all()
     assert (scores.extras["sparsity"][0, 0] == 1).all()
     assert not scores.per_prompt[0, 1].isnan().any()
@@ -225,15 +225,15 @@ def test_a_layer_with_a_narrow_window_has_no_bulk(tiny_model):
 
 def test_what_it_refuses(tiny_model):
     model = tiny_model("llama")
-    with pytest.raises(PromptError, match="prompt 1 has 20 tokens; 23 are needed before a query has 8 keys"):
+    with pytest.raises(PromptError, match="prompt 1 has 20 tokens, and 23 are needed before a query has 8 keys"):
         qada(model, prompts((30, 20)), **SMALL)
-    with pytest.raises(UsageError, match="a share of attention lies between 0 and 1"):
+    with pytest.raises(UsageError, match="are not all shares of attention; give numbers between 0 and 1"):
         qada(model, prompts((30,)), **SMALL, tau=1.0)
-    with pytest.raises(UsageError, match="refresh=0, least=8: give at least 1"):
-        qada(model, prompts((30,)), refresh=0, least=8)
-    with pytest.raises(UsageError, match="broken='guess': say 'clamp' or 'long'"):
+    with pytest.raises(UsageError, match="refresh=0, min_keys=8 are out of range; give a sink of at least 0"):
+        qada(model, prompts((30,)), refresh=0, min_keys=8)
+    with pytest.raises(UsageError, match="unknown broken 'guess'; choose from 'clamp', 'long'"):
         qada(model, prompts((30,)), **SMALL, broken="guess")  # pyright: ignore[reportArgumentType]
     reader = _Reader(_Settings(0.9, 2, 6, 8, 8, (), "clamp"))
     packed = torch.ones(1, 1, 30, 30, dtype=torch.bool).tril()
-    with tapping(model, reader), pytest.raises(ModelError, match="layer 0 has a mask of its own"):
+    with tapping(model, reader), pytest.raises(ModelError, match="layer 0 has a mask that is not causal"):
         model(prompts((30,)).tensors()["input_ids"], attention_mask=packed)

@@ -148,10 +148,10 @@ def test_counts_fall_with_the_layer_and_the_nearest_takes_the_last_place():
 
 def test_what_it_refuses(tiny_model):
     model, batch = tiny_model("llama"), prompts((20,))
-    with pytest.raises(UsageError, match="rows=0, top=256: give at least one row and one key"):
+    with pytest.raises(UsageError, match="rows=0, top=256 are too small; give at least one query and one key"):
         task_kv(model, batch, rows=0)
     scores = task_kv(model, batch)
-    with pytest.raises(UsageError, match=r"b=0.25, m=5: give a share in \(0, 1\] and 1 to 4 heads"):
+    with pytest.raises(UsageError, match=r"b=0.25, m=5 are out of range; give a share in \(0, 1\] and 1 to 4 heads"):
         heterogeneous(scores, m=5)
     with pytest.raises(UsageError, match="'x' has heads without a score"):
         heterogeneous(HeadScores("x", torch.full((1, 2, 4), math.nan)), 0.5, 1)

@@ -55,9 +55,9 @@ def test_pairs_are_fixed_by_seed_and_number():
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"n": 0}, r"n=0, count=6: ask for one pair or more, of 2 to \d+ documents"),
-        ({"count": 1}, "count=1: ask for one pair or more"),
-        ({"kind": "easy"}, "kind='easy' is no kind of query"),
+        ({"n": 0}, r"n=0, count=6 are out of range; ask for at least one pair, of 2 to \d+ documents"),
+        ({"count": 1}, "count=1 are out of range"),
+        ({"kind": "easy"}, "unknown kind of query 'easy'"),
     ],
 )
 def test_errors(settings, said):

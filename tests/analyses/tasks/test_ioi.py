@@ -106,7 +106,7 @@ def test_a_tokenizer_that_splits_names_is_refused(make):
 def test_no_pairs_are_refused(make):
     with pytest.raises(UsageError, match="n=0"):
         make(EVERY, 0)
-    with pytest.raises(UsageError, match="corrupt='none'"):
+    with pytest.raises(UsageError, match="corrupt='none' is not valid"):
         ioi(EVERY, 4, corrupt="none")  # pyright: ignore[reportArgumentType]
 
 

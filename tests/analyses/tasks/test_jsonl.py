@@ -81,11 +81,11 @@ def test_a_file_of_ones_own(tmp_path):
         ({**GOOD, "prefix": 3}, '"prefix" is 3; give the text'),
         ({**GOOD, "judge": "exact"}, "\"judge\" is 'exact'; use one of contains, starts, first, letter, json"),
         ({**GOOD, "judge": ["json"]}, '"judge" is'),
-        ({**GOOD, "id": 3}, '"id" is 3; give a text of its own'),
+        ({**GOOD, "id": 3}, '"id" is 3; give a text'),
         ({**CHAT, "messages": []}, '"messages" is'),
         ({**CHAT, "messages": [{"role": "user"}]}, '"messages" is'),
         ({**CHAT, "messages": [*CHAT["messages"], {"role": "assistant", "content": "I"}]}, "so give one"),
-        (GOOD, r"line 2 of .*bad.jsonl has the id \"\w+\" of line 1; give each its own"),
+        (GOOD, r"line 2 of .*bad.jsonl has the id \"\w+\" of line 1; give each line a different id"),
     ],
 )
 def test_a_bad_line_is_named(tmp_path, row, message):
@@ -95,15 +95,15 @@ def test_a_bad_line_is_named(tmp_path, row, message):
 
 
 def test_bad_files(tmp_path):
-    with pytest.raises(PromptError, match="holds no items; write one JSON object a line"):
+    with pytest.raises(PromptError, match="holds no items; write one JSON object in each line"):
         Task.from_jsonl(written(tmp_path / "empty.jsonl", "", " "))
     (tmp_path / "latin.jsonl").write_bytes(b"\xff\xfe\xe9")
     with pytest.raises(PromptError, match="cannot be read as UTF-8 text"):
         Task.from_jsonl(tmp_path / "latin.jsonl")
     path = written(tmp_path / "one.jsonl", GOOD)
-    with pytest.raises(UsageError, match="judge='exact' is no judge: use a function, or one of contains, starts"):
+    with pytest.raises(UsageError, match="unknown judge 'exact'; use a function, or one of contains, starts"):
         Task.from_jsonl(path, judge="exact")
     one = Task.from_jsonl(path)
     empty = next(part for part in ("profile", "dev", "test") if part != split_of(one.items()[0]["id"]))
-    with pytest.raises(UsageError, match=f'one has 1 items and none in "{empty}": add items, or use split="all"'):
+    with pytest.raises(UsageError, match=f'one has 1 items and none in "{empty}"; add items, or use split="all"'):
         one.prompts(byte_level(chat=False), empty)

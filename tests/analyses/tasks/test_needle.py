@@ -126,7 +126,7 @@ def test_the_same_in_another_process():
         "passages(byte_level(), n=2), repeated(99, shuffled=True))))"
     )
     tests = Path(__file__).parents[2]
-    path = os.pathsep.join([str(tests), str(tests.parent)])
+    path = os.pathsep.join([str(tests / "helpers"), str(tests.parent)])
     prints = [
         subprocess.run(
             [sys.executable, "-c", code],
@@ -190,12 +190,12 @@ def test_rouge1_recall_clips_counts():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"lengths": (300,)}, r"length 300 is too short: with one sentence of text the prompt has \d+ tokens"),
-        ({"lengths": ()}, "give one or more of each"),
-        ({"depths": (1.5,)}, "depths between 0 and 1"),
-        ({"kind": "guess"}, "use 'literal' or 'inferred'"),
+        ({"lengths": (300,)}, r"length 300 is too short; with one sentence of text the prompt has \d+ tokens"),
+        ({"lengths": ()}, "give at least one of each"),
+        ({"depths": (1.5,)}, "depths from 0 to 1"),
+        ({"kind": "guess"}, "choose from 'literal', 'inferred'"),
         ({"needles": 43}, "use 0 to 42"),
-        ({"n": 0}, "ask for one prompt or more"),
+        ({"n": 0}, "ask for at least one prompt"),
         ({"chat": True}, "no chat template"),
     ],
 )

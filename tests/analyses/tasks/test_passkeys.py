@@ -64,5 +64,5 @@ def test_sizes_without_meaning_are_refused(settings):
 
 
 def test_a_length_that_holds_nothing_is_refused():
-    with pytest.raises(UsageError, match="length 100 is too short: 10 passkeys of 8 words and one sentence take"):
+    with pytest.raises(UsageError, match="length 100 is too short; 10 passkeys of 8 words and one sentence take"):
         passkeys(byte_level(), lengths=(100,))

@@ -79,8 +79,8 @@ def test_errors_of_the_judge_are_those_that_its_docstring_states():
         ("test", "false"): (1, 67),
     }
     stated = " ".join((refusal.refused.__doc__ or "").split())
-    assert "missed 5 of 171, answers taken for refusals 1 of 172;" in stated
-    assert "were not fitted to, 3 of 57 and 1 of 67." in stated
+    assert "the rules miss 5 of 171 refusals and take 1 of 172 answers for a refusal." in stated
+    assert "were not fitted to, these numbers are 3 of 57 and 1 of 67." in stated
     low, high = rates["test"]["false"].interval()
     assert 0 < low < rates["test"]["false"].rate < high < 0.1
     assert refusal.Rate(0, 67).interval()[1] > 0.04
@@ -184,10 +184,10 @@ def test_the_template_of_a_model(demo):
 
 
 def test_bad_requests():
-    with pytest.raises(UsageError, match="kind='rude' is no kind of request: use one of harmful, harmless, borderline"):
+    with pytest.raises(UsageError, match="unknown kind of request 'rude'; choose from harmful, harmless, borderline"):
         refusal.requests(CHAT, "rude")  # pyright: ignore[reportArgumentType]
     for n in (0, 101):
-        with pytest.raises(UsageError, match=f"n={n}: refusal.json has 100 harmful entries, so use 1 to 100"):
+        with pytest.raises(UsageError, match=f"n={n} is out of range; refusal.json has 100 harmful entries"):
             refusal.requests(CHAT, n=n)
 
 
@@ -233,10 +233,10 @@ def test_a_file_of_ones_own(tmp_path, text, column, found):
         (b"goal\n\xff\xfe\n", None, r"bad.csv cannot be read as a CSV file in UTF-8 \("),
         (b"", None, "bad.csv is empty; begin it with a header such as goal"),
         (b"\n\n", None, "bad.csv is empty"),
-        (b"goal,target\n", None, 'bad.csv holds no requests under "goal"; write one a row'),
+        (b"goal,target\n", None, 'bad.csv holds no requests under "goal"; write one request in each row'),
         (b"goal,target\n ,x\n", None, "holds no requests"),
-        (b"a,b\n1,2\n", None, "has no column of the names goal, prompt, input, instruction, text; it has a, b: choose"),
-        (b"goal,b\n1,2\n", "c", 'has no column "c"; it has goal, b: choose one with column='),
+        (b"a,b\n1,2\n", None, "has no column of the names goal, prompt, input, instruction, text; it has a, b; choose"),
+        (b"goal,b\n1,2\n", "c", 'has no column "c"; it has goal, b; choose one with column='),
         (b"goal\n" + b"x" * 200_000, None, "cannot be read as a CSV file"),
     ],
 )

@@ -20,7 +20,7 @@ def ids(prompts):
 @pytest.mark.parametrize("name", ["n_needles", "needle_length", "reply_tokens", "n_pairs", "training_steps"])
 def test_a_size_below_one_is_refused_by_its_name(name):
     with pytest.raises(UsageError, match=rf"^{name}=0 is too small; give a number of at least 1\."):
-        PromptSizes(**{name: 0})
+        PromptSizes(**{name: 0})  # pyright: ignore[reportArgumentType]
 
 
 def test_the_explorer_can_be_left_out_but_its_size_not_negative():
