@@ -1,10 +1,10 @@
-"""Heads sorted into functions by their scores and intervals."""
+"""Heads sorted into roles by their scores and intervals."""
 
 import pytest
 import torch
 
 from interp.analyses.results.head_scores import HeadScores
-from interp.analyses.views.head_roles import cut_of, head_roles
+from interp.analyses.views.head_roles import HeadRoles, cut_of, head_roles
 from interp.errors import ScoreError
 from interp.hooks.model.heads import Head, HeadSet
 
@@ -23,21 +23,21 @@ INDUCTION = table("induction", {(1, 0): [0.8] * 4, (0, 1): [0.5] * 4, (2, 1): [0
 SINKS = table("sinks", {(1, 0): [0.9] * 4, (2, 0): [0.9] * 4}, 0.3)
 
 
-def test_a_head_has_every_function_above_its_cut_and_is_sure_where_the_interval_is():
+def test_a_head_has_every_role_above_its_cut_and_is_confident_where_the_interval_is():
     found = head_roles({"sinks": SINKS, "retrieval": RETRIEVAL, "induction": INDUCTION})
     assert found.names == ("retrieval", "induction", "sinks")
     assert found.cuts == (0.1, 0.3, 0.3)
     assert found.heads("retrieval") == HeadSet((Head(1, 0), Head(2, 1)))
     # one prompt of four: the mean is above the cut, the interval reaches down to 0
-    assert found.sure[0, 1, 0]
-    assert not found.sure[0, 2, 1]
+    assert found.confident[0, 1, 0]
+    assert not found.confident[0, 2, 1]
     assert found.of(Head(1, 0)) == ["retrieval", "induction", "sinks"]
     assert found.of(Head(0, 0)) == []
 
 
-def test_a_head_stands_under_its_first_sure_function():
+def test_a_head_is_sorted_under_its_first_confident_role():
     found = head_roles({"sinks": SINKS, "retrieval": RETRIEVAL, "induction": INDUCTION})
-    # L2H1 is likely a retrieval head and surely an induction head
+    # L2H1 is a tentative retrieval head and a confident induction head
     assert found.main.tolist() == [[-1, 1], [0, -1], [2, 1]]
     alone = head_roles({"retrieval": RETRIEVAL})
     assert alone.main.tolist() == [[-1, -1], [0, -1], [-1, 0]]
@@ -52,13 +52,13 @@ def test_tables_without_a_cut_are_left_out_unless_one_is_given():
     assert cut_of("gradient_importance", other) is None
     assert cut_of("induction", INDUCTION) == 0.3
     assert cut_of("tracker", table("tracker", {(0, 0): [0.5] * 4}, 0.0)) is None
-    with pytest.raises(ScoreError, match="no table has a threshold, so give cuts"):
+    with pytest.raises(ScoreError, match="no table has a threshold; give cuts"):
         head_roles({"gradient_importance": other})
     with pytest.raises(ScoreError, match="no scores"):
         head_roles({})
 
 
-def test_heads_without_a_score_have_no_function():
+def test_heads_without_a_score_have_no_role():
     values = INDUCTION.per_prompt.clone()
     values[:, 1, 0] = torch.nan
     found = head_roles({"induction": HeadScores("induction", values)})
@@ -70,3 +70,12 @@ def test_tables_of_different_models_are_refused():
     wide = HeadScores("sinks", torch.zeros(2, 4, 2), threshold=0.3)
     with pytest.raises(ScoreError, match="give the scores of one model"):
         head_roles({"sinks": wide, "retrieval": RETRIEVAL})
+
+
+def test_roles_are_stored_and_listed(tmp_path):
+    found = head_roles({"sinks": SINKS, "retrieval": RETRIEVAL, "induction": INDUCTION})
+    again = HeadRoles.load(found.save(tmp_path / "roles"))
+    assert (again.names, again.cuts) == (found.names, found.cuts)
+    assert torch.equal(again.has, found.has)
+    assert list(found.to_frame()["role"]) == ["", "induction", "retrieval", "", "sinks", "induction"]
+    assert "1 confident, 1 tentative  L1H0, L2H1" in found.summary()

@@ -1,6 +1,6 @@
 """Queries and keys in one plane: the numbers of attention, put together without changing it."""
 
-import json
+from dataclasses import replace
 
 import families
 import planted
@@ -21,7 +21,7 @@ def prompts(lengths=LENGTHS, seed=0):
 
 
 def dots(cloud):
-    return torch.tensor(cloud.queries), torch.tensor(cloud.keys)
+    return cloud.queries, cloud.keys
 
 
 def close(found, expected, rtol=2e-4):
@@ -169,8 +169,8 @@ def test_a_query_head_is_drawn_with_the_keys_of_its_group(tiny_model):
         close(view[head], flatten(head, q, right, number, position, "pca", 0))
         with pytest.raises(AssertionError):
             close(view[head], flatten(head, q, wrong, number, position, "pca", 0))
-    assert view.positions == tuple(position.tolist())
-    assert view.prompts == tuple(number.tolist())
+    assert torch.equal(view.positions, position)
+    assert torch.equal(view.prompts, number)
     assert view.tokens == tuple(str(token) for prompt in batch for token in prompt.ids)
 
 
@@ -192,32 +192,36 @@ def test_batches_and_padding_change_nothing(tiny_model):
     for head in one.heads:
         close(one[head], many[head], rtol=1e-3)
         assert one[head].faithful == pytest.approx(many[head].faithful, abs=1e-3)
-    assert (one.tokens, one.prompts, one.positions) == (many.tokens, many.prompts, many.positions)
+    assert one.tokens == many.tokens
+    assert torch.equal(one.prompts, many.prompts)
+    assert torch.equal(one.positions, many.positions)
 
 
 @pytest.mark.parametrize("method", ["pca", "tsne"])
-def test_a_seed_says_which_tokens_and_which_plane(method, tiny_model):
+def test_a_seed_fixes_the_tokens_and_the_plane(method, tiny_model):
     model, batch = tiny_model("llama"), prompts((40, 40))
     first, again, other = (
         qk_projection(model, batch, "L1H1", method=method, points=60, seed=seed) for seed in (3, 3, 4)
     )
-    assert first.clouds == again.clouds
-    assert first.positions == again.positions != other.positions
+    for one, two in zip(dots(first.clouds[0]), dots(again.clouds[0]), strict=True):
+        assert torch.equal(one, two)
+    assert torch.equal(first.positions, again.positions)
+    assert not torch.equal(first.positions, other.positions)
 
 
 def test_points_are_drawn_evenly_over_prompts_first_tokens_included(tiny_model):
     view = qk_projection(tiny_model("llama"), prompts((50, 6, 40, 60)), "L0H0", points=80)
-    counts = [view.prompts.count(number) for number in range(4)]
-    # the short one gives all it has, the others share the rest
+    counts = view.prompts.bincount().tolist()
+    # the short prompt gives all of its tokens, the others share the remaining points
     assert counts[1] == 6
     assert sorted(counts[::2] + counts[3:]) == [11, 11, 12]
-    assert view.positions.count(0) == 4
-    assert len(set(zip(view.prompts, view.positions, strict=True))) == 40
+    assert int((view.positions == 0).sum()) == 4
+    assert len(set(zip(view.prompts.tolist(), view.positions.tolist(), strict=True))) == 40
 
 
 def test_first_tokens_can_be_left_out(tiny_model):
     view = qk_projection(tiny_model("llama"), prompts(), "L0H0", drop_first=True)
-    assert 0 not in view.positions
+    assert 0 not in view.positions.tolist()
     assert len(view.tokens) == sum(LENGTHS) - 3
     assert view.settings == {"points": 2000, "drop_first": True}
 
@@ -233,7 +237,7 @@ def test_queries_of_a_planted_head_lie_by_the_key_before_them(seed):
         view = qk_projection(model.model, Prompts.from_ids(task.ids, pad_id=planted.PAD), [model.head])
         cloud = view.clouds[0]
         apart = torch.cdist(*dots(cloud))
-        number, position = torch.tensor(view.prompts), torch.tensor(view.positions)
+        number, position = view.prompts, view.positions
         seen = (number[:, None] == number) & (position <= position[:, None])
         nearest = position[apart.masked_fill(~seen, torch.inf).argmin(1)]
         right = float((nearest == position - 1)[position > 1].float().mean())
@@ -244,13 +248,24 @@ def test_queries_of_a_planted_head_lie_by_the_key_before_them(seed):
             assert min(right, cloud.nearest) > 0.95
 
 
-def test_a_view_comes_back_from_json(tiny_model):
+def test_files_give_back_every_number(tiny_model, tmp_path):
     for method in ("pca", "tsne"):
         view = qk_projection(tiny_model("llama"), prompts(), "L0H0 L1H1", method=method)
-        again = QKProjection.from_dict(json.loads(json.dumps(view.to_dict(), allow_nan=False)))
-        assert again == view
-        assert again.provenance == view.provenance
-    assert repr(view) == "Joint(tsne, L0H0, L1H1; 60 tokens of 3 prompts)"
+        again = QKProjection.load(view.save(tmp_path / method), tiny_model("llama"))
+        for name in ("method", "tokens", "labels", "seed", "settings", "provenance", "heads"):
+            assert getattr(again, name) == getattr(view, name), name
+        assert torch.equal(again.positions, view.positions)
+        assert torch.equal(again.prompts, view.prompts)
+        for one, other in zip(again.clouds, view.clouds, strict=True):
+            assert torch.equal(one.queries, other.queries)
+            assert torch.equal(one.keys, other.keys)
+            assert (one.explained, one.faithful, one.nearest, one.scale) == (
+                other.explained,
+                other.faithful,
+                other.nearest,
+                other.scale,
+            )
+    assert repr(view) == "QKProjection(tsne, L0H0, L1H1; 60 tokens of 3 prompts)"
 
 
 def test_a_frame_has_a_row_for_each_dot(tiny_model):
@@ -258,49 +273,35 @@ def test_a_frame_has_a_row_for_each_dot(tiny_model):
     frame = view.to_frame("L1H1")
     assert len(frame) == 120
     assert list(frame["kind"].value_counts()) == [60, 60]
-    assert tuple(frame[["x", "y"]].iloc[60]) == view["L1H1"].keys[0]
+    assert tuple(frame[["x", "y"]].iloc[60]) == tuple(view["L1H1"].keys[0].tolist())
     assert set(view.to_frame()["head"]) == {"L0H0"}
     assert set(frame["label"]) == {"prompt 0", "prompt 1", "prompt 2"}
 
 
-def broken(change):
-    view = QKProjection(
-        "pca", (flat(*types(n=6)[:2]),), tuple("abcdef"), tuple(range(6)), (0,) * 6, ("one",)
-    ).to_dict()  # fmt: skip
-    change(view)
-    return view
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda view: view.pop("clouds"),
-        lambda view: view.update(clouds=[]),
-        lambda view: view.update(tokens=["a"]),
-        lambda view: view.update(prompts=[0] * 5 + [1]),
-        lambda view: view.update(positions=["x"] * 6),
-        lambda view: view["clouds"][0].update(queries=[[1.0]] * 6),
-        lambda view: view["clouds"][0].update(head="<b>"),
-        lambda view: view["clouds"][0].pop("scale"),
-    ],
-)
-def test_broken_views_are_refused(change):
-    assert QKProjection.from_dict(broken(lambda view: None)).heads == ("L0H0",)
-    with pytest.raises(ScoreError, match="joint view is broken"):
-        QKProjection.from_dict(broken(change))
+def test_parts_that_do_not_fit_are_refused(tiny_model):
+    view = qk_projection(tiny_model("llama"), prompts(), "L0H0")
+    for change in (
+        {"clouds": ()},
+        {"tokens": view.tokens[:3]},
+        {"positions": view.positions[:3]},
+        {"prompts": view.prompts + 3},
+    ):
+        # the shape checks of the tests may refuse first, with a TypeError
+        with pytest.raises((ScoreError, TypeError)):
+            replace(view, **change)
 
 
 def test_bad_input(tiny_model):
     model, batch = tiny_model("llama"), prompts()
-    with pytest.raises(UsageError, match="method='umap'"):
+    with pytest.raises(UsageError, match="unknown method 'umap'"):
         qk_projection(model, batch, "L0H0", method="umap")  # pyright: ignore[reportArgumentType]
     with pytest.raises(UsageError, match="points=5"):
         qk_projection(model, batch, "L0H0", points=5)
     with pytest.raises(HeadError, match="L7H0"):
         qk_projection(model, batch, "L7H0")
-    with pytest.raises(HeadError, match="no heads"):
+    with pytest.raises(HeadError, match="no heads were given"):
         qk_projection(model, batch, [])
-    with pytest.raises(PromptError, match="2 tokens make no plane"):
+    with pytest.raises(PromptError, match="2 tokens are too few for a plane"):
         qk_projection(model, Prompts.from_ids([[5], [6]]), "L0H0")
     with pytest.raises(HeadError, match="L1H1 is not in this view"):
         qk_projection(model, batch, "L0H0")["L1H1"]
@@ -310,4 +311,4 @@ def test_prompts_too_short_to_rank_are_drawn_without_numbers(tiny_model):
     view = qk_projection(tiny_model("llama"), prompts((2, 2, 2)), "L0H0")
     assert view.clouds[0].faithful is None
     assert view.clouds[0].nearest is None
-    assert QKProjection.from_dict(json.loads(json.dumps(view.to_dict()))) == view
+    assert "too few keys to rank" in view.summary()
