@@ -1,4 +1,4 @@
-"""Attention Lens: a trained map from what each head of a layer writes to the vocabulary."""
+"""Attention lens: a trained map from the output of each head of a layer to the vocabulary."""
 
 import json
 from collections.abc import Mapping
@@ -22,19 +22,20 @@ from interp.hooks.prompts.prompts import Prompts
 from interp.hooks.read.capture import check_context
 
 FORMAT = "interp.lens/1"
-HELD = 1 << 25
-"""logits held at once, in numbers"""
-SHARE = 0.8
-"""of the free memory that training may take"""
+MAX_LOGITS = 1 << 25
+"""logits held at once"""
+MAX_MEMORY_SHARE = 0.8
+"""share of the free memory that training may take"""
 Top = tuple[Tensor, Tensor]
-"""values and columns, [n k] each"""
+"""values and columns, `[n k]` each"""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Lens:
-    """One affine map for each head of a layer, from what the head writes, read as the unembedding reads it, to logits.
+    """One affine map for each head of a layer, from the output of the head, as the unembedding reads it, to logits.
 
-    Only the sum over the heads was fitted, so a single head's map is not unique: compare with the plain view.
+    Only the sum over the heads was fitted, so the map of a single head is not unique: compare it with the view without
+    a lens.
     """
 
     layer: int
@@ -42,12 +43,22 @@ class Lens:
     bias: Float[Tensor, "h v"]
     provenance: Provenance
     losses: tuple[float, ...] = ()
-    """KL in nats of each training step, before it was taken"""
+    """KL divergence in nats before each training step"""
     settings: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def plain(cls, model: nn.Module, layer: int, *, seed: int = 0) -> "Lens":
-        """The lens before it is trained: the unembedding for every head, no bias. Raises HeadError, ModelError."""
+        """The lens before training: the unembedding for every head, and no bias.
+
+        Args:
+            model: A transformers causal language model, or a TransformerBridge over one.
+            layer: The layer.
+            seed: Seed for the provenance.
+
+        Raises:
+            HeadError: For a layer that the model does not have.
+            ModelError: If the model has no bridge.
+        """
         layout = HeadLayout.of(model)
         layout.check([Head(layer, 0)])
         with bridged(model) as tl:
@@ -56,42 +67,79 @@ class Lens:
         return cls(layer, weight, weight.new_zeros(layout.heads, weight.shape[-1]), Provenance.of(model, seed=seed))
 
     def __call__(self, x: Float[Tensor, "b h m"]) -> Float[Tensor, "b v"]:
-        """Logits from all heads together, which are what was fitted."""
+        """Logits from all heads together, which are what was fitted.
+
+        Args:
+            x: Output of each head, as the unembedding reads it.
+        """
         return torch.einsum("bhm,hmv->bv", x, self.weight) + self.bias.sum(0)
 
     def of(self, head: Head) -> tuple[Float[Tensor, "m v"], Float[Tensor, "v"]]:
-        """The map of one head. Raises HeadError."""
+        """Weight and bias of one head.
+
+        Args:
+            head: A head of the layer.
+
+        Raises:
+            HeadError: For a head of another layer.
+        """
         if head.layer != self.layer or head.head >= len(self.weight):
             raise HeadError(
-                f"{head} is not in this lens, which is of the {len(self.weight)} heads of layer {self.layer}."
+                f"{head} is not in this lens; choose from the {len(self.weight)} heads of layer {self.layer}."
             )
         return self.weight[head.head], self.bias[head.head]
 
     def check(self, model: nn.Module) -> None:
-        """Raise ScoreError, naming both fingerprints, unless the lens was made for this model."""
+        """Check that the lens was made for a model.
+
+        Args:
+            model: The model.
+
+        Raises:
+            ScoreError: For another model, with both fingerprints.
+        """
         mine, given = self.provenance, Provenance.of(model)
         if not mine.same_model(given):
             raise ScoreError(
                 f"this lens belongs to {mine.model or mine.architecture} (config {mine.config_hash}, weights "
                 f"{mine.weights_hash}), the model given is {given.model or given.architecture} (config "
-                f"{given.config_hash}, weights {given.weights_hash}): load that model in that dtype, or train another."
+                f"{given.config_hash}, weights {given.weights_hash}); load that model in that dtype, or train another "
+                "lens."
             )
 
     def save(self, path: str | Path) -> Path:
-        """Write a safetensors file, whole or not at all; .safetensors is added if missing. Raises ScoreError."""
+        """Write a safetensors file, whole or not at all.
+
+        Args:
+            path: File name; ".safetensors" is added where it is missing.
+
+        Returns:
+            The path.
+
+        Raises:
+            ScoreError: Where the file cannot be written.
+        """
         from safetensors.torch import save as serialise
 
         path = _named(path)
         about = {"layer": self.layer, "losses": self.losses, "settings": self.settings}
         about |= {"provenance": self.provenance.to_dict()}
         tensors = {name: getattr(self, name).detach().cpu().contiguous() for name in ("weight", "bias")}
-        header = {"format": FORMAT, "about": json.dumps(plain(about, "what is known of this lens"))}
+        header = {"format": FORMAT, "about": json.dumps(plain(about, "the header of this lens"))}
         write_atomic(path, serialise(tensors, header))
         return path
 
     @classmethod
     def load(cls, path: str | Path, model: nn.Module | None = None) -> "Lens":
-        """Read what save wrote, on the CPU. With `model`, a lens of another model raises ScoreError."""
+        """Read a lens that `save` wrote, on the CPU.
+
+        Args:
+            path: The file.
+            model: Where given, a lens of another model is refused.
+
+        Raises:
+            ScoreError: For a file that holds no lens, or a lens of another model.
+        """
         from safetensors import SafetensorError, safe_open
 
         path = _named(path)
@@ -100,16 +148,16 @@ class Lens:
                 header = file.metadata() or {}
                 if header.get("format") != FORMAT:
                     raise ScoreError(
-                        f"{path} has the format {header.get('format')!r}, not {FORMAT!r}: give a file that Lens.save "
-                        "wrote."
+                        f"{path} has the format {header.get('format')!r}, expected {FORMAT!r}; give a file that "
+                        "Lens.save wrote."
                     )
                 lens = _made(cls, json.loads(header["about"]), *(file.get_tensor(name) for name in ("weight", "bias")))
         except OSError as error:
-            raise ScoreError(f"{path} cannot be read ({reason(error)}): give a lens that Lens.save wrote.") from error
+            raise ScoreError(f"{path} cannot be read ({reason(error)}); give a file that Lens.save wrote.") from error
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
             if isinstance(error, ScoreError):
                 raise
-            raise ScoreError(f"{path} is no lens ({error}): train it again.") from error
+            raise ScoreError(f"{path} holds no lens ({error}); train it again.") from error
         if model is not None:
             lens.check(model)
         return lens
@@ -131,26 +179,58 @@ def train_lens(
     seed: int = 0,
     progress: bool = False,
 ) -> Lens:
-    """Fit one affine map a head so that the heads of a layer together give the model's next token.
+    """Fit one affine map for each head, so that the heads of a layer together give the model's next token.
 
-    loss = mean over b of KL(softmax(logits[b v]) || softmax(sum over h of (x[b h m] W[h m v] + c[h v]))) at the last
-    position, x what a head writes as `vocabulary` reads it (norms with their scales in this run, gamma); W starts at
-    the unembedding, c at 0. Adam; each step takes `batch_size` prompts, all of them in a new order before one again.
-    Inputs are read once, float32; in nats. The model is not changed.
-    Raises HeadError (layer), UsageError (lr, steps, batch_size), CostError (h m v weights, four times), and ModelError
-    as `vocabulary`.
-    Source: Sakarvadia et al. 2310.16270. Differs: x passes the norms that lie before the unembedding, and c starts at 0
-    rather than at the unembedding's bias for each head, so that an untrained lens is the plain view; Adam steps on
-    batches without accumulation.
-    Cannot show: what one head does. Only the sum over heads is fitted: adding to one map what another loses where their
-    inputs go together changes nothing, so single heads are not unique. Compare with the plain view.
+    `loss = mean over b of KL(softmax(logits[b v]) || softmax(sum over h of (x[b h m] W[h m v] + c[h v])))` at the last
+    position, where x is the output of a head as `logit_lens` reads it (norms with their scales in this run, gamma). W
+    starts at the unembedding, c at 0.
+
+    Adam takes the steps. Each step uses `batch_size` prompts; all prompts are used in a new order before one is used
+    again. Inputs are read once, in float32. The model is not changed.
+
+    Args:
+        model: A transformers causal language model, or a TransformerBridge over one.
+        prompts: Prompts to train on.
+        layer: The layer.
+        lr: Learning rate.
+        steps: Number of training steps.
+        batch_size: Number of prompts per step.
+        seed: Seed of the order of the prompts.
+        progress: Show a progress bar.
+
+    Returns:
+        Lens: float32 `weight [h m v]` and `bias [h v]`; `losses` are in nats.
+
+    Raises:
+        HeadError: For a layer that the model does not have.
+        UsageError: For no prompts, or an `lr`, `steps` or `batch_size` that is not positive.
+        CostError: If memory does not suffice for four times the h m v weights.
+        ModelError: As `logit_lens`.
+
+    Examples:
+        >>> from interp.analyses.views.attention_lens import train_lens
+        >>> lens = train_lens(model, prompts, 1, steps=2)
+        >>> len(lens.losses)
+        2
+
+    Source:
+        Sakarvadia et al. 2310.16270.
+
+    Differs:
+        x passes the norms before the unembedding. c starts at 0 rather than at the unembedding's bias for each head, so
+        that an untrained lens is the view without a lens. Adam takes steps on batches without accumulation.
+
+    Limits:
+        Does not show the effect of one head. Only the sum over heads is fitted: where the inputs of two heads vary
+        together, adding to one map what another loses changes nothing, so single heads are not unique. Compare with the
+        view without a lens.
     """
     if steps < 1 or batch_size < 1 or not 0 < lr < torch.inf:
         raise UsageError(
-            f"lr={lr}, steps={steps}, batch_size={batch_size}: give a positive rate and at least one each."
+            f"lr={lr}, steps={steps}, batch_size={batch_size} cannot train; give a positive rate and at least one each."
         )
     if not len(prompts):
-        raise UsageError("no prompts to train a lens on; the selection is empty.")
+        raise UsageError("there are no prompts to train a lens on; give at least one.")
     start = _affordable(model, layer, seed)
     x, wanted = _inputs(model, prompts, layer)
     weight, bias = (nn.Parameter(part) for part in (start.weight, start.bias))
@@ -175,10 +255,19 @@ def train_lens(
 
 
 def lens_loss(model: nn.Module, prompts: Prompts, lens: Lens) -> Float[Tensor, "p"]:
-    """KL(model || lens) of each prompt at its last position, in nats: on prompts that it was not trained on.
+    """KL divergence of a lens from the model, in nats, for each prompt at its last position.
 
-    Raises ScoreError for a lens of another model, ModelError as `vocabulary`.
-    Cannot show: that single heads are read rightly, see `train_lens`.
+    Args:
+        model: The model that the lens was trained for.
+        prompts: Prompts that it was not trained on.
+        lens: The lens.
+
+    Raises:
+        ScoreError: For a lens of another model.
+        ModelError: As `logit_lens`.
+
+    Limits:
+        Does not show that single heads are read correctly, see `train_lens`.
     """
     lens.check(model)
     x, wanted = _inputs(model, prompts, lens.layer)
@@ -198,20 +287,32 @@ def extremes(
     k: int,
     own: Int[Tensor, "n"] | None = None,
 ) -> tuple[Top, Top, Int[Tensor, "n"]]:
-    """The k largest and the k smallest of x W + bias, and the rank of one column of each row, 0 for the largest.
+    """The k largest and the k smallest entries of `x W + bias`, and the rank of one column of each row.
 
-    A part of the vocabulary at a time: in 16 bits W would be here twice, and n rows of logits are many. UsageError for
-    a k that the vocabulary does not have.
+    The vocabulary is taken in parts, since in 16 bits W would be in memory twice, and n rows of logits are many.
+
+    Args:
+        x: Rows.
+        weight: W.
+        bias: The bias, None for none.
+        k: Number of entries.
+        own: The column of each row whose rank is wanted, by default the first.
+
+    Returns:
+        The largest entries, the smallest ones, and the ranks, 0 for the largest.
+
+    Raises:
+        UsageError: For a k that exceeds the vocabulary.
     """
     known = weight.shape[1]
     if not 1 <= k <= known:
-        raise UsageError(f"k={k} tokens of a vocabulary of {known}: give a number from 1 to that.")
+        raise UsageError(f"k={k} tokens of a vocabulary of {known} were requested; give a number from 1 to {known}.")
     own = torch.zeros(len(x), dtype=torch.int64) if own is None else own
     own = own.to(x.device)
     mine = torch.einsum("nm,mn->n", x, weight[:, own].float()) + (0 if bias is None else bias[own])
     rank, none = torch.zeros_like(own), (x.new_zeros(len(x), 0), own.new_zeros(len(x), 0))
     best, worst = none, none
-    width = max(HELD // max(len(x), 1), 1024)
+    width = max(MAX_LOGITS // max(len(x), 1), 1024)
     for start in range(0, known, width):
         part = x @ weight[:, start : start + width].float()
         if bias is not None:
@@ -236,17 +337,17 @@ def _affordable(model: nn.Module, layer: int, seed: int) -> Lens:
     m, v = config.hidden_size, config.vocab_size
     # weight, gradient, and two moments of Adam
     needed = 4 * 4 * layout.heads * m * v
-    there = free(next(model.parameters()).device)
-    if needed > SHARE * there:
+    free_bytes = free(next(model.parameters()).device)
+    if needed > MAX_MEMORY_SHARE * free_bytes:
         raise CostError(
-            f"a lens of {layout.heads} heads, {m} to {v}, takes {needed / 1e9:.1f} GB to train, of which "
-            f"{there / 1e9:.1f} GB are free: take a smaller model or a larger machine."
+            f"training a lens of {layout.heads} heads, {m} to {v}, takes {needed / 1e9:.1f} GB, and "
+            f"{free_bytes / 1e9:.1f} GB are free; use a smaller model or a larger machine."
         )
     return Lens.plain(model, layer, seed=seed)
 
 
 def _inputs(model: nn.Module, prompts: Prompts, layer: int) -> tuple[Float[Tensor, "p h m"], Float[Tensor, "p v"]]:
-    """What each head writes at the last position, and the model's log-probabilities there."""
+    """Output of each head at the last position, and the model's log-probabilities there."""
     check_context(model, prompts)
     layout = HeadLayout.of(model)
     x: list[Any] = [None] * len(prompts)

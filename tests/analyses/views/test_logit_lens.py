@@ -228,7 +228,7 @@ def test_a_lens_serves_its_layer_and_no_other():
 
 @pytest.mark.parametrize("held", [1, 300, 1 << 25])
 def test_extremes_in_parts_are_those_of_the_whole(held, monkeypatch):
-    monkeypatch.setattr("interp.analyses.views.attention_lens.HELD", held)
+    monkeypatch.setattr("interp.analyses.views.attention_lens.MAX_LOGITS", held)
     rng = torch.Generator().manual_seed(0)
     x, weight = torch.randn(5, 8, generator=rng), torch.randn(8, 5000, generator=rng)
     bias, own = torch.randn(5000, generator=rng), torch.tensor([0, 4999, 7, 2048, 1024])
@@ -301,7 +301,7 @@ def test_bad_input(function):
     model, batch = make("llama"), prompts()
     more = {"span": "early"} if function is ov_tokens else {}
     for k in (0, ALL + 1):
-        with pytest.raises(UsageError, match=f"k={k} tokens of a vocabulary of {ALL}"):
+        with pytest.raises(UsageError, match=f"k={k} tokens of a vocabulary of {ALL} were requested"):
             function(model, batch, "L0H0", k=k, **more)
     with pytest.raises(HeadError, match="L9H0"):
         function(model, batch, "L9H0", **more)
