@@ -51,7 +51,7 @@ def logit_differences(model: Any, prompts: Prompts, batch_size: int = 8) -> Floa
     """`logit_difference` after each prompt, float32.
 
     Args:
-        model: A transformers causal language model, or a TransformerBridge over one. Open contexts such as `ablate` act.
+        model: A transformers causal language model, or a TransformerBridge over one, with any context open on it.
         prompts: Prompts with "right" and "wrong" in their meta.
         batch_size: Number of prompts per forward pass.
 
