@@ -78,7 +78,7 @@ def _card(entry: Entry) -> str:
 
 
 def _found(name: str) -> list[Entry]:
-    kinds = [kind for kind in registry.KINDS if registry.is_known(name, kind)]
+    kinds = registry.kinds_of(name)
     if not kinds:
         known = [each for kind in registry.KINDS for each in registry.names(kind)]
         raise UsageError(f"unknown name {name!r}{registry.near(name, known)}; `interp list` has all names.")

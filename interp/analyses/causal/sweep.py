@@ -300,7 +300,7 @@ def sweep_sets(
 
 @dataclass(eq=False)
 class Chunk:
-    """The cells of some prompts, and the forward pass of the unmodified model, made for the first cell that needs it."""
+    """The cells of some prompts, and the unmodified forward pass, made for the first cell that needs it."""
 
     model: Any
     numbers: list[int]

@@ -91,9 +91,9 @@ def sahara(
 ) -> SaharaResult:
     """Grow a group of heads, at each step by the head whose ablation turns the subspace of the prompts furthest.
 
-    `M[p m]` is the input of the unembedding at the last token of each prompt, and U its first `components` left singular
-    vectors, for the unmodified model and with a group ablated. `phi` is the sum of the principal angles between the two
-    subspaces, in degrees, computed in float64. The cost is `size * l * h` forward passes of each prompt, less the parts
+    `M[p m]` is the input of the unembedding at the last token of each prompt, and U its first `components` left
+    singular vectors, for the unmodified model and with a group ablated. `phi` is the sum of the principal angles
+    between the two subspaces, in degrees, computed in float64. The cost is `size * l * h` forward passes of each prompt, less the parts
     that they share.
 
     Args:
@@ -116,8 +116,8 @@ def sahara(
         and the largest.
 
     Raises:
-        UsageError: If there are fewer than `components + 1` prompts, since one prompt always spans the same line, or the
-            group would take more than half of the heads.
+        UsageError: If there are fewer than `components + 1` prompts, since one prompt always spans the same line, or
+            the group would take more than half of the heads.
 
     Examples:
         >>> found = interp.identify.sahara(model, prompts, size=1, n_random_sets=1)

@@ -40,8 +40,8 @@ def ships(
     `ships[p l h] = KL(P || P') = sum over v of P log(P / P')` in nats, over the next token after prompt p, where P is
     the unmodified model and P' the model with head h of layer l ablated. It is computed in float64.
 
-    In 16 bits the error of this divergence is as large as the tenth highest score of a model of 1.5B parameters, so load
-    the model in float32.
+    In 16 bits the error of this divergence is as large as the tenth highest score of a model of 1.5B parameters, so
+    load the model in float32.
 
     Args:
         model: A transformers causal language model, or a TransformerBridge over one.

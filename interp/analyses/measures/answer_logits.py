@@ -37,7 +37,7 @@ def answer_tokens(prompts: Prompts) -> Int[Tensor, "b 2"]:
         PromptError: If a prompt has no such answers, or both begin with the same token.
     """
     options = Options.of(prompts)
-    rows = [(ids[0][0], ids[count][0]) for ids, count in zip(options.ids, options.n_right, strict=True)]
+    rows = [(ids[0][0], ids[count][0]) for ids, count in zip(options.ids, options.right, strict=True)]
     for number, (right, wrong) in enumerate(rows):
         if right == wrong:
             raise PromptError(

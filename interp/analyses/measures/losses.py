@@ -15,7 +15,7 @@ from interp.hooks.prompts.prompts import Prompts
 from interp.hooks.read.capture import model_inputs
 
 Loss = Callable[[Tensor, Prompts], Tensor]
-"""a function of the logits `[b q v]` of a batch, padded on the left, and its prompts, that returns their losses `[b]`"""
+"""a function of the logits `[b q v]` of a batch, padded on the left, and its prompts, that returns losses `[b]`"""
 MAX_HELD_LOGITS = 1 << 25
 """numbers of logits that are held at once"""
 IGNORED_TOKEN = -100

@@ -51,11 +51,12 @@ class Replies:
         Args:
             numbers: Which requests, in the order wanted.
         """
-        items, texts, refused, first = (
-            tuple(values[i] for i in numbers)
-            for values in (self.prompts.items, self.texts, self.refused, self.first_tokens)
-        )
-        return Replies(replace(self.prompts, items=items), texts, refused, first)
+
+        def pick(values: Any) -> Any:
+            return tuple(values[i] for i in numbers)
+
+        prompts = replace(self.prompts, items=pick(self.prompts.items))
+        return Replies(prompts, pick(self.texts), pick(self.refused), pick(self.first_tokens))
 
     def record(self, keep_text: bool = False) -> "RefusalReplies":
         """What a result stores of the replies.
