@@ -86,7 +86,11 @@ def _found(name: str) -> list[Entry]:
 
 
 def _needs(entry: Entry) -> tuple[str, ...]:
-    return tuple(each if isinstance(each, str) else " or ".join(each) for each in getattr(entry, "needs", ()))
+    needs = getattr(entry, "needs", ())
+    if needs and not isinstance(needs[0], str):
+        # alternatives, each a set of names
+        return (" or ".join(" and ".join(each) for each in needs),)
+    return needs
 
 
 def first_sentence(text: str) -> str:

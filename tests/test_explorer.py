@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import browser as browsers
-import families
+from interp.testing import families
 import pytest
 import torch
 from playwright.sync_api import expect

@@ -93,8 +93,8 @@ def sahara(
 
     `M[p m]` is the input of the unembedding at the last token of each prompt, and U its first `components` left
     singular vectors, for the unmodified model and with a group ablated. `phi` is the sum of the principal angles
-    between the two subspaces, in degrees, computed in float64. The cost is `size * l * h` forward passes of each prompt, less the parts
-    that they share.
+    between the two subspaces, in degrees, computed in float64. The cost is `size * l * h` forward passes of each
+    prompt, less the parts that they share.
 
     Args:
         model: A transformers causal language model, or a TransformerBridge over one.
