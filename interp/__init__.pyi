@@ -1,4 +1,4 @@
-# the names at the top of the package: type checkers read this file, and interp/__init__.py imports from it when a name is used
+# names at the top of the package, for type checkers and for interp/__init__.py, which imports them when they are used
 from . import identify as identify
 from . import keep as keep
 from . import kv as kv

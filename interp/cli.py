@@ -203,7 +203,7 @@ def _settings(given: list[str]) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for text in given:
         name, setting, value = registry.parse_setting(text)
-        known = [registry.get(name, kind).name for kind in registry.KINDS if registry.is_known(name, kind)]
+        known = [registry.get(name, kind).name for kind in registry.kinds_of(name)]
         found.setdefault(known[0] if known else name, {})[setting] = value
     return found
 

@@ -78,7 +78,7 @@ def _card(entry: Entry) -> str:
 
 
 def _found(name: str) -> list[Entry]:
-    kinds = [kind for kind in registry.KINDS if registry.is_known(name, kind)]
+    kinds = registry.kinds_of(name)
     if not kinds:
         known = [each for kind in registry.KINDS for each in registry.names(kind)]
         raise UsageError(f"unknown name {name!r}{registry.near(name, known)}; `interp list` has all names.")
@@ -86,7 +86,11 @@ def _found(name: str) -> list[Entry]:
 
 
 def _needs(entry: Entry) -> tuple[str, ...]:
-    return tuple(each if isinstance(each, str) else " or ".join(each) for each in getattr(entry, "needs", ()))
+    needs = getattr(entry, "needs", ())
+    if needs and not isinstance(needs[0], str):
+        # alternatives, each a set of names
+        return (" or ".join(" and ".join(each) for each in needs),)
+    return needs
 
 
 def first_sentence(text: str) -> str:

@@ -42,8 +42,9 @@ def with_options(plan: str, *without: str) -> Callable[[Callable[..., None]], Ca
         def called(**given: Any) -> None:
             command(**given)
 
-        # parameters without a default come first
-        called.__signature__ = inspect.Signature(sorted([*own, *made], key=lambda p: p.default is not p.empty))  # pyright: ignore
+        # keyword-only ones may come in any order; arguments keep theirs
+        every = [parameter.replace(kind=parameter.KEYWORD_ONLY) for parameter in (*own, *made)]
+        called.__signature__ = inspect.Signature(every)  # pyright: ignore[reportAttributeAccessIssue]
         return called
 
     return decorate

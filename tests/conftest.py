@@ -63,7 +63,7 @@ def demo():
 @pytest.fixture(scope="session")
 def tiny_model():
     """tiny_model("llama") or any other name in families.CONFIGS; made once for all tests, so do not edit it."""
-    import families
+    from interp.testing import families
 
     made = {}
 

@@ -3,7 +3,7 @@
 import json
 import shutil
 
-import families
+from interp.testing import families
 import pytest
 from transformers import AutoModelForCausalLM, LlamaConfig
 

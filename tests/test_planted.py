@@ -1,9 +1,9 @@
 """The planted head does its job by the plain definition of the score, and the control does not."""
 
-import planted
+from interp.testing import planted
 import pytest
 import torch
-from planted import FAMILIES, HEADS, KINDS, LAYERS, PAD, Planted, Task
+from interp.testing.planted import FAMILIES, HEADS, KINDS, LAYERS, PAD, Planted, Task
 from torch import Tensor
 
 SEEDS = range(20)

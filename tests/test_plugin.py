@@ -52,7 +52,18 @@ def test_all_three_are_listed(environment):
 
 
 def test_the_analysis_runs_with_its_control_and_stands_in_the_report(environment, model, tmp_path):
-    few = ["--n-texts", 2, "--n-heads", 2, "--n-random-sets", 1, "--explorer-tokens", 0, "--set", "second-copy.scale=0.5"]
+    few = [
+        "--n-texts",
+        2,
+        "--n-heads",
+        2,
+        "--n-random-sets",
+        1,
+        "--explorer-tokens",
+        0,
+        "--set",
+        "second-copy.scale=0.5",
+    ]
     out = interp(environment, "score", "second-copy", model, "--out", tmp_path / "run", *few)
     assert "second_copy: share of attention, 2 prompts counted" in out
     assert "second_copy.control" in out
@@ -83,7 +94,16 @@ def test_the_edit_steers_a_task(environment, model, tmp_path):
 
 
 def test_the_selector_is_compared_with_random_keys(environment, model, tmp_path):
-    few = ["--n-texts", 2, "--needle-length", 700, "--set", 'kv.selectors=["everyother"]', "--set", "everyother.stride=3"]
+    few = [
+        "--n-texts",
+        2,
+        "--needle-length",
+        700,
+        "--set",
+        'kv.selectors=["everyother"]',
+        "--set",
+        "everyother.stride=3",
+    ]
     out = interp(environment, "score", "kv", model, "--out", tmp_path / "run", *few)
     assert "everyother" in out.lower()
     assert "random" in out

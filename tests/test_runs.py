@@ -7,8 +7,8 @@ import subprocess
 import sys
 from dataclasses import replace
 
-import families
-import planted
+from interp.testing import families
+from interp.testing import planted
 import pytest
 import tiny_chat_model
 import torch

@@ -3,7 +3,7 @@
 import csv
 import json
 
-import planted
+from interp.testing import planted
 import pytest
 from tiny_chat_model import model as speaking
 from tiny_chat_model import tokenizer as speaking_tokenizer

@@ -9,7 +9,7 @@ when its entry is first used. Other packages join through the entry point groups
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import cache
 from importlib import import_module, metadata
@@ -97,6 +97,8 @@ class Analysis(Entry):
     """whether a user's own prompts can take the place of the standard ones; a function (prompts, sizes) chooses some"""
     check: Callable[[Any], Any] | None = None
     """raises where the analysis would refuse the prompts, before a run begins"""
+    check_model: Callable[[Any], Any] | None = None
+    """raises where the analysis would refuse the model, before a run begins"""
     max_new_tokens: int | str = 0
     """new tokens that must fit after a prompt; a string names the size that holds the number"""
     resumable: bool = False
@@ -248,6 +250,8 @@ class _Home:
     attribute: str
     load: Callable[[], Any]
     """imports it"""
+    distribution: str = "interp"
+    """the package that it comes from"""
 
 
 @cache
@@ -268,7 +272,8 @@ def _homes(kind: Kind) -> dict[str, _Home]:
             found[name] = _Home(match[2], _importing(module, match[2]))
     for point in metadata.entry_points(group=ENTRY_POINTS[kind]):
         # a name of ours is never taken over by another package
-        found.setdefault(point.name, _Home(point.attr, point.load))
+        package = point.dist.name if point.dist is not None else ""
+        found.setdefault(point.name, _Home(point.attr, point.load, package))
     return found
 
 
@@ -320,6 +325,11 @@ def is_known(name: str, kind: Kind = "analysis") -> bool:
     return _canonical(name, kind) is not None
 
 
+def kinds_of(name: str) -> list[Kind]:
+    """The kinds that have an entry of a name."""
+    return [kind for kind in KINDS if is_known(name, kind) or (kind, name) in _DECLARED]
+
+
 def _canonical(name: str, kind: Kind) -> str | None:
     """The declared form of a name: case, hyphens and underscores do not matter."""
     known = _homes(kind)
@@ -341,7 +351,7 @@ def _loaded(kind: Kind, name: str) -> Any:
     entry = entry_of(thing)
     if entry is None or entry.kind != kind:
         raise UsageError(f"the entry point {name!r} does not declare itself; decorate it with @{kind}(...).")
-    return entry
+    return replace(entry, distribution=_homes(kind)[name].distribution)
 
 
 def entries(kind: Kind = "analysis") -> tuple[Any, ...]:

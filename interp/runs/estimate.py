@@ -26,7 +26,7 @@ class Estimate:
     stages: tuple[StageCost, ...]
 
     @property
-    def tokens(self) -> int:
+    def tokens(self) -> float:
         """Tokens of all forward passes."""
         return sum(stage.cost.tokens for stage in self.stages)
 
@@ -43,11 +43,11 @@ class Estimate:
     def __str__(self) -> str:
         head = f"{'stage':32s} {'prompts':>8s} {'forwards':>9s} {'tokens':>10s} {'TFLOP':>9s} {'results, MB':>12s}"
         rows = [
-            f"{stage.name:32s} {stage.n_prompts:8,d} {stage.cost.forward_passes:9,.0f} {stage.cost.tokens:10,d} "
+            f"{stage.name:32s} {stage.n_prompts:8,d} {stage.cost.forward_passes:9,.0f} {stage.cost.tokens:10,.0f} "
             f"{stage.cost.teraflops:9.2f} {stage.cost.held_megabytes:12.1f}"
             for stage in self.stages
         ]
-        return "\n".join([head, *rows, f"{'total':32s} {'':8s} {'':9s} {self.tokens:10,d} {self.teraflops:9.2f}"])
+        return "\n".join([head, *rows, f"{'total':32s} {'':8s} {'':9s} {self.tokens:10,.0f} {self.teraflops:9.2f}"])
 
 
 def estimate(plan: Plan, model: nn.Module, tokenizer: Any, own: Prompts | None = None) -> Estimate:

@@ -5,7 +5,7 @@ Nothing heavy is imported until a plan is used, so that the command line can pri
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, get_args
 
 from interp.analyses import registry
 from interp.analyses.prompt_sizes import PromptSizes
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from interp.runs.stage import Stage
 
 Settings = Mapping[str, Mapping[str, Any]]
-ABLATIONS = ("zero", "uniform", "first")
+Ablation = Literal["zero", "uniform", "first"]
+ABLATIONS: tuple[str, ...] = get_args(Ablation)
 """ablations that need no reference prompts"""
 
 
@@ -62,7 +63,7 @@ class ScorePlan:
     heads: str = ""
     n_heads: int = 10
     n_random_sets: int = 3
-    ablation: str = "zero"
+    ablation: Ablation = "zero"
     batch_size: int = 8
 
     def __post_init__(self) -> None:
@@ -105,15 +106,15 @@ class ScorePlan:
         others = [entry for entry in self.entries if entry.inputs is not None]
         if tables:
             others += [e for e in registry.entries() if e.automatic and e not in others and plan._wanted(e)]
-        found = [analysis_stage(entry, plan, tokenizer, own) for entry in tables]
+        found = [analysis_stage(entry, plan, model, tokenizer, own) for entry in tables]
         if self.check:
             tested = [entry for entry in tables if entry.control is not None]
-            answered = any(entry.control.own_prompts for entry in tested)
+            answered = any(not entry.control.own_prompts for entry in tested)
             found += [control_stage(entry, plan, tokenizer, own) for entry in tested]
             found += [named_heads_stage(plan, tokenizer)] if self.heads and not answered else []
             if answered or self.heads:
                 _check_control_size(model, self.heads, self.n_heads)
-        return [*found, *(analysis_stage(entry, plan, tokenizer, own) for entry in others)]
+        return [*found, *(analysis_stage(entry, plan, model, tokenizer, own) for entry in others)]
 
     def _wanted(self, entry: Analysis) -> bool:
         """Whether an automatic view is part of the run."""
@@ -134,7 +135,7 @@ class ScorePlan:
 def check_settings(settings: Settings) -> None:
     """Raise UsageError for a name that nothing declares, or a setting that it does not have."""
     for name, given in settings.items():
-        known = [kind for kind in registry.KINDS if name in registry.names(kind)]
+        known = registry.kinds_of(name)
         if not known:
             # the message names the nearest analysis
             registry.get(name)

@@ -4,7 +4,7 @@ import shutil
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
@@ -81,7 +81,7 @@ class Run:
         return {
             "interp": interp.__version__,
             "recipe": self.plan.recipe,
-            "plan": asdict(self.plan),
+            "plan": asdict(cast(Any, self.plan)),
             "layout": asdict(self.layout),
             "prompts": {name: prompts.fingerprint() for name, prompts in prompts_of(self.stages)},
             "stages": [{"name": stage.name, "shown": stage.shown} for stage in self.stages],

@@ -64,7 +64,7 @@ def check_selector(
         if literal:
             expected = literal_logits(model, selector, batch, row, later, noted)
             _close(logits[row : row + 1], expected, tolerance, "later tokens see other keys than the kept ones")
-    evicted, _ = continued(model, selector, batch[:1], later[:1], EvictingCache(config=model.config))
+    evicted, _ = continued(model, selector, batch[:1], later[:1], EvictingCache(model))
     kept, _ = continued(model, selector, batch[:1], later[:1])
     _close(evicted, kept, tolerance, "a cache that evicts keys gives other logits")
     whole = make(keep_ratio=1.0, n_sink=N_SINK, n_recent=N_RECENT, **settings)
@@ -73,7 +73,7 @@ def check_selector(
     slides = [kind == "sliding_attention" for kind in windowed.config.layer_types]
     _, noted = continued(windowed, selector, batch[:1], later[:1])
     wanted = [layer for layer, slid in enumerate(slides) if not slid]
-    require(sorted(noted) == wanted, f"it chose in the layers {sorted(noted)}, expected those without a window, {wanted}.")
+    require(sorted(noted) == wanted, f"it chose in layers {sorted(noted)}, expected those without a window, {wanted}.")
 
 
 def _ratio(selector: KeySelector, noted: dict[int, Any], batch: Prompts) -> None:
@@ -86,7 +86,7 @@ def _ratio(selector: KeySelector, noted: dict[int, Any], batch: Prompts) -> None
             require(bool(kept[:, -1].all()), "the last key of the prompt is dropped.")
     mean = float(torch.stack(shares).mean())
     slack = 1 / min(batch.lengths)
-    require(abs(mean - selector.keep_ratio) < slack, f"{mean:.3f} of the keys are kept, expected {selector.keep_ratio}.")
+    require(abs(mean - selector.keep_ratio) < slack, f"{mean:.3f} of keys are kept, expected {selector.keep_ratio}.")
 
 
 def _prompts() -> Prompts:

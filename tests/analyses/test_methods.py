@@ -1,7 +1,7 @@
 """All detectors: the planted head comes first and its control does not; batches, padding and order change nothing."""
 
-import families
-import planted
+from interp.testing import families
+from interp.testing import planted
 import pytest
 import torch
 from detectors import BY_NAME, METHODS, prompts, random_prompts

@@ -3,7 +3,7 @@
 import functools
 from typing import Any
 
-import families
+from interp.testing import families
 import pytest
 import torch
 from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module

@@ -6,7 +6,7 @@ The oracles are patterns, replies, queries and keys computed by the model's own 
 import contextlib
 
 import torch
-from families import VOCAB
+from interp.testing.families import VOCAB
 
 from interp.hooks.prompts.prompts import Prompts
 from interp.hooks.read import keep

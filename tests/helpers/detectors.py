@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-import planted
+from interp.testing import planted
 import torch
 
 from interp.analyses import identify

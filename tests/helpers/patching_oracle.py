@@ -4,7 +4,7 @@ import contextlib
 import itertools
 from typing import Any
 
-import families
+from interp.testing import families
 import torch
 
 from interp.hooks.model.layers import attention_layers, projection_name

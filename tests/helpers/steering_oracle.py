@@ -3,7 +3,7 @@
 import contextlib
 
 import torch
-from families import VOCAB
+from interp.testing.families import VOCAB
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-import families
+from interp.testing import families
 import torch
 from tokenizers_tiny import byte_level
 from transformers import AutoModelForCausalLM, LlamaConfig

@@ -303,7 +303,7 @@ def test_a_gpu_chooses_the_kernels(device):
 
 
 def test_a_model_is_read_by_the_kernels(device):
-    from families import make
+    from interp.testing.families import make
     from transformers import GenerationConfig
 
     from interp.hooks.prompts.prompts import Prompts

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -75,7 +75,7 @@ def random_conditions(heads: HeadSet, layout: HeadLayout, n_random_sets: int, se
         n_random_sets: Number of random sets of each kind.
         seed: Seed of the first random set.
     """
-    kinds = ((RANDOM, "free"), (RANDOM_BY_LAYER, "layer"))
+    kinds: tuple[tuple[str, Literal["free", "layer"]], ...] = ((RANDOM, "free"), (RANDOM_BY_LAYER, "layer"))
     return [
         Condition(name, heads.random_like(layout, seed + draw, match), draw)
         for name, match in kinds

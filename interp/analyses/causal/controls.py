@@ -1,27 +1,283 @@
-"""Controls that declarations name."""
+"""Controls of head scores: how the top heads of an analysis are tested by ablation.
 
-from dataclasses import dataclass
+A declaration names one of `answers()`, `logit_difference()` and `loss()`. A control is called with the scores and
+returns Trials, in which the top heads are compared with random heads.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from interp.analyses.causal.ablation_test import REPLY_TOKENS, ablation_test
+from interp.analyses.causal.curve import Measure, causal_curve
+from interp.analyses.costs import Cost, Passes, total
+from interp.analyses.measures.answer_logits import logit_differences
+from interp.analyses.measures.losses import span_loss, token_losses
+from interp.analyses.results.head_scores import HeadScores
+from interp.analyses.results.trials import Trials
+from interp.analyses.tasks import standard
+from interp.errors import UsageError
+from interp.hooks.edit.ablation import AblationKind
+from interp.hooks.model.heads import HeadLayout, HeadSet
+from interp.hooks.prompts.prompts import Prompts
+
+NATS = "nats per token"
+OWN_PROMPTS = (
+    "The heads were chosen by this measure on these prompts, so their effect is overestimated, by about the width of "
+    "its interval."
+)
 
 
 @dataclass(frozen=True)
 class Control:
-    """A placeholder of the controls that analyses declare."""
+    """Base class of the controls."""
 
-    title: str
-    span: str | None = None
+    title: ClassVar[str]
+    """heading in reports"""
+    measure: ClassVar[str]
+    """name of the measure, where the prompts do not change it"""
+    own_prompts: ClassVar[bool] = True
+    """whether the prompts are those of the analysis"""
+
+    @property
+    def flattered(self) -> bool:
+        """Whether the heads were chosen by this measure on these prompts, so that their effect is overestimated."""
+        return True
+
+    def prompts(self, sizes: standard.PromptSizes, tokenizer: Any) -> Prompts | None:
+        """The prompts of the control, None where it takes those of the analysis.
+
+        Args:
+            sizes: Number and length of the prompts of the run.
+            tokenizer: The tokenizer of the model.
+        """
+        return None
+
+    def used(self, prompts: Prompts) -> Prompts:
+        """Those of the prompts that are measured."""
+        return prompts
+
+    def head_counts(self, n_heads: int, layout: HeadLayout) -> list[int]:
+        """Numbers of heads that are ablated."""
+        return sorted({max(1, n_heads // 3), n_heads})
+
+    def __call__(
+        self,
+        model: nn.Module,
+        prompts: Prompts,
+        scores: HeadScores,
+        *,
+        n_heads: int,
+        n_random_sets: int,
+        ablation: AblationKind = "zero",
+        heads: HeadSet | None = None,
+        batch_size: int = 8,
+        seed: int = 0,
+        folder: Any = None,
+        progress: bool = False,
+    ) -> Trials:
+        """Ablate the top heads of the scores, compared with random heads.
+
+        Args:
+            model: A transformers causal language model, or a TransformerBridge over one.
+            prompts: `prompts(sizes, tokenizer)`, or the prompts of the analysis where that is None.
+            scores: The scores under test.
+            n_heads: Number of heads from the top of the scores.
+            n_random_sets: Number of random sets of each kind and size.
+            ablation: The ablation, see `ablate`.
+            heads: Heads to test in place of the top ones.
+            batch_size: Number of prompts per forward pass.
+            seed: Seed of the random heads and of the intervals.
+            folder: Where finished conditions are kept, so that an interrupted control continues.
+            progress: Show a progress bar.
+
+        Returns:
+            Trials: Under the name of the scores.
+
+        Raises:
+            UsageError: If there are no heads to ablate, or too few other heads to draw from.
+            PromptError: If the prompts lack what the measure needs.
+        """
+        used = self.used(prompts)
+        name, measure = self.measure_on(used, batch_size)
+        counts = self.head_counts(n_heads, scores.layout) if heads is None else [len(heads)]
+        found = causal_curve(
+            model,
+            {scores.name: scores if heads is None else list(heads)},
+            {name: measure},
+            sizes=counts,
+            ablation=ablation,
+            n_random_sets=n_random_sets,
+            seed=seed,
+            folder=folder,
+            about=None if folder is None else [type(self).__name__, used.fingerprint()],
+            progress=progress,
+        )
+        return replace(
+            found,
+            title=self.title,
+            units={} if self.measure == "logit difference" else {name: NATS},
+            notes=(OWN_PROMPTS,) if self.flattered else (),
+        )
+
+    def measure_on(self, prompts: Prompts, batch_size: int) -> tuple[str, Measure]:
+        """The name of the measure on these prompts, and the function of the model that takes it."""
+        raise NotImplementedError
+
+    def cost(self, model: nn.Module, prompts: Prompts, batch_size: int, *, n_heads: int, n_random_sets: int) -> Cost:
+        """Cost of the control on one model and set of prompts, without running it.
+
+        Args:
+            model: The model.
+            prompts: As in `__call__`.
+            batch_size: Number of prompts per forward pass.
+            n_heads: Number of heads from the top of the scores.
+            n_random_sets: Number of random sets of each kind and size.
+        """
+        n_sizes = len(self.head_counts(n_heads, HeadLayout.of(model)))
+        return _cost(model, self.used(prompts), batch_size, 1 + n_sizes * (1 + 2 * n_random_sets))
+
+
+@dataclass(frozen=True)
+class Answers(Control):
+    """Accuracy of greedy replies to needle prompts that were not used to score the heads, see `ablation_test`."""
+
+    title: ClassVar[str] = "Accuracy with heads ablated"
+    measure: ClassVar[str] = "accuracy"
+    own_prompts: ClassVar[bool] = False
+
+    @property
+    def flattered(self) -> bool:
+        return False
+
+    def prompts(self, sizes: standard.PromptSizes, tokenizer: Any) -> Prompts | None:
+        return standard.check_needles(sizes, tokenizer)
+
+    def head_counts(self, n_heads: int, layout: HeadLayout) -> list[int]:
+        return [n_heads]
+
+    def __call__(
+        self,
+        model: nn.Module,
+        prompts: Prompts,
+        scores: HeadScores,
+        *,
+        n_heads: int,
+        n_random_sets: int,
+        ablation: AblationKind = "zero",
+        heads: HeadSet | None = None,
+        batch_size: int = 8,
+        seed: int = 0,
+        folder: Any = None,
+        progress: bool = False,
+    ) -> Trials:
+        found = ablation_test(
+            model,
+            prompts,
+            scores if heads is None else heads,
+            n_heads=n_heads,
+            n_random_sets=n_random_sets,
+            ablation=ablation,
+            batch_size=batch_size,
+            seed=seed,
+            folder=folder,
+            progress=progress,
+        )
+        return replace(found, name=scores.name, title=self.title)
+
+    def cost(self, model: nn.Module, prompts: Prompts, batch_size: int, *, n_heads: int, n_random_sets: int) -> Cost:
+        return _cost(model, prompts, batch_size, 2 + 2 * n_random_sets, REPLY_TOKENS)
+
+
+@dataclass(frozen=True)
+class LogitDifference(Control):
+    """Logit of the right answer minus logit of the wrong one, on the prompts of the analysis."""
+
+    title: ClassVar[str] = "Logit difference with heads ablated"
+    measure: ClassVar[str] = "logit difference"
+
+    def measure_on(self, prompts: Prompts, batch_size: int) -> tuple[str, Measure]:
+        return self.measure, lambda model: logit_differences(model, prompts, batch_size)
+
+
+@dataclass(frozen=True)
+class Loss(Control):
+    """Mean next-token loss, on the prompts of the analysis or on some of them."""
+
+    span: str = ""
+    """span whose tokens count where every prompt has it; otherwise all tokens count"""
     n_tokens: int | None = None
+    """the control takes the first prompts that have so many tokens together, at least two prompts, and ablates at most
+    a quarter of the heads; None for all prompts"""
+
+    title: ClassVar[str] = "Loss with heads ablated"
+    measure: ClassVar[str] = "loss"
+
+    @property
+    def flattered(self) -> bool:
+        # with a limit of tokens it controls scores of attention, which were not chosen by the loss
+        return self.n_tokens is None
+
+    def used(self, prompts: Prompts) -> Prompts:
+        if self.n_tokens is None:
+            return prompts
+        count, tokens = 0, 0
+        # an interval needs two prompts
+        while count < len(prompts) and (tokens < self.n_tokens or count < 2):
+            tokens += prompts.lengths[count]
+            count += 1
+        return prompts[:count]
+
+    def head_counts(self, n_heads: int, layout: HeadLayout) -> list[int]:
+        if self.n_tokens is None:
+            return super().head_counts(n_heads, layout)
+        # random heads matched by layer need as many heads again in each layer, which small models hardly have
+        return [min(n_heads, max(1, layout.size // 4))]
+
+    def measure_on(self, prompts: Prompts, batch_size: int) -> tuple[str, Measure]:
+        if not self.span or not all(self.span in prompt.spans for prompt in prompts):
+            return self.measure, lambda model: token_losses(model, prompts, batch_size)
+        name = "loss of the second copy" if self.span == "second" else f"loss of {self.span}"
+
+        def measure(model: nn.Module) -> Tensor:
+            return token_losses(model, prompts, batch_size, loss=span_loss(self.span))
+
+        return name, measure
 
 
-def answers() -> Control:
-    """Ablate the top heads and count right answers to needle prompts."""
-    return Control("answers")
+def answers() -> Answers:
+    """Test heads by the accuracy of replies to needle prompts that were not used to score them."""
+    return Answers()
 
 
-def logit_difference() -> Control:
-    """Ablate the top heads and measure the logit difference."""
-    return Control("logit difference")
+def logit_difference() -> LogitDifference:
+    """Test heads by the logit difference between the right and the wrong answer, on the prompts of the analysis."""
+    return LogitDifference()
 
 
-def loss(span: str | None = None, n_tokens: int | None = None) -> Control:
-    """Ablate the top heads and measure the loss."""
-    return Control("loss", span, n_tokens)
+def loss(span: str = "", n_tokens: int | None = None) -> Loss:
+    """Test heads by the mean next-token loss, on the prompts of the analysis.
+
+    Args:
+        span: Span whose tokens count where every prompt has it; otherwise all tokens count.
+        n_tokens: Take the first prompts that have so many tokens together, and ablate at most a quarter of the heads.
+
+    Raises:
+        UsageError: If `n_tokens` is less than 1.
+    """
+    if n_tokens is not None and n_tokens < 1:
+        raise UsageError(f"n_tokens={n_tokens} leaves no prompt; give at least 1, or None for all prompts.")
+    return Loss(span, n_tokens)
+
+
+def _cost(model: nn.Module, prompts: Prompts, batch_size: int, n_conditions: int, new_tokens: int = 0) -> Cost:
+    """All prompts, read once under each condition; a new token is one more pass of its own."""
+    passes = Passes.of(model)
+    batches = [batch.lengths for batch in prompts.batches(batch_size)]
+    once = total(
+        passes.prompts(len(lengths), max(lengths))
+        + passes.cost(len(lengths) * max(0, new_tokens - 1), 1, max(lengths) + new_tokens / 2)
+        for lengths in batches
+    )
+    return Cost(once.forward_passes * n_conditions, once.tokens * n_conditions, once.teraflops * n_conditions)

@@ -149,7 +149,7 @@ def _check(
     wrong = [size for size in sizes if not 0 < size <= layout.size // 2]
     if wrong or not sizes:
         raise UsageError(
-            f"sizes={tuple(sizes)} do not fit a model of {layout.size} heads; give numbers from 1 to {layout.size // 2}."
+            f"sizes={tuple(sizes)} do not fit a model of {layout.size} heads; give 1 to {layout.size // 2} heads."
         )
     short = {name: len(order) for name, order in ordered.items() if len(order) < max(sizes)}
     if short and min(short.values()) < min(sizes):

@@ -1,77 +1,28 @@
-"""Pruning curves: how a loss grows with the share of heads taken out, least important first, beside random orders."""
+"""Pruning curves: a loss against the share of heads that are ablated, least important first, and in random orders."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from interp.analyses.causal.ablation_test import REPLY, Judge, ask, bootstrap, paired
+from interp.analyses.causal.ablation_test import REPLY_TOKENS, generate_ablated, source_of_numbers
+from interp.analyses.causal.function_identity import function_identity
 from interp.analyses.identify.gradient_importance import gradient_importance
 from interp.analyses.measures.losses import Loss, token_losses
+from interp.analyses.results.files import Parts
 from interp.analyses.results.head_scores import HeadScores
+from interp.analyses.results.trials import RANDOM, Trial, Trials
+from interp.analyses.tasks.task import Judge
 from interp.errors import ScoreError, UsageError
 from interp.hooks.edit.ablation import AblationKind, ablate
 from interp.hooks.model.heads import Head, HeadLayout, HeadSet
+from interp.hooks.model.provenance import Provenance
 from interp.hooks.prompts.prompts import Prompts
 
-SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
-
-
-@dataclass(frozen=True, eq=False)
-class PruningCurve:
-    """Values of every prompt at every share of heads taken out, by scores and by random orders."""
-
-    name: str
-    """of the scores"""
-    fractions: tuple[float, ...]
-    pruned: tuple[HeadSet, ...]
-    """the heads out at each fraction, by the scores"""
-    values: Float[Tensor, "f p"]
-    random: Float[Tensor, "r f p"]
-    unit: str
-    kind: str
-    """the ablation"""
-    recompute: bool = False
-    keep_per_layer: int = 0
-    seed: int = 0
-
-    def point(self, number: int, random: bool = False) -> tuple[float, float, float]:
-        """Mean at one fraction and its 95% interval, over prompts, and over draws and prompts for random orders."""
-        rows: Any = (self.random[:, number] if random else self.values[number, None]).tolist()
-        return float(torch.tensor(rows, dtype=torch.float64).mean()), *bootstrap(rows, seed=self.seed)
-
-    def apart(self, number: int) -> tuple[float, float, float]:
-        """Random orders less the scores' at one fraction, each prompt with itself, and its 95% interval over prompts.
-
-        Above 0 in a loss, and below 0 in accuracy, the scores know what can go. Cannot show: other draws of heads.
-        """
-        return paired(self.random[:, number].tolist(), [self.values[number].tolist()], seed=self.seed)
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-able: heads as names, values [f p] and [r f p] as lists."""
-        rows = [
-            {
-                "fraction": fraction,
-                "heads": [str(head) for head in self.pruned[i]],
-                "scores": self.point(i),
-                "random": self.point(i, random=True),
-                "apart": self.apart(i),
-            }
-            for i, fraction in enumerate(self.fractions)
-        ]
-        named = {key: getattr(self, key) for key in ("name", "unit", "kind", "recompute", "keep_per_layer", "seed")}
-        return {**named, "points": rows, "values": self.values.tolist(), "random": self.random.tolist()}
-
-    def __str__(self) -> str:
-        lines = [f"{'out':>5s} {'heads':>6s}  {self.name:24s}  random ({self.unit})"]
-        for i, fraction in enumerate(self.fractions):
-            told = ["{:.3f} [{:.3f}, {:.3f}]".format(*self.point(i, random)) for random in (False, True)]
-            lines.append(f"{fraction:5.0%} {len(self.pruned[i]):6d}  {told[0]:24s}  {told[1]}")
-        return "\n".join(lines)
+FRACTIONS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
+OWN_PROMPTS = "The importance was measured on the same prompts, so the curve of the scores is too good."
 
 
 def pruning_curve(
@@ -79,99 +30,159 @@ def pruning_curve(
     prompts: Prompts,
     scores: HeadScores | None = None,
     *,
-    fractions: Sequence[float] = SHARES,
+    fractions: Sequence[float] = FRACTIONS,
     recompute: bool = False,
     keep_per_layer: int = 0,
-    kind: AblationKind = "zero",
+    ablation: AblationKind = "zero",
     reference: Prompts | None = None,
     loss: Loss | None = None,
     judge: Judge | None = None,
-    max_new_tokens: int = REPLY,
-    draws: int = 3,
+    max_new_tokens: int = REPLY_TOKENS,
+    n_random_sets: int = 3,
     batch_size: int = 8,
     seed: int = 0,
+    folder: Any = None,
     progress: bool = False,
-) -> PruningCurve:
-    """Loss against the share of heads ablated, in the order of `scores` from the lowest up, and in `draws` random ones.
+) -> Trials:
+    """Measure a loss with a growing share of heads ablated, in the order of `scores` from the lowest up.
 
-    value[f p] = loss of prompt p with the round(fraction f x heads) first of an order out; a larger set holds the
-    smaller ones. Heads of equal score come in a random order. loss: mean next-token cross-entropy, or loss(logits,
-    batch) -> [b]; with judge: its verdict on the greedy reply instead, so that the mean is accuracy.
-    scores: any table; None takes `importance` on these prompts, which flatters it: give scores of other prompts.
-    recompute: the importance of the heads that are left is measured anew at each fraction, under those that are out.
-    keep_per_layer: heads that every layer keeps, in random orders too. kind, reference: see `ablate`.
-    Raises UsageError for fractions that do not rise in [0, 1] or leave a layer too few, ScoreError for another layout.
-    Source: Michel et al. 1905.10650, section 4.2; recompute as bertology does. Differs: the random orders.
-    Cannot show: what pruning saves, since ablated heads are still computed; nor what fine-tuning would win back.
+    `value[f p] = loss of prompt p with the first round(fraction f * heads) heads of an order ablated`. A larger set
+    contains the smaller ones. Heads of equal score come in a random order. Random orders of all heads are the control:
+    a loss below theirs, or an accuracy above, shows that the scores find heads that can be pruned.
+
+    Args:
+        model: A transformers causal language model, or a TransformerBridge over one.
+        prompts: Prompts of the loss.
+        scores: Any scores of heads. None takes `gradient_importance` on these prompts, which makes the curve look too
+            good; give scores of other prompts.
+        fractions: Shares of all heads, rising, from 0 to 1.
+        recompute: Measure the importance of the remaining heads again at each fraction, with the others ablated.
+        keep_per_layer: Number of heads that every layer keeps, in random orders too.
+        ablation: "zero", "mean", "resample", "uniform" or "first", see `ablate`.
+        reference: Prompts that the ablations "mean" and "resample" take values from.
+        loss: Function `loss(logits, batch) -> [b]`, by default the mean next-token cross-entropy.
+        judge: Function of a greedy reply and its prompt that returns whether the reply is right. Where it is given,
+            its verdict takes the place of the loss.
+        max_new_tokens: Number of new tokens of a reply.
+        n_random_sets: Number of random orders.
+        batch_size: Number of prompts per forward pass.
+        seed: Seed of the random orders, of "resample" and of the intervals.
+        folder: Where finished head sets are kept, so that an interrupted curve continues with the same numbers.
+        progress: Show a progress bar.
+
+    Returns:
+        Trials: The measure "loss" or "accuracy" under the name of the scores and under "random"; `size` is the share
+        of heads.
+
+    Raises:
+        UsageError: If the fractions do not rise from 0 to 1, leave a layer too few heads, or a head has no score.
+        ScoreError: If the scores have the shape of another model.
+
+    Examples:
+        >>> from interp.analyses.causal.pruning import pruning_curve
+        >>> curve = pruning_curve(model, prompts, scores, fractions=(0.0, 0.5), n_random_sets=1)
+        >>> curve.conditions, curve.sizes("random")
+        (('induction', 'random'), (0.0, 0.5))
+
+    Source:
+        Michel et al. 1905.10650, section 4.2; `recompute` as in the code of bertology.
+
+    Differs:
+        Random orders are added.
+
+    Limits:
+        Does not show what pruning saves, since ablated heads are still computed, nor what fine-tuning would recover.
     """
     layout = HeadLayout.of(model)
     counts = _counts(fractions, layout, keep_per_layer)
-    if draws < 1:
-        raise UsageError(f"draws={draws}: a control needs at least one draw of random heads.")
+    if n_random_sets < 1:
+        raise UsageError(f"n_random_sets={n_random_sets} leaves no control; give at least 1 random order.")
     if scores is not None and (scores.layers, scores.n_heads) != (layout.layers, layout.heads):
         raise ScoreError(
-            f"scores '{scores.name}' have {scores.layers}x{scores.n_heads} heads, the model "
-            f"{layout.layers}x{layout.heads}: give scores of this model."
+            f"scores '{scores.name}' have {scores.layers}x{scores.n_heads} heads and the model has "
+            f"{layout.layers}x{layout.heads}; give scores of this model."
         )
+    source = Provenance.of(model, prompts.tokenizer, seed=seed)
+    measured_by = judge or loss
+    identity = None if folder is None or measured_by is None else function_identity(measured_by)
+    made_with = [ablation, prompts.fingerprint(), identity, judge is not None and max_new_tokens]
+    referred = None if reference is None else [reference.fingerprint(), seed]
+    parts = Parts.of(folder, "pruning", [*source_of_numbers(source), *made_with, referred])
     known: dict[HeadSet, Tensor] = {}
-    bar = tqdm(total=len(counts) * (1 + draws), desc="pruning", disable=not progress, delay=2, leave=False)
+    bar = tqdm(total=len(counts) * (1 + n_random_sets), desc="pruning", disable=not progress, delay=2, leave=False)
 
-    def value(heads: HeadSet) -> Tensor:
-        if heads not in known and judge is not None:
-            replies = ask(model, prompts, heads, kind, max_new_tokens, batch_size, reference)
-            verdicts = [judge(reply.text, prompt) for reply, prompt in zip(replies, prompts, strict=True)]
-            known[heads] = torch.tensor(verdicts).float()
-        elif heads not in known:
-            with ablate(model, heads, kind, reference=reference, seed=seed):
-                known[heads] = token_losses(model, prompts, batch_size, loss=loss)
+    def measure(heads: HeadSet) -> dict[str, Tensor]:
+        if judge is not None:
+            replies = generate_ablated(
+                model, prompts, heads, ablation, max_new_tokens, batch_size, reference=reference, seed=seed
+            )
+            right = [bool(judge(reply.text, prompt)) for reply, prompt in zip(replies, prompts, strict=True)]
+            return {"values": torch.tensor(right).float()}
+        with ablate(model, heads, ablation, reference=reference, seed=seed):
+            return {"values": token_losses(model, prompts, batch_size, loss=loss)}
+
+    def value(heads: HeadSet) -> tuple[float, ...]:
+        if heads not in known:
+            known[heads] = parts.get(str(heads), lambda: measure(heads))["values"]
         bar.update()
-        return known[heads]
+        return tuple(known[heads].tolist())
 
-    def measured(out: HeadSet) -> HeadScores:
-        with ablate(model, out, kind, reference=reference, seed=seed):
+    def importance(ablated: HeadSet) -> HeadScores:
+        with ablate(model, ablated, ablation, reference=reference, seed=seed):
             return gradient_importance(model, prompts, loss=loss, batch_size=batch_size, seed=seed)
 
-    scores = measured(HeadSet(())) if scores is None else scores
+    notes = (OWN_PROMPTS,) if scores is None or recompute else ()
+    scores = importance(HeadSet(())) if scores is None else scores
     order, pruned = _order(scores, seed), [HeadSet(())]
     for count in counts:
         if recompute and len(pruned[-1]):
-            # what is out stays out, whatever its slope would be now
-            rest = [head for head in _order(measured(pruned[-1]), seed) if head not in pruned[-1]]
+            # ablated heads stay ablated, whatever their gradient would be now
+            rest = [head for head in _order(importance(pruned[-1]), seed) if head not in pruned[-1]]
             order = [*pruned[-1], *rest]
         pruned.append(_first(order, count, layout, keep_per_layer))
-    by_chance = []
-    for draw in range(draws):
+    planned = [(scores.name, 0, size, heads) for size, heads in zip(fractions, pruned[1:], strict=True)]
+    for draw in range(n_random_sets):
         shuffled = _shuffled(layout, seed + draw)
-        by_chance.append([_first(shuffled, count, layout, keep_per_layer) for count in counts])
-    curve = PruningCurve(
-        name=scores.name,
-        fractions=tuple(fractions),
-        pruned=tuple(pruned[1:]),
-        values=torch.stack([value(heads) for heads in pruned[1:]]),
-        random=torch.stack([torch.stack([value(heads) for heads in row]) for row in by_chance]),
-        unit="accuracy" if judge is not None else "nats per token" if loss is None else "loss",
-        kind=kind,
-        recompute=recompute,
-        keep_per_layer=keep_per_layer,
-        seed=seed,
+        planned += [
+            (RANDOM, draw, size, _first(shuffled, count, layout, keep_per_layer))
+            for size, count in zip(fractions, counts, strict=True)
+        ]
+    name = "accuracy" if judge is not None else "loss"
+    trials = tuple(
+        Trial(condition, {name: value(heads)}, heads, float(size), draw) for condition, draw, size, heads in planned
     )
     bar.close()
-    return curve
+    return Trials(
+        name=scores.name,
+        trials=trials,
+        intervention=ablation,
+        title="Pruning curve",
+        size_name="share of heads",
+        shares=("accuracy",),
+        units={"loss": "nats per token"} if judge is None and loss is None else {},
+        notes=notes,
+        seed=seed,
+        settings={
+            "ablation": ablation, "recompute": recompute, "keep_per_layer": keep_per_layer,
+            "n_random_sets": n_random_sets, "prompts": prompts.fingerprint(),
+        },
+        provenance=source,
+    )  # fmt: skip
 
 
 def _counts(fractions: Sequence[float], layout: HeadLayout, keep: int) -> list[int]:
-    """Heads out at each fraction."""
+    """Number of heads that are ablated at each fraction."""
     shares = list(fractions)
     if not shares or shares != sorted(set(shares)) or not 0 <= shares[0] <= shares[-1] <= 1:
-        raise UsageError(f"fractions={tuple(fractions)}: give shares of heads from 0 to 1 that rise.")
+        raise UsageError(f"fractions={tuple(fractions)} make no curve; give shares of heads from 0 to 1 that rise.")
     if not 0 <= keep <= layout.heads:
-        raise UsageError(f"keep_per_layer={keep}: a layer has {layout.heads} heads, so give 0 to {layout.heads}.")
+        raise UsageError(f"keep_per_layer={keep} for layers of {layout.heads} heads; give 0 to {layout.heads}.")
     counts = [round(fraction * layout.size) for fraction in fractions]
-    most = layout.size - keep * layout.layers
-    if counts[-1] > most:
+    largest = layout.size - keep * layout.layers
+    if counts[-1] > largest:
         raise UsageError(
-            f"{counts[-1]} of {layout.size} heads out leaves fewer than {keep} in a layer: take fractions up to "
-            f"{most / layout.size:.2f}, or keep fewer."
+            f"{counts[-1]} of {layout.size} heads leave fewer than {keep} in a layer; give fractions up to "
+            f"{largest / layout.size:.2f}, or keep fewer."
         )
     return counts
 
@@ -182,18 +193,18 @@ def _shuffled(layout: HeadLayout, seed: int) -> list[Head]:
 
 
 def _order(scores: HeadScores, seed: int) -> list[Head]:
-    """Every head, the lowest scored first."""
+    """Every head, the lowest score first."""
     if scores.values.isnan().any():
-        raise UsageError(f"scores '{scores.name}' have heads without a score: give one to each before heads are taken.")
-    # where many scores are 0, heads in their own order would take out the first layers
+        raise UsageError(f"scores '{scores.name}' have heads without a score; give scores of every head.")
+    # where many scores are 0, the order of heads would put the first layers first
     return sorted(_shuffled(scores.layout, seed), key=lambda head: float(scores.values[head]))
 
 
 def _first(order: list[Head], count: int, layout: HeadLayout, keep: int) -> HeadSet:
-    """The first heads of an order, past those of layers that would be left with fewer than they keep."""
-    left, taken = [layout.heads] * layout.layers, []
+    """The first heads of an order, without those of layers that would keep too few."""
+    left, chosen = [layout.heads] * layout.layers, []
     for head in order:
-        if len(taken) < count and left[head.layer] > keep:
+        if len(chosen) < count and left[head.layer] > keep:
             left[head.layer] -= 1
-            taken.append(head)
-    return HeadSet(tuple(taken))
+            chosen.append(head)
+    return HeadSet(tuple(chosen))

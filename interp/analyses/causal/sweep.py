@@ -1,8 +1,6 @@
-"""Which heads matter for a behaviour: every head changed alone, or many head sets, and what a metric says of each."""
+"""Sweeps: a metric of the logits with each head, or each of many head sets, changed alone."""
 
-import inspect
 import math
-import pickle
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -12,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from interp.analyses.causal.batched_interventions import BatchedInterventions
+from interp.analyses.causal.function_identity import function_identity
 from interp.analyses.results.files import Parts
 from interp.analyses.results.head_scores import HeadScores
 from interp.errors import PromptError, UsageError
@@ -21,41 +20,53 @@ from interp.hooks.model.layers import unwrap
 from interp.hooks.model.provenance import Provenance
 from interp.hooks.prompts.prompts import Prompts
 
-SETS = 32
-"""head sets of one cell"""
+SETS_PER_CELL = 32
 
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """What a metric sees beside the logits: one entry a row."""
+    """The arguments of a metric in addition to the logits, one entry for each row."""
 
     prompts: Prompts
     base: Tensor
-    """float32 [r v] logits of the same prompts as loaded"""
+    """float32 `[r v]`, logits of the unmodified model on the same prompts"""
     hidden: Tensor
-    """[r m] what enters the output embeddings, after the final norm"""
+    """`[r m]`, the input of the unembedding, after the final norm"""
     base_hidden: Tensor
-    """[r m] the same as loaded"""
+    """`[r m]`, the same of the unmodified model"""
 
 
 Metric = Callable[[Tensor, Batch], Tensor]
-"""float32 logits [r v] at the last token of each row's prompt, and the batch, to [r] or [r x]"""
+"""a function of float32 logits `[r v]` at the last token of each row's prompt, and of the batch, that returns `[r]` or
+`[r x]`"""
 
 
 def kl(logits: Tensor, batch: Batch) -> Tensor:
-    """KL(P as loaded || P changed) = sum over v of P log(P / P'), nats, [r]; in float64."""
+    """`KL(P || P') = sum over v of P log(P / P')` in nats, of the unmodified model P and the changed one P'.
+
+    It is computed in float64.
+
+    Args:
+        logits: float32 `[r v]` of the changed model.
+        batch: The prompts, and the logits of the unmodified model.
+    """
     before, after = batch.base.double().log_softmax(-1), logits.double().log_softmax(-1)
     return (before.exp() * (before - after)).sum(-1).clamp(min=0).float()
 
 
 def last_hidden(logits: Tensor, batch: Batch) -> Tensor:
-    """What enters the output embeddings, float32 [r m]."""
+    """The input of the unembedding, float32 `[r m]`.
+
+    Args:
+        logits: Not used.
+        batch: The prompts, and the hidden states.
+    """
     return batch.hidden.float()
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A piece of a sweep as plain data: some prompts, some head sets, and what is done to them."""
+    """A piece of a sweep as plain data: some prompts, some head sets, and the intervention."""
 
     prompts: Prompts
     sets: tuple[HeadSet, ...]
@@ -63,17 +74,25 @@ class Cell:
     metric: Metric = kl
     rows: int | None = None
     source: tuple[int, ...] | None = None
-    """reference prompt of each prompt, of interventions that have one"""
+    """number of the reference prompt of each prompt, for interventions that take one"""
 
     def reader(self, model: Any, bank: ReferenceOutputs | None = None) -> BatchedInterventions:
-        """The forward as loaded, which cells of the same prompts can share."""
+        """The forward pass of the unmodified model, which cells of the same prompts can share."""
         if bank is None and self.intervention.reference is not None:
             bank = ReferenceOutputs.of(model, _union(self.sets), self.intervention)
         source = self.intervention.source(self.prompts) if self.source is None else torch.tensor(self.source)
         return BatchedInterventions(model, self.prompts, self.intervention, bank, source)
 
     def run(self, model: Any, reader: BatchedInterventions | None = None) -> Tensor:
-        """[p i] or [p i x] values of the metric. Raises UsageError for a metric of the wrong shape, or NaN."""
+        """Values of the metric, `[p i]` or `[p i x]`.
+
+        Args:
+            model: The model.
+            reader: The result of `reader`, where it is shared.
+
+        Raises:
+            UsageError: If there is no head set, or the metric returns a wrong shape or NaN.
+        """
         reader = self.reader(model) if reader is None else reader
         found: Tensor | None = None
         for seen in reader.under(self.sets, self.rows):
@@ -91,28 +110,28 @@ class Cell:
                 found = values.new_empty(p, len(self.sets), *values.shape[2:])
             found[:, seen.sets] = values
         if found is None:
-            raise UsageError("no head set was given: name at least one, which may be empty.")
+            raise UsageError("no head set is given; name at least one, which may be empty.")
         return found
 
 
 def checked(values: Any, prompts: Prompts, metric: Any) -> Tensor:
-    """A metric's values as float32 on the cpu. Raises UsageError, naming a prompt, where they are none."""
+    """The values of a metric as float32 on the CPU. Raises UsageError, naming a prompt, where they are unusable."""
     name, r = getattr(metric, "__name__", repr(metric)), len(prompts)
     if not isinstance(values, Tensor) or not values.ndim or values.shape[0] != r:
         given = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
-        raise UsageError(f"metric {name} gave {given} for {r} rows of logits: return a tensor with one entry a row.")
+        raise UsageError(f"metric {name} gave {given} for {r} rows of logits; return a tensor with one entry for each.")
     values = values.detach().float().cpu()
     wrong = ~values.flatten(1).isfinite().all(1) if values.ndim > 1 else ~values.isfinite()
     if bool(wrong.any()):
         which = prompts[int(wrong.nonzero()[0])].meta.get("id", "without an id")
-        raise UsageError(f"metric {name} gave NaN or infinity, first for prompt {which}: return finite numbers.")
+        raise UsageError(f"metric {name} gave NaN or infinity, first for prompt {which}; return finite numbers.")
     return values
 
 
 def sweep(
     model: nn.Module,
     prompts: Prompts,
-    kind: InterventionKind | Intervention,
+    intervention: InterventionKind | Intervention,
     metric: Metric = kl,
     *,
     heads: Any = None,
@@ -124,31 +143,57 @@ def sweep(
     folder: Any = None,
     progress: bool = False,
 ) -> HeadScores:
-    """Each head changed alone, and what a metric says of each prompt then.
+    """Change each head alone and take a metric of the logits after each prompt.
 
-    score[p l h] = metric of prompt p with head h of layer l under the intervention.
-    kind: an ablation of `interp.ablate`, or an Intervention ("scale" with a factor, "patch" from another prompt).
-    metric: `kl` from the model as loaded, or your own `metric(logits [r v], batch)`; float32 logits at the last token.
-    heads: anything HeadSet.parse takes, by default all; NaN elsewhere. batch_size: prompts read side by side; rows: of
-    one forward, by default from the free memory, halved where it runs out. folder: finished cells are kept there, and a
-    sweep that was cut goes on with the same numbers.
-    A forward begins at the changed layer and a beginning that the prompts share is read once for each head.
-    Raises UsageError for a metric that gives no finite number a row, PromptError for prompts longer than the context.
-    Source: ours; Ships (Zhou et al., ICLR 2025) is the metric `kl` under "uniform" or "zero".
-    Cannot show: what heads do together, or that a head works through the last token: all positions are changed.
+    `score[p l h] = metric of prompt p with head h of layer l under the intervention`. A forward pass begins at the
+    changed layer, and a beginning that all prompts share is read once for each head.
+
+    Args:
+        model: A transformers causal language model, or a TransformerBridge over one.
+        prompts: Prompts whose next token is measured.
+        intervention: An ablation of `ablate`, or an `Intervention` ("scale" by a factor, "patch" from another prompt).
+        metric: `kl` from the unmodified model, or a function `metric(logits [r v], batch)` of the float32 logits at the
+            last token.
+        heads: Anything that `HeadSet.parse` takes, by default all heads; others are NaN.
+        name: Name of the scores, by default made of the metric and the intervention.
+        unit: Unit of the scores.
+        batch_size: Number of prompts that are read together.
+        rows: Rows of one forward pass, by default as many as fit into free memory, halved where it runs out.
+        seed: Seed of "resample" and of the intervals.
+        folder: Where finished pieces are kept, so that an interrupted sweep continues with the same numbers.
+        progress: Show a progress bar.
+
+    Returns:
+        HeadScores: float32 `per_prompt [n l h]`, in the unit of the metric.
+
+    Raises:
+        UsageError: If the metric does not return one finite number for each row, or there are no heads.
+        PromptError: If a prompt is longer than the context.
+        HeadError: If the model does not have a head.
+
+    Examples:
+        >>> interp.sweep(model, prompts, "zero", heads="L0H1, L1H2").name
+        'kl:zero'
+
+    Source:
+        This project; Ships (Zhou et al., ICLR 2025) is the metric `kl` under "uniform" or "zero".
+
+    Limits:
+        Does not show what heads do together, nor that a head acts through the last token: all positions are changed.
     """
-    intervention = kind if isinstance(kind, Intervention) else Intervention(kind, seed=seed)
+    if not isinstance(intervention, Intervention):
+        intervention = Intervention(intervention, seed=seed)
     layout = HeadLayout.of(model)
     chosen = layout.all() if heads is None else HeadSet.parse(heads, layout)
     layout.check(chosen)
     if not len(chosen):
-        raise UsageError("heads is an empty set: name at least one head, or None for all.")
+        raise UsageError("heads is an empty set; name at least one head, or None for all.")
     sets = [HeadSet((head,)) for head in chosen]
     swept = sweep_sets(
         model, prompts, sets, intervention, metric, batch_size=batch_size, rows=rows, folder=folder, progress=progress
     )
     if swept.values.ndim > 2:
-        raise UsageError(f"metric {metric} gave several numbers a row: use sweep_sets for those.")
+        raise UsageError(f"metric {metric} gave several numbers for each row; use sweep_sets for such a metric.")
     table = torch.full((len(prompts), layout.layers, layout.heads), torch.nan)
     for i, head in enumerate(chosen):
         table[:, head.layer, head.head] = swept.values[:, i]
@@ -157,7 +202,7 @@ def sweep(
         per_prompt=table,
         unit=unit or ("nats" if metric is kl else ""),
         kv_heads=layout.kv_heads,
-        settings={"intervention": said(intervention), "forwards": swept.forwards, "prompts": prompts.fingerprint()},
+        settings={"intervention": as_json(intervention), "forwards": swept.forwards, "prompts": prompts.fingerprint()},
         provenance=Provenance.of(model, prompts.tokenizer, seed=seed),
         seed=seed,
         labels=tuple(str(prompt.meta.get("id", number)) for number, prompt in enumerate(prompts)),
@@ -171,14 +216,14 @@ class HeadSweep:
     values: Tensor
     """[p i] or [p i x]"""
     forwards: float
-    """what it took, in whole forwards of a prompt"""
+    """cost in whole forward passes of a prompt"""
 
 
 def sweep_sets(
     model: nn.Module,
     prompts: Prompts,
     sets: Sequence[Any],
-    kind: InterventionKind | Intervention,
+    intervention: InterventionKind | Intervention,
     metric: Metric = kl,
     *,
     batch_size: int = 8,
@@ -186,25 +231,57 @@ def sweep_sets(
     folder: Any = None,
     progress: bool = False,
 ) -> HeadSweep:
-    """Many head sets, each changed as one, and a metric of each prompt under each set.
+    """Change the heads of each of many sets together and take a metric of the logits after each prompt.
 
-    values[p i] = metric of prompt p with all heads of set i under the intervention. Arguments and errors as `sweep`.
-    Source: ours. Cannot show: which head of a set an effect is of.
+    `values[p i] = metric of prompt p with all heads of set i under the intervention`.
+
+    Args:
+        model: A transformers causal language model, or a TransformerBridge over one.
+        prompts: Prompts whose next token is measured.
+        sets: Head sets, each anything that `HeadSet.parse` takes; an empty set leaves the model unmodified.
+        intervention: An ablation of `ablate`, or an `Intervention`.
+        metric: As in `sweep`; it may return several numbers for each row.
+        batch_size: Number of prompts that are read together.
+        rows: Rows of one forward pass, by default as many as fit into free memory, halved where it runs out.
+        folder: Where finished pieces are kept, so that an interrupted sweep continues with the same numbers.
+        progress: Show a progress bar.
+
+    Returns:
+        HeadSweep: Values `[p i]` or `[p i x]`, and the cost.
+
+    Raises:
+        UsageError: If the metric returns a wrong shape or NaN, or there is no head set.
+        PromptError: If there are no prompts, or a prompt is longer than the context.
+        HeadError: If the model does not have a head.
+
+    Examples:
+        >>> from interp.analyses.causal.sweep import sweep_sets
+        >>> sweep_sets(model, prompts, ["L0H1", "L0H1, L1H2"], "zero").values.shape
+        torch.Size([2, 2])
+
+    Source:
+        This project.
+
+    Limits:
+        Does not show which head of a set has an effect.
     """
-    intervention = kind if isinstance(kind, Intervention) else Intervention(kind)
+    if not isinstance(intervention, Intervention):
+        intervention = Intervention(intervention)
     if not len(prompts):
-        raise PromptError("no prompts to sweep over; the selection is empty.")
+        raise PromptError("the selection of prompts is empty; give at least one prompt.")
     if batch_size < 1 or (rows is not None and rows < 1):
-        raise UsageError(f"batch_size={batch_size}, rows={rows}: give at least 1.")
+        raise UsageError(f"batch_size={batch_size} and rows={rows} hold no prompt; give at least 1.")
     layout = HeadLayout.of(model)
     if not len(sets):
-        raise UsageError("no head set was given: name at least one, which may be empty.")
+        raise UsageError("no head set is given; name at least one, which may be empty.")
     sets = [HeadSet.parse(heads, layout) for heads in sets]
     for heads in sets:
         layout.check(heads)
     about = Provenance.of(model, prompts.tokenizer)
     made = about.config_hash, about.weights_hash, about.dtype, about.versions
-    parts = Parts.of(folder, "sweep", [made, said(intervention), None if folder is None else identity(metric)])
+    parts = Parts.of(
+        folder, "sweep", [made, as_json(intervention), None if folder is None else function_identity(metric)]
+    )
     found: list[Tensor | None] = [None] * len(prompts)
     forwards = 0.0
     with _bar(len(prompts), sets, layout.layers, progress) as bar:
@@ -223,12 +300,12 @@ def sweep_sets(
 
 @dataclass(eq=False)
 class Chunk:
-    """The cells of some prompts, and their forward as loaded, made when the first of them has to be computed."""
+    """The cells of some prompts, and the unmodified forward pass, made for the first cell that needs it."""
 
     model: Any
     numbers: list[int]
     order: list[int]
-    """of the sets, as the cells have them"""
+    """numbers of the sets, in the order of the cells"""
     cells: list[Cell]
     bank: Callable[[], ReferenceOutputs | None]
     _reader: BatchedInterventions | None = field(default=None, init=False)
@@ -256,7 +333,7 @@ def chunks(
     rows: int | None,
     progress: bool,
 ) -> Iterator[Chunk]:
-    """Prompts of like lengths side by side, head sets in the order of their first layers."""
+    """Batches of prompts of similar lengths, with the head sets in the order of their first layers."""
     source = intervention.source(prompts)
     held: list[ReferenceOutputs | None] = []
 
@@ -272,41 +349,14 @@ def chunks(
         batch = replace(prompts, items=tuple(prompts[number] for number in numbers))
         own = None if source is None else tuple(source[numbers].tolist())
         cells = [
-            Cell(batch, tuple(sets[i] for i in order[at : at + SETS]), intervention, metric, rows, own)
-            for at in range(0, len(order), SETS)
+            Cell(batch, tuple(sets[i] for i in order[at : at + SETS_PER_CELL]), intervention, metric, rows, own)
+            for at in range(0, len(order), SETS_PER_CELL)
         ]
         yield Chunk(unwrap(model), numbers, order, cells, bank)
 
 
-def identity(metric: Any) -> list[Any]:
-    """What a metric's numbers depend on, as far as it can be said: its code, and what it carries along.
-
-    Raises UsageError for one that carries what cannot be written down, since stored cells could be of another.
-    """
-    try:
-        if isinstance(metric, partial):
-            return [identity(metric.func), pickle.dumps((metric.args, metric.keywords)).hex()]
-        metric = inspect.unwrap(metric)
-        code = getattr(metric, "__code__", None)
-        if code is None:
-            return [type(metric).__module__, type(metric).__qualname__, pickle.dumps(metric).hex()]
-        carried = [cell.cell_contents for cell in metric.__closure__ or ()], metric.__defaults__, metric.__kwdefaults__
-        return [metric.__module__, metric.__qualname__, _code(code), pickle.dumps(carried).hex()]
-    except (pickle.PicklingError, AttributeError, TypeError, ValueError) as error:
-        raise UsageError(
-            f"metric {metric!r} carries what cannot be written down ({error}), and stored cells could be of another: "
-            "give a function of a module, or no folder."
-        ) from None
-
-
-def _code(code: Any) -> list[Any]:
-    """Code without the places that it stands at."""
-    consts = [_code(c) if hasattr(c, "co_code") else repr(c) for c in code.co_consts]
-    return [code.co_code.hex(), consts, list(code.co_names)]
-
-
-def said(intervention: Intervention) -> dict[str, Any]:
-    """An intervention as JSON can say it."""
+def as_json(intervention: Intervention) -> dict[str, Any]:
+    """An intervention as JSON can hold it."""
     reference = None if intervention.reference is None else intervention.reference.fingerprint()
     return {"kind": intervention.kind, "factor": intervention.factor, "reference": reference, "seed": intervention.seed}
 
@@ -316,7 +366,7 @@ def _union(sets: Sequence[HeadSet]) -> HeadSet:
 
 
 def _share(heads: HeadSet, layers: int) -> float:
-    """Of a whole forward that a set costs."""
+    """The share of a whole forward pass that a head set costs."""
     return 1 - min((head.layer for head in heads), default=layers) / layers
 
 

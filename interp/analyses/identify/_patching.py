@@ -11,7 +11,7 @@ from torch import Tensor
 
 from interp.analyses.identify._prompt_pairs import Metric, measured
 from interp.analyses.measures.head_outputs import ids
-from interp.hooks.edit.partial_forward import recording, resumed
+from interp.hooks.edit.partial_forward import record_hidden_states, resume_from_layer
 from interp.hooks.model.heads import HeadLayout
 from interp.hooks.prompts.prompts import Prompts
 
@@ -59,12 +59,12 @@ def patched(
     at_source = value(logits)
     held = [f"blocks.{layer}.{site}" for layer in layers for site in frozen]
     tokens = ids(base, tl)
-    with recording(tl) as hidden:
+    with record_hidden_states(tl) as hidden:
         logits, own = tl.run_with_cache(tokens, names_filter=held)
     at_base, found = value(logits), []
     with tl.hooks(fwd_hooks=[(name, partial(_held, value=own[name])) for name in held]):
         for layer in layers:
-            with resumed(tl, layer, hidden[layer].repeat(each, 1, 1)):
+            with resume_from_layer(tl, layer, hidden[layer].repeat(each, 1, 1)):
                 result = sweep(
                     tl,
                     tokens.repeat(each, 1),

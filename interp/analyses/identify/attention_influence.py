@@ -1,136 +1,147 @@
-"""AttentionInfluence: how much worse a model predicts a document when its retrieval heads are masked."""
+"""AttentionInfluence: how much worse a model predicts a document when its retrieval heads are ablated."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from interp.analyses.causal.ablation_test import bootstrap, conditions
+from interp.analyses.causal.ablation_test import TOP, conditions, source_of_numbers
 from interp.analyses.measures.losses import token_losses
+from interp.analyses.registry import analysis
+from interp.analyses.results.files import Parts
 from interp.analyses.results.head_scores import HeadScores
+from interp.analyses.results.trials import BASELINE, Trial, Trials
+from interp.analyses.tasks import standard
 from interp.errors import UsageError
 from interp.hooks.edit.ablation import AblationKind, ablate
 from interp.hooks.model.heads import HeadLayout, HeadSet
+from interp.hooks.model.provenance import Provenance
 from interp.hooks.prompts.prompts import Prompts
 
-
-@dataclass(frozen=True, eq=False)
-class Influence:
-    """Losses of every document as loaded, with the heads masked, and with random heads masked."""
-
-    heads: HeadSet
-    kind: str
-    """the ablation"""
-    base: Float[Tensor, "p"]
-    """nats per token, as loaded"""
-    masked: Float[Tensor, "p"]
-    controls: dict[str, Float[Tensor, "r p"]]
-    """"random" and "random by layer": losses of each draw"""
-    labels: tuple[str, ...] = ()
-    seed: int = 0
-
-    @property
-    def values(self) -> Float[Tensor, "p"]:
-        """(masked - base) / base, Eq. 5."""
-        return (self.masked - self.base) / self.base
-
-    @property
-    def ranking(self) -> list[int]:
-        """Numbers of the documents, the most influenced first."""
-        return self.values.sort(descending=True, stable=True).indices.tolist()
-
-    def control(self, name: str = "random") -> Float[Tensor, "r p"]:
-        """The same influence of random heads, by draw. Raises UsageError for a control that there is not."""
-        if name not in self.controls:
-            raise UsageError(f"control {name!r} is none: take one of {', '.join(map(repr, self.controls))}.")
-        return (self.controls[name] - self.base) / self.base
-
-    def group(self, name: str = "heads") -> tuple[float, float, float]:
-        """Mean influence of "heads" or of a control, and its 95% interval over documents (and draws)."""
-        rows: Any = (self.values[None] if name == "heads" else self.control(name)).tolist()
-        return sum(map(sum, rows)) / sum(map(len, rows)), *bootstrap(rows, seed=self.seed)
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-able: heads as names, a row for each document in the order given."""
-        place = {document: rank for rank, document in enumerate(self.ranking)}
-        random = {name: self.control(name).mean(0) for name in self.controls}
-        rows = [
-            {
-                "label": self.labels[i] if self.labels else "",
-                "base": float(self.base[i]),
-                "masked": float(self.masked[i]),
-                "influence": float(self.values[i]),
-                "rank": place[i],
-                **{name: float(values[i]) for name, values in random.items()},
-            }
-            for i in range(len(self.base))
-        ]
-        heads = [str(head) for head in self.heads]
-        groups = {name: self.group(name) for name in ("heads", *self.controls)}
-        return {"kind": self.kind, "heads": heads, "seed": self.seed, "groups": groups, "documents": rows}
-
-    def __str__(self) -> str:
-        lines = []
-        for name in ("heads", *self.controls):
-            mean, low, high = self.group(name)
-            lines.append(f"{name:16s} {mean:+.3f}  [{low:+.3f}, {high:+.3f}]")
-        return "\n".join(lines)
+HEADS = "heads"
+"""condition of the ablated retrieval heads"""
 
 
+def _inputs(run: Any) -> dict[str, Any]:
+    """The heads that the user named, otherwise the scores of retrieval."""
+    return {"heads": run.heads if len(run.heads) else run.scores["retrieval"], "n_random_sets": run.n_random_sets}
+
+
+@analysis(
+    title="AttentionInfluence", group="long context", order=31, prompts=standard.passages, joint=True, resumable=True,
+    needs=("retrieval",), inputs=_inputs, in_every=False,
+)  # fmt: skip
 def attention_influence(
     model: nn.Module,
     documents: Prompts | Sequence[str],
     heads: HeadScores | Any,
     *,
     share: float = 0.05,
-    kind: AblationKind = "uniform",
+    ablation: AblationKind = "uniform",
     reference: Prompts | None = None,
     tokenizer: Any = None,
-    draws: int = 3,
+    n_random_sets: int = 3,
     batch_size: int = 8,
     seed: int = 0,
+    folder: Any = None,
     progress: bool = False,
-) -> Influence:
-    """Influence of heads on documents: the relative rise of a document's loss with the heads masked.
+) -> Trials:
+    """Measure the influence of heads on documents: the relative rise of a document's loss with the heads ablated.
 
-    AI[p] = (masked[p] - base[p]) / base[p], both the mean next-token cross-entropy of document p. Beside it the same
-    for as many random heads of the rest, `draws` times, drawn freely and matched by layer.
-    documents: prompts, or texts and their tokenizer. heads: scores, of which the top `share` of all heads with a score
-    above 0 are masked, or anything HeadSet.parse takes. kind, reference: see `ablate`; "uniform" gives equal weights to
-    all visible keys.
-    Raises UsageError for texts without a tokenizer and where there are no heads, PromptError for a document of one
-    token or longer than the context, HeadError where too few heads are left to draw from.
-    Source: AttentionInfluence, 2505.07293, Eq. 5, top 5% of heads by `identify.retrieval` on a small model. Differs:
-    the paper's mask is in an appendix that was not read, so equal weights are our reading; random heads are ours.
-    Cannot show: quality. Scores compare only within one domain (general, math, code); repetitive text inflates them, so
-    deduplicate first; a document that the model predicts well has a small base, and a large score for little.
+    `AI[p] = (ablated[p] - baseline[p]) / baseline[p]`, where both are the mean next-token cross-entropy of document p.
+    The same number for random heads, drawn freely and matched by layer, is the control. Sort the values to rank
+    documents by how much they depend on the heads.
+
+    Args:
+        model: A transformers causal language model, or a TransformerBridge over one.
+        documents: Prompts, or texts with a `tokenizer`.
+        heads: Head scores such as those of `retrieval`, of which the top `share` of all heads is taken, or anything
+            that `HeadSet.parse` takes.
+        share: Share of all heads; heads without a score above 0 are never taken.
+        ablation: "uniform" gives all visible keys the same weight; see `ablate` for the others.
+        reference: Prompts that the ablations "mean" and "resample" take values from.
+        tokenizer: Tokenizer of the texts.
+        n_random_sets: Number of random sets of each kind.
+        batch_size: Number of documents per forward pass.
+        seed: Seed of the random heads, of "resample" and of the intervals.
+        folder: Where finished conditions are kept, so that an interrupted analysis continues with the same numbers.
+        progress: Show a progress bar.
+
+    Returns:
+        Trials: The measures "influence" (a share of the baseline loss) and "loss" (nats per token) under "heads",
+        "random" and "random by layer"; "baseline" has the loss only.
+
+    Raises:
+        UsageError: If documents are texts and there is no tokenizer, or there are no heads.
+        PromptError: If a document has one token or is longer than the context.
+        HeadError: If too few heads are left to draw from.
+
+    Examples:
+        >>> found = interp.identify.attention_influence(model, prompts, "L1H2", n_random_sets=1)
+        >>> found.conditions
+        ('heads', 'random', 'random by layer', 'baseline')
+
+    Source:
+        AttentionInfluence, 2505.07293, Eq. 5, with the top 5 % of heads by `retrieval` on a small model.
+
+    Differs:
+        The ablation of the paper is described in an appendix that was not available, so equal weights are our reading
+        of it. Random heads are added.
+
+    Limits:
+        Does not measure quality. Values compare only within one domain (general, math, code). Repetitive text inflates
+        them, so remove duplicates first. A document that the model predicts well has a small baseline, so a small rise
+        gives it a large value.
     """
     if not isinstance(documents, Prompts):
         if tokenizer is None:
-            raise UsageError("documents are texts and there is no tokenizer: pass tokenizer=, or give prompts.")
+            raise UsageError("documents are texts and there is no tokenizer; pass tokenizer=, or give prompts.")
         documents = Prompts.encode(tokenizer, documents)
     layout = HeadLayout.of(model)
     if not 0 < share <= 1:
-        raise UsageError(f"share={share}: give a share of all heads above 0, 1 at most.")
+        raise UsageError(f"share={share} is no share of all heads; give a number above 0 and at most 1.")
     if isinstance(heads, HeadScores):
         chosen = heads.heads(top=max(1, round(share * layout.size)), above=0.0)
     else:
         chosen = HeadSet.parse(heads, layout)
-    losses: dict[str, list[Tensor]] = {}
-    rows = conditions(chosen, layout, draws, seed)
-    for condition in tqdm(rows, desc="attention influence", disable=not progress, delay=2, leave=False):
-        with ablate(model, condition.heads, kind, reference=reference, seed=seed):
-            losses.setdefault(condition.group, []).append(token_losses(model, documents, batch_size))
-    return Influence(
-        heads=chosen,
-        kind=kind,
-        base=losses.pop("as loaded")[0],
-        masked=losses.pop("top")[0],
-        controls={name: torch.stack(drawn) for name, drawn in losses.items()},
-        labels=tuple(str(prompt.meta.get("id", number)) for number, prompt in enumerate(documents)),
+    source = Provenance.of(model, documents.tokenizer, seed=seed)
+    referred = None if reference is None else [reference.fingerprint(), seed]
+    parts = Parts.of(folder, "influence", [*source_of_numbers(source), ablation, documents.fingerprint(), referred])
+
+    def losses(heads: HeadSet) -> Float[Tensor, "p"]:
+        with ablate(model, heads, ablation, reference=reference, seed=seed):
+            return token_losses(model, documents, batch_size)
+
+    found = []
+    tested = conditions(chosen, layout, n_random_sets, seed)
+    for condition in tqdm(tested, desc="attention influence", disable=not progress, delay=2, leave=False):
+        made = parts.get(str(condition.heads), lambda heads=condition.heads: {"loss": losses(heads)})
+        found.append((condition, made["loss"]))
+    base = found[0][1]
+    trials = [
+        Trial(
+            condition=HEADS if condition.name == TOP else condition.name,
+            values={"influence": tuple(((loss - base) / base).tolist()), "loss": tuple(loss.tolist())},
+            heads=condition.heads,
+            size=len(condition.heads),
+            draw=condition.draw,
+        )
+        for condition, loss in found[1:]
+    ]
+    trials.append(Trial(BASELINE, {"loss": tuple(base.tolist())}))
+    return Trials(
+        name="attention_influence",
+        trials=tuple(trials),
+        intervention=ablation,
+        title="AttentionInfluence",
+        shares=("influence",),
+        units={"loss": "nats per token"},
+        questions=tuple(str(prompt.meta.get("id", number)) for number, prompt in enumerate(documents)),
         seed=seed,
-    )
+        settings={
+            "share": share, "ablation": ablation, "n_random_sets": n_random_sets, "prompts": documents.fingerprint()
+        },
+        provenance=source,
+    )  # fmt: skip

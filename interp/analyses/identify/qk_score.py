@@ -17,11 +17,11 @@ from interp.errors import PromptError, SpanError
 from interp.hooks.model.heads import HeadLayout
 from interp.hooks.model.provenance import Provenance
 from interp.hooks.prompts.prompts import Prompts
-from interp.hooks.read.keep import rows
+from interp.hooks.read.keep import Rows, rows
 from interp.hooks.transformerlens.without_rope import without_rope
 
 
-def _kept(prompts: Prompts, settings: Mapping[str, Any]) -> tuple[rows]:
+def _kept(prompts: Prompts, settings: Mapping[str, Any]) -> tuple[Rows]:
     """Keeps of a batch, from which its cost follows."""
     return (rows(logits=not settings.get("attention", False)),)
 

@@ -17,7 +17,7 @@ from interp.hooks.model.heads import HeadLayout
 from interp.hooks.model.provenance import Provenance
 from interp.hooks.prompts.prompts import Prompt, Prompts
 from interp.hooks.read.capture import read
-from interp.hooks.read.keep import columns
+from interp.hooks.read.keep import Columns, columns
 
 NDCG_DEPTH = 10
 """number of documents in nDCG"""
@@ -135,9 +135,9 @@ def _ndcg(doc: Float[Tensor, "l h s"], gold: Sequence[int]) -> Float[Tensor, "l 
 def _received(model: nn.Module, prompts: Prompts, batch_size: int, title: str | None) -> list[Tensor]:
     """Attention that each token up to the end of the last document receives from the query, mean over its rows; [l h k]
     each."""
-    made: list[columns] = []
+    made: list[Columns] = []
 
-    def keep(batch: Prompts) -> columns:
+    def keep(batch: Prompts) -> Columns:
         rows = batch.span_mask("query").float()
         made.append(columns("sum", rows / rows.sum(1, keepdim=True)))
         return made[-1]

@@ -21,7 +21,7 @@ MAX_KEYS = 64
 """largest number of keys that `top_keys` gives"""
 
 
-def _kept(prompts: Prompts, settings: Mapping[str, Any]) -> tuple[top_keys]:
+def _kept(prompts: Prompts, settings: Mapping[str, Any]) -> tuple[TopKeys]:
     """Keeps of a batch, from which its cost follows."""
     return (top_keys(max(_keys(prompt, settings.get("span", "answer")) for prompt in prompts)),)
 

@@ -1,4 +1,4 @@
-"""Sahara: the group of heads whose absence turns a model's representation of a whole set of queries furthest."""
+"""Sahara: the group of heads whose ablation turns the model's representation of a set of prompts furthest."""
 
 import math
 from dataclasses import dataclass
@@ -8,67 +8,72 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from interp.analyses.causal.ablation_test import randoms
+from interp.analyses.causal.ablation_test import Condition, random_conditions
 from interp.analyses.causal.sweep import last_hidden, sweep_sets
 from interp.analyses.identify._subspace import angle, angle_interval
 from interp.analyses.identify.ships import Ablation
+from interp.analyses.registry import analysis
+from interp.analyses.results.codec import result
 from interp.analyses.results.files import digest
 from interp.analyses.results.head_scores import HeadScores
+from interp.analyses.results.result import Result
+from interp.analyses.results.trials import Trial, Trials
 from interp.errors import UsageError
 from interp.hooks.model.heads import Head, HeadLayout, HeadSet
 from interp.hooks.model.provenance import Provenance
 from interp.hooks.prompts.prompts import Prompts
 
-
-@dataclass(frozen=True)
-class Group:
-    """A head set and how far its absence turns the queries' subspace."""
-
-    name: str
-    """"sahara", "random" or "random by layer" """
-    heads: HeadSet
-    degrees: float
-    one_minus_cos: float
-    low: float
-    high: float
-    """95% interval of degrees over prompts, see `angle_interval`"""
+GROUP = "sahara"
+"""condition of the groups"""
 
 
-@dataclass(frozen=True)
-class Sahara:
-    """Greedy groups of growing size, each beside random ones of its size, and the first step's score of every head."""
+@result
+@dataclass(frozen=True, eq=False)
+class SaharaResult(Result):
+    """Groups of growing size compared with random groups, and the score of every head at the first step."""
 
     scores: HeadScores
+    """degrees by which the subspace turns with each head ablated alone"""
     ranking: tuple[Head, ...]
-    """in the order in which the heads were added"""
-    groups: tuple[Group, ...]
+    """heads in the order in which they joined the group"""
+    groups: Trials
+    """the measures "degrees" and "one_minus_cos" under "sahara", "random" and "random by layer", with intervals"""
+
+    @property
+    def provenance(self) -> Provenance | None:
+        """The model and versions that the numbers come from."""
+        return self.scores.provenance
 
     def heads(self, k: int) -> HeadSet:
-        """The first k heads that were added."""
+        """The first k heads of the group.
+
+        Args:
+            k: Number of heads.
+
+        Raises:
+            UsageError: If the group has fewer heads.
+        """
         if not 0 < k <= len(self.ranking):
-            raise UsageError(f"{k} heads of a group of {len(self.ranking)}: give a number from 1 to that.")
+            raise UsageError(f"k={k} for a group of {len(self.ranking)} heads; give 1 to {len(self.ranking)}.")
         return HeadSet(tuple(self.ranking[:k]))
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-able: heads as names."""
-        rows = [{**vars(group), "heads": [str(head) for head in group.heads]} for group in self.groups]
-        return {"ranking": [str(head) for head in self.ranking], "groups": rows}
+    def to_frame(self) -> Any:
+        """The groups as a pandas DataFrame, see `Trials.to_frame`."""
+        return self.groups.to_frame()
 
-    def at(self, name: str, size: int) -> tuple[float, float, float]:
-        """Mean degrees of the groups of one name and size, the least and the largest of them."""
-        found = [group.degrees for group in self.groups if group.name == name and len(group.heads) == size]
-        if not found:
-            raise UsageError(f"no group {name!r} of {size} heads: take a name and a size of the table.")
-        return sum(found) / len(found), min(found), max(found)
+    def summary(self, top: int = 10) -> str:
+        """The heads in the order in which they joined, then one line for each condition, size and measure.
+
+        Args:
+            top: Number of heads that are listed.
+        """
+        return "\n".join([f"sahara: {', '.join(map(str, self.ranking[:top]))}", self.groups.summary(top)])
 
     def __str__(self) -> str:
-        return "\n".join(
-            f"{len(g.heads):2d} {g.name:18s} {g.degrees:8.3f} deg  [{g.low:.3f}, {g.high:.3f}]  1 - cos "
-            f"{g.one_minus_cos:.2e}  {g.heads}"
-            for g in self.groups
-        )
+        return self.summary()
 
 
+@analysis(title="Sahara", group="safety", order=41, joint=True, resumable=True, own_prompts=False, in_every=False)
 def sahara(
     model: nn.Module,
     prompts: Prompts,
@@ -77,41 +82,77 @@ def sahara(
     ablation: Ablation = "uniform",
     components: int = 1,
     heads: Any = None,
-    draws: int = 10,
+    n_random_sets: int = 10,
     batch_size: int = 8,
     rows: int | None = None,
     seed: int = 0,
     folder: Any = None,
     progress: bool = False,
-) -> Sahara:
-    """Grow a group of heads, at each step by the head with which the queries' subspace turns furthest.
+) -> SaharaResult:
+    """Grow a group of heads, at each step by the head whose ablation turns the subspace of the prompts furthest.
 
-    M[p m] = what enters the output embeddings at the last token of each prompt; U its first `components` left singular
-    vectors, as loaded and with a group out; phi = sum of the principal angles between the two, in degrees, in float64.
-    size: heads of the largest group; draws: random groups of each size, drawn freely and matched by layer, in the same
-    table. ablation as in `ships`; other arguments as in `sweep`. Cost: size times L H forwards of each prompt, less
-    what is shared.
-    Raises UsageError for fewer prompts than `components` + 1, since one prompt spans the same line whatever happens.
-    Source: Zhou et al. (ICLR 2025), section 4 and algorithm 1. Differs: angles by their sines where they are small
-    (the released code takes arccos of a clamped product), 1 - cos beside degrees, random groups.
-    Cannot show: which way the representation turned, or that replies change; the angle has no sign.
+    `M[p m]` is the input of the unembedding at the last token of each prompt, and U its first `components` left
+    singular vectors, for the unmodified model and with a group ablated. `phi` is the sum of the principal angles
+    between the two subspaces, in degrees, computed in float64. The cost is `size * l * h` forward passes of each
+    prompt, less the parts that they share.
+
+    Args:
+        model: A transformers causal language model, or a TransformerBridge over one.
+        prompts: Requests that the model refuses, see `tasks.refusal`.
+        size: Number of heads of the largest group.
+        ablation: "uniform" or "zero", see `ships`.
+        components: Number of left singular vectors.
+        heads: Anything that `HeadSet.parse` takes, by default all heads; only these can join the group.
+        n_random_sets: Number of random groups of each size, drawn freely, and as many matched by layer.
+        batch_size: Number of prompts that are read together.
+        rows: Rows of one forward pass, by default as many as fit into free memory.
+        seed: Seed of the random groups and of the intervals.
+        folder: Where finished pieces are kept, so that an interrupted analysis continues with the same numbers.
+        progress: Show a progress bar.
+
+    Returns:
+        SaharaResult: The ranking, the score of each head at the first step, and the groups as Trials. The interval of a
+        group is over prompts, see `angle_interval`; over several random groups `Trials.mean` gives the mean, the least
+        and the largest.
+
+    Raises:
+        UsageError: If there are fewer than `components + 1` prompts, since one prompt always spans the same line, or
+            the group would take more than half of the heads.
+
+    Examples:
+        >>> found = interp.identify.sahara(model, prompts, size=1, n_random_sets=1)
+        >>> found.groups.conditions
+        ('sahara', 'random', 'random by layer')
+
+    Source:
+        Zhou et al., On the Role of Attention Heads in LLM Safety (ICLR 2025), section 4 and algorithm 1.
+
+    Differs:
+        Small angles are computed by their sines, where the released code takes the arccos of a clamped product.
+        `1 - cos` is reported together with the degrees, and random groups are added.
+
+    Limits:
+        Does not show in which direction the representation turned, nor that replies change; the angle has no sign.
     """
     layout = HeadLayout.of(model)
     chosen = layout.all() if heads is None else HeadSet.parse(heads, layout)
     layout.check(chosen)
     if len(prompts) <= components or components < 1:
         raise UsageError(
-            f"{len(prompts)} prompts and components={components}: a subspace of prompts turns only where prompts "
-            "outnumber components, so give at least one more."
+            f"{len(prompts)} prompts span no subspace that could turn with components={components}; give at least 1 "
+            "component and more prompts than components."
         )
-    most = min(len(chosen), layout.size // 2)
-    if not 0 < size <= most or draws < 1:
-        raise UsageError(f"size={size}, draws={draws}: give 1 to {most} heads and at least one random draw.")
+    largest = min(len(chosen), layout.size // 2)
+    if not 0 < size <= largest or n_random_sets < 1:
+        raise UsageError(
+            f"size={size} and n_random_sets={n_random_sets} make no groups; give 1 to {largest} heads and at least one "
+            "random set."
+        )
     settings: dict[str, Any] = {"batch_size": batch_size, "rows": rows, "folder": folder, "progress": progress}
-    hidden = partial(sweep_sets, model, prompts, kind=ablation, metric=last_hidden, **settings)
+    hidden = partial(sweep_sets, model, prompts, intervention=ablation, metric=last_hidden, **settings)
     base = hidden([HeadSet(())]).values[:, 0].double()
     added: list[Head] = []
-    groups: list[Group] = []
+    trials: list[Trial] = []
     first = torch.full((1, layout.layers, layout.heads), torch.nan)
     for step in range(size):
         left = [head for head in chosen if head not in added]
@@ -122,23 +163,46 @@ def sahara(
                 first[0, head.layer, head.head] = degrees
         added.append(left[int(turned.argmax())])
         group = HeadSet(tuple(added))
-        drawn = [("sahara", group), *randoms(group, layout, draws, seed)]
-        after = hidden([heads for _, heads in drawn]).values.double()
-        groups += [_group(name, own, base, after[:, i], components, seed) for i, (name, own) in enumerate(drawn)]
+        tried = [Condition(GROUP, group), *random_conditions(group, layout, n_random_sets, seed)]
+        after = hidden([condition.heads for condition in tried]).values.double()
+        trials += [_trial(condition, base, after[:, i], components, seed) for i, condition in enumerate(tried)]
+    source = Provenance.of(model, prompts.tokenizer, seed=seed)
     scores = HeadScores(
         name=f"sahara:{ablation}",
         per_prompt=first,
         unit="degrees",
         kv_heads=layout.kv_heads,
         settings={"components": components, "prompts": prompts.fingerprint(), "ranking": list(map(str, added))},
-        provenance=Provenance.of(model, prompts.tokenizer, seed=seed),
+        provenance=source,
         seed=seed,
         labels=(f"{len(prompts)} prompts together, {digest(prompts.fingerprint())}",),
     )
-    return Sahara(scores, tuple(added), tuple(groups))
+    groups = Trials(
+        name=f"sahara:{ablation}",
+        trials=tuple(trials),
+        intervention=ablation,
+        title="Groups of heads",
+        units={"degrees": "degrees"},
+        seed=seed,
+        settings={"components": components, "n_random_sets": n_random_sets, "prompts": prompts.fingerprint()},
+        provenance=source,
+    )
+    return SaharaResult(scores, tuple(added), groups)
 
 
-def _group(name: str, heads: HeadSet, before: Tensor, after: Tensor, components: int, seed: int) -> Group:
+def _trial(condition: Condition, before: Tensor, after: Tensor, components: int, seed: int) -> Trial:
     degrees = angle(before, after, components)
-    interval = angle_interval(before, after, components, seed)
-    return Group(name, heads, degrees, 2 * math.sin(math.radians(degrees) / 2) ** 2, *interval)
+    low, high = angle_interval(before, after, components, seed)
+    return Trial(
+        condition=condition.name,
+        values={"degrees": (degrees,), "one_minus_cos": (_one_minus_cos(degrees),)},
+        heads=condition.heads,
+        size=len(condition.heads),
+        draw=condition.draw,
+        intervals={"degrees": (low, high), "one_minus_cos": (_one_minus_cos(low), _one_minus_cos(high))},
+    )
+
+
+def _one_minus_cos(degrees: float) -> float:
+    # exact where the angle is small
+    return 2 * math.sin(math.radians(degrees) / 2) ** 2

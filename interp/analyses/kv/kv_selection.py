@@ -47,6 +47,18 @@ def _cost(model: nn.Module, prompts: Prompts, batch_size: int, settings: Mapping
     return found
 
 
+def _inputs(run: Any) -> dict[str, Any]:
+    """The scores of a run, and the settings that a user gave for selectors."""
+    given = {name: settings for name, settings in run.settings.items() if registry.is_known(name, "selector")}
+    return {"scores": run.scores, "selector_settings": given}
+
+
+def check_global_layers(model: nn.Module) -> None:
+    """Raise UsageError where every layer has a sliding window, so that no selector has keys to drop."""
+    if not has_global_layers(model):
+        raise UsageError(NO_GLOBAL_LAYERS)
+
+
 @analysis(
     name="kv",
     title="KV selection",
@@ -56,7 +68,8 @@ def _cost(model: nn.Module, prompts: Prompts, batch_size: int, settings: Mapping
     own_prompts=False,
     joint=True,
     resumable=True,
-    inputs=lambda run: {"scores": run.scores},
+    check_model=check_global_layers,
+    inputs=_inputs,
     cost=_cost,
 )
 def kv_selection(
@@ -109,8 +122,7 @@ def kv_selection(
         Does not show the quality of long replies, nor speed. Selectors whose heads were scored on needles have an
         advantage on the task "needle".
     """
-    if not has_global_layers(model):
-        raise UsageError(NO_GLOBAL_LAYERS)
+    check_global_layers(model)
     selectors = tuple(selectors.split(",")) if isinstance(selectors, str) else tuple(selectors)
     given = dict(scores or {})
     made = selectors_of(given, seed, model, names=selectors, settings=selector_settings)

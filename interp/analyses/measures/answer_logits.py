@@ -37,7 +37,7 @@ def answer_tokens(prompts: Prompts) -> Int[Tensor, "b 2"]:
         PromptError: If a prompt has no such answers, or both begin with the same token.
     """
     options = Options.of(prompts)
-    rows = [(ids[0][0], ids[count][0]) for ids, count in zip(options.ids, options.n_right, strict=True)]
+    rows = [(ids[0][0], ids[count][0]) for ids, count in zip(options.ids, options.right, strict=True)]
     for number, (right, wrong) in enumerate(rows):
         if right == wrong:
             raise PromptError(
@@ -51,7 +51,7 @@ def logit_differences(model: Any, prompts: Prompts, batch_size: int = 8) -> Floa
     """`logit_difference` after each prompt, float32.
 
     Args:
-        model: A transformers causal language model, or a TransformerBridge over one. Open contexts such as `ablate` act.
+        model: A transformers causal language model, or a TransformerBridge over one, with any context open on it.
         prompts: Prompts with "right" and "wrong" in their meta.
         batch_size: Number of prompts per forward pass.
 

@@ -1,4 +1,4 @@
-"""Losses of prompts under a model as it is, ablated or steered: one number a prompt, without all logits at once."""
+"""Losses of prompts, one number for each, computed without holding all logits at once."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,10 +15,10 @@ from interp.hooks.prompts.prompts import Prompts
 from interp.hooks.read.capture import model_inputs
 
 Loss = Callable[[Tensor, Prompts], Tensor]
-"""logits [b q v] of a batch, padded on the left, and its prompts, to [b]: each row's own loss"""
-HELD = 1 << 25
-"""logits held at once, in numbers"""
-IGNORED = -100
+"""a function of the logits `[b q v]` of a batch, padded on the left, and its prompts, that returns losses `[b]`"""
+MAX_HELD_LOGITS = 1 << 25
+"""numbers of logits that are held at once"""
+IGNORED_TOKEN = -100
 
 
 def token_losses(
@@ -29,17 +29,38 @@ def token_losses(
     loss: Loss | None = None,
     progress: str | None = None,
 ) -> Float[Tensor, "p"]:
-    """Mean next-token cross-entropy of each prompt, in nats per token; float32, on the CPU.
+    """Mean next-token cross-entropy of each prompt, in nats per token.
 
-    loss[p] = mean over q > 0 of -log softmax over v of logits[p q-1 v] at token q. Padding counts for nothing, and the
-    head of the model is applied to a few positions at a time. Contexts that are open on the model act: `ablate`, or
-    `steering`, which knows one batch where it names spans, so open it for each batch there.
-    loss: another one, of all logits of a batch. progress: title of a tqdm bar.
-    Raises PromptError for a prompt of one token, UsageError for a loss of the wrong shape or one that is not finite.
-    Cannot show: which tokens a prompt is lost on; a mean hides the few that a head serves.
+    `loss[p] = mean over q > 0 of -log softmax over v of logits[p q-1 v] at token q`. Padding does not count, and the
+    unembedding is applied to a few positions at a time.
+
+    Contexts that are open on the model act, such as `ablate`. A `steering` context with spans belongs to one batch, so
+    open it for each batch.
+
+    Args:
+        model: A transformers causal language model, or a TransformerBridge over one.
+        prompts: The prompts.
+        batch_size: Number of prompts per forward pass.
+        loss: Function `loss(logits, batch) -> [b]` in place of the cross-entropy; it holds all logits of a batch.
+        progress: Title of a progress bar; None for no bar.
+
+    Returns:
+        Tensor: float32 `[p]`, on the CPU.
+
+    Raises:
+        PromptError: If there are no prompts, or a prompt has one token.
+        UsageError: If a loss has the wrong shape or is not finite.
+
+    Examples:
+        >>> from interp.analyses.measures.losses import token_losses
+        >>> token_losses(model, prompts).shape
+        torch.Size([2])
+
+    Limits:
+        Does not show which tokens a prompt is predicted badly on: a mean hides the few that depend on a head.
     """
     if not len(prompts):
-        raise PromptError("no prompts to take losses of; the selection is empty.")
+        raise PromptError("the selection of prompts is empty; give at least one prompt.")
     bar = tqdm(total=len(prompts), desc=progress, disable=progress is None, delay=2, leave=False)
     parts = []
     for batch in prompts.batches(batch_size):
@@ -51,31 +72,66 @@ def token_losses(
 
 
 def batch_losses(model: nn.Module, batch: Prompts, loss: Loss | None = None) -> Float[Tensor, "b"]:
-    """As `token_losses`, for one forward; with a graph where gradients are on."""
+    """As `token_losses`, for one forward pass, with a graph where gradients are enabled.
+
+    Args:
+        model: A transformers causal language model, or a TransformerBridge over one.
+        batch: The prompts.
+        loss: Function `loss(logits, batch) -> [b]` in place of the cross-entropy.
+
+    Raises:
+        PromptError: If a prompt has one token.
+        UsageError: If the loss has the wrong shape or is not finite.
+    """
     network: Any = unwrap(model)
     inputs = model_inputs(network, batch)
     if loss is None:
         if min(batch.lengths) < 2:
-            raise PromptError("a prompt has one token, so that nothing is predicted in it: give at least two tokens.")
+            raise PromptError("a prompt has one token, so nothing is predicted in it; give at least two tokens.")
         values = _next_token(network, inputs)
     else:
         values = loss(network(**inputs, use_cache=False).logits, batch)
     if not isinstance(values, Tensor) or values.shape != (len(batch),):
         given = list(values.shape) if isinstance(values, Tensor) else type(values).__name__
-        raise UsageError(f"the loss of a batch of {len(batch)} prompts is {given}: give one number a prompt, [b].")
+        raise UsageError(
+            f"the loss of a batch of {len(batch)} prompts is {given}; return one number for each prompt, [b]."
+        )
     for value, length in zip(values.tolist(), batch.lengths, strict=True):
         if not abs(value) < torch.inf:
             raise UsageError(
-                f"the loss of a prompt of {length} tokens is {value}: give a loss that is finite for it, or leave the "
+                f"the loss of a prompt of {length} tokens is {value}; give a loss that is finite for it, or leave the "
                 "prompt out."
             )
     return values
 
 
+def span_loss(span: str) -> Loss:
+    """A loss for `token_losses`: mean cross-entropy of the tokens of a span.
+
+    Args:
+        span: Name of a span that every prompt has, and that does not begin at its first token.
+
+    Returns:
+        Loss: A function of logits and batch.
+    """
+
+    def loss(logits: Tensor, batch: Prompts) -> Tensor:
+        width, found = logits.shape[1], []
+        for row, prompt in zip(logits, batch, strict=True):
+            ids = torch.tensor(prompt.ids, device=logits.device)
+            places = torch.tensor([q for start, stop in prompt.spans[span] for q in range(start, stop)])
+            # rows are padded on the left
+            before = row[places + width - len(ids) - 1].float()
+            found.append(nn.functional.cross_entropy(before, ids[places]))
+        return torch.stack(found)
+
+    return loss
+
+
 def _next_token(model: Any, inputs: dict[str, Tensor]) -> Tensor:
     ids, real = inputs["input_ids"], inputs["attention_mask"].bool()
     # the first token of a padded row would be predicted from padding
-    targets = ids[:, 1:].masked_fill(~real[:, :-1], IGNORED)
+    targets = ids[:, 1:].masked_fill(~real[:, :-1], IGNORED_TOKEN)
     body, found = model.base_model, []
     handle = body.register_forward_hook(lambda module, args, output: found.append(output))
     try:
@@ -87,16 +143,16 @@ def _next_token(model: Any, inputs: dict[str, Tensor]) -> Tensor:
         return _mean(_entropy(output.logits[:, :-1], targets), targets)
 
     def part(hidden: Tensor, wanted: Tensor) -> Tensor:
-        # soft-caps and scales come after the head, in the model's own code
-        setattr(model, model.base_model_prefix, _Given(type(found[0])(last_hidden_state=hidden)))
+        # soft-caps and scales follow the unembedding, in the code of the model
+        setattr(model, model.base_model_prefix, _FinishedBody(type(found[0])(last_hidden_state=hidden)))
         try:
             return _entropy(model(**inputs, use_cache=False).logits, wanted)
         finally:
             setattr(model, model.base_model_prefix, body)
 
     hidden = found[0].last_hidden_state[:, :-1]
-    step = max(1, HELD // (len(ids) * model.config.get_text_config().vocab_size))
-    # a backward pass makes the logits again
+    step = max(1, MAX_HELD_LOGITS // (len(ids) * model.config.get_text_config().vocab_size))
+    # the backward pass computes the logits again
     parts = [
         checkpoint(part, *both, use_reentrant=False, preserve_rng_state=False)
         for both in zip(hidden.split(step, 1), targets.split(step, 1), strict=True)
@@ -104,8 +160,8 @@ def _next_token(model: Any, inputs: dict[str, Tensor]) -> Tensor:
     return _mean(torch.cat(parts, 1), targets)
 
 
-class _Given(nn.Module):
-    """The body of a model that has run already."""
+class _FinishedBody(nn.Module):
+    """Takes the place of the body of a model and returns its output."""
 
     def __init__(self, output: Any) -> None:
         super().__init__()
@@ -117,8 +173,8 @@ class _Given(nn.Module):
 
 def _entropy(logits: Float[Tensor, "b q v"], targets: Int[Tensor, "b q"]) -> Float[Tensor, "b q"]:
     flat = logits.float().transpose(1, 2)
-    return nn.functional.cross_entropy(flat, targets.to(logits.device), ignore_index=IGNORED, reduction="none")
+    return nn.functional.cross_entropy(flat, targets.to(logits.device), ignore_index=IGNORED_TOKEN, reduction="none")
 
 
 def _mean(losses: Float[Tensor, "b q"], targets: Int[Tensor, "b q"]) -> Float[Tensor, "b"]:
-    return losses.sum(1) / (targets != IGNORED).sum(1).to(losses.device)
+    return losses.sum(1) / (targets != IGNORED_TOKEN).sum(1).to(losses.device)

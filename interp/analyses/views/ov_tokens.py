@@ -160,8 +160,9 @@ class OvTokens(Result):
 
 
 @analysis(
-    title="Tokens that heads would write", group="views", order=34, prompts=standard.explored, joint=True,
-    in_every=False, automatic=True, needs=("heads",), inputs=lambda run: {"heads": HeadSet(tuple(run.leading))},
+    title="Tokens that heads would write", group="views", order=34, prompts=standard.explored,
+    own_prompts=standard.longest, joint=True, in_every=False, automatic=True, needs=("heads",),
+    inputs=lambda run: {"heads": HeadSet(tuple(run.leading))},
 )  # fmt: skip
 def ov_tokens(
     model: nn.Module,

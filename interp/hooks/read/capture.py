@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from interp.errors import CostError, ModelError, PromptError, UsageError
 from interp.hooks.model.heads import HeadLayout, HeadSet
-from interp.hooks.model.layers import context_length, unwrap, projection_inputs
+from interp.hooks.model.layers import context_length, projection_inputs, unwrap
 from interp.hooks.prompts.batch_spans import BatchSpans
 from interp.hooks.prompts.prompts import Prompts
 from interp.hooks.read.assemble import Chunks, ReadRows
 from interp.hooks.read.capture_cost import MAX_MEMORY_SHARE, CaptureCost, format_bytes
 from interp.hooks.read.choice import Queries, choose_layers, choose_queries
-from interp.hooks.read.reductions import K, Keep, Q, RankedKeys, V, TokenSpan, Z
+from interp.hooks.read.reductions import K, Keep, Q, RankedKeys, TokenSpan, V, Z
 from interp.hooks.seam import ReadRequest, Site, tapping
 from interp.kernels.contract import Call
 

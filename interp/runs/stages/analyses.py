@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from interp.analyses.causal import controls
+from interp.analyses.causal.ablation_test import REPLY_TOKENS, ablation_test
 from interp.analyses.registry import Analysis
 from interp.analyses.results.head_scores import HeadScores
 from interp.analyses.results.result import Result
+from interp.analyses.tasks import standard
 from interp.errors import UsageError
 from interp.hooks.prompts.prompts import Prompt, Prompts
 from interp.runs.inputs import RunInputs
-from interp.runs.stage import Cell, Stage
+from interp.runs.stage import Cell, Stage, single
 
 if TYPE_CHECKING:
     from interp.runs.plan import ScorePlan
@@ -27,26 +29,29 @@ NEEDS_HEADS = "heads"
 """a need that any head table meets, and heads that the user names"""
 
 
-def analysis_stage(entry: Analysis, plan: "ScorePlan", tokenizer: Any, own: Prompts | None) -> Stage:
+def analysis_stage(
+    entry: Analysis, plan: "ScorePlan", model: nn.Module, tokenizer: Any, own: Prompts | None = None
+) -> Stage:
     """The stage of an analysis: its prompts cut into batches, one cell each.
 
     Raises:
         UsageError: For own prompts where the analysis takes prompts of a form that only it makes.
         PromptError: For prompts without the parts or the length that it needs.
     """
-    made: Any = _own(entry, plan, own)
-    if made is None and entry.prompts is not None:
-        made = entry.prompts(plan.sizes, tokenizer)
-    partners = None
-    if entry.paired:
-        made, partners = made
+    if entry.check_model is not None:
+        entry.check_model(model)
+    given: Any = _own(entry, plan, own)
+    if given is None and entry.prompts is not None:
+        given = _maker(entry, plan)(plan.sizes, tokenizer)
+    pair: Any = given if entry.paired else (given, None)
+    made, partners = pair
     if entry.check is not None:
         entry.check(made)
     batches = _batches(entry, made, plan.batch_size)
-    new_tokens = (
-        getattr(plan.sizes, entry.max_new_tokens) if isinstance(entry.max_new_tokens, str) else entry.max_new_tokens
-    )
-    settings = settings_of(entry, plan)
+    new_tokens: Any = entry.max_new_tokens
+    if isinstance(new_tokens, str):
+        new_tokens = getattr(plan.sizes, new_tokens)
+    settings, cost = settings_of(entry, plan), entry.cost
 
     def cells(run: "Run") -> Sequence[Cell]:
         extra = entry.inputs(run_inputs(run)) if entry.inputs is not None else {}
@@ -67,60 +72,63 @@ def analysis_stage(entry: Analysis, plan: "ScorePlan", tokenizer: Any, own: Prom
         prompts=tuple((each, new_tokens) for each in _read(made, partners)),
         n_cells=len(batches),
         optional=entry.automatic,
-        cost=entry.cost and (lambda model: entry.cost(model, paired, plan.batch_size, settings)),
+        cost=None if cost is None else lambda model: cost(model, given, plan.batch_size, settings),
     )  # fmt: skip
 
 
 def control_stage(entry: Analysis, plan: "ScorePlan", tokenizer: Any, own: Prompts | None) -> Stage:
     """The stage that tests the top heads of an analysis against random heads."""
-    control, name = entry.control, f"{entry.name}.control"
-    prompts = control.prompts(plan.sizes, tokenizer) or _own(entry, plan, own) or entry.prompts(plan.sizes, tokenizer)
-    if isinstance(prompts, tuple):
-        prompts = prompts[0]
+    control, standard_prompts = entry.control, entry.prompts
+    given = control.prompts(plan.sizes, tokenizer)
+    of_analysis = given is None
+    prompts: Any = given
+    if prompts is None:
+        made: Any = _own(entry, plan, own)
+        prompts = standard_prompts(plan.sizes, tokenizer) if made is None and standard_prompts is not None else made
+        prompts = prompts[0] if isinstance(prompts, tuple) else prompts
 
     def work(run: "Run", steps: Path) -> Result:
-        named = run.named_heads if control.own_prompts else None
-        return tested(control, plan, run.model, prompts, run.result(entry.name), named, steps)
+        named = run.named_heads
+        return control(
+            run.model, prompts, run.result(entry.name), n_heads=plan.n_heads, n_random_sets=plan.n_random_sets,
+            ablation=plan.ablation, heads=named if len(named) and not of_analysis else None,
+            batch_size=plan.batch_size, seed=plan.seed, folder=steps,
+        )  # fmt: skip
 
     def ready(run: "Run") -> str:
-        return _heads_missing(run, entry.name) if control.own_prompts and not len(run.named_heads) else ""
+        return "" if of_analysis or len(run.named_heads) else _heads_missing(run, entry.name)
 
-    return Stage(
-        name,
-        lambda run: (Cell("0000", partial(work, run)),),
+    return single(
+        f"{entry.name}.control",
+        work,
         needs=(entry.name,),
         ready=ready,
-        prompts=((prompts, control.max_new_tokens),) if control.own_prompts else (),
-        cost=lambda model: control.cost(model, prompts, plan.batch_size, plan.n_heads, plan.n_random_sets),
+        prompts=() if of_analysis else ((prompts, REPLY_TOKENS),),
+        cost=lambda model: control.cost(
+            model, prompts, plan.batch_size, n_heads=plan.n_heads, n_random_sets=plan.n_random_sets
+        ),
     )
 
 
 def named_heads_stage(plan: "ScorePlan", tokenizer: Any) -> Stage:
     """The stage that tests the heads that a user names, where no analysis of the plan is tested by answers."""
     control = controls.answers()
-    prompts = control.prompts(plan.sizes, tokenizer)
-    assert prompts is not None
+    prompts = standard.check_needles(plan.sizes, tokenizer)
 
     def work(run: "Run", steps: Path) -> Result:
-        return tested(control, plan, run.model, prompts, None, run.named_heads, steps)
+        return ablation_test(
+            run.model, prompts, run.named_heads, n_random_sets=plan.n_random_sets, ablation=plan.ablation,
+            batch_size=plan.batch_size, seed=plan.seed, folder=steps,
+        )  # fmt: skip
 
-    return Stage(
+    return single(
         "heads.control",
-        lambda run: (Cell("0000", partial(work, run)),),
-        prompts=((prompts, control.max_new_tokens),),
-        cost=lambda model: control.cost(model, prompts, plan.batch_size, plan.n_heads, plan.n_random_sets),
+        work,
+        prompts=((prompts, REPLY_TOKENS),),
+        cost=lambda model: control.cost(
+            model, prompts, plan.batch_size, n_heads=plan.n_heads, n_random_sets=plan.n_random_sets
+        ),
     )
-
-
-def tested(
-    control: Any, plan: "ScorePlan", model: nn.Module, prompts: Prompts, scores: Any, named: Any, steps: Path
-) -> Result:
-    """The trials of a control."""
-    return control(
-        model, prompts, scores, n_heads=plan.n_heads, n_random_sets=plan.n_random_sets, ablation=plan.ablation,
-        heads=named if named is not None and len(named) else None, batch_size=plan.batch_size, seed=plan.seed,
-        folder=steps,
-    )  # fmt: skip
 
 
 def settings_of(entry: Analysis, plan: "ScorePlan") -> dict[str, Any]:
@@ -172,6 +180,13 @@ def _own(entry: Analysis, plan: "ScorePlan", own: Prompts | None) -> Any:
             "out this analysis."
         )
     return entry.own_prompts(own, plan.sizes) if callable(entry.own_prompts) else own
+
+
+def _maker(entry: Analysis, plan: "ScorePlan") -> Any:
+    """The standard prompts of an analysis; the explorer shows a plain text where no analysis reads needles."""
+    if entry.prompts is standard.explored and not any(each.prompts is standard.needles for each in plan.entries):
+        return standard.explored_passage
+    return entry.prompts
 
 
 def _batches(entry: Analysis, made: Any, size: int) -> list[Any]:

@@ -1,13 +1,13 @@
 """The stages of a steering run."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from interp.analyses import tasks
+from interp.analyses import registry, tasks
 from interp.analyses.steer.check import steer_check
 from interp.analyses.steer.choose import choose
 from interp.analyses.steer.make_edit import make_edit, tuned_edits
@@ -63,10 +63,13 @@ class Steering:
 
     @property
     def fitted(self) -> bool:
-        """Whether the edit may be estimated from prompts."""
-        from interp.analyses import registry
-
-        return registry.get(self.plan.method, "edit").fitted is not None
+        """Whether the edit is estimated from prompts: a field without a default is not given."""
+        entry = registry.get(self.plan.method, "edit")
+        needed = [
+            f.name for f in fields(entry.thing)
+            if f.init and f.default is MISSING and f.default_factory is MISSING and f.name != "spans"
+        ]  # fmt: skip
+        return entry.fitted is not None and any(name not in self.plan.settings for name in needed)
 
     @property
     def profiled(self) -> bool:
@@ -174,6 +177,6 @@ def _given(plan: "SteerPlan", model: nn.Module) -> Profile | None:
     found = Profile.load(plan.profile, model)
     parts: list[Mapping[str, Any]] = found.scores.settings["edit"]
     kinds = [str(part["edit"]) for part in parts]
-    if [kind.lower() for kind in kinds] != [plan.method]:
+    if [registry.class_named(kind, "edit") for kind in kinds] != [registry.get(plan.method, "edit").thing]:
         raise UsageError(f"{plan.profile} is a profile of {' + '.join(kinds)}, not of {plan.method}; give another.")
     return found

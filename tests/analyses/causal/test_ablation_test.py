@@ -1,6 +1,6 @@
 """The causal check: the conditions it compares, its intervals, and what it finds on planted and on real weights."""
 
-import planted
+from interp.testing import planted
 import pytest
 import torch
 from detectors import prompts

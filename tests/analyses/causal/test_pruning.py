@@ -4,7 +4,7 @@ import json
 import pickle
 from dataclasses import replace
 
-import planted
+from interp.testing import planted
 import pytest
 import torch
 from capture_oracle import prompts as random_prompts

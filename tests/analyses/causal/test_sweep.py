@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 import torch
-from families import VOCAB, make
+from interp.testing.families import VOCAB, make
 from steering_oracle import literal
 
 from interp.analyses.causal import batched_interventions as reader

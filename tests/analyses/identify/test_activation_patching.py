@@ -4,7 +4,7 @@ import contextlib
 import itertools
 import math
 
-import families
+from interp.testing import families
 import pytest
 import torch
 from bridges import FAMILIES

@@ -2,7 +2,7 @@
 
 import pickle
 
-import planted
+from interp.testing import planted
 import pytest
 import torch
 from capture_oracle import prompts as random_prompts

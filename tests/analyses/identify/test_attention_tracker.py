@@ -1,6 +1,6 @@
 """Attention Tracker: against eager attention, on a planted head, with its task and its errors."""
 
-import planted
+from interp.testing import planted
 import pytest
 import torch
 

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-import planted
+from interp.testing import planted
 import pytest
 import torch
 from detectors import prompts as planted_prompts

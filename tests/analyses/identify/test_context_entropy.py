@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import capture_oracle
-import planted
+from interp.testing import planted
 import pytest
 import torch
 from detectors import prompts as planted_prompts

@@ -4,7 +4,7 @@ import math
 from copy import deepcopy
 from typing import Any
 
-import planted
+from interp.testing import planted
 import pytest
 import torch
 from capture_oracle import prompts

@@ -2,7 +2,7 @@
 
 from copy import deepcopy
 
-import planted
+from interp.testing import planted
 import pytest
 import torch
 from capture_oracle import prompts

@@ -1,7 +1,7 @@
 """Lookback ratios: against eager attention at each token, on text of a user's own, with their errors."""
 
 import capture_oracle
-import planted
+from interp.testing import planted
 import pytest
 import torch
 from detectors import prompts as planted_prompts

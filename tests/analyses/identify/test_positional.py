@@ -3,8 +3,8 @@
 import math
 
 import capture_oracle
-import families
-import planted
+from interp.testing import families
+from interp.testing import planted
 import pytest
 import torch
 import transformers as tf

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-import families
-import planted
+from interp.testing import families
+from interp.testing import planted
 import pytest
 import torch
 from capture_oracle import prompts

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from capture_oracle import content
-from families import VOCAB
+from interp.testing.families import VOCAB
 
 from interp.analyses import identify, tasks
 from interp.errors import PromptError, SpanError

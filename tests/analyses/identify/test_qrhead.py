@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from families import VOCAB
+from interp.testing.families import VOCAB
 
 from interp.analyses import identify, tasks
 from interp.analyses.identify.qrhead import _ndcg as ndcg

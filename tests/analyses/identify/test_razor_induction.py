@@ -2,11 +2,11 @@
 
 import math
 
-import planted
+from interp.testing import planted
 import pytest
 import torch
 from capture_oracle import content
-from families import VOCAB
+from interp.testing.families import VOCAB
 
 from interp.analyses import identify, tasks
 from interp.analyses.results.head_scores import HeadScores

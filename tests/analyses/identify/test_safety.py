@@ -2,10 +2,10 @@
 
 import math
 
-import planted
+from interp.testing import planted
 import pytest
 import torch
-from families import make
+from interp.testing.families import make
 
 import interp
 from interp.analyses.causal.curve import causal_curve

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from capture_oracle import greedy
-from families import VOCAB
+from interp.testing.families import VOCAB
 
 from interp.analyses import identify, tasks
 from interp.errors import SpanError

@@ -4,7 +4,7 @@ import math
 from copy import deepcopy
 from typing import Any
 
-import families
+from interp.testing import families
 import pytest
 import torch
 from capture_oracle import prompts

@@ -3,7 +3,7 @@
 import sys
 from typing import Any
 
-import families
+from interp.testing import families
 import pytest
 import torch
 from kv_oracle import MORE, SELECTORS, continuation, continued, prompts, scores

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
-import families
+from interp.testing import families
 import pytest
 import torch
 from kv_oracle import continuation, continued, prompts, scores

@@ -4,7 +4,7 @@ import sys
 from dataclasses import dataclass, replace
 from typing import Any
 
-import families
+from interp.testing import families
 import pytest
 import tiny_chat_model
 import torch

@@ -1,6 +1,6 @@
 """Which selector is made of which scores, and the one ranking of RazorAttention's two kinds of heads."""
 
-import families
+from interp.testing import families
 import kv_oracle
 import pytest
 import torch

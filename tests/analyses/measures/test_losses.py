@@ -1,6 +1,6 @@
 """Losses of prompts: equal to transformers' own, whatever the batch, the padding, the chunks and open contexts."""
 
-import families
+from interp.testing import families
 import pytest
 import torch
 from capture_oracle import prompts

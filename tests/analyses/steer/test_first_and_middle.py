@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from families import VOCAB
+from interp.testing.families import VOCAB
 from steering_oracle import key_scale, literal
 
 from interp import steer

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from families import VOCAB
+from interp.testing.families import VOCAB
 from safetensors.torch import save_file
 
 from interp import steer

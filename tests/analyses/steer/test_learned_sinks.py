@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from families import make
+from interp.testing.families import make
 from steering_oracle import batch, literal, logits, pasta, real, spotlight, weighed, zero
 
 from interp import steer

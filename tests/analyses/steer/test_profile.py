@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from families import VOCAB, make
+from interp.testing.families import VOCAB, make
 
 from interp import steer
 from interp.analyses.measures.continuations import ContinuationScorer

@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-import families
+from interp.testing import families
 import pytest
 import torch
 from patching_oracle import make

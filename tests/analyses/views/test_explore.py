@@ -4,8 +4,8 @@ from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
-import families
-import planted
+from interp.testing import families
+from interp.testing import planted
 import psutil
 import pytest
 import torch

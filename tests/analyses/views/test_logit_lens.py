@@ -4,8 +4,8 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import families
-import planted
+from interp.testing import families
+from interp.testing import planted
 import pytest
 import tokenizers_tiny
 import torch

@@ -2,8 +2,8 @@
 
 from dataclasses import replace
 
-import families
-import planted
+from interp.testing import families
+from interp.testing import planted
 import pytest
 import torch
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb

@@ -4,7 +4,7 @@ import json
 import types
 from typing import Any
 
-import families
+from interp.testing import families
 import pytest
 import tokenizers_tiny
 import torch

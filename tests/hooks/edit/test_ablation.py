@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 import tqdm.auto
-from families import FAMILIES, VOCAB
+from interp.testing.families import FAMILIES, VOCAB
 
 from interp import steer
 from interp.errors import HeadError, UsageError

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-import families
+from interp.testing import families
 import pytest
 import torch
 

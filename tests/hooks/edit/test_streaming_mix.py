@@ -1,6 +1,6 @@
 """Mixtures of full and streaming attention: outputs, gradients, and no hook that stays on the model."""
 
-import families
+from interp.testing import families
 import pytest
 import torch
 from capture_oracle import eager_patterns, prompts

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 from capture_oracle import KEYS, ROWS, STREAMS, eager_patterns, prompts
-from families import FAMILIES
+from interp.testing.families import FAMILIES
 
 from interp.hooks.model.layers import attention_layers
 from interp.hooks.prompts.prompts import Prompts

@@ -1,6 +1,6 @@
 """Edge cases of captures: choices of queries and heads, nesting, masks, gradients, costs, errors and cleaning up."""
 
-import families
+from interp.testing import families
 import psutil
 import pytest
 import torch

@@ -3,7 +3,7 @@
 import importlib.util
 from typing import Any
 
-import families
+from interp.testing import families
 import pytest
 import tokenizers_tiny
 import torch

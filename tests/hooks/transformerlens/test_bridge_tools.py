@@ -1,6 +1,6 @@
 """The tools of TransformerLens give the same numbers on interp.bridge as on a bridge made by TransformerLens."""
 
-import families
+from interp.testing import families
 import pytest
 import tokenizers_tiny
 import torch

@@ -1,6 +1,6 @@
 """Attention without rotation: the captured values, the unchanged output of the model, and the errors."""
 
-import families
+from interp.testing import families
 import pytest
 import torch
 from capture_oracle import prompts

@@ -1,0 +1,64 @@
+"""Number and length of the prompts of a run, in a module that loads without torch, for the command line."""
+
+from dataclasses import dataclass, fields
+
+from interp.errors import UsageError
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptSizes:
+    """Number and length of the prompts of a run.
+
+    Args:
+        seed: Seed from which all prompts are drawn.
+        n_needles: Number of needle prompts.
+        needle_length: Number of tokens of a needle prompt.
+        needle_depths: Places of the needle, as fractions of the text.
+        reply_tokens: Number of new tokens of a reply to a needle prompt.
+        n_texts: Number of plain texts, of prompts of repeated tokens, and of prompts of each task of the key selectors.
+        text_length: Number of tokens of a plain text.
+        n_repeated: Number of random tokens that are repeated.
+        n_pairs: Number of pairs of prompts for patching and for methods that contrast two kinds of prompts.
+        n_check_needles: Number of needle prompts of a causal test.
+        check_length: Number of tokens of a needle prompt of a causal test.
+        training_steps: Number of optimisation steps of a method that trains, such as DuoAttention.
+        explorer_tokens: Number of tokens of the text in the explorer; 0 for no explorer.
+
+    Raises:
+        UsageError: If a number is too small, or a depth is not between 0 and 1.
+
+    Examples:
+        >>> sizes = interp.tasks.standard.PromptSizes(n_needles=4)
+        >>> sizes.n_needles, sizes.needle_length
+        (4, 320)
+    """
+
+    seed: int = 0
+    n_needles: int = 16
+    needle_length: int = 320
+    needle_depths: tuple[float, ...] = (0.1, 0.3, 0.5, 0.7, 0.9)
+    reply_tokens: int = 20
+    n_texts: int = 12
+    text_length: int = 256
+    n_repeated: int = 50
+    n_pairs: int = 16
+    n_check_needles: int = 12
+    check_length: int = 224
+    training_steps: int = 100
+    explorer_tokens: int = 1024
+
+    def __post_init__(self) -> None:
+        for name in (field.name for field in fields(self)):
+            if name in ("seed", "needle_depths", "explorer_tokens"):
+                continue
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name}={getattr(self, name)} is too small; give a number of at least 1.")
+        if self.explorer_tokens < 0:
+            raise UsageError(
+                f"explorer_tokens={self.explorer_tokens} is negative; give the length of the explorer's text, "
+                "or 0 for no explorer."
+            )
+        if not self.needle_depths or not all(0 <= depth <= 1 for depth in self.needle_depths):
+            raise UsageError(
+                f"needle_depths={self.needle_depths} has a depth outside of the text; give numbers between 0 and 1."
+            )
