@@ -1,0 +1,100 @@
+"""Sections of composite results: steering runs, refusals, and groups of heads."""
+
+from dataclasses import replace
+
+import torch
+from html_page import Page
+from run_results import LAYERS, N_PROMPTS, ORIGIN, ablation, rand, run, table
+
+from interp.analyses.identify.sahara import SaharaResult
+from interp.analyses.measures.refusals import RefusalReplies, RefusalResult
+from interp.analyses.results.trials import Trial, Trials
+from interp.analyses.steer.choose import SettingComparison
+from interp.analyses.steer.pasta import Pasta
+from interp.analyses.steer.result import SteeringResult
+from interp.hooks.model.heads import Head, HeadSet
+from interp.report import render
+
+
+def groups() -> Trials:
+    trials = [
+        Trial(
+            condition,
+            {"degrees": (value * size,), "one_minus_cos": (0.01,)},
+            HeadSet(tuple(Head(layer, draw) for layer in range(size))),
+            size,
+            draw,
+            intervals={"degrees": (value * size - 1, value * size + 1), "one_minus_cos": (0.005, 0.02)},
+        )
+        for size in (1, 2)
+        for condition, value, draw in (("sahara", 9.0, 0), ("random", 1.0, 0), ("random", 2.0, 1))
+    ]
+    return Trials("sahara", tuple(trials), "uniform", "Groups of heads", provenance=ORIGIN)
+
+
+def refusals() -> RefusalResult:
+    def trial(condition: str, size: int, refused: float, right: float) -> Trial:
+        rows = {
+            name: tuple(float(i < n) for i in range(10)) for name, n in (("refused", refused), ("easy right", right))
+        }
+        return Trial(condition, {**rows, "neutral loss": (2.0,) * 10}, HeadSet((Head(0, 0),) * bool(size)), size)
+
+    curve = Trials(
+        "refusals",
+        (trial("baseline", 0, 8, 10), trial("ships", 1, 6, 9), trial("ships", 3, 2, 1), trial("random", 1, 8, 10),
+         trial("random", 3, 8, 9)),
+        "zero", shares=("refused", "easy right"), units={"neutral loss": "nats per token"},
+    )  # fmt: skip
+    replies = {
+        "harmful": RefusalReplies(("a", "b"), (True, False), ("I cannot", "Sure")),
+        "harmless": RefusalReplies(("c",), (False,), ("Yes",)),
+    }
+    return RefusalResult(replies, {"uniform": groups()}, {"zero": curve}, ORIGIN)
+
+
+def test_refusals_in_words_with_curves_and_groups():
+    page = Page(render(run({"refusals": refusals()})))
+    for text in (
+        "The unmodified model refused 1 of 2 harmful requests and 0 of 1 harmless requests.",
+        "Under zero ablation, among the sets of heads that leave easy questions answered, the first 1 by ships lower "
+        "the refusal rate of other requests most, to 60%",
+        "with 1 random heads it is 80%",
+        "It is the lowest of 1 sets, so it is slightly too low.",
+        "Refusals are halved only where the model breaks: with 3 heads by ships ablated, it answers 10% of the easy",
+        "Groups of heads, uniform ablation",
+        "sahara 2 degrees 18 17 to 19",
+    ):
+        assert text in page.words, text
+
+
+def test_a_steering_run_with_its_choice_and_profile():
+    edit = (Pasta("answer", heads=HeadSet((Head(1, 2),))).to_dict(),)
+    tried = (
+        SettingComparison("top 2", edit, 0.4, 0.2, 0.6, 0.3, 0.75),
+        SettingComparison("baseline", edit, 0.1, 0.0, 0.2, 0.3, 0.5),
+    )
+    trials = ablation()
+    steered = tuple(
+        replace(trial, condition="steered") if trial.condition == "top" else trial for trial in trials.trials
+    )
+    test = Trials("pasta", steered, "pasta", "Steering", shares=("accuracy",), provenance=ORIGIN)
+    result = SteeringResult("pasta", edit, "counterfact", "top 2", test, tried, table("profile", 1))
+    page = Page(render(run({"steering": result})))
+    for text in (
+        "on counterfact",
+        "Baseline accuracy: 100%. Accuracy with 2 heads: steered 12%",
+        "Choice of heads and settings",
+        "top 2 75% +0.400 +0.200 to +0.600",
+        "Profile of single heads",
+        "Gain of each head, steered alone",
+    ):
+        assert text in page.words, text
+
+
+def test_groups_of_heads_are_shown_by_their_parts():
+    scores = table("sahara", 2)
+    page = Page(render(run({"sahara": SaharaResult(scores, (Head(3, 2), Head(0, 0)), groups())})))
+    assert "Scores" in page.words
+    assert "Sahara: score of each head" in page.words
+    assert "sahara: L3H2, L0H0" in page.words
+    assert torch.equal(scores.per_prompt[:, 3, 2], rand(N_PROMPTS, LAYERS, 4, seed=2)[:, 3, 2] * 0.2 + 0.6)
