@@ -45,10 +45,11 @@ def trials(result: Trials, measure: str | None = None, task: str | None = None) 
 
     Examples:
         >>> from interp.analyses.results.trials import Trial, Trials
-        >>> tested = Trials("retrieval", (Trial("baseline", {"accuracy": (1.0, 1.0)}), Trial("top", {"accuracy": (0.0, 1.0)}, size=2)))
-        >>> list(interp.plots.trials(tested).data[0].x)
+        >>> before = Trial("baseline", {"accuracy": (1.0, 1.0)})
+        >>> after = Trial("top", {"accuracy": (0.0, 1.0)}, size=2)
+        >>> list(interp.plots.trials(Trials("retrieval", (before, after))).data[0].x)
         [1.0, 0.5]
-    """  # noqa: E501
+    """
     measure = result.measures[0] if measure is None else measure
     if task is not None and task not in result.tasks:
         raise UsageError(f"unknown task {task!r}; choose from {', '.join(map(repr, result.tasks))}.")
@@ -124,12 +125,12 @@ def _lines(result: Trials, conditions: list[str], measure: str, task: str | None
         colour = GREY if control else LINES[place % len(LINES)]
         dash = CONTROLS.get(name, "dot") if control else DASHES[place // len(LINES) % len(DASHES)]
         place += not control
-        told = [f"{size:.0%}" if share else f"{size:g} {result.size_name}" for size in sizes]
+        labels = [f"{size:.0%}" if share else f"{size:g} {result.size_name}" for size in sizes]
         picture.add_scatter(
             x=sizes, y=[row.mean for row in rows], mode="lines+markers", name=safe(name),
             line={"color": colour, "dash": dash, "width": 2}, marker={"size": 6}, error_y=_bars(rows, colour),
             text=[f"{safe(name)}, {safe(size)}<br>{result.show(measure, *row)}"
-                  for size, row in zip(told, rows, strict=True)],
+                  for size, row in zip(labels, rows, strict=True)],
             hovertemplate="%{text}<extra></extra>",
         )  # fmt: skip
     if base is not None and not start:

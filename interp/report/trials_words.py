@@ -1,4 +1,4 @@
-"""Trials in sentences, every number taken from them."""
+"""Trials in sentences; every number is from the trials."""
 
 from typing import Any, get_args
 

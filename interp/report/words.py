@@ -1,4 +1,4 @@
-"""Sentences and texts of a report, every number taken from the results."""
+"""Sentences and texts of a report; every number is from the results."""
 
 import json
 import math

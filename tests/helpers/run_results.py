@@ -63,12 +63,12 @@ def ablation(right: tuple[int, ...] = (8, 1, 8, 6, 7, 7), text: str = "", name: 
         Trial(
             condition,
             {"accuracy": tuple(float(n < count) for n in range(8))},
-            taken,
-            size=len(taken),
+            ablated,
+            size=len(ablated),
             draw=place % 2 if place > 1 else 0,
             replies=tuple(text or ("it is saffron" if n < count else "no idea") for n in range(8)),
         )
-        for place, (condition, taken, count) in enumerate(zip(conditions, heads, right, strict=True))
+        for place, (condition, ablated, count) in enumerate(zip(conditions, heads, right, strict=True))
     )
     return Trials(
         name, trials, "zero", "Accuracy with heads ablated", shares=("accuracy",),
@@ -187,7 +187,7 @@ def projection(text: str = " the", label: str = "one", **more: Any) -> QKProject
 
 
 def explored(text: str = "") -> Explored:
-    """150 random tokens in a tiny model of two layers, whose maps stand for the first layers of the run's model."""
+    """150 random tokens in a tiny model of two layers, shown as the first layers of the run's model."""
     model, tokenizer = tiny_chat_model.model(), tiny_chat_model.tokenizer()
     ids = torch.randint(3, 60, (150,), generator=torch.Generator().manual_seed(2)).tolist()
     found = explore(model, Prompts.from_ids([ids], tokenizer=tokenizer), heads="L1H2, L0H0", title=text or "A text")

@@ -34,8 +34,8 @@ def test_a_head_says_its_number_under_every_colour(shown, explored, name):
     # rows are heads: the sixth cell is head 2 of layer 1
     value = float(explored.summaries[name][1, 2])
     written = plots.number(value) if value < 100 else f"{value:,.0f}"
-    told = f"{written} {title}" if unit == "share of attention" else f"{written} {unit}, {title}"
-    assert part(shown, "head-readout").inner_text() == f"L1H2: {told}"
+    found = f"{written} {title}" if unit == "share of attention" else f"{written} {unit}, {title}"
+    assert part(shown, "head-readout").inner_text() == f"L1H2: {found}"
     shades = [
         [int(x) for x in re.findall(r"\d+", cell.evaluate("(cell) => cell.style.backgroundColor"))]
         for cell in shown.page.locator(".x-cell").all()
@@ -223,11 +223,11 @@ def test_files_hold_the_numbers(shown, explored):
     name, text = saved(shown, "map-svg")
     assert name == "L1H2-blocks.svg"
     assert text.startswith("<svg ")
-    told = dict(re.findall(r"<title>(queries \S+ on keys \S+): (\S+)</title>", text))
+    found = dict(re.findall(r"<title>(queries \S+ on keys \S+): (\S+)</title>", text))
     above = (explored.map("L1H2") > 0).nonzero().tolist()
-    assert len(told) == len(above)
+    assert len(found) == len(above)
     for i, j in above:
-        mean = float(told[f"queries {block_range(i)} on keys {block_range(j)}"])
+        mean = float(found[f"queries {block_range(i)} on keys {block_range(j)}"])
         assert mean == pytest.approx(float(explored.map("L1H2")[i, j]), rel=1e-3)
     assert "<title>needle</title>" in text
 

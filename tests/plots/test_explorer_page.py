@@ -116,8 +116,8 @@ def test_text_from_outside_is_shown_and_never_run(browser, explored, tmp_path):
     tokens = tuple(HOSTILE if i % 5 == 0 else token for i, token in enumerate(explored.tokens))
     assert explored.provenance
     origin = replace(explored.provenance, model=HOSTILE)
-    told = replace(explored, title=HOSTILE, tokens=tokens, marks={HOSTILE: ((40, 50),)}, provenance=origin)
-    made = plots.explorer(told)
+    hostile = replace(explored, title=HOSTILE, tokens=tokens, marks={HOSTILE: ((40, 50),)}, provenance=origin)
+    made = plots.explorer(hostile)
     assert not set("<>&\u2028\u2029\u202e\x00\x1b") & set(made.data())
     with browsers.opened(browser, made.save(tmp_path / "hostile.html")) as watched:
         ready(watched)
@@ -213,8 +213,8 @@ def test_it_fits_the_window_in_both_schemes(browser, page, name, size, scheme):
         watched.shoot(f"explorer-{name}-{scheme}", full_page=True)
         assert watched.page.evaluate("document.documentElement.scrollWidth") == size[0]
         boxes = [watched.page.locator(f".x-{kind}").bounding_box() for kind in ("heads", "map", "text")]
-        beside = {"wide": [True, True], "middle": [False, True], "narrow": [False, False]}[name]
-        assert [a["x"] + a["width"] <= b["x"] for a, b in pairwise(boxes)] == beside
+        side_by_side = {"wide": [True, True], "middle": [False, True], "narrow": [False, False]}[name]
+        assert [a["x"] + a["width"] <= b["x"] for a, b in pairwise(boxes)] == side_by_side
         ink, ground = (
             watched.page.locator(where).evaluate(f"(element) => getComputedStyle(element).{what}")
             for where, what in ((".explorer", "color"), ("body", "backgroundColor"))

@@ -85,9 +85,9 @@ def test_pointing_at_a_map_reads_the_score_and_dragging_zooms(browser, plain):
         page.mouse.move(where[0]["x"], where[1]["y"])
         page.mouse.move(where[0]["x"] + 1, where[1]["y"] + 1)
         place.locator(".hoverlayer .hovertext").wait_for()
-        said = place.locator(".hoverlayer").text_content() or ""
-        assert "L1H2" in said
-        assert f"{scores['L1H2']:.3f}" in said
+        hover = place.locator(".hoverlayer").text_content() or ""
+        assert "L1H2" in hover
+        assert f"{scores['L1H2']:.3f}" in hover
         before = place.evaluate("(plot) => plot.layout.xaxis.range.slice()")
         page.mouse.down()
         page.mouse.move(where[1]["x"] + 40, where[1]["y"] + 30, steps=6)

@@ -7,6 +7,7 @@ import os
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -53,10 +54,11 @@ def page(results) -> Page:
 def hostile_page() -> Page:
     origin = replace(ORIGIN, model=HOSTILE, architecture=HOSTILE, command=HOSTILE, note=HOSTILE)
     found = whole(SAFE_HOSTILE)
-    named = {
-        f"{name}{SAFE_HOSTILE}" if isinstance(each, HeadScores | Trials) else name: replace(each, provenance=None)
+    named: dict[str, Any] = {
+        f"{name}{SAFE_HOSTILE}" if isinstance(each, HeadScores | Trials) else name: each
         for name, each in found.results.items()
     }
+    named = {name: replace(each, provenance=None) for name, each in named.items()}
     return Page(render(replace(found, provenance=replace(origin, versions={HOSTILE: HOSTILE}), results=named)))
 
 

@@ -68,7 +68,7 @@ def test_refusals_in_words_with_curves_and_groups():
 
 
 def test_a_steering_run_with_its_choice_and_profile():
-    edit = (Pasta("answer", heads=HeadSet((Head(1, 2),))).to_dict(),)
+    edit = (Pasta("answer", heads="L1H2").to_dict(),)
     tried = (
         SettingComparison("top 2", edit, 0.4, 0.2, 0.6, 0.3, 0.75),
         SettingComparison("baseline", edit, 0.1, 0.0, 0.2, 0.3, 0.5),

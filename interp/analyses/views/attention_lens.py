@@ -289,7 +289,7 @@ def extremes(
 ) -> tuple[Top, Top, Int[Tensor, "n"]]:
     """The k largest and the k smallest entries of `x W + bias`, and the rank of one column of each row.
 
-    The vocabulary is taken in parts, since in 16 bits W would be in memory twice, and n rows of logits are many.
+    The vocabulary is read in parts: in 16 bits W would be in memory twice, and n rows of logits are many.
 
     Args:
         x: Rows.

@@ -274,7 +274,8 @@ def _written(
     w_o = run.tl.blocks[head.layer].attn.W_O[head.head].float()
     added = run.added(head.layer, (values.to(w_o.device) @ w_o)[:, None])
     top, _, ranks = extremes(run.read(added)[:, 0], run.tl.W_U, None, k, ids)
-    return ranks.cpu(), *Writes.of(top)
+    written = Writes.of(top)
+    return ranks.cpu(), written.ids, written.logits
 
 
 def _check_values(

@@ -3,7 +3,6 @@
 import json
 from typing import Any
 
-from interp.testing import families
 import pytest
 import torch
 from patching_oracle import make
@@ -14,6 +13,7 @@ from interp.analyses.views.attention_lens import Lens, lens_loss, train_lens
 from interp.errors import CostError, HeadError, ModelError, ScoreError, UsageError
 from interp.hooks.model.heads import Head, HeadLayout
 from interp.hooks.prompts.prompts import Prompts
+from interp.testing import families
 
 
 def prompts(n=24, seed=0, lengths=(5, 9, 12)):
@@ -31,7 +31,7 @@ def sharp(name="llama"):
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2"])
 def test_the_loss_falls(name):
-    """On the prompts it was trained on; beside it the lens that was not trained."""
+    """On the prompts it was trained on, compared with the untrained lens."""
     model, batch = sharp(name), prompts()
     lens = train_lens(model, batch, 1, steps=120)
     assert len(lens.losses) == 120
@@ -138,13 +138,13 @@ def test_broken_files_are_refused(tmp_path):
         Lens.load(tmp_path / "nothing")
     junk = tmp_path / "junk.safetensors"
     junk.write_bytes(b"\x80\x04pickle")
-    with pytest.raises(ScoreError, match="is no lens"):
+    with pytest.raises(ScoreError, match="holds no lens"):
         Lens.load(junk)
     save_file({"weight": lens.weight}, junk)
-    with pytest.raises(ScoreError, match=r"has the format None, not 'interp\.lens/1'"):
+    with pytest.raises(ScoreError, match=r"has the format None, expected 'interp\.lens/1'"):
         Lens.load(junk)
     about = {"layer": 1, "losses": [], "settings": {}, "provenance": lens.provenance.to_dict()}
-    for tensors, said in (
+    for tensors, header in (
         ({"weight": lens.weight}, about),
         ({"weight": lens.weight, "bias": lens.bias[:, :5].contiguous()}, about),
         ({"weight": lens.weight[0].contiguous(), "bias": lens.bias}, about),
@@ -153,7 +153,7 @@ def test_broken_files_are_refused(tmp_path):
         ({"weight": lens.weight, "bias": lens.bias}, {"layer": 1}),
         ({"weight": lens.weight, "bias": lens.bias}, [1]),
     ):
-        save_file(tensors, junk, {"format": "interp.lens/1", "about": json.dumps(said)})
+        save_file(tensors, junk, {"format": "interp.lens/1", "about": json.dumps(header)})
         with pytest.raises(ScoreError):
             Lens.load(junk)
 

@@ -4,8 +4,6 @@ from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
-from interp.testing import families
-from interp.testing import planted
 import psutil
 import pytest
 import torch
@@ -19,6 +17,7 @@ from interp.analyses.views.explore import SUMMARIES, Explored, cost, explore
 from interp.errors import CostError, HeadError, PromptError, ScoreError, SpanError, UsageError
 from interp.hooks.model.heads import HeadLayout, HeadSet
 from interp.hooks.prompts.prompts import Prompts
+from interp.testing import families, planted
 
 # grouped heads, a window, windows and learned sinks, learned positions
 FAMILIES = ["llama", "mistral", "gpt_oss", "gpt2"]
@@ -195,14 +194,14 @@ def test_the_title_is_the_question_of_the_prompt(tiny_model):
 
 def test_cost_is_known_before_it_is_paid(tiny_model, monkeypatch):
     model, one = tiny_model("llama"), prompt(200)
-    told = cost(model, one, heads="L0H1, L1H2", block=16, k=3)
+    needed = cost(model, one, heads="L0H1, L1H2", block=16, k=3)
     held = 8 * 200 * 3 * 4 + 8 * 13 * 13 * 4 + 2 * 200 * 3 * 12
-    assert told.total == 2 * held
-    assert "top_keys(3) of 2 heads" in str(told)
+    assert needed.total == 2 * held
+    assert "top_keys(3) of 2 heads" in str(needed)
     assert "top_keys(3) of 8 heads" in str(cost(model, one, block=16, k=3))
     passes = []
     handle = model.register_forward_hook(lambda *_: passes.append(1))
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=told.total))
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=needed.total))
     try:
         with pytest.raises(CostError, match=r"exploring 200 tokens takes (\S+ \SB) of \1 free; name the heads"):
             explore(model, one, heads="L0H1, L1H2", block=16, k=3)

@@ -2,8 +2,6 @@
 
 from dataclasses import replace
 
-from interp.testing import families
-from interp.testing import planted
 import pytest
 import torch
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
@@ -11,6 +9,7 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 from interp.analyses.views.qk_projection import QKProjection, flatten, qk_projection, together
 from interp.errors import HeadError, PromptError, ScoreError, UsageError
 from interp.hooks.prompts.prompts import Prompts
+from interp.testing import families, planted
 
 LENGTHS = (21, 9, 30)
 
@@ -51,35 +50,35 @@ def flat(q, k, **how):
 
 def test_moving_and_scaling_changes_a_row_of_dot_products_by_one_number():
     q, k, _ = types()
-    ours, theirs, c = together(q.double(), k.double())
-    change = ours @ theirs.T - q.double() @ k.double().T
+    queries, keys, c = together(q.double(), k.double())
+    change = queries @ keys.T - q.double() @ k.double().T
     assert (change - change[:, :1]).abs().max() < 1e-9
     assert change.abs().max() > 1
     # so attention is what it was
-    torch.testing.assert_close((ours @ theirs.T).softmax(-1), (q.double() @ k.double().T).softmax(-1))
+    torch.testing.assert_close((queries @ keys.T).softmax(-1), (q.double() @ k.double().T).softmax(-1))
     assert c == pytest.approx(float((k - k.mean(0)).norm(dim=1).mean() / (q - q.mean(0)).norm(dim=1).mean()) ** 0.5)
 
 
 def test_both_clouds_have_one_centre_and_one_spread():
-    ours, theirs, _ = together(*types()[:2])
-    torch.testing.assert_close(ours.mean(0), theirs.mean(0), atol=1e-4, rtol=1e-4)
-    spreads = [float((part - part.mean(0)).norm(dim=1).mean()) for part in (ours, theirs)]
+    queries, keys, _ = together(*types()[:2])
+    torch.testing.assert_close(queries.mean(0), keys.mean(0), atol=1e-4, rtol=1e-4)
+    spreads = [float((part - part.mean(0)).norm(dim=1).mean()) for part in (queries, keys)]
     assert spreads[0] == pytest.approx(spreads[1], rel=1e-4)
 
 
 def test_equal_points_have_no_spread_to_compare():
-    ours, theirs, c = together(torch.ones(4, 3), torch.randn(4, 3))
+    queries, keys, c = together(torch.ones(4, 3), torch.randn(4, 3))
     assert c == 1.0
-    assert ours.isfinite().all()
-    assert theirs.isfinite().all()
+    assert queries.isfinite().all()
+    assert keys.isfinite().all()
 
 
 @pytest.mark.parametrize("method", ["pca", "tsne"])
 def test_queries_lie_near_the_keys_that_they_look_for(method):
     q, k, kind = types()
     cloud = flat(q, k, method=method)
-    ours, theirs = dots(cloud)
-    apart = torch.cdist(ours, theirs)
+    queries, keys = dots(cloud)
+    apart = torch.cdist(queries, keys)
     match = kind[:, None] != kind
     assert apart[match].mean() < 0.5 * apart[~match].mean()
     assert cloud.faithful is not None
@@ -94,8 +93,8 @@ def test_without_the_move_the_clouds_would_lie_apart():
     q, k, _ = types()
     gap = float((q.mean(0) - k.mean(0)).norm())
     assert gap > 5 * float((k - k.mean(0)).norm(dim=1).mean())
-    ours, theirs = dots(flat(q, k))
-    assert float((ours.mean(0) - theirs.mean(0)).norm()) < 0.05 * float(ours.norm(dim=1).mean())
+    queries, keys = dots(flat(q, k))
+    assert float((queries.mean(0) - keys.mean(0)).norm()) < 0.05 * float(queries.norm(dim=1).mean())
 
 
 def test_faithful_falls_where_two_dimensions_cannot_hold_what_there_is():
