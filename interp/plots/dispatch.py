@@ -32,5 +32,5 @@ def figure(result: Any) -> "Figure":
     """
     kind = type(result).__name__
     if isinstance(result, Result):
-        raise UsageError(f"a {kind} has no figure; register one with interp.plots.figure.register.")
-    raise UsageError(f"a {kind} is no result; give HeadScores, Trials or another result of interp.")
+        raise UsageError(f"results of type {kind} have no figure; register one with interp.plots.figure.register.")
+    raise UsageError(f"objects of type {kind} are no results; give HeadScores, Trials or another result.")

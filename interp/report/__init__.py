@@ -12,10 +12,12 @@ from interp.errors import RunError, ScoreError
 from interp.report import words
 from interp.report.compared import compared
 from interp.report.heads import cards
-from interp.report.page import CONTROL, Page, about, title_of
+from interp.report.page import CONTROL, Page, Section, about, title_of
 from interp.report.roles import rows_of
 from interp.report.sections import section
 from interp.runs.results import RunResults
+
+__all__ = ["Page", "Section", "about", "make_report", "render", "section"]
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,8 @@ def render(results: RunResults) -> str:
         "missing": [(title_of(name), reason) for name, reason in results.missing.items()],
         "provenance": words.provenance(results),
     }
-    return page.render("report.html.j2", **context, **page.assets())
+    # plain text: HTML would escape what is joined to it
+    return str(page.render("report.html.j2", **context, **page.assets()))
 
 
 def _sections(results: RunResults, page: Page) -> list[Shown]:

@@ -7,6 +7,7 @@ from interp.report.sections import (
     logit_lens,
     ov_tokens,
     qk_projection,
+    steering,
     token_attention,
     trials,
 )
@@ -20,6 +21,7 @@ __all__ = [
     "ov_tokens",
     "qk_projection",
     "section",
+    "steering",
     "token_attention",
     "trials",
 ]

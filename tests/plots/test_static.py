@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from run_results import ablation, curve
 
 import interp.plots
 from interp.analyses.results.head_scores import HeadScores
@@ -28,7 +29,7 @@ def scores(name: str, seed: int, threshold: float | None = 0.5, layers: int = 4,
 TABLES = {"retrieval": scores("retrieval", 0), "induction": scores("induction", 1), "sinks": scores("sinks", 2)}
 
 
-def test_the_atlas_has_every_head_once_sorted_by_function_in_each_layer():
+def test_the_atlas_has_every_head_once_sorted_by_role_in_each_layer():
     figure, found = plots.atlas(TABLES), head_roles(TABLES)
     cells = figure.data[0]
     for layer in range(4):
@@ -38,8 +39,8 @@ def test_the_atlas_has_every_head_once_sorted_by_function_in_each_layer():
         assert kinds == sorted(kinds, key=lambda kind: kind if kind >= 0 else 99)
         for row, head in enumerate(heads):
             main = kinds[row]
-            sure = main >= 0 and bool(found.sure[main, layer, head])
-            assert cells.z[row][layer] == (6 if main < 0 else 2 * main + sure)
+            confident = main >= 0 and bool(found.confident[main, layer, head])
+            assert cells.z[row][layer] == (6 if main < 0 else 2 * main + confident)
             assert cells.text[row][layer] == ("" if main < 0 else str(head))
 
 
@@ -52,7 +53,7 @@ def test_the_legend_of_the_atlas_counts_the_heads():
 
 def test_the_table_behind_the_atlas_holds_the_scores():
     meta = plots.atlas(TABLES).layout.meta
-    assert meta["columns"] == ["head", "function", "Retrieval", "Induction", "Sinks"]
+    assert meta["columns"] == ["head", "role", "Retrieval", "Induction", "Sinks"]
     for name, _, *values in meta["rows"]:
         head = Head.parse(name)
         expected = [float(table.values[head]) for table in TABLES.values()]
@@ -69,10 +70,6 @@ def test_depth_profiles_hold_the_highest_head_and_the_mean_of_each_layer():
 
 
 def figures() -> dict[str, Any]:
-    from test_report import check
-
-    from interp.hooks.model.heads import HeadSet
-
     received = torch.rand(8, 4, 3, 12, generator=torch.Generator().manual_seed(5))
     sinks = HeadScores("sinks", received[..., 0], threshold=0.3, extras={"positions": received})
     signed = HeadScores("gain", torch.randn(8, 4, 3, generator=torch.Generator().manual_seed(6)))
@@ -83,13 +80,14 @@ def figures() -> dict[str, Any]:
         "signed": plots.gains(signed),
         "top_heads": plots.top_heads(TABLES["retrieval"]),
         "scatter": plots.scatter(TABLES["retrieval"], TABLES["induction"], 3),
-        "causal": plots.causal(check(HeadSet((Head(0, 0), Head(1, 1))))),
+        "ablation": plots.trials(ablation()),
+        "curve": plots.trials(curve()),
         "positions": plots.positions(sinks),
     }
 
 
 @pytest.mark.parametrize(
-    "name", ["atlas", "depth", "head_map", "signed", "top_heads", "scatter", "causal", "positions"]
+    "name", ["atlas", "depth", "head_map", "signed", "top_heads", "scatter", "ablation", "curve", "positions"]
 )
 def test_every_figure_has_a_static_form(name, tmp_path):
     figure = figures()[name]
@@ -152,7 +150,7 @@ def test_the_same_figure_gives_the_same_file(tmp_path):
 
 def test_other_endings_and_places_are_refused(tmp_path):
     figure = plots.depth(TABLES)
-    with pytest.raises(UsageError, match=r"x.jpg ends in .jpg: give .html, .png, .svg, .pdf"):
+    with pytest.raises(UsageError, match=r"x.jpg ends in .jpg; choose from .html, .png, .svg, .pdf"):
         plots.save(figure, tmp_path / "x.jpg")
     with pytest.raises(RunError, match="cannot be written"):
         plots.save(figure, tmp_path / "none" / "x.svg")

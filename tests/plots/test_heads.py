@@ -1,4 +1,4 @@
-"""Figures say what the tables say, and show text from outside as text."""
+"""Figures of score tables show their numbers, and text from outside as text."""
 
 import json
 import math
@@ -9,10 +9,8 @@ import pytest
 import torch
 
 import interp.plots
-from interp.analyses.causal.ablation_test import CausalCheck, Condition, Outcome
 from interp.analyses.results.head_scores import HeadScores
 from interp.errors import UsageError
-from interp.hooks.model.heads import Head, HeadSet
 
 # plotly makes the attributes of its figures at run time
 plots: Any = interp.plots
@@ -89,7 +87,7 @@ def test_one_prompt_has_no_bars():
     assert "[" not in dots.text[0]
 
 
-def test_scatter_says_what_compare_says():
+def test_scatter_shows_the_numbers_of_compare():
     one, other = scores(0), scores(1, "induction")
     figure, agreed = plots.scatter(one, other, 4), one.compare(other, 4)
     assert f"Spearman {plots.number(agreed.spearman)}" in title(figure)
@@ -105,35 +103,7 @@ def test_scatter_says_what_compare_says():
     assert sum(len(trace.x) for trace in shared) == agreed.overlap
 
 
-def check() -> CausalCheck:
-    heads = HeadSet((Head(0, 1), Head(1, 1)))
-
-    def outcome(name: str, group: str, right: int, taken: HeadSet = heads) -> Outcome:
-        verdicts = tuple(i < right for i in range(8))
-        return Outcome(Condition(name, group, taken), verdicts, ("",) * 8)
-
-    rows = (
-        outcome("as loaded", "as loaded", 8, HeadSet()),
-        outcome("top 2", "top", 1),
-        outcome("random 1", "random", 8),
-        outcome("random 2", "random", 6),
-    )
-    return CausalCheck(rows, "zero", 2)
-
-
-def test_causal_shows_groups_and_each_draw():
-    figure = plots.causal(check())
-    groups, draws = figure.data
-    assert list(groups.x) == [1.0, 1 / 8, 14 / 16]
-    assert list(draws.x) == [1.0, 6 / 8]
-    mean, low, high = check().group("random")
-    assert groups.error_x.array[2] == pytest.approx(high - mean)
-    assert groups.error_x.arrayminus[2] == pytest.approx(mean - low)
-    assert "6 of 8 right<br>L0H1, L1H1" in draws.text[1]
-    assert "zero" in title(figure)
-
-
-def test_positions_average_over_prompts_and_leave_out_what_is_missing():
+def test_positions_average_over_prompts_and_leave_out_missing_values():
     received = torch.rand(8, 4, 3, 5)
     received[:4, :, :, 4] = torch.nan
     table = scores(name="sinks", extras={"positions": received})
@@ -153,13 +123,8 @@ def test_hostile_names_are_text_in_every_figure():
     one = HeadScores(
         HOSTILE, scores().per_prompt, unit=HOSTILE, threshold=0.5, extras={"positions": torch.rand(8, 4, 3, 5)}
     )
-    rows = check().outcomes
-    named = Condition(HOSTILE, HOSTILE, rows[2].condition.heads)
-    more = [Outcome(named, verdicts, ("",) * 8) for verdicts in (rows[2].verdicts, (True,) * 8)]
-    causal = CausalCheck((*rows, *more), "zero", 2)
     figures = [
         plots.head_map(one), plots.top_heads(one), plots.scatter(one, scores(1), 4), plots.positions(one),
-        plots.causal(causal),
     ]  # fmt: skip
     for figure in figures:
         text = json.dumps(plain(figure), ensure_ascii=False)

@@ -9,59 +9,23 @@ from pathlib import Path
 
 import browser as browsers
 import pytest
-import tiny_chat_model
-import torch
-from test_report import HEADS, HOSTILE, LAYERS, ORIGIN, check, table
+from run_results import HEADS, LAYERS, SAFE_HOSTILE, attention, run, table, whole
 
 from interp import plots
-from interp.analyses.results.head_scores import HeadScores
-from interp.analyses.views.explore import explore
-from interp.findings import Findings, TokenView
-from interp.hooks.model.heads import Head, HeadLayout
-from interp.hooks.prompts.prompts import Prompts
+from interp.hooks.model.heads import Head
 from interp.report import make_report
 
 pytestmark = pytest.mark.slow
-PLAIN, NASTY = "a plain question", HOSTILE.replace("\ud800", "")
-
-
-def findings(text: str) -> Findings:
-    """Scores, check, view and explorer, with `text` wherever text comes from outside."""
-    retrieval, induction = table("retrieval", 0, 0.1), table("induction", 1)
-    received = torch.rand(12, LAYERS, HEADS, 32, generator=torch.Generator().manual_seed(9))
-    sinks = HeadScores("sinks", received[..., 0], text, 2, 0.3, {"of": text}, ORIGIN, {"positions": received})
-    tokens = (text, *(f" word{i}" for i in range(60)), " saff", "ron", text)
-    weights = {"L1H2": tuple(float(i == 61) for i in range(64)), "L0H0": (1 / 64,) * 64}
-    model, tokenizer = tiny_chat_model.model(), tiny_chat_model.tokenizer()
-    ids = torch.randint(3, 60, (150,), generator=torch.Generator().manual_seed(2)).tolist()
-    told = explore(model, Prompts.from_ids([ids], tokenizer=tokenizer), heads="L1H2, L0H0", title=text)
-    layout = HeadLayout(LAYERS, HEADS, 2)
-    # the tiny model has two layers: its maps stand for the first ones
-    summaries = {name: torch.nn.functional.pad(x, (0, 0, 0, LAYERS - len(x))) for name, x in told.summaries.items()}
-    told = replace(told, tokens=(text, *told.tokens[1:]), layout=layout, summaries=summaries, marks={text: ((3, 9),)})
-    return Findings(
-        replace(ORIGIN, model=text, note=text),
-        LAYERS,
-        HEADS,
-        2,
-        {"retrieval": replace(retrieval, labels=(text,) * 12), "induction": induction, "sinks": sinks},
-        check(retrieval.heads(top=2)),
-        (TokenView(text, tokens, weights, {text: ((61, 63),)}, text),),
-        {text: text},
-        192.0,
-        texts={"retrieval": (text,) * 12},
-        explored=told,
-    )
 
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory) -> Path:
-    return make_report(findings(PLAIN), tmp_path_factory.mktemp("plain") / "report.html")
+    return make_report(whole(), tmp_path_factory.mktemp("plain") / "report.html")
 
 
 @pytest.fixture(scope="module")
 def nasty(tmp_path_factory) -> Path:
-    return make_report(findings(NASTY), tmp_path_factory.mktemp("nasty") / "report.html")
+    return make_report(whole(SAFE_HOSTILE), tmp_path_factory.mktemp("nasty") / "report.html")
 
 
 def all_drawn(page) -> None:
@@ -97,7 +61,7 @@ def test_hostile_text_is_shown_and_nothing_of_it_runs(browser, nasty):
     with browsers.opened(browser, nasty) as watched:
         all_drawn(watched.page)
         shown = " ".join(watched.page.inner_text("body").split())
-        wanted = " ".join(plots.visible(NASTY).split())
+        wanted = " ".join(plots.visible(SAFE_HOSTILE).split())
         assert shown.count(wanted) > 10
         assert watched.page.inner_text("h1").strip() == wanted
         assert watched.page.locator("img, iframe, object, script[src], [onclick], [onerror]").count() == 0
@@ -167,16 +131,15 @@ def test_figures_and_tables_are_saved_offline_with_their_numbers(browser, plain)
 
 
 def test_text_that_a_spreadsheet_would_run_is_saved_as_text(browser, tmp_path):
-    told = findings(PLAIN)
-    view = told.views[0]
+    view = attention()
     view = replace(view, tokens=(*browsers.FORMULAS, *view.tokens[len(browsers.FORMULAS) :]))
-    path = make_report(replace(told, views=(view,)), tmp_path / "report.html")
+    path = make_report(run({"token_attention": view}), tmp_path / "report.html")
     with browsers.opened(browser, path) as watched:
-        text = saved(watched.page, watched.page.locator("#text .readout + .tools button"))
+        text = saved(watched.page, watched.page.locator(".view .readout + .tools button"))
         rows = list(csv.reader(StringIO(text)))
         assert rows[0] == ["position", "token", "L1H2", "L0H0"]
         assert [row[1] for row in rows[1 : 1 + len(browsers.FORMULAS)]] == list(browsers.FORMULAS.values())
-        assert float(rows[62][2]) == 1.0
+        assert float(rows[504][2]) == 1.0
         watched.clean()
 
 
@@ -186,7 +149,7 @@ def test_a_card_leads_to_its_head_in_the_explorer(browser, plain):
         link = page.locator("a[data-head]").first
         head = link.get_attribute("data-head")
         link.click()
-        shown = "(head) => document.querySelector('#explorer [data-part=name]').textContent === head"
+        shown = "(head) => document.querySelector('.explored [data-part=name]').textContent === head"
         browsers.until(page, shown, head)
         watched.clean()
 
@@ -195,10 +158,10 @@ def test_it_is_used_by_keyboard(browser, plain):
     with browsers.opened(browser, plain) as watched:
         page = watched.page
         page.keyboard.press("Tab")
-        assert page.evaluate("document.activeElement.textContent") == "Skip to what was found"
+        assert page.evaluate("document.activeElement.textContent") == "Skip to the results"
         page.keyboard.press("Enter")
         assert page.url.endswith("#found")
-        radio = page.locator("#text input[type=radio]").first
+        radio = page.locator(".view input[type=radio]").first
         radio.focus()
         page.keyboard.press("ArrowRight")
         assert page.evaluate("document.activeElement.parentElement.textContent").strip() == "L0H0"

@@ -1,0 +1,112 @@
+"""Figures of trials show means, intervals and draws: points for one size, lines over several."""
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from run_results import SAFE_HOSTILE, ablation, curve, influence, kept_keys
+
+import interp.plots
+from interp.analyses.results.head_scores import HeadScores
+from interp.analyses.results.result import Result
+from interp.errors import UsageError
+from interp.plots.style import BLUE, GREY, ORANGE
+
+# plotly makes the attributes of its figures at run time
+plots: Any = interp.plots
+
+
+def title(figure) -> str:
+    return figure.layout.title.text + " | " + figure.layout.title.subtitle.text
+
+
+def test_conditions_of_one_size_are_points_with_a_dot_for_each_draw():
+    trials = ablation()
+    figure = plots.figure(trials)
+    means, draws = figure.data
+    assert list(means.x) == [1.0, 1 / 8, 14 / 16, 14 / 16]
+    assert list(draws.x) == [1.0, 6 / 8, 7 / 8, 7 / 8]
+    assert draws.text[1] == "random, draw 2: 6 of 8<br>L0H0, L0H1"
+    mean, low, high = trials.mean("random")
+    assert means.error_x.array[2] == pytest.approx(high - mean)
+    assert means.error_x.arrayminus[2] == pytest.approx(mean - low)
+    assert list(means.marker.color) == [BLUE, ORANGE, BLUE, BLUE]
+    assert [tick.split("<br>") for tick in figure.layout.yaxis.ticktext][:3] == [
+        ["baseline", "100%"], ["top 2", "12%"], ["random", "88% (2 draws)"]
+    ]  # fmt: skip
+    assert figure.layout.xaxis.tickformat == ".0%"
+    assert title(figure) == (
+        "Accuracy with heads ablated | zero ablation; 8 prompts; bars: 95 % interval over prompts and draws; small "
+        "dots: single draws"
+    )
+
+
+def test_conditions_of_several_sizes_are_lines_that_begin_at_the_baseline():
+    trials = curve()
+    figure = plots.figure(trials)
+    assert [trace.name for trace in figure.data] == ["induction", "random", "random by layer"]
+    base = trials.mean("baseline").mean
+    for trace, slope in zip(figure.data, (1.0, 0.15, 0.1), strict=True):
+        assert list(trace.x) == [0, 1, 3, 5]
+        assert list(trace.y) == pytest.approx([base + slope * size for size in (0, 1, 3, 5)])
+    assert [trace.line.color for trace in figure.data] == [ORANGE, GREY, GREY]
+    assert [trace.line.dash for trace in figure.data] == ["solid", "dot", "dash"]
+    assert figure.layout.xaxis.title.text == "heads"
+    assert figure.layout.yaxis.title.text == "loss, nats per token"
+    assert title(figure).startswith("Induction: loss | zero ablation; 12 prompts")
+
+
+def test_a_baseline_of_another_size_is_a_line_across():
+    trials = kept_keys()
+    figure = plots.trials(trials)
+    assert [trace.name for trace in figure.data] == ["random", "StreamingLLM", "HeadKV-R", "baseline"]
+    *selectors, base = figure.data
+    for trace in selectors:
+        assert list(trace.x) == [0.1, 0.4]
+        assert list(trace.y) == [trials.mean(trace.name, size=size).mean for size in (0.1, 0.4)]
+    assert (tuple(base.x), tuple(base.y)) == ((0.1, 0.4), (trials.mean("baseline").mean,) * 2)
+    assert figure.layout.xaxis.tickformat == figure.layout.yaxis.tickformat == ".0%"
+    assert "mean over tasks" in title(figure)
+    assert "24 prompts" in title(figure)
+    one = plots.trials(trials, "loss", "needle")
+    assert one.layout.yaxis.tickformat is None
+    assert "Key selectors: loss, needle | 12 prompts" in title(one)
+
+
+def test_conditions_without_a_measure_are_left_out():
+    figure = plots.trials(influence(), "influence")
+    assert [tick.split("<br>")[0] for tick in figure.layout.yaxis.ticktext] == ["heads 2", "random"]
+    assert len(plots.trials(influence(), "loss").layout.yaxis.ticktext) == 3
+
+
+def test_text_from_outside_is_text():
+    rows = tuple(replace(trial, condition=SAFE_HOSTILE) for trial in ablation().trials[1:2])
+    trials = replace(ablation(), trials=(*ablation().trials, *rows), title=SAFE_HOSTILE, intervention=SAFE_HOSTILE)
+    for figure in (plots.trials(trials), plots.trials(kept_keys(better=SAFE_HOSTILE))):
+        text = json.dumps(json.loads(figure.to_json()), ensure_ascii=False)
+        assert "<script" not in text
+        assert "&lt;script" in text
+        assert not {"\u2028", "\u202e"} & set(text)
+
+
+def test_unknown_measures_and_tasks_are_refused():
+    with pytest.raises(UsageError, match="unknown measure 'x'; choose from 'accuracy'"):
+        plots.trials(ablation(), "x")
+    with pytest.raises(UsageError, match="unknown task 'x'; choose from 'needle', 'new facts'"):
+        plots.trials(kept_keys(), task="x")
+
+
+def test_every_result_draws_itself_and_other_things_are_refused():
+    table = HeadScores("induction", torch.rand(3, 2, 4))
+    assert table.figure().layout.title.text == plots.head_map(table).layout.title.text
+    assert "accuracy" in ablation().figure().layout.xaxis.title.text
+
+    class Other(Result):
+        pass
+
+    with pytest.raises(UsageError, match="results of type Other have no figure; register one"):
+        plots.figure(Other())
+    with pytest.raises(UsageError, match="objects of type int are no results"):
+        plots.figure(3)

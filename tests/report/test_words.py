@@ -1,0 +1,120 @@
+"""Sentences and tables take every number from the results."""
+
+import pytest
+import torch
+from run_results import SAFE_HOSTILE, ablation, attention, curve, influence, kept_keys
+
+from interp.analyses.views.token_attention import TokenAttention
+from interp.report import words
+from interp.report.sections import token_attention
+from interp.report.trials_tables import by_prompt, pivot, replies, table
+from interp.report.trials_words import few_words, trials_words
+
+
+def plain(sentences: list[str]) -> list[str]:
+    return [sentence.replace("\u00a0", " ") for sentence in sentences]
+
+
+def test_an_ablation_test_in_words():
+    assert plain(trials_words(ablation())) == [
+        "Baseline accuracy: 100%.",
+        "Accuracy with 2 heads ablated: top 12%, random heads drawn freely 88% (mean of 2 draws), random heads matched "
+        "by layer 88% (mean of 2 draws).",
+        "Difference to random heads drawn freely: -75 points [-94, -50], the 95 % interval excludes 0.",
+        "Difference to random heads matched by layer: -75 points [-100, -38], the 95 % interval excludes 0.",
+    ]
+    assert few_words(ablation()) == "There are only 8 prompts, too few to interpret differences."
+
+
+def test_a_difference_that_includes_0_and_a_baseline_of_0():
+    assert "includes 0" in trials_words(ablation((8, 6, 6, 6, 6, 7)))[2]
+    nothing = trials_words(ablation((0,) * 6))
+    assert nothing[1:] == ["Nothing could be lost, so these numbers show nothing about the other conditions."]
+
+
+def test_a_curve_in_words():
+    base, loss, free, layer = plain(trials_words(curve()))
+    mean = curve().mean("baseline").mean
+    assert base == f"Baseline loss: {mean:.2f} nats per token."
+    assert loss.startswith(f"Loss with 5 heads ablated: induction {mean + 5:.2f} nats per token, random heads drawn")
+    assert "+4.250 nats per token [+4.250, +4.250]" in free
+    assert "matched by layer: +4.500" in layer
+    assert few_words(curve()) == ""
+
+
+def test_selectors_in_words_and_numbers():
+    assert plain(trials_words(kept_keys())) == [
+        "Baseline right: 81%.",
+        "Furthest above random: at 10% none, as no 95 % interval is above 0; at 40% HeadKV-R, +50 points [+50, +50].",
+        "Below random: StreamingLLM at 40%.",
+        "Of 4 such 95 % intervals, about 1 excludes 0 by chance.",
+    ]
+    assert few_words(kept_keys(3)) == "There are only 3 prompts of a task, too few to interpret differences."
+    found = pivot(kept_keys(), "right")
+    assert found["sizes"] == ["10%", "40%", "100%"]
+    rows = {name: [cell and (cell["mean"], cell["gain"], cell["excludes"]) for cell in cells]
+            for name, cells in found["rows"]}  # fmt: skip
+    assert rows["HeadKV-R"] == [("19%", "0 points [0, 0]", False), ("81%", "+50 points [+50, +50]", True), None]
+    assert rows["baseline"] == [None, None, ("81%", "", False)]
+    assert pivot(curve(), "loss")["sizes"] == ["0", "1", "3", "5"]
+
+
+def test_a_table_has_a_row_for_each_draw():
+    rows = table(ablation())
+    assert [row["condition"] for row in rows][:4] == ["baseline", "top", "random 1", "random 2"]
+    assert [row["count"] for row in rows] == ["8 of 8", "1 of 8", "8 of 8", "6 of 8", "7 of 8", "7 of 8"]
+    assert rows[1]["heads"] == "L1H2, L2H2" or "L1H2" in rows[1]["heads"]
+
+
+def test_replies_begin_with_those_that_the_heads_change_and_join_equal_ones():
+    first = replies(ablation())[0]
+    assert (first["number"], first["question"], first["expected"]) == (1, "which spice?", "saffron")
+    assert [(right, text) for _, right, text in first["rows"]] == [(True, "it is saffron"), (False, "no idea")]
+    assert first["rows"][1][0] == "top"
+    assert replies(curve()) == []
+    assert words.cut("x" * 100) == "x" * 80 + "…"
+
+
+def test_prompts_are_listed_by_the_tested_condition():
+    found = by_prompt(influence())
+    assert found is not None
+    values = [float(numbers[0]) for _, numbers in found["rows"]]
+    assert values == sorted(values, reverse=True)
+    assert found["conditions"] == ["heads", "random"]
+    assert found["rows"][0][0].startswith("document ")
+    assert by_prompt(ablation()) is None
+
+
+def test_the_tokens_of_a_text_are_all_there_with_the_answer_marked():
+    view = attention()
+    row = token_attention.token_row(view)
+    tokens = [token for run in row.runs for token in run.tokens]
+    assert [place for place, _, _ in tokens] == list(range(len(view.tokens)))
+    assert tokens[503][2] == 1.0
+    assert [run.marks for run in row.runs if run.marks] == [("answer",)]
+    assert row.table[0]["on"] == [1.0]
+    assert row.weights[0] == view.weights[0].tolist()
+
+
+def test_a_long_text_keeps_the_mark_and_the_strongest_tokens_and_counts_the_others():
+    n = 20_000
+    weights = torch.zeros(1, n)
+    weights[0, 12_345] = 1.0
+    row = token_attention.token_row(TokenAttention("t", ("a",) * n, ("L0H0",), weights, {"answer": ((5_000, 9_000),)}))
+    kept = [i for run in row.runs for i, _, _ in run.tokens]
+    assert len(kept) + sum(run.gap for run in row.runs) == n
+    assert {0, 4_999, 5_000, 8_999, 12_345, n - 1} <= set(kept)
+    assert len(kept) < token_attention.MAX_TOKENS
+    assert len(row.weights[0]) == len(kept)
+    assert row.table[0]["most"][0] == (12_345, "a", 1.0)
+
+
+def test_text_from_outside_is_unchanged_in_words():
+    assert SAFE_HOSTILE in " ".join(trials_words(kept_keys(better=SAFE_HOSTILE)))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0, ""), (0.4, "0.4 s"), (42.4, "42 s"), (192, "3 min 12 s"), (7500, "2 h 5 min")]
+)
+def test_durations(seconds, text):
+    assert words.duration(seconds) == text
