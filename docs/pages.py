@@ -25,6 +25,7 @@ from method_pages import (
     path_of,
     public,
     shown,
+    sources_table,
 )
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
