@@ -5,7 +5,6 @@ from . import kv as kv
 from . import plots as plots
 from . import steer as steer
 from . import tasks as tasks
-from . import testing as testing
 from . import views as views
 from .analyses.causal.ablation_test import ablation_test as ablation_test
 from .analyses.causal.curve import causal_curve as causal_curve
