@@ -3,7 +3,6 @@
 import json
 from typing import Any
 
-from interp.testing import families
 import pytest
 import torch
 from patching_oracle import make
@@ -14,6 +13,7 @@ from interp.analyses.views.attention_lens import Lens, lens_loss, train_lens
 from interp.errors import CostError, HeadError, ModelError, ScoreError, UsageError
 from interp.hooks.model.heads import Head, HeadLayout
 from interp.hooks.prompts.prompts import Prompts
+from interp.testing import families
 
 
 def prompts(n=24, seed=0, lengths=(5, 9, 12)):

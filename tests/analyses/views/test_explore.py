@@ -5,8 +5,6 @@ from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
-from interp.testing import families
-from interp.testing import planted
 import psutil
 import pytest
 import torch
@@ -20,6 +18,7 @@ from interp.analyses.views.explore import SUMMARIES, Explored, cost, explore
 from interp.errors import CostError, HeadError, PromptError, ScoreError, SpanError, UsageError
 from interp.hooks.model.heads import HeadSet
 from interp.hooks.prompts.prompts import Prompts
+from interp.testing import families, planted
 
 # grouped heads, a window, windows and learned sinks, learned positions
 FAMILIES = ["llama", "mistral", "gpt_oss", "gpt2"]

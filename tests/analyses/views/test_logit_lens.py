@@ -4,8 +4,6 @@ import json
 from functools import partial
 from typing import Any
 
-from interp.testing import families
-from interp.testing import planted
 import pytest
 import tokenizers_tiny
 import torch
@@ -22,6 +20,7 @@ from interp.errors import HeadError, ModelError, ScoreError, SpanError, UsageErr
 from interp.hooks.model.heads import Head
 from interp.hooks.prompts.prompts import Prompts
 from interp.hooks.transformerlens.bridge import bridge
+from interp.testing import families, planted
 
 ALL = families.VOCAB
 POST_NORM = ("gemma2", "olmo2")

@@ -2,8 +2,6 @@
 
 import json
 
-from interp.testing import families
-from interp.testing import planted
 import pytest
 import torch
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
@@ -11,6 +9,7 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 from interp.analyses.views.qk_projection import QKProjection, flatten, qk_projection, together
 from interp.errors import HeadError, PromptError, ScoreError, UsageError
 from interp.hooks.prompts.prompts import Prompts
+from interp.testing import families, planted
 
 LENGTHS = (21, 9, 30)
 
