@@ -54,8 +54,9 @@ def group_of(entry: Entry) -> str:
 
 
 def needs_of(entry: Entry) -> list[str]:
-    """The results that a method needs, alternatives joined by "or"."""
-    return [need if isinstance(need, str) else " or ".join(need) for need in getattr(entry, "needs", ())]
+    """The results that a method needs; several sets of them, any of which will do, are one item joined by "or"."""
+    needs = getattr(entry, "needs", ())
+    return [" or ".join(", ".join(each) for each in needs)] if needs and not isinstance(needs[0], str) else [*needs]
 
 
 def command_of(entry: Entry) -> str:
@@ -64,8 +65,9 @@ def command_of(entry: Entry) -> str:
         return f"interp steer MODEL --method {entry.name} --task TASK --out DIR"
     if isinstance(entry, Analysis) and entry.prompts is None and entry.inputs is None:
         return f"interp {entry.group} MODEL --out DIR"
-    needs = ["retrieval" if need == "heads" else need for need in (each.split(" or ")[0] for each in needs_of(entry))]
-    return f"interp score {','.join([*needs, 'kv' if entry.kind == 'selector' else entry.name])} MODEL --out DIR"
+    first = ", ".join(needs_of(entry)).split(" or ")[0].replace("heads", "retrieval").split(", ")
+    named = [*filter(None, first), "kv" if entry.kind == "selector" else entry.name]
+    return f"interp score {','.join(named)} MODEL --out DIR"
 
 
 def method_page(entry: Entry) -> str:
@@ -101,6 +103,12 @@ def limits_table() -> str:
     """The limits of every method."""
     rows = [f"| `{shown(entry.thing)}` | {_cell(entry.sections.get('limits', ''))} |" for entry in registry.iterate()]
     return "\n".join(["| method | limits |", "|---|---|", *rows])
+
+
+def sources_table() -> str:
+    """The paper of every method."""
+    rows = [f"| `{shown(entry.thing)}` | {entry.title} | {_cell(entry.source)} |" for entry in registry.iterate()]
+    return "\n".join(["| method | title | source |", "|---|---|---|", *rows])
 
 
 def _cell(text: str) -> str:

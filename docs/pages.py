@@ -2,11 +2,12 @@
 
 Every method of the registry, every public module and every notebook gets a page; mkdocstrings renders the docstrings.
 In mkdocs.yml a name that ends in "/" stands for all generated pages below it. In a page of docs/, a comment such as
-`<!-- methods: find -->` stands for the methods of a folder, `<!-- limits -->` for the limits of all of them, and
-`<!-- commands -->` for the options of the command line.
+`<!-- methods: find -->` stands for a table: of the methods of a folder, the limits or sources of all methods, or the
+options of the command line.
 """
 
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +25,7 @@ from method_pages import (
     path_of,
     public,
     shown,
+    sources_table,
 )
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
@@ -122,8 +124,9 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Fill in the tables, and let the names of methods in the text lead to their pages."""
     if page.file.generated_by:
         return markdown
-    markdown = re.sub(r"<!-- methods: (\w+) -->", lambda m: method_tables(m[1]), markdown)
-    markdown = markdown.replace("<!-- limits -->", limits_table()).replace("<!-- commands -->", commands())
+    tables = {"limits": limits_table, "sources": sources_table, "commands": commands}
+    tables |= {f"methods: {folder}": partial(method_tables, folder) for folder in PACKAGES}
+    markdown = re.sub(r"<!-- (.+?) -->", lambda m: tables[m[1]]() if m[1] in tables else m[0], markdown)
     known = {shown(entry.thing): path_of(entry.thing) for entry in registry.iterate()}
 
     def link(m: re.Match[str]) -> str:

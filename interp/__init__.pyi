@@ -5,12 +5,11 @@ from . import kv as kv
 from . import plots as plots
 from . import steer as steer
 from . import tasks as tasks
-from . import testing as testing
 from . import views as views
 from .analyses.causal.ablation_test import ablation_test as ablation_test
 from .analyses.causal.curve import causal_curve as causal_curve
-from .analyses.causal.pruning import pruning_curve as pruning_curve
 from .analyses.causal.sweep import sweep as sweep
+from .analyses.pruning import pruning_curve as pruning_curve
 from .analyses.results.head_scores import HeadScores as HeadScores
 from .analyses.results.trials import Trials as Trials
 from .analyses.views.explore import explore as explore

@@ -3,7 +3,6 @@
 import json
 import shutil
 
-from interp.testing import families
 import pytest
 from transformers import AutoModelForCausalLM, LlamaConfig
 
@@ -11,6 +10,7 @@ import interp
 from interp.menu import MENU
 from interp.runs import Run
 from interp.studies import Plan, studies
+from interp.testing import families
 
 
 def written(path, text):

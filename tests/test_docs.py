@@ -122,7 +122,7 @@ def test_search_finds_without_a_server(site, browser):
     with browsers.opened(browser, folder / "index.html") as watched:
         watched.page.click("[data-md-component=search-query]")
         watched.page.keyboard.type("previous token", delay=20)
-        found = "document.querySelector('.md-search-result__list').innerText.includes('identify.previous_token')"
+        found = "document.querySelector('.md-search-result__list').innerText.includes('interp score previous_token')"
         watched.page.wait_for_function(found, timeout=20_000)
         # the site's own files, and nothing else
         assert all(Path(urlsplit(asked).path).is_relative_to(folder) for asked in watched.asked)

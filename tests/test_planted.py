@@ -1,10 +1,11 @@
 """The planted head does its job by the plain definition of the score, and the control does not."""
 
-from interp.testing import planted
 import pytest
 import torch
-from interp.testing.planted import FAMILIES, HEADS, KINDS, LAYERS, PAD, Planted, Task
 from torch import Tensor
+
+from interp.testing import planted
+from interp.testing.planted import FAMILIES, HEADS, KINDS, LAYERS, PAD, Planted, Task
 
 SEEDS = range(20)
 EVERY = pytest.mark.parametrize(("kind", "family"), [(kind, family) for family in FAMILIES for kind in KINDS])

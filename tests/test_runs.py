@@ -7,8 +7,6 @@ import subprocess
 import sys
 from dataclasses import replace
 
-from interp.testing import families
-from interp.testing import planted
 import pytest
 import tiny_chat_model
 import torch
@@ -27,6 +25,7 @@ from interp.report import make_report, render
 from interp.results import findings, read_manifest
 from interp.runs import Run
 from interp.studies import Plan, Study, check_prompts, key_tasks, parse_analyses, studies
+from interp.testing import families, planted
 from interp.told import data, told
 
 PLAN = Plan(

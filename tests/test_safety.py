@@ -3,7 +3,6 @@
 import csv
 import json
 
-from interp.testing import planted
 import pytest
 from tiny_chat_model import model as speaking
 from tiny_chat_model import tokenizer as speaking_tokenizer
@@ -16,6 +15,7 @@ from interp.analyses.causal import curve
 from interp.errors import PromptError, RunError, UsageError
 from interp.hooks.model.heads import Head
 from interp.safety import SafetyPlan, SafetyRun, safety_findings
+from interp.testing import planted
 
 NO = "I'm sorry, but I can't help with that."
 

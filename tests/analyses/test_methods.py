@@ -1,7 +1,5 @@
 """All detectors: the planted head comes first and its control does not; batches, padding and order change nothing."""
 
-from interp.testing import families
-from interp.testing import planted
 import pytest
 import torch
 from detectors import BY_NAME, METHODS, prompts, random_prompts
@@ -10,6 +8,7 @@ from interp.analyses import identify
 from interp.analyses.results.head_scores import HeadScores
 from interp.errors import PromptError
 from interp.hooks.prompts.prompts import Prompts
+from interp.testing import families, planted
 
 NAMES = list(BY_NAME)
 

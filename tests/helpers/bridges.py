@@ -3,10 +3,11 @@
 import functools
 from typing import Any
 
-from interp.testing import families
 import pytest
 import torch
 from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
+
+from interp.testing import families
 
 QUICK = ("llama", "qwen3", "gpt2")
 FAMILIES = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in families.CONFIGS]

@@ -6,11 +6,11 @@ The oracles are patterns, replies, queries and keys computed by the model's own 
 import contextlib
 
 import torch
-from interp.testing.families import VOCAB
 
 from interp.hooks.prompts.prompts import Prompts
 from interp.hooks.read import keep
 from interp.hooks.read.capture import model_inputs
+from interp.testing.families import VOCAB
 
 ROWS = [keep.mass("mark", 0), keep.entropy(), keep.lse(), keep.top_keys(2), keep.at(-1, 0), keep.mass(0, by_value=True)]
 KEYS = [keep.columns("mean"), keep.columns("max"), keep.columns("sum", by_value=True)]

@@ -5,11 +5,11 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from interp.testing import planted
 import torch
 
 from interp.analyses import identify
 from interp.hooks.prompts.prompts import Prompts
+from interp.testing import planted
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,11 @@ import contextlib
 import itertools
 from typing import Any
 
-from interp.testing import families
 import torch
 
 from interp.hooks.model.layers import attention_layers, projection_name
 from interp.hooks.prompts.prompts import Prompts
+from interp.testing import families
 
 LAYERS, HEADS = 2, 4
 RIGHT, WRONG = 5, 9

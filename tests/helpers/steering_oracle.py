@@ -3,12 +3,12 @@
 import contextlib
 
 import torch
-from interp.testing.families import VOCAB
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 from interp.hooks.prompts.prompts import Prompts
 from interp.hooks.read.capture import model_inputs
+from interp.testing.families import VOCAB
 
 NAME = "literal"
 

@@ -3,10 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-from interp.testing import families
 import torch
 from tokenizers_tiny import byte_level
 from transformers import AutoModelForCausalLM, LlamaConfig
+
+from interp.testing import families
 
 
 def tokenizer() -> Any:

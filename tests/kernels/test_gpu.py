@@ -303,12 +303,12 @@ def test_a_gpu_chooses_the_kernels(device):
 
 
 def test_a_model_is_read_by_the_kernels(device):
-    from interp.testing.families import make
     from transformers import GenerationConfig
 
     from interp.hooks.prompts.prompts import Prompts
     from interp.hooks.read import keep
     from interp.hooks.read.capture import capture
+    from interp.testing.families import make
 
     made: Any = make("llama")
     model = made.to(device, torch.bfloat16)

@@ -1,6 +1,5 @@
 """The causal check: the conditions it compares, its intervals, and what it finds on planted and on real weights."""
 
-from interp.testing import planted
 import pytest
 import torch
 from detectors import prompts
@@ -12,6 +11,7 @@ from interp.errors import UsageError
 from interp.hooks.edit.ablation import ablate
 from interp.hooks.generate import generate
 from interp.hooks.model.heads import HeadLayout, HeadSet
+from interp.testing import planted
 
 LAYOUT = HeadLayout(6, 4, 2)
 

@@ -7,7 +7,6 @@ from functools import partial
 
 import pytest
 import torch
-from interp.testing.families import VOCAB, make
 from steering_oracle import literal
 
 from interp.analyses.causal import batched_interventions as reader
@@ -18,6 +17,7 @@ from interp.errors import HeadError, InterpError, ModelError, PromptError, Score
 from interp.hooks.edit.ablation import Intervention, intervene
 from interp.hooks.model.heads import HeadLayout, HeadSet
 from interp.hooks.prompts.prompts import Prompts
+from interp.testing.families import VOCAB, make
 
 BEGINNING = [5, 9, 11, 4, 8, 77]
 

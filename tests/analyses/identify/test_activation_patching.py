@@ -4,7 +4,6 @@ import contextlib
 import itertools
 import math
 
-from interp.testing import families
 import pytest
 import torch
 from bridges import FAMILIES
@@ -36,6 +35,7 @@ from interp.errors import ModelError, PromptError, UsageError
 from interp.hooks.model.layers import attention_layers
 from interp.hooks.prompts.prompts import Prompts
 from interp.hooks.transformerlens.bridge import bridge
+from interp.testing import families
 
 PAIRED = (identify.activation_patching, identify.attribution_patching, identify.path_patching)
 

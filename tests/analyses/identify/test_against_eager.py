@@ -66,9 +66,10 @@ def test_retrieval_counts_equal_eager_exactly_on_the_demo_model(demo, eager):
 @pytest.mark.parametrize("name", ["induction", "previous_token", "duplicate_token"])
 def test_mul_is_what_transformer_lens_finds(tiny_model, name):
     pytest.importorskip("transformer_lens")
-    from interp.testing import families
     from transformer_lens.head_detector import detect_head
     from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
+
+    from interp.testing import families
 
     model = tiny_model("llama")
     rng = torch.Generator().manual_seed(0)

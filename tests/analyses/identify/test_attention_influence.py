@@ -2,7 +2,6 @@
 
 import pickle
 
-from interp.testing import planted
 import pytest
 import torch
 from capture_oracle import prompts as random_prompts
@@ -16,6 +15,7 @@ from interp.errors import PromptError, UsageError
 from interp.hooks.edit.ablation import ablate
 from interp.hooks.model.heads import HeadSet
 from interp.hooks.prompts.prompts import Prompts
+from interp.testing import planted
 
 
 def documents(seed):

@@ -1,6 +1,5 @@
 """Attention Tracker: against eager attention, on a planted head, with its task and its errors."""
 
-from interp.testing import planted
 import pytest
 import torch
 
@@ -8,6 +7,7 @@ from interp.analyses import identify, tasks
 from interp.analyses.identify.attention_tracker import detect, focus, focus_by_head
 from interp.errors import HeadError, PromptError, SpanError, UsageError
 from interp.hooks.prompts.prompts import Prompts
+from interp.testing import planted
 
 
 def pairs(seed, count=6):

@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-from interp.testing import planted
 import pytest
 import torch
 from detectors import prompts as planted_prompts
@@ -11,6 +10,7 @@ from eager_calls import calls
 from interp.analyses import identify, tasks
 from interp.errors import PromptError, SpanError, UsageError
 from interp.hooks.prompts.prompts import Prompts
+from interp.testing import planted
 
 
 def repeated(lengths=(15, 22, 18), entity=(9, 13), seed=0):

@@ -3,7 +3,6 @@
 from dataclasses import replace
 
 import capture_oracle
-from interp.testing import planted
 import pytest
 import torch
 from detectors import prompts as planted_prompts
@@ -11,6 +10,7 @@ from detectors import prompts as planted_prompts
 from interp.analyses import identify, tasks
 from interp.analyses.results.head_scores import HeadScores
 from interp.errors import UsageError
+from interp.testing import planted
 
 
 def grouped(lengths, groups, gold):

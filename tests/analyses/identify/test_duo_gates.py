@@ -4,7 +4,6 @@ import math
 from copy import deepcopy
 from typing import Any
 
-from interp.testing import planted
 import pytest
 import torch
 from capture_oracle import prompts
@@ -19,6 +18,7 @@ from interp.analyses.results.head_scores import HeadScores
 from interp.errors import ModelError, ScoreError, SpanError, UsageError
 from interp.hooks.model.heads import HeadSet
 from interp.hooks.prompts.prompts import Prompts
+from interp.testing import planted
 
 SMALL: dict[str, Any] = {"sink": 2, "recent": 5, "span": "mark"}
 

@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-from interp.testing import planted
 import pytest
 import torch
 from eager_calls import attending, calls
@@ -12,6 +11,7 @@ from interp.analyses.tasks.task import data
 from interp.errors import HeadError, PromptError, UsageError
 from interp.hooks.model.layers import attention_layers, projection_name
 from interp.hooks.prompts.prompts import Prompts
+from interp.testing import planted
 
 
 def few_shot(seed, lengths, relation="r", vocab=128):

@@ -2,7 +2,6 @@
 
 from copy import deepcopy
 
-from interp.testing import planted
 import pytest
 import torch
 from capture_oracle import prompts
@@ -16,6 +15,7 @@ from interp.analyses.measures.losses import token_losses
 from interp.analyses.results.head_scores import HeadScores
 from interp.errors import ModelError, ScoreError, UsageError
 from interp.hooks.edit.edit import steering
+from interp.testing import planted
 
 LENGTHS = (20, 33, 11)
 # one with a kv head for each query head, two with groups

@@ -1,7 +1,6 @@
 """Lookback ratios: against eager attention at each token, on text of a user's own, with their errors."""
 
 import capture_oracle
-from interp.testing import planted
 import pytest
 import torch
 from detectors import prompts as planted_prompts
@@ -11,6 +10,7 @@ from interp.analyses.identify.lookback import lookback_features
 from interp.errors import PromptError, SpanError
 from interp.hooks.generate import Reply, generate
 from interp.hooks.prompts.prompts import Prompts
+from interp.testing import planted
 
 
 def assert_features_equal_eager_attention(model, eager, prompts, replies, context, found):

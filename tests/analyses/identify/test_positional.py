@@ -3,8 +3,6 @@
 import math
 
 import capture_oracle
-from interp.testing import families
-from interp.testing import planted
 import pytest
 import torch
 import transformers as tf
@@ -13,6 +11,7 @@ from detectors import prompts as planted_prompts
 from interp.analyses import identify, tasks
 from interp.analyses.identify.positional import pairs_of_dimensions
 from interp.errors import UsageError
+from interp.testing import families, planted
 
 
 def assert_offsets_equal_eager_attention(model, eager, prompts, scores):

@@ -2,8 +2,6 @@
 
 from typing import Any
 
-from interp.testing import families
-from interp.testing import planted
 import pytest
 import torch
 from capture_oracle import prompts
@@ -17,6 +15,7 @@ from interp.analyses.results.head_scores import HeadScores
 from interp.errors import ModelError, PromptError, UsageError
 from interp.hooks.prompts.prompts import Prompts
 from interp.hooks.seam import tapping
+from interp.testing import families, planted
 
 SMALL: dict[str, Any] = {"sink": 2, "window": 6, "refresh": 8, "min_keys": 8}
 

@@ -5,11 +5,11 @@ import math
 import pytest
 import torch
 from capture_oracle import content
-from interp.testing.families import VOCAB
 
 from interp.analyses import identify, tasks
 from interp.errors import PromptError, SpanError
 from interp.hooks.prompts.prompts import Prompts
+from interp.testing.families import VOCAB
 
 FAMILIES = ("llama", "qwen3", "gpt2", "mistral", "gpt_oss")
 

@@ -5,12 +5,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from interp.testing.families import VOCAB
 
 from interp.analyses import identify, tasks
 from interp.analyses.identify.qrhead import _ndcg as ndcg
 from interp.errors import PromptError, SpanError, UsageError
 from interp.hooks.prompts.prompts import Prompts
+from interp.testing.families import VOCAB
 
 FAMILIES = ("llama", "qwen3", "gpt2", "mistral", "gpt_oss")
 

@@ -2,17 +2,17 @@
 
 import math
 
-from interp.testing import planted
 import pytest
 import torch
 from capture_oracle import content
-from interp.testing.families import VOCAB
 
 from interp.analyses import identify, tasks
 from interp.analyses.results.head_scores import HeadScores
 from interp.errors import PromptError, ScoreError, UsageError
 from interp.hooks.model.heads import HeadLayout
 from interp.hooks.prompts.prompts import Prompts
+from interp.testing import planted
+from interp.testing.families import VOCAB
 
 FAMILIES = ("llama", "qwen3", "gpt2", "mistral", "gpt_oss")
 

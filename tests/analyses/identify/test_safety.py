@@ -2,10 +2,8 @@
 
 import math
 
-from interp.testing import planted
 import pytest
 import torch
-from interp.testing.families import make
 
 import interp
 from interp.analyses.causal.curve import causal_curve
@@ -15,6 +13,8 @@ from interp.errors import UsageError
 from interp.hooks.edit.ablation import ablate
 from interp.hooks.model.heads import Head, HeadLayout, HeadSet
 from interp.hooks.prompts.prompts import Prompts
+from interp.testing import planted
+from interp.testing.families import make
 
 SEEDS = range(20)
 FEW = range(4)

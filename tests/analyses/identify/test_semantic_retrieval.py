@@ -3,11 +3,11 @@
 import pytest
 import torch
 from capture_oracle import greedy
-from interp.testing.families import VOCAB
 
 from interp.analyses import identify, tasks
 from interp.errors import SpanError
 from interp.hooks.prompts.prompts import Prompts
+from interp.testing.families import VOCAB
 
 FAMILIES = ("llama", "qwen3", "gpt2", "mistral", "gpt_oss")
 

@@ -4,7 +4,6 @@ import math
 from copy import deepcopy
 from typing import Any
 
-from interp.testing import families
 import pytest
 import torch
 from capture_oracle import prompts
@@ -16,6 +15,7 @@ from interp.analyses.results.head_scores import HeadScores
 from interp.errors import UsageError
 from interp.hooks.model.heads import HeadSet
 from interp.hooks.model.layers import attention_layers
+from interp.testing import families
 
 
 def literal(model, prompt, rows, top, weighted):

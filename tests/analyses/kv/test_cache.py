@@ -3,7 +3,6 @@
 import sys
 from typing import Any
 
-from interp.testing import families
 import pytest
 import torch
 from kv_oracle import MORE, SELECTORS, continuation, continued, prompts, scores
@@ -16,6 +15,7 @@ from interp.analyses.kv.streaming import Streaming
 from interp.errors import UsageError
 from interp.hooks.edit.evicting_cache import EvictingCache, nbytes
 from interp.hooks.prompts.prompts import Prompts
+from interp.testing import families
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "qwen3", "gemma2"])

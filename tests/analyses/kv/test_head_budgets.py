@@ -3,7 +3,6 @@
 from dataclasses import replace
 from typing import Any
 
-from interp.testing import families
 import pytest
 import torch
 from kv_oracle import continuation, continued, prompts, scores
@@ -21,6 +20,7 @@ from interp.analyses.results.head_scores import HeadScores
 from interp.errors import UsageError
 from interp.hooks.model.heads import HeadLayout
 from interp.hooks.prompts.prompts import Prompts
+from interp.testing import families
 
 
 def test_falling_counts_are_what_was_asked_and_fall():

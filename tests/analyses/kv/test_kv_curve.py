@@ -4,7 +4,6 @@ import sys
 from dataclasses import dataclass, replace
 from typing import Any
 
-from interp.testing import families
 import pytest
 import tiny_chat_model
 import torch
@@ -22,6 +21,7 @@ from interp.analyses.results.statistics import pooled_mean
 from interp.analyses.results.trials import Trials
 from interp.errors import PromptError, UsageError
 from interp.hooks.prompts.prompts import Prompts
+from interp.testing import families
 
 SELECTORS: dict[str, Any] = {
     "random": lambda ratio: RandomKeys(ratio, n_sink=1, n_recent=1),

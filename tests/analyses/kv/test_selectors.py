@@ -3,7 +3,6 @@
 from dataclasses import replace
 from typing import Any
 
-from interp.testing import families
 import pytest
 import torch
 from kv_oracle import SELECTORS, continuation, continued, literal, prompts, scores
@@ -23,6 +22,7 @@ from interp.analyses.results.head_scores import HeadScores
 from interp.errors import SpanError, UsageError
 from interp.hooks.edit.edit import steering
 from interp.hooks.prompts.prompts import Prompts
+from interp.testing import families
 
 
 @pytest.mark.parametrize("name", [name for name in SELECTORS if name != "razor"])

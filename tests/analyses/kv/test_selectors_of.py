@@ -1,6 +1,5 @@
 """Which selector is made of which scores, and the one ranking of RazorAttention's two kinds of heads."""
 
-from interp.testing import families
 import kv_oracle
 import pytest
 import torch
@@ -20,6 +19,7 @@ from interp.analyses.kv.task_kv import TaskKV
 from interp.analyses.results.head_scores import HeadScores
 from interp.errors import ScoreError, UsageError
 from interp.hooks.model.heads import HeadLayout
+from interp.testing import families
 
 ALWAYS = ["random", "streaming", "snapkv", "task_kv"]
 

@@ -1,6 +1,5 @@
 """Losses of prompts: equal to transformers' own, whatever the batch, the padding, the chunks and open contexts."""
 
-from interp.testing import families
 import pytest
 import torch
 from capture_oracle import prompts
@@ -14,6 +13,7 @@ from interp.hooks.edit.edit import steering
 from interp.hooks.model.heads import HeadLayout
 from interp.hooks.prompts.prompts import Prompts
 from interp.hooks.read.capture import model_inputs
+from interp.testing import families
 
 LENGTHS = (20, 33, 11)
 

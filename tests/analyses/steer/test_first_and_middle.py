@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from interp.testing.families import VOCAB
 from steering_oracle import key_scale, literal
 
 from interp import steer
@@ -11,6 +10,7 @@ from interp.hooks.edit.edit import Edits, steering
 from interp.hooks.prompts.prompts import Prompts
 from interp.hooks.read.capture import capture, model_inputs, run
 from interp.hooks.read.keep import mass, pattern
+from interp.testing.families import VOCAB
 
 DOCUMENTS = {"one": (2, 6), "two": (6, 12), "three": (13, 17)}
 

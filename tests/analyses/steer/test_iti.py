@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from interp.testing.families import VOCAB
 from safetensors.torch import save_file
 
 from interp import steer
@@ -13,6 +12,7 @@ from interp.hooks.model.heads import Head
 from interp.hooks.prompts.prompts import Prompts
 from interp.hooks.read.capture import capture, run
 from interp.hooks.read.keep import z
+from interp.testing.families import VOCAB
 
 
 def answered(n=24, seed=0):

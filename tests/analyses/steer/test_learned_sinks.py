@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from interp.testing.families import make
 from steering_oracle import batch, literal, logits, pasta, real, spotlight, weighed, zero
 
 from interp import steer
 from interp.hooks.edit.edit import steering
+from interp.testing.families import make
 
 EDITS = {
     "pasta": steer.Pasta("mark", 0.05),

@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from interp.testing.families import VOCAB, make
 
 from interp import steer
 from interp.analyses.measures.continuations import ContinuationScorer
@@ -14,6 +13,7 @@ from interp.analyses.steer.profile import Profile, directions, intersection, pro
 from interp.errors import ScoreError, UsageError
 from interp.hooks.model.heads import Head, HeadSet
 from interp.hooks.prompts.prompts import Prompts
+from interp.testing.families import VOCAB, make
 
 PASTA = steer.Pasta("mark", 0.02)
 

@@ -4,7 +4,6 @@ import json
 import types
 from typing import Any
 
-from interp.testing import families
 import pytest
 import tokenizers_tiny
 import torch
@@ -12,6 +11,7 @@ import transformers as tf
 
 from interp.hooks.doctor.checks import CHECKS
 from interp.hooks.doctor.doctor import doctor
+from interp.testing import families
 
 
 @pytest.mark.parametrize("name", families.CONFIGS)

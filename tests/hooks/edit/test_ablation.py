@@ -5,7 +5,6 @@ from typing import Any
 import pytest
 import torch
 import tqdm.auto
-from interp.testing.families import FAMILIES, VOCAB
 
 from interp import steer
 from interp.errors import HeadError, UsageError
@@ -15,6 +14,7 @@ from interp.hooks.model.heads import HeadSet
 from interp.hooks.prompts.prompts import Prompts
 from interp.hooks.read import keep
 from interp.hooks.read.capture import capture, run
+from interp.testing.families import FAMILIES, VOCAB
 
 
 def prompts(lengths=(20, 26), seed=0):

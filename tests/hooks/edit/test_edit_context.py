@@ -3,13 +3,13 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from interp.testing import families
 import pytest
 import torch
 
 from interp.hooks.edit import edit_context
 from interp.hooks.edit.edit import Edit, steering
 from interp.hooks.prompts.prompts import Prompts
+from interp.testing import families
 
 LENGTHS = (23, 17)
 

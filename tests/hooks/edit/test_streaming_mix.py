@@ -1,6 +1,5 @@
 """Mixtures of full and streaming attention: outputs, gradients, and no hook that stays on the model."""
 
-from interp.testing import families
 import pytest
 import torch
 from capture_oracle import eager_patterns, prompts
@@ -11,6 +10,7 @@ from interp.hooks.model.heads import HeadLayout
 from interp.hooks.model.layers import attention_layers, projection_inputs
 from interp.hooks.read import keep
 from interp.hooks.read.capture import capture, model_inputs, run
+from interp.testing import families
 
 SINK, RECENT = 3, 7
 

@@ -5,12 +5,12 @@ from typing import Any
 import pytest
 import torch
 from capture_oracle import KEYS, ROWS, STREAMS, eager_patterns, prompts
-from interp.testing.families import FAMILIES
 
 from interp.hooks.model.layers import attention_layers
 from interp.hooks.prompts.prompts import Prompts
 from interp.hooks.read import keep
 from interp.hooks.read.capture import capture, run
+from interp.testing.families import FAMILIES
 
 
 def implementations(name):

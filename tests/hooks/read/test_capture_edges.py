@@ -1,6 +1,5 @@
 """Edge cases of captures: choices of queries and heads, nesting, masks, gradients, costs, errors and cleaning up."""
 
-from interp.testing import families
 import psutil
 import pytest
 import torch
@@ -10,6 +9,7 @@ from interp.errors import CostError, HeadError, ModelError, SpanError, UsageErro
 from interp.hooks.prompts.prompts import Prompts
 from interp.hooks.read import keep
 from interp.hooks.read.capture import capture, model_inputs, run
+from interp.testing import families
 
 
 def test_queries_by_span_and_by_position(tiny_model):

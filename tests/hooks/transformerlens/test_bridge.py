@@ -3,7 +3,6 @@
 import importlib.util
 from typing import Any
 
-from interp.testing import families
 import pytest
 import tokenizers_tiny
 import torch
@@ -15,6 +14,7 @@ from interp.hooks.edit.ablation import ablate
 from interp.hooks.read import keep
 from interp.hooks.read.capture import capture
 from interp.hooks.transformerlens.bridge import bridge
+from interp.testing import families
 
 
 @pytest.mark.parametrize("name", FAMILIES)

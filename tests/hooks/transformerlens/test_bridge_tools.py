@@ -1,6 +1,5 @@
 """The tools of TransformerLens give the same numbers on interp.bridge as on a bridge made by TransformerLens."""
 
-from interp.testing import families
 import pytest
 import tokenizers_tiny
 import torch
@@ -11,6 +10,7 @@ from transformer_lens.tools.analysis import attribution_patching
 from transformer_lens.tools.analysis.direct_logit_attribution import direct_logit_attribution
 
 from interp.hooks.transformerlens.bridge import bridge
+from interp.testing import families
 
 
 def metric(logits):

@@ -1,6 +1,5 @@
 """Attention without rotation: the captured values, the unchanged output of the model, and the errors."""
 
-from interp.testing import families
 import pytest
 import torch
 from capture_oracle import prompts
@@ -10,6 +9,7 @@ from interp.hooks.read import keep
 from interp.hooks.read.capture import capture, run
 from interp.hooks.transformerlens.bridge import bridge
 from interp.hooks.transformerlens.without_rope import without_rope
+from interp.testing import families
 
 
 def projected(model, batch):

@@ -79,7 +79,7 @@ def pruning_curve(
         ScoreError: If the scores have the shape of another model.
 
     Examples:
-        >>> from interp.analyses.causal.pruning import pruning_curve
+        >>> from interp.analyses.pruning import pruning_curve
         >>> curve = pruning_curve(model, prompts, scores, fractions=(0.0, 0.5), n_random_sets=1)
         >>> curve.conditions, curve.sizes("random")
         (('induction', 'random'), (0.0, 0.5))

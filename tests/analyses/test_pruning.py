@@ -4,7 +4,6 @@ import json
 import pickle
 from dataclasses import replace
 
-from interp.testing import planted
 import pytest
 import torch
 from capture_oracle import prompts as random_prompts
@@ -12,12 +11,13 @@ from detectors import prompts
 from tokenizers_tiny import byte_level
 
 from interp.analyses import identify, tasks
-from interp.analyses.causal.pruning import PruningCurve, pruning_curve
 from interp.analyses.measures.losses import token_losses
+from interp.analyses.pruning import PruningCurve, pruning_curve
 from interp.analyses.results.head_scores import HeadScores
 from interp.errors import ScoreError, UsageError
 from interp.hooks.edit.ablation import ablate
 from interp.hooks.model.heads import HeadLayout, HeadSet
+from interp.testing import planted
 
 RISING = torch.arange(8.0).view(1, 2, 4)
 
