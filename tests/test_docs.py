@@ -47,7 +47,7 @@ FEW = {
     "steer": "--heads L10-L12 --n-dev-items 2 --n-test-items 2 --n-random-sets 1",
 }
 """cheap settings, by command, where a page does not set them itself"""
-ENDS = {"safety": (2, "no behaviour to attribute")}
+ENDS = {"safety": (2, "no refusal to attribute")}
 """commands that end otherwise than with 0 on the demo model, which refuses next to nothing"""
 
 

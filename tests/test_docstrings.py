@@ -104,10 +104,11 @@ def faults_of(thing: Any, name: str) -> Iterator[str]:
 
 def _undescribed_fields(thing: Any, name: str) -> Iterator[str]:
     """A field of a dataclass is described in Args or Attributes, or by a text below it."""
+    source = inspect.getsource(thing)
     if not is_dataclass(thing):
         return
     own = [field.name for field in fields(thing) if field.name in vars(thing).get("__annotations__", {}) and field.init]
-    below = re.findall(r'^    (\w+):[^\n]*(?:\n(?!    \w+:)[^\n]*)*?\n    """', inspect.getsource(thing), flags=re.M)
+    below = re.findall(r'^    (\w+):[^\n]*(?:\n(?!    \w+:)[^\n]*)*?\n    """', source, flags=re.M)
     described = {*argument_lines(thing), *below}
     if described and (missing := [field for field in own if field not in described and not field.startswith("_")]):
         yield f"{name}: describes some fields but not {', '.join(missing)}"
