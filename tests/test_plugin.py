@@ -1,4 +1,4 @@
-"""A package of somebody else joins by entry points: it is listed, run, reported and checked; no file of ours changes."""
+"""A package of somebody else joins by entry points: listed, run, reported and checked, with no file of ours changed."""
 
 import json
 import os
