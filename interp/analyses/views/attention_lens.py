@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from interp.analyses.causal.batch_size import free
+from interp.analyses.causal.batch_size import free_memory
 from interp.analyses.measures.head_outputs import HeadOutputs, bridged, by_length
 from interp.analyses.results.files import plain, reason, write_atomic
 from interp.errors import CostError, HeadError, ScoreError, UsageError
@@ -236,7 +236,7 @@ def _affordable(model: nn.Module, layer: int, seed: int) -> Lens:
     m, v = config.hidden_size, config.vocab_size
     # weight, gradient, and two moments of Adam
     needed = 4 * 4 * layout.heads * m * v
-    there = free(next(model.parameters()).device)
+    there = free_memory(next(model.parameters()).device)
     if needed > SHARE * there:
         raise CostError(
             f"a lens of {layout.heads} heads, {m} to {v}, takes {needed / 1e9:.1f} GB to train, of which "
