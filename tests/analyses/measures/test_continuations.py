@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from interp.testing.families import VOCAB, make
 
 from interp import steer
 from interp.analyses.measures.continuations import ContinuationScorer, Options, entropies, margins
@@ -13,6 +12,7 @@ from interp.hooks.edit.edit import Edits, steering
 from interp.hooks.model.heads import HeadSet
 from interp.hooks.prompts.prompts import Prompts
 from interp.hooks.read.capture import model_inputs
+from interp.testing.families import VOCAB, make
 
 SETS = [HeadSet.parse(text) if text else HeadSet(()) for text in ("L0H1", "L1H2 L1H3", "", "L2H0", "L0H0 L2H3", "L1H2")]
 EDITS = {
