@@ -129,8 +129,8 @@ def ablation_test(
             and the judge cannot be identified.
 
     Examples:
-        >>> asked = interp.Prompts.encode(tokenizer, [{"text": "The key is 7. The key is", "meta": {"answer": "7"}}])
-        >>> trials = interp.ablation_test(model, asked, scores, n_heads=2, n_random_sets=1, max_new_tokens=2)
+        >>> needles = interp.Prompts.encode(tokenizer, [{"text": "The key is 7. The key is", "meta": {"answer": "7"}}])
+        >>> trials = interp.ablation_test(model, needles, scores, n_heads=2, n_random_sets=1, max_new_tokens=2)
         >>> trials.conditions
         ('baseline', 'top', 'random', 'random by layer')
 

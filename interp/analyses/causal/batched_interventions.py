@@ -1,7 +1,7 @@
-"""Prompts read under many head interventions: many head sets are rows of one batch, and nothing is computed twice.
+"""Forward passes under many head interventions: many head sets are rows of one batch, and nothing is computed twice.
 
-A forward begins at the first layer that a set changes, prompts that begin alike share what a set makes of their common
-beginning, and only the last token of a prompt goes on to the vocabulary.
+A forward pass begins at the first layer that a set changes. Prompts with a common prefix share it under each set. Only
+the last token of a prompt is unembedded.
 """
 
 import contextlib
@@ -24,16 +24,16 @@ from interp.hooks.model.layers import check_eval, unwrap
 from interp.hooks.prompts.prompts import Prompts
 from interp.hooks.read.capture import check_context
 
-SHARED = 4
-"""tokens of a common beginning from which on it is read apart"""
+MIN_SHARED_TOKENS = 4
+"""length from which on a common prefix is read separately"""
 
 
 @dataclass(frozen=True, eq=False)
 class Seen:
-    """What was read of some prompts under some head sets, at the last token of each prompt."""
+    """Logits and hidden states of prompts under some head sets, at the last token of each prompt."""
 
     sets: list[int]
-    """which of the sets"""
+    """numbers of the sets"""
     logits: Tensor
     """float32 [p i v]"""
     hidden: Tensor
@@ -42,7 +42,20 @@ class Seen:
 
 @dataclass(eq=False)
 class BatchedInterventions:
-    """Some prompts and their forward as loaded, from which forwards under interventions begin."""
+    """Prompts and their baseline forward pass, from which forward passes under interventions begin.
+
+    Args:
+        model: A transformers causal language model, or a TransformerBridge over one.
+        prompts: The prompts.
+        intervention: The intervention on the heads of a set.
+        bank: Outputs of heads on the reference prompts, for an intervention that takes values from them.
+        source: Number of the reference prompt of each prompt, see `Intervention.source`.
+
+    Raises:
+        PromptError: If there are no prompts, or a prompt is empty or longer than the context.
+        ModelError: If the model has no output embeddings or is in training mode.
+        UsageError: If memory runs out.
+    """
 
     model: Any
     prompts: Prompts
@@ -51,12 +64,12 @@ class BatchedInterventions:
     source: Tensor | None = None
     """Int [p], as `Intervention.source` has it"""
     forwards: float = field(default=0.0, init=False)
-    """what was computed so far, in whole forwards of a prompt"""
+    """forward passes of one prompt so far; a pass through half of the layers counts half"""
 
     def __post_init__(self) -> None:
         self.model = unwrap(self.model)
         if not len(self.prompts) or not all(self.prompts.lengths):
-            raise PromptError("a prompt without tokens has no last token to read: give prompts of at least one.")
+            raise PromptError("a prompt is empty, or there are no prompts; give prompts of at least one token.")
         check_context(self.model, self.prompts, 0)
         check_eval(self.model)
         halved(self._read_base, False)
@@ -64,10 +77,12 @@ class BatchedInterventions:
     def _read_base(self) -> None:
         self._head = self.model.get_output_embeddings()
         if self._head is None:
-            raise ModelError(f"{type(self.model).__name__} names no output embeddings: interp reads what enters them.")
+            raise ModelError(
+                f"{type(self.model).__name__} has no output embeddings, whose input is read; give a language model."
+            )
         device = next(self.model.parameters()).device
         width = max(self.prompts.lengths)
-        # padded on the right: no row sees what comes after it, so no mask is needed and columns are positions
+        # padded on the right: causality hides the padding, so no mask is needed and columns are positions
         rows = [[*prompt.ids, *[self.prompts.pad_id] * (width - len(prompt))] for prompt in self.prompts]
         self._ids = torch.tensor(rows, device=device)
         self._last = torch.tensor(self.prompts.lengths, device=device) - 1
@@ -86,15 +101,23 @@ class BatchedInterventions:
         self.forwards += len(self.prompts)
 
     def under(self, sets: Sequence[HeadSet], rows: int | None = None) -> Iterator[Seen]:
-        """Read the prompts under each of the head sets, some sets at a time, in the order of their first layers.
+        """Run the prompts under each of the head sets, some sets at a time, in the order of their first layers.
 
-        rows: of one batch; by default as many as fit. Where memory runs out, half as many are tried.
+        Args:
+            sets: The head sets; an empty one leaves the model unmodified.
+            rows: Number of rows of one batch, by default as many as fit. Half as many are tried where memory runs out.
+
+        Yields:
+            Logits and hidden states of some of the sets.
+
+        Raises:
+            UsageError: If memory runs out with one set.
         """
         order = sorted(range(len(sets)), key=lambda i: _first(sets[i]))
         for first, group in groupby(order, key=lambda i: _first(sets[i])):
             left = list(group)
             if first < 0:
-                # no head, no change
+                # an empty set changes nothing
                 same = (x[:, None].expand(-1, len(left), -1) for x in (self.logits, self.hidden))
                 yield Seen(left, *same)
                 continue
@@ -106,7 +129,7 @@ class BatchedInterventions:
                 seen = halved(partial(self._read, [sets[i] for i in chosen], first), len(chosen) > 1)
                 if seen is None:
                     each = max(1, len(chosen) // 2)
-                    warnings.warn(f"memory ran out: going on with {each} head sets at a time.", stacklevel=2)
+                    warnings.warn(f"memory ran out; continuing with {each} head sets at a time.", stacklevel=2)
                     continue
                 yield Seen(chosen, *seen)
                 left = left[len(chosen) :]
@@ -137,7 +160,7 @@ class BatchedInterventions:
         return intervene(self.model, self.intervention, sets, self.bank, source)
 
     def _forward(self, ids: Tensor, last: Tensor, cache: Any = None) -> tuple[Tensor, Tensor, Any]:
-        """float32 logits [b v] and what enters the output embeddings [b m], at the columns `last` of `ids`."""
+        """float32 logits [b v] and input of the output embeddings [b m], at the columns `last` of `ids`."""
         held: list[Tensor] = []
 
         def pick(module: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -149,7 +172,7 @@ class BatchedInterventions:
         start = 0 if cache is None else cache.get_seq_length()
         width = start + ids.shape[1]
         position = torch.arange(start, width, device=ids.device)[None].expand(len(ids), -1)
-        # what pads a row comes after its last token, and causality hides it
+        # padding follows the last token of a row, and causality hides it
         mask = torch.ones(len(ids), width, dtype=torch.int64, device=ids.device)
         handle = self._head.register_forward_pre_hook(pick)
         try:
@@ -166,14 +189,14 @@ class BatchedInterventions:
         return out.logits[:, -1].float(), held[0], out.past_key_values
 
     def _common(self) -> int:
-        """Tokens that all prompts begin with, where reading them apart spares anything and means the same."""
+        """Length of the common prefix of all prompts, 0 where sharing it saves nothing or would change the numbers."""
         if len(self.prompts) < 2 or not self.intervention.shared:
             return 0
-        # a last token is always read with its own prompt
+        # the last token is always read with its own prompt
         limit = min(self.prompts.lengths) - 1
         same = (self._ids[:, :limit] == self._ids[:1, :limit]).all(0)
         common = int(same.int().cumprod(0).sum())
-        return common if common >= SHARED else 0
+        return common if common >= MIN_SHARED_TOKENS else 0
 
     def _empty(self) -> Any:
         from transformers.cache_utils import DynamicCache

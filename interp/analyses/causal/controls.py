@@ -272,7 +272,7 @@ def loss(span: str = "", n_tokens: int | None = None) -> Loss:
 
 
 def _cost(model: nn.Module, prompts: Prompts, batch_size: int, n_conditions: int, new_tokens: int = 0) -> Cost:
-    """All prompts, read once under each condition; a new token is one more pass of its own."""
+    """Cost of all prompts, read once under each condition, with one more forward pass for each new token."""
     passes = Passes.of(model)
     batches = [batch.lengths for batch in prompts.batches(batch_size)]
     once = total(

@@ -42,7 +42,7 @@ def answer_tokens(prompts: Prompts) -> Int[Tensor, "b 2"]:
         if right == wrong:
             raise PromptError(
                 f"the right and the wrong answer of prompt {number} both begin with token {right}; give answers that "
-                "differ in their first token, or a metric of your own."
+                "differ in their first token, or a custom metric."
             )
     return torch.tensor(rows)
 

@@ -1,7 +1,7 @@
-"""Teacher-forced scores: how likely a model finds given continuations of a prompt, under many head sets at once.
+"""Teacher-forced scores: the log-probability of given continuations of a prompt, under many head sets at once.
 
-One forward takes the place of a generation. The prompt is read once for all of its continuations, many head sets are
-rows of one batch, and a forward begins at the first layer that a set changes.
+One forward pass takes the place of a generation. The prompt is read once for all of its continuations, many head sets
+are rows of one batch, and a forward pass begins at the first layer that a set changes.
 """
 
 import contextlib
@@ -27,14 +27,14 @@ from interp.hooks.read.capture import model_inputs
 
 @dataclass
 class Cost:
-    """What scoring took."""
+    """Forward passes that scoring took."""
 
     prompts: int = 0
-    """prompts read, once for each head set"""
+    """number of prompts read, each counted once for each head set"""
     layers: float = 0.0
-    """of them, in whole forwards: a forward that began in the middle counts half"""
+    """the same in whole forward passes: a pass that begins at the middle layer counts half"""
     continuations: int = 0
-    """continuations read after a prompt"""
+    """number of continuations read after a prompt"""
 
     def __add__(self, other: "Cost") -> "Cost":
         return Cost(self.prompts + other.prompts, self.layers + other.layers, self.continuations + other.continuations)
@@ -42,33 +42,41 @@ class Cost:
 
 @dataclass(frozen=True)
 class Options:
-    """The continuations of each prompt of a batch, as token ids; right ones first."""
+    """The continuations of each prompt of a batch as token ids, right ones first."""
 
     ids: tuple[tuple[tuple[int, ...], ...], ...]
     right: tuple[int, ...]
-    """how many of them are right, by prompt"""
+    """number of right continuations of each prompt"""
 
     @classmethod
     def of(cls, prompts: Prompts) -> "Options":
-        """From meta["right"] and meta["wrong"]: texts that may follow a prompt, or their ids. PromptError without."""
+        """Read the continuations from the meta of the prompts.
+
+        Args:
+            prompts: Prompts with "right" and "wrong" in their meta: lists of texts that may follow, or of their ids.
+
+        Raises:
+            PromptError: If a prompt has no such lists, or has texts and no tokenizer.
+        """
         rows = [[_ids(prompts, number, key) for key in ("right", "wrong")] for number in range(len(prompts))]
         return cls(tuple(right + wrong for right, wrong in rows), tuple(len(right) for right, _ in rows))
 
     @property
     def most(self) -> int:
+        """Largest number of continuations of a prompt."""
         return max(map(len, self.ids))
 
 
 def _ids(prompts: Prompts, number: int, key: str) -> tuple[tuple[int, ...], ...]:
     given = prompts[number].meta.get(key)
     if not isinstance(given, list | tuple) or not given or not all(given):
-        raise PromptError(f'prompt {number} has no "{key}" continuations in its meta: give a list of texts.')
+        raise PromptError(f'prompt {number} has no "{key}" continuations in its meta; give a list of texts.')
     if all(isinstance(ids, list | tuple) and all(type(token) is int for token in ids) for ids in given):
         return tuple(tuple(ids) for ids in given)
     if not all(isinstance(text, str) for text in given):
-        raise PromptError(f'prompt {number} has "{key}" continuations that are neither texts nor ids: give texts.')
+        raise PromptError(f'prompt {number} has "{key}" continuations that are neither texts nor ids; give texts.')
     if prompts.tokenizer is None:
-        raise PromptError(f'prompt {number} has "{key}" continuations as texts and no tokenizer: encode it with one.')
+        raise PromptError(f'prompt {number} has "{key}" continuations as texts and no tokenizer; encode it with one.')
     tokenizer, before = prompts.tokenizer, prompts[number].text
 
     def encode(text: str) -> list[int]:
@@ -76,7 +84,7 @@ def _ids(prompts: Prompts, number: int, key: str) -> tuple[tuple[int, ...], ...]
 
     found, start = [], encode(before) if before else []
     for text in given:
-        # some tokenizers put a space before a text that stands alone
+        # some tokenizers put a space before a text on its own
         both = encode(before + text)
         found.append(tuple(both[len(start) :] if both[: len(start)] == start else encode(text)))
     return tuple(found)
@@ -84,7 +92,19 @@ def _ids(prompts: Prompts, number: int, key: str) -> tuple[tuple[int, ...], ...]
 
 @dataclass(eq=False)
 class ContinuationScorer:
-    """Scores of one batch of prompts; what does not depend on the head sets is computed when it is made."""
+    """Scores of the continuations of one batch of prompts under head sets.
+
+    Everything that does not depend on the head sets is computed once, when the scorer is made.
+
+    Args:
+        model: A transformers causal language model, or a TransformerBridge over one.
+        prompts: Prompts with continuations in their meta, see `Options.of`.
+        edits: The edit that is applied in the heads of a set.
+        cost: Forward passes so far, to which those of this scorer are added.
+
+    Raises:
+        PromptError: If a prompt has no continuations.
+    """
 
     model: Any
     prompts: Prompts
@@ -102,21 +122,26 @@ class ContinuationScorer:
         self._dtype = self._hidden[0].dtype
         self._resumes = holds_all_keys(self._cache)
         self._start = self._untouched() if self._resumes else 0
-        # a reading of continuations adds to the cache, which the head sets need as it is
+        # reading continuations extends the cache, so they get a copy
         with record_hidden_states(self.model) as self._after:
             self.base = self._continued(self._last, _repeated(self._cache, self.options.most), 1)[:, 0]
 
     def under(self, sets: Sequence[HeadSet], rows: int = 32) -> Tensor:
-        """Float [p i o] log-probability per token of each continuation under each head set, -inf for none.
+        """Score each continuation under each head set.
 
-        rows: of the batch that reads the prompts.
+        Args:
+            sets: The head sets; an empty one leaves the model unmodified.
+            rows: Number of rows of the batch that reads the prompts.
+
+        Returns:
+            Tensor: `[p i o]` log-probability per token, -inf where a prompt has fewer continuations.
         """
         found = torch.empty(len(self.prompts), len(sets), self.options.most)
         order = sorted(range(len(sets)), key=lambda i: _first(sets[i]))
         for first, group in groupby(order, key=lambda i: _first(sets[i])):
             members = list(group)
             if first < 0:
-                # no head, no change
+                # an empty set changes nothing
                 found[:, members] = self.base[:, None]
                 continue
             # the continuations of a row are rows of their own
@@ -127,7 +152,14 @@ class ContinuationScorer:
         return found
 
     def together(self, edits: Edit | Edits) -> Tensor:
-        """Float [p 1 o] scores with edits in the heads that they name themselves."""
+        """Score each continuation with edits in the heads that they name themselves.
+
+        Args:
+            edits: The edits, applied together.
+
+        Returns:
+            Tensor: `[p 1 o]` log-probability per token.
+        """
         with steering(self.model, edits, self.prompts) as context:
             last, cache = self._read(self._inputs)
             repeat_notes(context, self.options.most)
@@ -136,7 +168,10 @@ class ContinuationScorer:
             return self._continued(last, cache, 1)
 
     def _compared(self, sets: list[HeadSet], first: int) -> Tensor:
-        """Scores of head sets; in 16 bits moved by what our attention differs from the model's own without an edit."""
+        """Scores of head sets.
+
+        In 16 bits they are shifted by the difference between this attention and the model's own without an edit.
+        """
         if self._dtype == torch.float32:
             return self._steered(sets, first)
         scores = self._steered([*sets, HeadSet(())], first)
@@ -160,7 +195,7 @@ class ContinuationScorer:
             return self._continued(last, cache, each, first)
 
     def _untouched(self) -> int:
-        """Columns at the left whose rows no edit changes: those before the first key of any span."""
+        """Number of columns at the left that no edit changes: those before the first key of any span."""
         edits = list(Edits(()) + self.edits)
         sinks = any(getattr(layer, "sinks", None) is not None for layer in attention_layers(self.model).values())
         if not edits or sinks or not all(edit.leaves_prefix_unchanged for edit in edits):
@@ -217,9 +252,19 @@ class ContinuationScorer:
 
 
 def margins(scores: Tensor, options: Options) -> Tensor:
-    """[p i] from scores [p i o]: the best right continuation less the best wrong one, nats per token.
+    """Score of the best right continuation minus that of the best wrong one, in nats per token.
 
-    Above 0 the model prefers what is right. Cannot show: whether it would have written either.
+    Above 0 the model prefers a right continuation.
+
+    Args:
+        scores: Scores `[p i o]` of `ContinuationScorer.under`.
+        options: The continuations.
+
+    Returns:
+        Tensor: `[p i]`.
+
+    Limits:
+        Does not show that the model would generate either continuation.
     """
     right = torch.arange(scores.shape[-1]) < torch.tensor(options.right)[:, None, None]
     best = scores.masked_fill(~right, -torch.inf).amax(-1)
@@ -227,7 +272,14 @@ def margins(scores: Tensor, options: Options) -> Tensor:
 
 
 def entropies(scores: Tensor) -> Tensor:
-    """[p i] from scores [p i o]: entropy in nats of the softmax over a prompt's continuations; needs no label."""
+    """Entropy in nats of the softmax over the continuations of a prompt. It needs no labels.
+
+    Args:
+        scores: Scores `[p i o]` of `ContinuationScorer.under`.
+
+    Returns:
+        Tensor: `[p i]`.
+    """
     return torch.special.entr(scores.softmax(-1)).sum(-1)
 
 
@@ -237,7 +289,7 @@ def _first(heads: HeadSet) -> int:
 
 
 def _repeated(cache: Any, times: int) -> Any:
-    """A cache of its own with each row several times."""
+    """A copy of a cache with each row several times."""
     made = copy.deepcopy(cache)
     made.batch_repeat_interleave(times)
     return made

@@ -1,4 +1,4 @@
-"""The last position of a model through a TransformerLens bridge, and what its heads write there."""
+"""The outputs of heads at the last position, read through a TransformerLens bridge."""
 
 import contextlib
 from collections.abc import Iterator
@@ -18,9 +18,20 @@ from interp.hooks.transformerlens.bridge import bridge
 
 
 def by_length(*sides: Prompts, batch_size: int) -> Iterator[tuple[list[int], tuple[Prompts, ...]]]:
-    """Batches of prompts of one length, so none is padded: their numbers, and the batch of each side."""
+    """Batches of prompts of equal length, so that none is padded.
+
+    Args:
+        sides: Prompts of equal number and lengths, such as clean and corrupted prompts.
+        batch_size: Number of prompts of a batch.
+
+    Yields:
+        The numbers of the prompts, and their batch of each side.
+
+    Raises:
+        UsageError: If `batch_size` is less than 1.
+    """
     if batch_size < 1:
-        raise UsageError(f"batch_size={batch_size}: a batch holds at least one prompt.")
+        raise UsageError(f"batch_size={batch_size} holds no prompt; give at least 1.")
     lengths = sides[0].lengths
     for _, members in groupby(sorted(range(len(lengths)), key=lengths.__getitem__), key=lengths.__getitem__):
         same = list(members)
@@ -31,37 +42,53 @@ def by_length(*sides: Prompts, batch_size: int) -> Iterator[tuple[list[int], tup
 
 @contextlib.contextmanager
 def bridged(model: nn.Module) -> Iterator[Any]:
-    """A TransformerLens bridge whose logits are those of the last position: the model where it is one, else a new one.
+    """Open a TransformerLens bridge whose logits are those of the last position.
 
-    A new one is closed again. Raises ModelError where none can be made, or in training mode.
+    A model that is a bridge is used itself. Otherwise a new bridge is made, and closed on exit.
+
+    Args:
+        model: A transformers causal language model, or a TransformerBridge over one.
+
+    Raises:
+        ModelError: If no bridge can be made, or the model is in training mode.
     """
     check_eval(model)
     with contextlib.ExitStack() as stack:
         tl: Any = model if unwrap(model) is not model else stack.enter_context(bridge(model))
-        # the rest of the logits would take most of the memory
+        # logits of all positions would take most of the memory
         stack.enter_context(tl.hooks(fwd_hooks=[("unembed.hook_in", lambda x, hook: x[:, -1:])]))
         yield tl
 
 
 def ids(prompts: Prompts, model: nn.Module) -> Int[Tensor, "b q"]:
-    """Token ids of prompts of one length, where the model is."""
+    """Token ids of prompts of equal length, on the device of the model."""
     return prompts.tensors(next(model.parameters()).device)["input_ids"]
 
 
 @dataclass(frozen=True, eq=False)
 class HeadOutputs:
-    """What heads write at the last position of one run, and the way from there to the logits; float32."""
+    """Outputs of heads at the last position of one run, and the way from there to the logits; float32."""
 
     tl: Any
     cache: Any
     """TransformerLens' ActivationCache of the last position"""
     heads: Float[Tensor, "l h b m"]
-    """what each head adds to the residual: z W_O, through a norm after attention with its scale in this run"""
+    """contribution of each head to the residual stream: `z W_O`, through a norm after attention with its scale in this
+    run"""
     logits: Float[Tensor, "b v"]
 
     @classmethod
     def of(cls, tl: Any, prompts: Prompts, layout: HeadLayout) -> "HeadOutputs":
-        """Run prompts of one length. Raises ModelError where heads do not add up to what their attention writes."""
+        """Run prompts of equal length.
+
+        Args:
+            tl: A bridge, see `bridged`.
+            prompts: Prompts of equal length.
+            layout: Layers and heads of the model.
+
+        Raises:
+            ModelError: If the outputs of the heads do not add up to the output of their attention.
+        """
         from transformer_lens import ActivationCache
 
         sites = ("attn.hook_z", "hook_resid_pre", "hook_mlp_out", "hook_resid_post", "ln1_post.hook_scale")
@@ -78,7 +105,7 @@ class HeadOutputs:
         return run
 
     def row(self, number: int) -> "HeadOutputs":
-        """The run of one of its prompts."""
+        """The outputs on one of the prompts."""
         from transformer_lens import ActivationCache
 
         one = slice(number, number + 1)
@@ -86,21 +113,25 @@ class HeadOutputs:
         return HeadOutputs(self.tl, cache, self.heads[:, :, one], self.logits[one])
 
     def added(self, layer: int, wrote: Float[Tensor, "x b m"]) -> Float[Tensor, "x b m"]:
-        """What becomes of x W_O in the residual: Gemma 2 and 3 and OLMo 2 have a norm after attention."""
+        """The contribution of `x W_O` to the residual stream: Gemma 2 and 3 and OLMo 2 have a norm after attention."""
         post = getattr(self.tl.blocks[layer], "ln1_post", None)
         if post is None:
             return wrote
         return wrote * (gain(post) / self.cache[f"blocks.{layer}.ln1_post.hook_scale"].squeeze(1))
 
     def read(self, added: Float[Tensor, "x b m"]) -> Float[Tensor, "x b m"]:
-        """What becomes of a part of the residual before the unembedding: over the final norm's scale, times gamma.
+        """A part of the residual stream after the final norm: divided by the scale of the norm, times its gain.
 
-        LayerNorm centres it, RMSNorm does not. Its bias belongs to no part.
+        LayerNorm centres the part, RMSNorm does not. The bias of the norm belongs to no part.
         """
         return self.cache.apply_ln_to_stack(added[:, :, None]).squeeze(2) * gain(self.tl.ln_final)
 
     def check_readout(self, tokens: Int[Tensor, "b n"]) -> None:
-        """Raise ModelError unless the last residual, read, gives the logits of these tokens."""
+        """Check that the last residual, after `read` and the unembedding, gives the logits of these tokens.
+
+        Raises:
+            ModelError: If it does not.
+        """
         tl = self.tl
         last = self.cache[f"blocks.{len(self.heads) - 1}.hook_resid_post"].squeeze(1)
         normed, bias = self.read(last[None])[0], getattr(tl.ln_final, "bias", None)
@@ -110,8 +141,8 @@ class HeadOutputs:
         eps = torch.finfo(tl.W_U.dtype).eps
         if (made - self.logits.gather(1, tokens)).abs().max() > max(1e-3, 4 * eps) * self.logits.abs().max():
             raise ModelError(
-                "the final norm and the unembedding do not give the logits of this model: it does more to them than "
-                "interp knows, so use activation_patching."
+                "the final norm and the unembedding do not give the logits of this model, which must do something else "
+                "to them; use activation_patching."
             )
 
     def _check_sum(self, layer: int, eps: float) -> None:
@@ -123,15 +154,15 @@ class HeadOutputs:
         )
         wrote = after - before - mlp
         missed = wrote - self.heads[layer].sum(0) - self.added(layer, bias[None])[0]
-        # in 16 bits the difference of two residuals keeps their rounding
+        # in 16 bits the difference of two residuals has the rounding error of both
         if missed.norm() > max(1e-3, 4 * eps) * wrote.norm() + 4 * eps * after.norm():
             raise ModelError(
-                f"the heads of layer {layer} do not add up to what its attention writes: this model changes their sum "
-                "in a way that interp does not know, so use activation_patching."
+                f"the outputs of the heads of layer {layer} do not add up to the output of its attention, so the model "
+                "must change their sum; use activation_patching."
             )
 
 
 def gain(norm: Any) -> Float[Tensor, "m"] | float:
-    """What a norm multiplies by, entry by entry, once it has divided by its scale."""
+    """The factor of each entry in a norm, after the division by its scale."""
     weight = getattr(norm, "weight", None)
     return 1.0 if weight is None else weight.float() + bool(norm.uses_weight_offset)

@@ -84,8 +84,8 @@ def load(path: str | Path) -> Any:
         The dataclass, bit for bit as it was saved.
 
     Raises:
-        ScoreError: If the file is no result, is of another version, is broken, or its tensors are missing or belong to
-            another file.
+        ScoreError: If the file holds no result, is of another version, is broken, or its tensors are missing or
+            belong to another file.
     """
     path = json_path(path)
     content = read_json(path)

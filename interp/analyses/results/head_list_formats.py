@@ -1,4 +1,4 @@
-"""Readers and writers of the head lists that published code ships: Retrieval_Head, DuoAttention, QRHead, CompressKV."""
+"""Readers and writers of the head lists of published code: Retrieval_Head, DuoAttention, QRHead and CompressKV."""
 
 import json
 import math
@@ -14,17 +14,30 @@ from interp.analyses.results.head_scores import HeadScores
 from interp.errors import HeadError, ScoreError
 from interp.hooks.model.heads import Head, HeadLayout, HeadSet
 
-# far more heads than any model has: a file that asks for more is broken
-_MOST = 1_000_000
-_LARGEST = torch.finfo(torch.float32).max
+# far more heads than any model has: a file with more is broken
+_MAX_HEADS = 1_000_000
+_MAX_SCORE = torch.finfo(torch.float32).max
 
 
 def read_retrieval_head(path: str | Path, layout: HeadLayout | None = None) -> HeadScores:
-    """Scores of nightdessert/Retrieval_Head: one JSON object {"layer-head": [score per counted instance, ...]}.
+    """Read scores in the format of nightdessert/Retrieval_Head: `{"layer-head": [score per counted instance, ...]}`.
 
-    Heads that the file leaves out, and instances that a shorter list leaves out, are NaN. `settings` counts the
-    instances that are 0 for every head: in published files their answer span was not found, and they lower every mean.
-    Source: Wu et al. 2404.15574; threshold 0.1. Raises ScoreError.
+    Heads that are not in the file are NaN, and so are the instances that a shorter list does not have.
+    `settings["zero_instances"]` counts the instances that are 0 for every head. In published files the answer span of
+    these was not found, and they lower every mean.
+
+    Args:
+        path: The JSON file.
+        layout: Layers and heads of the model; None takes the largest that the file names.
+
+    Returns:
+        HeadScores: Scores `[n l h]` with the threshold 0.1.
+
+    Raises:
+        ScoreError: If the file cannot be read, is broken, or belongs to another model.
+
+    Source:
+        Wu et al. 2404.15574.
     """
     path = Path(path)
     stored = _json(path, "head to scores")
@@ -39,7 +52,7 @@ def read_retrieval_head(path: str | Path, layout: HeadLayout | None = None) -> H
     n = max(map(len, scores.values()))
     if not n:
         raise ScoreError(f"{path} has no scores; no instance counted, which is no result about heads.")
-    if n * layout.size > 100 * _MOST:
+    if n * layout.size > 100 * _MAX_HEADS:
         raise ScoreError(f"{path} would be a table of {n}x{layout.layers}x{layout.heads}; the file is broken.")
     per_prompt = torch.full((n, layout.layers, layout.heads), torch.nan)
     for head, values in scores.items():
@@ -51,9 +64,19 @@ def read_retrieval_head(path: str | Path, layout: HeadLayout | None = None) -> H
 
 
 def write_retrieval_head(scores: HeadScores, path: str | Path) -> Path:
-    """Write scores as nightdessert/Retrieval_Head does: one line, prompts that do not count left out.
+    """Write scores in the format of nightdessert/Retrieval_Head: one line, without the prompts that do not count.
 
-    A prompt that counts for some heads only shortens the lists of the others. Raises ScoreError.
+    A prompt that counts for some heads only makes the lists of the others shorter.
+
+    Args:
+        scores: The scores.
+        path: The JSON file.
+
+    Returns:
+        Path: The file.
+
+    Raises:
+        ScoreError: If the file cannot be written.
     """
     lists = {
         f"{head.layer}-{head.head}": [value for value in column.tolist() if not math.isnan(value)]
@@ -63,12 +86,26 @@ def write_retrieval_head(scores: HeadScores, path: str | Path) -> Path:
 
 
 def read_duo_attention(path: str | Path, heads: int | None = None, layout: HeadLayout | None = None) -> HeadScores:
-    """Gates of mit-han-lab/duo-attention: full_attention_heads.tsv, or the folder that holds it.
+    """Read gates in the format of mit-han-lab/duo-attention: one row per layer, one column per key-value head.
 
-    A row per layer, a column per key-value head, values as stored (training leaves some slightly below 0). With `heads`
-    (query heads of a layer) or `layout` each gate is given to all query heads of its group; without, the table is per
-    key-value head. Cannot show: which query head of a group matters; a gate closes the whole group.
-    Source: Xiao et al. 2410.10819. Raises ScoreError.
+    The values are those of the file; training makes some of them slightly negative.
+
+    Args:
+        path: `full_attention_heads.tsv`, or the folder that holds it.
+        heads: Number of query heads of a layer. All query heads of a group get its gate.
+        layout: Layers and heads of the model, in place of `heads`. Without both the table is per key-value head.
+
+    Returns:
+        HeadScores: One row `[1 l h]` of gates.
+
+    Raises:
+        ScoreError: If the file cannot be read, is broken, or belongs to another model.
+
+    Source:
+        Xiao et al. 2410.10819.
+
+    Limits:
+        Does not show which query head of a group matters, since a gate closes the whole group.
     """
     path = Path(path)
     path = path / "full_attention_heads.tsv" if path.is_dir() else path
@@ -95,26 +132,48 @@ def read_duo_attention(path: str | Path, heads: int | None = None, layout: HeadL
 
 
 def write_duo_attention(scores: HeadScores, path: str | Path, reduce: Literal["max", "mean"] | None = None) -> Path:
-    """Write scores as a DuoAttention table of key-value heads, tab separated.
+    """Write scores as a DuoAttention table of key-value heads, separated by tabs.
 
-    reduce: how query heads of a group become one value; needed only where they differ. Raises ScoreError.
+    Args:
+        scores: The scores.
+        path: The file.
+        reduce: "max" or "mean" over the query heads of a group; needed only where they differ.
+
+    Returns:
+        Path: The file.
+
+    Raises:
+        ScoreError: If a head has no score, query heads of a group differ and `reduce` is not given, or the file cannot
+            be written.
     """
     groups = scores.values.unflatten(1, (scores.layout.kv_heads, -1))
     _check_scored(scores, "a DuoAttention table")
     if reduce not in (None, "max", "mean"):
-        raise ScoreError(f'reduce={reduce!r} is not known; use "max" or "mean".')
+        raise ScoreError(f'unknown reduce={reduce!r}; choose "max" or "mean".')
     if reduce is None and not torch.equal(groups.amin(2), groups.amax(2)):
-        raise ScoreError(f'\'{scores.name}\' differs within key-value groups; say reduce="max" or reduce="mean".')
+        raise ScoreError(f'\'{scores.name}\' differs within key-value groups; pass reduce="max" or reduce="mean".')
     gates = groups.mean(2) if reduce == "mean" else groups.amax(2)
     return _write(path, "".join("\t".join(f"{gate:.18e}" for gate in row) + "\n" for row in gates.tolist()))
 
 
 def read_qrhead(path: str | Path, layout: HeadLayout | None = None) -> HeadScores:
-    """A head list of princeton-pli/QRHead: YAML with attn_head_set "layer-head,..." (best first) or "full_heads".
+    """Read a head list in the format of princeton-pli/QRHead: YAML with `attn_head_set: "layer-head,..."`, best first.
 
-    The file holds an order and no scores: the value of head i of n is (n - i) / n, of heads not listed 0, so that top()
-    and heads() give the list back. "full_heads" needs `layout` and gives 1 to every head.
-    Source: Zhang et al. 2506.09944. Raises ScoreError.
+    The file holds an order and no scores. Head i of n gets the value `(n - i) / n`, and heads that are not listed get
+    0, so that `top` and `heads` return the list. The list "full_heads" gives 1 to every head.
+
+    Args:
+        path: The YAML file.
+        layout: Layers and heads of the model; needed for "full_heads".
+
+    Returns:
+        HeadScores: One row `[1 l h]` of ranks.
+
+    Raises:
+        ScoreError: If the file cannot be read, is broken, or belongs to another model.
+
+    Source:
+        Zhang et al. 2506.09944.
     """
     import yaml
 
@@ -147,7 +206,20 @@ def read_qrhead(path: str | Path, layout: HeadLayout | None = None) -> HeadScore
 
 
 def write_qrhead(scores: HeadScores, path: str | Path, top: int = 16, model: str = "") -> Path:
-    """Write the `top` heads, best first, as a QRHead configuration; model: by default the one of the scores."""
+    """Write the top heads, best first, as a QRHead configuration.
+
+    Args:
+        scores: The scores.
+        path: The YAML file.
+        top: Number of heads.
+        model: Name of the model, by default the model of the scores.
+
+    Returns:
+        Path: The file.
+
+    Raises:
+        ScoreError: If the file cannot be written.
+    """
     model = model or (scores.provenance.model if scores.provenance else str(scores.settings.get("model", "")))
     entries = {
         "attn_head_set": ",".join(f"{head.layer}-{head.head}" for head in scores.top(top)),
@@ -158,12 +230,26 @@ def write_qrhead(scores: HeadScores, path: str | Path, top: int = 16, model: str
 
 
 def read_compresskv(path: str | Path, layout: HeadLayout | None = None) -> HeadScores:
-    """A head order of TUDa-HWAI/CompressKV: one JSON object {"layer": [head, ...best first], ...}, every layer in it.
+    """Read a head order in the format of TUDa-HWAI/CompressKV: `{"layer": [head, ...best first], ...}`, all layers.
 
-    The file holds orders and no scores: the value of head i of the n that its layer lists is (n - i) / n, of heads not
-    listed 0. `keys.CompressKV.of` takes its voters from such a table.
-    Source: CompressKV 2508.02401. Raises ScoreError.
-    Cannot show: that a layer has such a head at all; values are comparable within a layer only.
+    The file holds orders and no scores. Head i of the n that its layer lists gets the value `(n - i) / n`, and heads
+    that are not listed get 0. `kv.CompressKV.from_scores` takes its voters from such a table.
+
+    Args:
+        path: The JSON file.
+        layout: Layers and heads of the model; None takes the largest that the file names.
+
+    Returns:
+        HeadScores: One row `[1 l h]` of ranks within the layer.
+
+    Raises:
+        ScoreError: If the file cannot be read, is broken, or belongs to another model.
+
+    Source:
+        CompressKV 2508.02401.
+
+    Limits:
+        Does not show that a layer has such a head at all. Values compare only within a layer.
     """
     path = Path(path)
     stored = _json(path, "layer to heads")
@@ -186,7 +272,18 @@ def read_compresskv(path: str | Path, layout: HeadLayout | None = None) -> HeadS
 
 
 def write_compresskv(scores: HeadScores, path: str | Path) -> Path:
-    """Write each layer's heads, best first, ties by their number, as CompressKV does. Raises ScoreError."""
+    """Write the heads of each layer, best first, in the format of CompressKV; heads of equal score by their number.
+
+    Args:
+        scores: The scores.
+        path: The JSON file.
+
+    Returns:
+        Path: The file.
+
+    Raises:
+        ScoreError: If a head has no score, or the file cannot be written.
+    """
     _check_scored(scores, "an order of all heads")
     orders = scores.values.argsort(dim=1, descending=True, stable=True).tolist()
     return _write(path, json.dumps({str(layer): order for layer, order in enumerate(orders)}) + "\n")
@@ -203,7 +300,7 @@ def _json(path: Path, what: str) -> Any:
 
 def _check_scored(scores: HeadScores, what: str) -> None:
     if scores.values.isnan().any():
-        raise ScoreError(f"'{scores.name}' has heads without a score, which {what} cannot say; score all heads.")
+        raise ScoreError(f"'{scores.name}' has heads without a score, which {what} cannot hold; score all heads.")
 
 
 def _write(path: str | Path, text: str) -> Path:
@@ -238,7 +335,7 @@ def _layout(heads: HeadSet, layout: HeadLayout | None, path: Path) -> HeadLayout
     """The given layout, if the heads are in it, or the smallest that holds them."""
     if layout is None:
         layers, per_layer = max(head.layer for head in heads) + 1, max(head.head for head in heads) + 1
-        if layers * per_layer > _MOST:
+        if layers * per_layer > _MAX_HEADS:
             raise ScoreError(
                 f"{path} names L{layers - 1} and H{per_layer - 1}, more heads than any model has; the file is broken."
             )
@@ -253,7 +350,7 @@ def _layout(heads: HeadSet, layout: HeadLayout | None, path: Path) -> HeadLayout
 def _numbers(values: Any, key: str, path: Path) -> list[float]:
     values = values if isinstance(values, list) else [values]
     for value in values:
-        if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > _LARGEST:
+        if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > _MAX_SCORE:
             raise ScoreError(f'{path} has {reprlib.repr(value)} among the scores of "{key}"; expected numbers.')
     return [float(value) for value in values]
 

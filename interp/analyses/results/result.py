@@ -11,7 +11,7 @@ from interp.errors import ScoreError
 class Result:
     """Base of the results: dataclasses marked with `codec.result`, whose fields are all that they hold.
 
-    A subclass has `to_frame` and `summary`. `save`, `load` and `figure` work for all of them.
+    A subclass defines `to_frame` and `summary`. `save`, `load` and `figure` work for all of them.
     """
 
     def save(self, path: str | Path) -> Path:
@@ -26,7 +26,7 @@ class Result:
             The path of the JSON file.
 
         Raises:
-            ScoreError: Where the files cannot be written.
+            ScoreError: If the files cannot be written.
         """
         return codec.save(self, path)
 
@@ -36,10 +36,10 @@ class Result:
 
         Args:
             path: The JSON file.
-            model: Where given, a result of another model is refused.
+            model: Model that the result must belong to; None to accept any.
 
         Raises:
-            ScoreError: For a file that holds no such result, or one of another model.
+            ScoreError: If the file holds no such result, or one of another model.
         """
         found = codec.load(path)
         if not isinstance(found, cls):
@@ -65,5 +65,5 @@ class Result:
 
     def figure(self) -> Any:
         """The result as a plotly figure, see `interp.plots.figure`."""
-        # figures belong to the face, which this floor does not import: they are found when one is asked for
+        # figures belong to an upper floor, so their module is imported on use
         return import_module("interp.plots").figure(self)

@@ -210,8 +210,9 @@ class Trials(Result):
         Args:
             condition: One of `conditions`.
             measure: One of `measures`, by default the first.
-            over: The condition to compare with, by default `control`, of the same size.
-            size: As in `select`.
+            over: The condition to compare with, by default `control`, of the same size. The baseline has one size,
+                which is compared with every size.
+            size: As in `select`; of `over` where the condition is the baseline.
             task: As in `select`.
 
         Returns:
@@ -225,9 +226,12 @@ class Trials(Result):
             The interval does not include other draws of random heads.
         """
         measure, over = self._measure(measure), over or self.control
-        one = self.select(condition, size, task)
-        base = self.sizes(over)[0] if over == BASELINE and over in self.conditions else one[0].size
-        other = self.select(over, base, task)
+        if condition == BASELINE in self.conditions:
+            one, other = self.select(condition, self.sizes(condition)[0], task), self.select(over, size, task)
+        else:
+            one = self.select(condition, size, task)
+            base = self.sizes(over)[0] if over == BASELINE and over in self.conditions else one[0].size
+            other = self.select(over, base, task)
         rows, others = self._rows(one, measure), self._rows(other, measure)
         if any(measure in trial.intervals for trial in (*one, *other)):
             raise UsageError(f"{measure!r} is not a mean over prompts, so it has no paired gain; compare two means.")

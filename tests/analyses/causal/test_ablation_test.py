@@ -1,12 +1,14 @@
-"""The causal check: the conditions it compares, its intervals, and what it finds on planted and on real weights."""
+"""Ablation tests: the conditions, the intervals, and planted and real heads that a task needs."""
 
 import pytest
+import tiny_chat_model
 import torch
 from detectors import prompts
 
 from interp.analyses import identify, tasks
-from interp.analyses.causal.ablation_test import CausalCheck, Condition, Outcome, ablation_test, conditions
+from interp.analyses.causal.ablation_test import ablation_test, conditions
 from interp.analyses.results.head_scores import HeadScores
+from interp.analyses.results.trials import Trial, Trials
 from interp.errors import UsageError
 from interp.hooks.edit.ablation import ablate
 from interp.hooks.generate import generate
@@ -18,17 +20,18 @@ LAYOUT = HeadLayout(6, 4, 2)
 
 def test_random_heads_leave_the_top_out_and_match_layers():
     top = HeadSet.parse("L4H0, L4H2, L5H1")
-    named = conditions(top, LAYOUT, draws=3, seed=1)
-    assert [c.group for c in named] == ["as loaded", "top", *["random"] * 3, *["random by layer"] * 3]
+    named = conditions(top, LAYOUT, n_random_sets=3, seed=1)
+    assert [c.name for c in named] == ["baseline", "top", *["random"] * 3, *["random by layer"] * 3]
+    assert [c.draw for c in named] == [0, 0, 0, 1, 2, 0, 1, 2]
     for condition in named[2:]:
         assert len(condition.heads) == 3
         assert not condition.heads & top
     for condition in named[5:]:
         assert sorted(head.layer for head in condition.heads) == [4, 4, 5]
     assert len({c.heads for c in named[2:5]}) > 1
-    with pytest.raises(UsageError, match="at least one draw"):
-        conditions(top, LAYOUT, draws=0)
-    with pytest.raises(UsageError, match="no heads to take out"):
+    with pytest.raises(UsageError, match="at least 1 set of random heads"):
+        conditions(top, LAYOUT, n_random_sets=0)
+    with pytest.raises(UsageError, match="no heads to ablate"):
         conditions(HeadSet(()), LAYOUT)
 
 
@@ -39,24 +42,24 @@ def test_heads_without_a_score_are_never_the_top():
 
 
 def test_intervals_are_over_draws_and_prompts():
-    def outcome(group, verdicts):
-        return Outcome(Condition(group, group, HeadSet(())), verdicts, ("",) * len(verdicts))
+    def trial(condition, verdicts, draw=0):
+        return Trial(condition, {"accuracy": verdicts}, draw=draw)
 
-    sure, unsure = (True,) * 8, (True, False) * 4
-    check = CausalCheck((outcome("top", (False,) * 8), outcome("random", sure), outcome("random", unsure)), "zero", 1)
-    assert check.group("top") == (0.0, 0.0, 0.0)
-    mean, low, high = check.group("random")
+    sure, unsure = (1.0,) * 8, (1.0, 0.0) * 4
+    trials = Trials("made", (trial("top", (0.0,) * 8), trial("random", sure), trial("random", unsure, 1)))
+    assert trials.mean("top") == (0.0, 0.0, 0.0)
+    mean, low, high = trials.mean("random")
     assert mean == 0.75
     assert low <= 0.5
     assert high == 1.0
-    assert check.group("random") == (mean, low, high)
-    assert "random" in str(check)
-    with pytest.raises(UsageError, match="is not in this check"):
-        check.group("none")
+    assert trials.mean("random") == (mean, low, high)
+    assert "random" in str(trials)
+    with pytest.raises(UsageError, match="unknown condition 'none'; choose from 'top', 'random'"):
+        trials.mean("none")
 
 
-@pytest.mark.parametrize("kind", ["zero", "mean", "uniform"])
-def test_the_planted_head_is_needed_and_others_are_not(kind):
+@pytest.mark.parametrize("ablation", ["zero", "mean", "uniform"])
+def test_the_planted_head_is_needed_and_others_are_not(ablation):
     truth = planted.make("retrieval", 3, "llama")
     batch = prompts("retrieval", 3)
     # its helper writes what the planted head matches: it is needed too
@@ -64,7 +67,7 @@ def test_the_planted_head_is_needed_and_others_are_not(kind):
     wanted = [tuple(prompt.meta["answer_ids"]) for prompt in batch]
 
     def answered(heads):
-        with ablate(truth.model, heads, kind, reference=prompts("retrieval", 9) if kind == "mean" else None):
+        with ablate(truth.model, heads, ablation, reference=prompts("retrieval", 9) if ablation == "mean" else None):
             return [reply.ids == ids for reply, ids in zip(generate(truth.model, batch), wanted, strict=True)]
 
     assert all(answered(HeadSet(())))
@@ -77,18 +80,51 @@ def test_a_reference_reaches_the_ablation(demo):
     model, tokenizer = demo
     batch = tasks.needle(tokenizer, lengths=(180,), n=1, seed=3)
     heads = HeadSet.parse("L18H6, L17H3")
-    check = ablation_test(model, batch, heads, kind="mean", reference=batch, draws=1, max_new_tokens=2)
-    assert check.kind == "mean"
-    assert len(check.outcomes) == 4
+    trials = ablation_test(model, batch, heads, ablation="mean", reference=batch, n_random_sets=1, max_new_tokens=2)
+    assert trials.intervention == trials.settings["ablation"] == "mean"
+    assert len(trials.trials) == 4
+    assert trials.select("top")[0].heads == heads
+    assert trials.answers == tuple(prompt.meta["answer"] for prompt in batch)
+
+
+def test_replies_are_judged_and_kept(tmp_path):
+    model, tokenizer = tiny_chat_model.model(), tiny_chat_model.tokenizer()
+    batch = tasks.needle(tokenizer, lengths=(420,), n=3, seed=3)
+    heads, settings = HeadSet.parse("L0H1, L1H2"), {"n_random_sets": 2, "max_new_tokens": 3, "judge": even}
+    trials = ablation_test(model, batch, heads, **settings)
+    assert (trials.name, trials.measures, trials.shares) == ("heads", ("accuracy",), ("accuracy",))
+    for trial in trials.trials:
+        assert trial.size == len(trial.heads)
+        assert trial.values["accuracy"] == tuple(float(even(reply, None)) for reply in trial.replies)
+    with ablate(model, heads, "zero"):
+        assert list(trials.select("top")[0].replies) == [
+            reply.text for reply in generate(model, batch, max_new_tokens=3, stop="\n")
+        ]
+    kept = ablation_test(model, batch, heads, folder=tmp_path, **settings)
+    assert [trial.values for trial in kept.trials] == [trial.values for trial in trials.trials]
+    # conditions of another judge or another length are not read from the folder
+    n_files = len(list(tmp_path.iterdir()))
+    assert n_files == len({trial.heads for trial in trials.trials})
+    ablation_test(model, batch, heads, folder=tmp_path, **settings | {"judge": odd})
+    ablation_test(model, batch, heads, folder=tmp_path, **settings | {"max_new_tokens": 2})
+    assert len(list(tmp_path.iterdir())) == 3 * n_files
+
+
+def even(reply, prompt):
+    return len(reply) % 2 == 0
+
+
+def odd(reply, prompt):
+    return len(reply) % 2 == 1
 
 
 @pytest.mark.slow
 def test_retrieval_heads_of_the_demo_model_are_needed(demo):
     model, tokenizer = demo
     scores = identify.retrieval(model, tasks.needle(tokenizer, lengths=(256,), n=12, seed=1))
-    check = ablation_test(model, tasks.needle(tokenizer, lengths=(200,), n=12, seed=2), scores, draws=2)
-    assert check.group("as loaded")[0] >= 0.9
-    assert check.group("top")[0] <= 0.1
-    assert check.group("random")[0] >= 0.8
+    trials = ablation_test(model, tasks.needle(tokenizer, lengths=(200,), n=12, seed=2), scores, n_random_sets=2)
+    assert trials.mean("baseline").mean >= 0.9
+    assert trials.mean("top").mean <= 0.1
+    assert trials.mean("random").mean >= 0.8
     # heads of the same layers do matter some, but the chosen ones are the ones
-    assert check.group("random by layer")[0] >= 0.4
+    assert trials.mean("random by layer").mean >= 0.4

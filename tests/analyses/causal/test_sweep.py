@@ -1,4 +1,4 @@
-"""Sweeps over heads: every intervention against its literal rule, resumed, out of memory, and with a user's metric."""
+"""Sweeps over heads: every intervention against its literal rule, resumed, out of memory, and with a custom metric."""
 
 import gc
 import pickle
@@ -45,7 +45,7 @@ def written(model, batch):
 
 
 def rules(model, kind, heads, reference, number):
-    """What the literal attention does to its pattern, and to what heads write."""
+    """How the literal attention changes its pattern and the outputs of heads."""
     by_layer = heads.by_layer()
     theirs = [] if reference is None else written(model, reference)
 
@@ -105,7 +105,7 @@ def test_a_shared_beginning_changes_nothing_and_spares_work(monkeypatch):
     model, batch = make("llama", layers=3), prompts((9, 14, 14, 11))
     sets = [HeadSet((head,)) for head in HeadLayout.of(model).all()]
     shared = sweep_sets(model, batch, sets, "zero")
-    monkeypatch.setattr(reader, "SHARED", 1000)
+    monkeypatch.setattr(reader, "MIN_SHARED_TOKENS", 1000)
     alone = sweep_sets(model, batch, sets, "zero")
     single = torch.cat([sweep_sets(model, batch[i : i + 1], sets, "zero").values for i in range(len(batch))])
     torch.testing.assert_close(shared.values, alone.values, atol=1e-6, rtol=1e-4)
@@ -114,7 +114,7 @@ def test_a_shared_beginning_changes_nothing_and_spares_work(monkeypatch):
     assert alone.forwards == pytest.approx(4 + 4 * 4 * (1 + 2 / 3 + 1 / 3))
 
 
-def test_the_table_names_heads_and_what_was_done():
+def test_the_table_names_heads_and_the_ablation():
     model, batch = make("llama"), prompts()
     some = HeadSet.parse("L0H1, L1H2")
     found = sweep.sweep(model, batch, "zero", heads=some)
@@ -124,7 +124,7 @@ def test_the_table_names_heads_and_what_was_done():
     torch.testing.assert_close(found.per_prompt[:, 1, 2], whole.per_prompt[:, 1, 2], atol=1e-6, rtol=1e-4)
 
 
-def test_a_metric_of_ones_own_sees_rows_in_order():
+def test_a_custom_metric_sees_rows_in_order():
     model, batch = make("llama"), prompts()
 
     def third(logits, seen):
@@ -148,7 +148,7 @@ def test_the_last_hidden_states_are_transformers_own():
 
 def test_killed_at_any_moment_it_goes_on_with_the_same_numbers(tmp_path, monkeypatch):
     model, batch = make("llama", layers=3), prompts((9, 14, 14, 11))
-    monkeypatch.setattr(sweep, "SETS", 3)
+    monkeypatch.setattr(sweep, "SETS_PER_CELL", 3)
     whole = sweep.sweep(model, batch, "uniform", batch_size=2)
     calls = []
     run = Cell.run
@@ -240,13 +240,13 @@ def test_stored_cells_are_of_their_own_metric(tmp_path, pair):
     assert not torch.equal(*(sweep.sweep(model, batch, "zero", metric, folder=tmp_path).values for metric in pair))
 
 
-def test_a_metric_that_cannot_be_told_apart_is_not_stored(tmp_path):
+def test_a_metric_that_cannot_be_identified_is_not_stored(tmp_path):
     held = (number for number in range(3))
 
     def odd(logits, batch):
         return logits[:, 0] * (held is not None)
 
-    with pytest.raises(UsageError, match="cannot be written down"):
+    with pytest.raises(UsageError, match="cannot be pickled"):
         sweep.sweep(make("llama"), prompts(), "zero", odd, folder=tmp_path)
     assert sweep.sweep(make("llama"), prompts(), "zero", odd).counted == 3
 
@@ -302,7 +302,7 @@ def number(logits, batch):
         ({"heads": HeadSet.parse("L7H0")}, HeadError, "layer 7"),
         ({"kind": "resample"}, UsageError, "needs reference"),
         ({"batch_size": 0}, UsageError, "at least 1"),
-        ({"prompts": prompts()[:0]}, PromptError, "no prompts"),
+        ({"prompts": prompts()[:0]}, PromptError, "selection of prompts is empty"),
         ({"prompts": Prompts.from_ids([[3] * 2049])}, PromptError, "2,049 tokens"),
         ({"kind": Intervention("patch", reference=prompts((9, 9, 9)))}, PromptError, "equal lengths"),
     ],

@@ -1,4 +1,4 @@
-"""Ships, Sahara and causal curves: a planted refusal head, the papers' formulas, and what they refuse."""
+"""Ships, Sahara and causal curves: a planted refusal head, the formulas of the papers, and refused input."""
 
 import math
 
@@ -8,7 +8,8 @@ import torch
 import interp
 from interp.analyses.causal.curve import causal_curve
 from interp.analyses.identify import sahara, ships
-from interp.analyses.identify.sahara import angle
+from interp.analyses.identify._subspace import angle
+from interp.analyses.identify.sahara import SaharaResult
 from interp.errors import UsageError
 from interp.hooks.edit.ablation import ablate
 from interp.hooks.model.heads import Head, HeadLayout, HeadSet
@@ -45,23 +46,23 @@ def test_the_planted_refusal_head_is_first_in_every_seed(family, ablation, seeds
         found = ships(model, prompts, ablation=ablation)
         assert found.top(1) == [place]
         assert found[place] > 20 * found[found.top(2)[1]]
-        group = sahara(model, prompts, ablation=ablation, size=1, draws=2)
+        group = sahara(model, prompts, ablation=ablation, size=1, n_random_sets=2)
         assert group.ranking == (place,)
-        assert group.groups[0].degrees > 10 * group.at("random", 1)[2]
+        assert group.groups.mean("sahara").mean > 10 * group.groups.mean("random").high
         assert group.scores.top(1) == [place]
 
 
 @pytest.mark.parametrize("seeds", [FEW, pytest.param(SEEDS, marks=pytest.mark.slow)], ids=["few", "all"])
 @pytest.mark.parametrize("family", planted.FAMILIES)
-@pytest.mark.parametrize("kind", ["uniform", "zero"])
-def test_ablating_it_flips_the_behaviour_and_no_other_head_does(family, kind, seeds):
+@pytest.mark.parametrize("ablation", ["uniform", "zero"])
+def test_ablating_it_flips_the_behaviour_and_no_other_head_does(family, ablation, seeds):
     for seed in seeds:
         made = planted.refusing(seed, family)
         asked, harmless = refusals(planted.requests(seed)), refusals(planted.requests(seed, harmful=False))
         assert asked(made.model).all()
         assert not harmless(made.model).any()
         for head in HeadLayout.of(made.model).all():
-            with ablate(made.model, HeadSet((head,)), kind):
+            with ablate(made.model, HeadSet((head,)), ablation):
                 assert asked(made.model).any() == (head != Head(*made.head))
                 assert not harmless(made.model).any()
 
@@ -100,30 +101,38 @@ def test_angles_are_exact_where_arccos_is_not():
     assert angle(basis[:, :3] @ torch.randn(3, 40, generator=random, dtype=torch.float64), before, 1) <= 90
 
 
-def test_sahara_grows_greedily_beside_random_groups():
+def test_sahara_grows_greedily(tmp_path):
     model = make("llama", layers=2)
     prompts = Prompts.from_ids([[5, 9, 33, 20, 7, 8 + i] for i in range(6)])
-    found = sahara(model, prompts, size=3, draws=4, ablation="zero")
+    found = sahara(model, prompts, size=3, n_random_sets=4, ablation="zero")
     assert len(found.ranking) == 3
-    one, two = (sahara(model, prompts, size=n, draws=1, ablation="zero") for n in (1, 2))
+    one, two = (sahara(model, prompts, size=n, n_random_sets=1, ablation="zero") for n in (1, 2))
     assert found.ranking[:1] == one.ranking
     assert found.ranking[:2] == two.ranking
-    assert [len([g for g in found.groups if len(g.heads) == n]) for n in (1, 2, 3)] == [9, 9, 9]
+    groups = found.groups
     for size in (1, 2, 3):
-        group = next(g for g in found.groups if g.name == "sahara" and len(g.heads) == size)
+        (group,) = groups.select("sahara", size)
+        drawn = [*groups.select("random", size), *groups.select("random by layer", size)]
+        assert len(drawn) == 8
         assert group.heads == found.heads(size)
-        assert group.one_minus_cos == pytest.approx(1 - math.cos(math.radians(group.degrees)), abs=1e-9)
-        assert group.degrees >= found.at("random", size)[2] or size > 1
-        assert all(
-            not set(g.heads) & set(found.heads(size))
-            for g in found.groups
-            if g.name != "sahara" and len(g.heads) == size
-        )
-    assert str(found).count("deg") == 27
-    assert found.to_dict()["ranking"] == [str(head) for head in found.ranking]
+        (degrees,), (apart,) = group.values["degrees"], group.values["one_minus_cos"]
+        assert apart == pytest.approx(1 - math.cos(math.radians(degrees)), abs=1e-9)
+        # the interval of one group is the one it holds; over draws it is the least and the largest
+        assert groups.mean("sahara", size=size) == (degrees, *group.intervals["degrees"])
+        angles = [trial.values["degrees"][0] for trial in groups.select("random", size)]
+        assert groups.mean("random", size=size) == (pytest.approx(sum(angles) / 4), min(angles), max(angles))
+        assert degrees >= max(angles) or size > 1
+        assert not any(trial.heads & group.heads for trial in drawn)
+    again = SaharaResult.load(found.save(tmp_path / "sahara"))
+    assert again.ranking == found.ranking
+    assert again.groups.trials == groups.trials
+    assert torch.equal(again.scores.per_prompt, found.scores.per_prompt)
+    assert str(found).startswith(f"sahara: {found.ranking[0]}")
+    with pytest.raises(UsageError, match="give 1 to 3"):
+        found.heads(4)
 
 
-def test_a_curve_puts_rankings_beside_chance(tmp_path):
+def test_a_curve_compares_rankings_with_random_heads(tmp_path):
     made = planted.refusing(3, "llama")
     rows = planted.requests(3)
     calls = []
@@ -136,45 +145,46 @@ def test_a_curve_puts_rankings_beside_chance(tmp_path):
         return 1 - refusals(planted.requests(3, harmful=False))(model)
 
     scores = ships(made.model, encoded(rows))
-    worst = scores.top(12)[::-1]
-    settings = {"sizes": (1, 2), "draws": 2, "until": 0.5, "folder": tmp_path, "about": rows}
-    rankings = {"ships": scores, "worst first": worst}
+    lowest = scores.top(12)[::-1]
+    settings = {"sizes": (1, 2), "n_random_sets": 2, "until": 0.5, "folder": tmp_path, "about": rows}
+    rankings = {"ships": scores, "lowest first": lowest}
     measures = {"refused": asked, "answers": harmless}
     found = causal_curve(made.model, rankings, measures, **settings)
-    assert found.at("as loaded", 0, "refused") == (1.0, 1.0, 1.0)
-    assert found.at("ships", 1, "refused")[0] == 0
-    # a ranking that has brought the measure down is not followed further
+    assert found.mean("baseline", "refused") == (1.0, 1.0, 1.0)
+    assert found.mean("ships", "refused").mean == 0
+    # a ranking ends once the measure is down
     assert found.sizes("ships") == (1,)
-    assert found.sizes("worst first") == (1, 2)
-    for ranking in ("worst first", "random", "random by layer"):
-        assert found.at(ranking, 2, "refused")[0] == 1
-    assert found.at("ships", 1, "answers")[0] == 1
-    assert found.gain("ships", 1, "refused") == (-1.0, -1.0, -1.0)
-    assert found.gain("worst first", 2, "refused", "as loaded") == (0.0, 0.0, 0.0)
-    with pytest.raises(UsageError, match="no point of 'ships' with 2"):
-        found.gain("ships", 2, "refused")
+    assert found.sizes("lowest first") == (1, 2)
+    for ranking in ("lowest first", "random", "random by layer"):
+        assert found.mean(ranking, "refused", size=2).mean == 1
+    assert found.mean("ships", "answers", size=1).mean == 1
+    assert found.gain("ships", "refused") == (-1.0, -1.0, -1.0)
+    assert found.gain("lowest first", "refused", size=2, over="baseline") == (0.0, 0.0, 0.0)
+    with pytest.raises(UsageError, match="no trial of 'ships' with heads 2"):
+        found.gain("ships", "refused", size=2)
     # the same heads drawn twice are measured once
-    assert len(calls) == len({point.heads for point in found.points})
+    assert len(calls) == len({trial.heads for trial in found.trials})
     before = len(calls)
     again = causal_curve(made.model, rankings, measures, **settings)
     assert len(calls) == before
-    assert again.to_dict() == found.to_dict()
+    assert again.trials == found.trials
     assert "random by layer" in str(found)
-    assert all(not set(p.heads) & set(scores.top(p.size)) for p in found.points if p.ranking.startswith("random"))
+    drawn = [trial for trial in found.trials if trial.condition.startswith("random")]
+    assert not any(set(trial.heads) & set(scores.top(int(trial.size))) for trial in drawn)
 
 
 @pytest.mark.parametrize(
     ("settings", "text"),
     [
-        ({"sizes": (0,)}, "from 1 to half"),
-        ({"sizes": (7,)}, "from 1 to half"),
-        ({"draws": 0}, "at least one"),
+        ({"sizes": (0,)}, "give 1 to 6 heads"),
+        ({"sizes": (7,)}, "give 1 to 6 heads"),
+        ({"n_random_sets": 0}, "at least one"),
         ({"measures": {}}, "at least one"),
         ({"measures": {"nan": lambda model: torch.tensor([torch.nan])}}, "measure 'nan'"),
         ({"rankings": {"none": []}}, "too few heads"),
         ({"rankings": {"random": [Head(0, 1), Head(0, 2)]}}, "name of a control"),
         ({"rankings": {"twice": [Head(0, 1), Head(0, 1)]}}, "a head twice"),
-        ({"folder": "cells"}, "need about="),
+        ({"folder": "cells"}, "needs about="),
     ],
 )
 def test_bad_curves(settings, text):
@@ -190,9 +200,9 @@ def test_bad_curves(settings, text):
     [
         ({"size": 0}, "size=0"),
         ({"size": 5}, "give 1 to 4 heads"),
-        ({"components": 4}, "outnumber"),
-        ({"components": 0}, "outnumber"),
-        ({"draws": 0}, "draw"),
+        ({"components": 4}, "more prompts than components"),
+        ({"components": 0}, "at least 1 component"),
+        ({"n_random_sets": 0}, "at least one random set"),
     ],
 )
 def test_bad_groups(settings, text):
@@ -203,11 +213,11 @@ def test_bad_groups(settings, text):
 def test_a_short_ranking_leaves_no_size_without_a_control():
     model = planted.refusing(0).model
     rankings = {"short": [Head(0, 1)], "long": [Head(1, 0), Head(1, 1)]}
-    found = causal_curve(model, rankings, {"one": lambda model: torch.ones(3)}, sizes=(1, 2), draws=1)
+    found = causal_curve(model, rankings, {"one": lambda model: torch.ones(3)}, sizes=(1, 2), n_random_sets=1)
     assert found.sizes("random") == found.sizes("random by layer") == (1, 2)
-    assert found.gain("long", 2, "one") == (0.0, 0.0, 0.0)
-    with pytest.raises(UsageError, match="measure 'two'"):
-        found.at("long", 2, "two")
+    assert found.gain("long", "one", size=2) == (0.0, 0.0, 0.0)
+    with pytest.raises(UsageError, match="unknown measure 'two'"):
+        found.mean("long", "two", size=2)
 
 
 def test_points_of_another_seed_are_not_taken_for_these(tmp_path):
@@ -219,12 +229,12 @@ def test_points_of_another_seed_are_not_taken_for_these(tmp_path):
         with torch.no_grad():
             return model(input_ids=ids).logits[0, -1, :1]
 
-    settings = {"sizes": (1,), "kind": "resample", "reference": reference, "draws": 1, "about": 0}
+    settings = {"sizes": (1,), "ablation": "resample", "reference": reference, "n_random_sets": 1, "about": 0}
     rankings, measures = {"one": [Head(0, 1)]}, {"first": first}
-    fresh = {s: causal_curve(model, rankings, measures, seed=s, **settings).to_dict() for s in range(4)}
-    kept = {s: causal_curve(model, rankings, measures, seed=s, folder=tmp_path, **settings).to_dict() for s in range(4)}
+    fresh = {s: causal_curve(model, rankings, measures, seed=s, **settings).trials for s in range(4)}
+    kept = {s: causal_curve(model, rankings, measures, seed=s, folder=tmp_path, **settings).trials for s in range(4)}
     assert kept == fresh
-    assert len({str(fresh[s]["points"][1]["values"]) for s in fresh}) > 1
+    assert len({str(fresh[s][1].values) for s in fresh}) > 1
 
 
 def test_one_prompt_spans_a_line_that_cannot_turn():

@@ -28,7 +28,7 @@ def own_loss(model, prompt):
 @pytest.mark.parametrize("held", [1 << 25, 700], ids=["whole", "chunks"])
 @pytest.mark.parametrize("name", families.FAMILIES)
 def test_equals_the_models_own_loss(tiny_model, monkeypatch, name, held):
-    monkeypatch.setattr(losses, "HELD", held)
+    monkeypatch.setattr(losses, "MAX_HELD_LOGITS", held)
     model, batch = tiny_model(name), prompts(LENGTHS)
     expected = torch.stack([own_loss(model, prompt) for prompt in batch])
     for size in (1, 2, 3):
@@ -36,7 +36,7 @@ def test_equals_the_models_own_loss(tiny_model, monkeypatch, name, held):
 
 
 def test_logits_are_never_held_whole(tiny_model, monkeypatch):
-    monkeypatch.setattr(losses, "HELD", 3 * 5 * families.VOCAB)
+    monkeypatch.setattr(losses, "MAX_HELD_LOGITS", 3 * 5 * families.VOCAB)
     widths = []
     whole = losses._entropy
     monkeypatch.setattr(losses, "_entropy", lambda logits, wanted: widths.append(logits.shape) or whole(logits, wanted))
@@ -57,7 +57,7 @@ def test_chunks_have_the_gradient_of_the_whole(tiny_model, monkeypatch, name):
 
     weight = next(p for n, p in model.named_parameters() if "layers.0" in n or "h.0" in n)
     (expected,) = torch.autograd.grad(batch_losses(model, batch, mean).sum(), weight)
-    monkeypatch.setattr(losses, "HELD", 700)
+    monkeypatch.setattr(losses, "MAX_HELD_LOGITS", 700)
     (found,) = torch.autograd.grad(batch_losses(model, batch).sum(), weight)
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-4)
 
@@ -102,11 +102,11 @@ def test_a_loss_of_ones_own_and_what_is_wrong_with_it(tiny_model):
     inputs = model_inputs(model, batch[2:])
     expected = model(**inputs).logits[0, -1]
     torch.testing.assert_close(found[2], (expected[5] - expected[6]).detach(), atol=1e-5, rtol=0)
-    with pytest.raises(UsageError, match=r"batch of 3 prompts is \[\]: give one number a prompt"):
+    with pytest.raises(UsageError, match=r"batch of 3 prompts is \[\]; return one number for each prompt"):
         token_losses(model, batch, loss=lambda logits, batch: logits.mean())
     with pytest.raises(UsageError, match="batch of 3 prompts is float"):
         token_losses(model, batch, loss=lambda logits, batch: 0.0)  # pyright: ignore[reportArgumentType]
-    with pytest.raises(UsageError, match="prompt of 20 tokens is nan: give a loss that is finite"):
+    with pytest.raises(UsageError, match="prompt of 20 tokens is nan; give a loss that is finite"):
         token_losses(model, batch, loss=lambda logits, batch: logits[:, -1, 0] * torch.nan)
     with pytest.raises(PromptError, match="nothing is predicted"):
         token_losses(model, Prompts.from_ids([[5, 6], [5]]))

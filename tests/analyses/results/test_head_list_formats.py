@@ -84,7 +84,7 @@ def test_query_heads_become_kv_heads_only_by_name(tmp_path):
     scores = HeadScores("x", torch.tensor([[[0.0, 1.0, 0.5, 0.5]]]), kv_heads=2)
     with pytest.raises(ScoreError, match="differs within key-value groups"):
         write_duo_attention(scores, tmp_path / "out.tsv")
-    with pytest.raises(ScoreError, match="'sum' is not known"):
+    with pytest.raises(ScoreError, match="unknown reduce='sum'; choose"):
         write_duo_attention(scores, tmp_path / "out.tsv", reduce="sum")  # type: ignore[arg-type]
     assert not list(tmp_path.iterdir())
     path = write_duo_attention(scores, tmp_path / "max.tsv", reduce="max")
@@ -133,7 +133,7 @@ def test_each_layer_keeps_its_own_order(tmp_path):
         assert scores.values.tolist() == [[0.25, 0.5, 1.0, 0.75], [0.5, 0, 0, 1.0], [0, 1.0, 0, 0]]
         assert scores.heads() == HeadSet.parse("L0H0-L0H3 L1H0 L1H3 L2H1")
     assert read_compresskv(path, LAYOUT).kv_heads == 2
-    assert HeadSet.parse(CompressKV.of(scores, 0.4, each=1).voters) == HeadSet.parse("L0H2 L1H3 L2H1")
+    assert HeadSet.parse(CompressKV.from_scores(scores, 0.4, n_voters=1).voters) == HeadSet.parse("L0H2 L1H3 L2H1")
 
 
 def test_orders_come_back_as_written(tmp_path):
@@ -143,7 +143,9 @@ def test_orders_come_back_as_written(tmp_path):
     assert torch.equal(back.values.argsort(1), scores.values.argsort(1))
     assert json.loads(path.read_text())["2"] == scores.values[2].argsort(descending=True).tolist()
     assert write_compresskv(back, tmp_path / "again.json").read_text() == path.read_text()
-    assert CompressKV.of(back, 0.4, 2).voters == CompressKV.of(scores, 0.4, 2).voters
+    assert (
+        CompressKV.from_scores(back, 0.4, n_voters=2).voters == CompressKV.from_scores(scores, 0.4, n_voters=2).voters
+    )
 
 
 def test_unscored_heads_have_no_place_in_an_order(tmp_path):

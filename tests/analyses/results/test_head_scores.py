@@ -10,6 +10,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from interp.analyses.results.head_scores import HeadScores
+from interp.analyses.results.statistics import column_intervals
 from interp.errors import HeadError, ScoreError, UsageError
 from interp.hooks.model.heads import Head, HeadSet
 from interp.hooks.model.provenance import Provenance
@@ -72,7 +73,7 @@ def test_heads_are_looked_up_by_name():
 def test_the_interval_is_the_percentile_bootstrap_over_prompts():
     torch.manual_seed(0)
     scores = HeadScores("x", torch.randn(400, 1, 2) * torch.tensor([1.0, 3.0]))
-    low, high = scores.interval(draws=4000)
+    low, high = scores.interval(n_resamples=4000)
     error = scores.per_prompt.std(0) / 20
     torch.testing.assert_close((high - low) / 2, 1.96 * error, rtol=0.06, atol=0)
     torch.testing.assert_close((high + low) / 2, scores.values, rtol=0, atol=0.02)
@@ -106,19 +107,18 @@ def test_a_head_counts_by_its_own_prompts():
     assert scores[0, 1] == float(values[0, 0, 1])
 
 
-def test_chunks_do_not_change_the_interval(monkeypatch):
-    import interp.analyses.results.head_scores as module
-
-    whole = random_scores().interval()
-    monkeypatch.setattr(module, "_HELD", 5000)
-    assert all(map(torch.equal, whole, random_scores().interval()))
+def test_chunks_do_not_change_the_interval():
+    values = random_scores().per_prompt.flatten(1)
+    whole = column_intervals(values)
+    assert torch.equal(column_intervals(values, max_elements=5000), whole)
+    assert torch.equal(torch.stack(random_scores().interval()).flatten(1), whole)
 
 
 @pytest.mark.slow
 def test_intervals_are_bit_equal_in_another_process_with_other_threads():
     code = (
         f"import sys; sys.path[:0] = {sys.path!r}\nimport torch; torch.set_num_threads(2)\n"
-        "from interp.analyses.scores import HeadScores\n"
+        "from interp.analyses.results.head_scores import HeadScores\n"
         "values = torch.rand(37, 6, 50, generator=torch.Generator().manual_seed(5))\n"
         "scores = HeadScores('x', values, seed=3)\n"
         "print(torch.stack([scores.low, scores.high, scores.values]).numpy().tobytes().hex())"
@@ -169,7 +169,7 @@ def test_the_p_of_an_overlap_is_hypergeometric():
 
     one = HeadScores("one", torch.arange(24.0).view(1, 4, 6))
     other = HeadScores("other", torch.arange(24.0).roll(4).view(1, 4, 6))
-    found = one.compare(other, k=8, permutations=4000)
+    found = one.compare(other, k=8, n_permutations=4000)
     assert found.overlap == 4
     assert found.p_overlap == pytest.approx(hypergeom.sf(3, 24, 8, 8), abs=0.03)
 
@@ -181,7 +181,7 @@ def test_comparisons_need_one_shape_and_a_k_within_it():
         random_scores().compare(random_scores(), k=13)
 
 
-def test_random_heads_are_drawn_beside_the_top():
+def test_random_heads_are_none_of_the_top():
     scores = random_scores()
     top = scores.heads(top=3)
     for match in ("free", "layer"):
@@ -227,7 +227,7 @@ def test_scores_of_another_model_are_refused(tmp_path):
     for known in (model, other):
         assert Provenance.of(known).weights_hash in str(caught.value)
     nameless = random_scores().save(tmp_path / "b.json")
-    with pytest.raises(ScoreError, match="does not say which model"):
+    with pytest.raises(ScoreError, match="does not name the model it belongs to"):
         HeadScores.load(nameless, model)
 
 
@@ -242,7 +242,7 @@ def edit(path, **changes):
     [
         (lambda path: path.unlink(), "cannot be read"),
         (lambda path: path.write_text(path.read_text()[:40]), "is not JSON"),
-        (lambda path: path.write_text("[]"), "has the format 'list'"),
+        (lambda path: path.write_text("[]"), "holds a list, expected an object"),
         (lambda path: path.write_text("[" * 100_000), "is not JSON"),
         (lambda path: path.write_bytes(b"\xff\xff"), "UTF-8"),
         (lambda path: edit(path, format="interp.head_scores/9"), "head_scores/9"),
@@ -251,8 +251,8 @@ def edit(path, **changes):
         (lambda path: edit(path, kv_heads=3), "not a valid layout"),
         (lambda path: edit(path, labels=["one"]), "1 labels for 12 prompts"),
         (lambda path: edit(path, provenance={"model": "x"}), 'has no entry "architecture"'),
-        (lambda path: edit(path, provenance=[]), "of type list"),
-        (lambda path: path.with_suffix(".safetensors").unlink(), "needs a.safetensors beside it"),
+        (lambda path: edit(path, provenance=[]), "no usable \"provenance\""),
+        (lambda path: path.with_suffix(".safetensors").unlink(), "needs a.safetensors next to it"),
         (lambda path: path.with_suffix(".safetensors").write_bytes(b"x"), "does not belong to a.json"),
         (lambda path: random_scores(seed=1).save(path.with_name("b")).with_suffix(".safetensors").replace(
             path.with_suffix(".safetensors")), "does not belong"),
@@ -325,7 +325,7 @@ def test_only_parts_of_one_analysis_join():
         ({"per_prompt": torch.full((1, 2, 2), math.inf)}, "infinite"),
         ({"labels": ("a",)}, "1 labels for 2 prompts"),
         ({"kv_heads": 3}, "not a valid layout"),
-        ({"extras": {"x": torch.ones(3, 2, 2)}}, r"'x' beside scores 'x' has shape \[3, 2, 2\]"),
+        ({"extras": {"x": torch.ones(3, 2, 2)}}, r"extra 'x' of scores 'x' has shape \[3, 2, 2\]"),
         ({"settings": {"tensor": torch.ones(1)}}, "cannot be written as JSON"),
         ({"settings": {"value": NAN}}, "cannot be written as JSON"),
     ],

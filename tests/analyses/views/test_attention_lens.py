@@ -172,6 +172,6 @@ def test_bad_input(monkeypatch):
         train_lens(model, batch[:0], 1)
     with pytest.raises(ModelError, match="training mode"):
         train_lens(families.make("llama").train(), batch, 1)
-    monkeypatch.setattr("interp.analyses.views.attention_lens.free", lambda device: 1000)
+    monkeypatch.setattr("interp.analyses.views.attention_lens.free_memory", lambda device: 1000)
     with pytest.raises(CostError, match="a lens of 4 heads, 64 to 128, takes"):
         train_lens(model, batch, 1)
