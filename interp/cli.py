@@ -128,9 +128,11 @@ def steer(
     **options: Any,
 ) -> None:
     """Steer a task: profile heads, choose how many, and judge replies with and without steering."""
+    from interp.analyses import registry
     from interp.runs.steer import SteerPlan
 
-    method = options["method"]
+    # the canonical name, as `_settings` gives it
+    method = options["method"] = registry.get(options["method"], "edit").name
     dotted = [text if "." in text.partition("=")[0] else f"{method}.{text}" for text in settings or []]
     given = _settings(dotted)
     if other := [name for name in given if name != method]:

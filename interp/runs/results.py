@@ -61,6 +61,14 @@ class RunResults(Mapping[str, Result]):
             raise UsageError(f"the run has no result {name!r}; it has {', '.join(map(repr, self.results))}.")
         return self.results[name]
 
+    # Mapping's own versions of these two expect a KeyError
+    def __contains__(self, name: object) -> bool:
+        return name in self.results
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """A result, or the default where the run has none of that name."""
+        return self.results.get(name, default)
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.results)
 

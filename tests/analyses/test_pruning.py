@@ -11,8 +11,8 @@ from tokenizers_tiny import byte_level
 
 from interp.analyses import identify, tasks
 from interp.analyses.causal import pruning
-from interp.analyses.causal.pruning import OWN_PROMPTS, pruning_curve
 from interp.analyses.measures.losses import token_losses
+from interp.analyses.pruning import OWN_PROMPTS, pruning_curve
 from interp.analyses.results.head_scores import HeadScores
 from interp.analyses.results.trials import Trials
 from interp.errors import ScoreError, UsageError

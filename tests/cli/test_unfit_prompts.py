@@ -1,4 +1,4 @@
-"""What does not fit an analysis, from the command line: one sentence, exit code 2, and nothing half-written."""
+"""Prompts that do not fit an analysis, from the command line: one sentence, exit code 2, and no folder."""
 
 import json
 import shutil
@@ -7,9 +7,10 @@ import pytest
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 import interp
-from interp.menu import MENU
-from interp.runs import Run
-from interp.studies import Plan, studies
+from interp.analyses import registry
+from interp.analyses.tasks.standard import PromptSizes
+from interp.runs.plan import ScorePlan
+from interp.runs.run import Run
 from interp.testing import families
 
 
@@ -20,7 +21,7 @@ def written(path, text):
 
 @pytest.fixture(scope="module")
 def worded(demo, tmp_path_factory):
-    """A tiny model whose tokens are words, so that the prompts of every identifier can be made for it."""
+    """A tiny model whose tokens are words, so that the prompts of every analysis can be made for it."""
     _, tokenizer = demo
     place = tmp_path_factory.mktemp("worded") / "tiny"
     sizes = families.GROUPED | {"vocab_size": len(tokenizer), "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
@@ -44,29 +45,24 @@ def second(row):
     return lambda t, f: [f, "--batch-size", 1, "--prompts", written(t / "p.jsonl", rows)]
 
 
-def small(t, f):
-    return [context(f, t / "small", 16)]
-
-
-OURS = "takes prompts made for it"
-COPIES = "prompt 0 of 'razor_{}' has no query with a target: mark copies"
+MADE = "takes prompts that are made for it"
+COPIES = "prompt 0 of 'razor_{}' has no query with a target"
 ANSWER = 'prompt 1 has no span "answer"'
-# all that an identifier may ask for, but too long for the model
+# all that an analysis may need, but too long for the model
 WHOLE = {"text": " cat" * 2100, "spans": {"answer": [0, 4], "first": [0, 40], "second": [40, 80]}}
 HELLO, LONG, EMPTY = {"text": "hello"}, {"text": " cat" * 2030}, {"text": ""}
-# what each identifier lacks in prompts of one's own, and what it says
-IDENTIFIERS = {
+# a second prompt that lacks what each analysis needs, and the message
+ANALYSES = {
     "razor_induction": (HELLO, COPIES.format("induction")), "razor_echo": (HELLO, COPIES.format("echo")),
     "semantic_retrieval": (HELLO, ANSWER), "retrieval_reasoning": (HELLO, ANSWER),
-    "lookback": (LONG, "its reply may take 32"),
-    "qada": (HELLO, "prompt 1 has 1 tokens; 271 are needed"),
+    "lookback": (LONG, "its reply may take 32"), "qada": (HELLO, "prompt 1 has 1 tokens; 271 are needed"),
     "induction": (HELLO, "prompt 1 for 'induction' has no query with a target"),
     "duplicate_token": (HELLO, "prompt 1 for 'duplicate_token' has no query with a target"),
     # these take any text
     "positional": (EMPTY, "prompt 1 is empty"), "task_kv": (EMPTY, "prompt 1 is empty"),
-    "qrhead": (HELLO, OURS), "qk_score": (HELLO, OURS), "attention_tracker": (HELLO, OURS),
-    "context_entropy": (HELLO, OURS), "function_vectors": (HELLO, OURS), "concept_induction": (HELLO, OURS),
-    "duo_gates": (HELLO, OURS),
+    "qrhead": (HELLO, MADE), "qk_score": (HELLO, MADE), "attention_tracker": (HELLO, MADE),
+    "context_entropy": (HELLO, MADE), "function_vectors": (HELLO, MADE), "concept_induction": (HELLO, MADE),
+    "duo_gates": (HELLO, MADE),
 }  # fmt: skip
 UNFIT = {
     "without what it needs": (None, None),
@@ -76,20 +72,21 @@ UNFIT = {
     ),
     "no such file": (lambda t, f: [f, "--prompts", t / "none.txt"], "cannot be read as UTF-8 text"),
     "an empty file": (lambda t, f: [f, "--prompts", written(t / "p.txt", "\n\n")], "holds no prompts"),
-    "too small a model": (small, "the context of this model is 16"),
+    "too small a model": (lambda t, f: [context(f, t / "small", 16)], "the context of this model is 16"),
 }
 
 
 @pytest.mark.parametrize("kind", UNFIT)
-@pytest.mark.parametrize("name", IDENTIFIERS)
-def test_an_identifier_refuses_what_does_not_fit_and_leaves_nothing(call, worded, tmp_path, name, kind):
-    lacks, says = IDENTIFIERS[name]
+@pytest.mark.parametrize("name", ANALYSES)
+def test_an_analysis_refuses_what_does_not_fit_and_leaves_nothing(call, worded, tmp_path, name, kind):
+    lacks, message = ANALYSES[name]
     make, text = UNFIT[kind]
     if make is None:
-        make, text = second(lacks), says
-    elif kind == "too long" and says == OURS:
-        text = OURS
-    code, out, err = call("score", name, "--out", tmp_path / "run", *make(tmp_path, worded))
+        make, text = second(lacks), message
+    elif kind == "too long" and message == MADE:
+        text = MADE
+    options = ["--no-check", "--explorer-tokens", 0]
+    code, out, err = call("score", name, "--out", tmp_path / "run", *options, *make(tmp_path, worded))
     assert code == 2, err
     assert text in err
     assert "Traceback" not in err
@@ -98,26 +95,29 @@ def test_an_identifier_refuses_what_does_not_fit_and_leaves_nothing(call, worded
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("name", [name for name, dish in MENU.items() if dish.paired])
+@pytest.mark.parametrize("name", [name for name in registry.names() if registry.get(name).paired])
 def test_partners_are_read_too_so_they_must_fit(call, worded, demo, tmp_path, name):
-    study = studies(Plan(analyses=(name,)), demo[1])[0]
-    mine, theirs = (max(prompts.lengths) for prompts in study.read)
-    limit = max(mine, theirs) - 1
-    code, _, err = call("score", name, context(worded, tmp_path / "small", limit), "--out", tmp_path / "run")
+    sides = registry.get(name).prompts(PromptSizes(), demo[1])
+    limit = max(max(prompts.lengths) for prompts in sides) - 1
+    options = ["--no-check", "--explorer-tokens", 0]
+    small = context(worded, tmp_path / "small", limit)
+    code, _, err = call("score", name, small, "--out", tmp_path / "run", *options)
     assert code == 2, err
     assert f"the context of this model is {limit:,}" in err
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("name", IDENTIFIERS)
-def test_an_identifier_leaves_a_run_of_other_settings_as_it_is(call, worded, tmp_path, name):
+@pytest.mark.parametrize("name", ANALYSES)
+def test_a_run_of_other_settings_stays_as_it_is(call, worded, tmp_path, name):
     run, made = tmp_path / "run", interp.load(str(worded))
-    Run.open(run, Plan(analyses=(name,)), made.model, made.tokenizer)
+    plan = ScorePlan(analyses=(name,), check=False, sizes=PromptSizes(explorer_tokens=0))
+    Run.open(run, plan, made.model, made.tokenizer)
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     assert before
-    code, out, err = call("score", name, worded, "--out", run, "--seed", 3)
+    options = ["--no-check", "--explorer-tokens", 0]
+    code, out, err = call("score", name, worded, "--out", run, "--seed", 3, *options)
     assert code == 2, err
-    assert "holds a run with another plan (seed was 0, now 3)" in err
+    assert "(seed was 0, now 3)" in err
     assert len(err.strip().splitlines()) == 1, err
     assert not out
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before

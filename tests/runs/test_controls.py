@@ -1,0 +1,83 @@
+"""Controls of scores: the measure with the top heads ablated, on which prompts, and how many heads."""
+
+import pytest
+import tiny_chat_model
+import torch
+
+import interp
+from interp.analyses import identify, registry, tasks
+from interp.hooks.edit.ablation import ablate
+from interp.hooks.model.heads import HeadLayout
+
+SETTINGS = {"n_heads": 4, "n_random_sets": 2, "seed": 0, "batch_size": 4}
+
+
+def literal(model, prompt, places) -> float:
+    """Mean loss of the tokens at these places, one prompt at a time and without padding."""
+    with torch.no_grad():
+        logits = model(torch.tensor([prompt.ids])).logits[0].float()
+    losses = [-logits[place - 1].log_softmax(-1)[prompt.ids[place]] for place in places]
+    return float(torch.stack(losses).mean())
+
+
+def control(name):
+    return registry.get(name).control
+
+
+def test_the_loss_of_the_second_copy_is_measured_with_the_top_heads_ablated():
+    model, tokenizer = tiny_chat_model.model(), tiny_chat_model.tokenizer()
+    prompts = tasks.repeated(tokenizer, n=12, batch=3)
+    scores = identify.induction(model, prompts)
+    trials = control("induction")(model, prompts, scores, **SETTINGS)
+    (measure,) = trials.measures
+    assert "second" in measure
+    # a quarter of eight heads
+    (size,) = trials.sizes("induction")
+    assert size == 2
+    (trial,) = trials.select("induction")
+    assert set(trial.heads) == set(scores.top(2))
+    second = [range(*prompt.spans["second"][0]) for prompt in prompts]
+    with ablate(model, trial.heads, "zero"):
+        expected = [literal(model, prompt, places) for prompt, places in zip(prompts, second, strict=True)]
+    assert trial.values[measure] == pytest.approx(expected, abs=1e-4)
+    base = [literal(model, prompt, places) for prompt, places in zip(prompts, second, strict=True)]
+    assert trials.select("baseline")[0].values[measure] == pytest.approx(base, abs=1e-4)
+
+
+def test_other_texts_have_the_loss_of_all_their_tokens():
+    model, tokenizer = tiny_chat_model.model(), tiny_chat_model.tokenizer()
+    prompts = tasks.passages(tokenizer, n=3, length=40)
+    trials = control("sinks")(model, prompts, identify.sinks(model, prompts), **SETTINGS)
+    (measure,) = trials.measures
+    assert "second" not in measure
+    expected = [literal(model, prompt, range(1, len(prompt))) for prompt in prompts]
+    assert trials.select("baseline")[0].values[measure] == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_control_reads_some_of_the_prompts_and_ablates_no_more_than_a_quarter_of_the_heads():
+    tokenizer = tiny_chat_model.tokenizer()
+    prompts = tasks.passages(tokenizer, n=30, length=200)
+    few = control("sinks").used(prompts)
+    assert control("sinks").head_counts(10, HeadLayout(2, 4, 2)) == [2]
+    assert 4 <= len(few) < 8
+    assert few.fingerprint() == prompts[: len(few)].fingerprint()
+    assert control("sinks").head_counts(10, HeadLayout(30, 9, 3)) == [10]
+    assert len(control("sinks").used(prompts[:1])) == 1
+    importance = control("gradient_importance")
+    assert importance.head_counts(10, HeadLayout(30, 9, 3)) == [3, 10]
+    assert importance.used(prompts).fingerprint() == prompts.fingerprint()
+    assert importance.flattered
+    assert not control("retrieval").flattered
+    assert not control("retrieval").own_prompts
+
+
+@pytest.mark.slow
+def test_the_demo_model_needs_its_induction_heads_for_what_repeats(demo):
+    model, tokenizer = demo
+    prompts = tasks.repeated(tokenizer, n=40, batch=6)
+    scores = interp.identify.induction(model, prompts)
+    trials = control("induction")(model, prompts, scores, n_heads=10, n_random_sets=2, seed=0, batch_size=6)
+    for over in ("random", "random by layer"):
+        mean, low, _ = trials.gain("induction", over=over)
+        assert mean > 1.0
+        assert low > 0

@@ -1,0 +1,86 @@
+"""The cost of a run: every stage of the plan, counted by the cost that its analysis or control declares."""
+
+from dataclasses import replace
+
+import pytest
+import run_cases
+import tiny_chat_model
+
+from interp.analyses import registry
+from interp.analyses.kv.kv_curve import KEEP_RATIOS
+from interp.analyses.kv.kv_tasks import KVTask
+from interp.runs.estimate import estimate
+from interp.runs.stages.analyses import settings_of
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return tiny_chat_model.tokenizer()
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_chat_model.model()
+
+
+def test_every_stage_that_declares_a_cost_is_counted(model, tokenizer):
+    plan = run_cases.score_plan("all", "gradient_importance", heads="")
+    cost = estimate(plan, model, tokenizer)
+    stages = plan.stages(model, tokenizer)
+    assert [row.name for row in cost.stages] == [stage.name for stage in stages if stage.cost is not None]
+    names = [row.name for row in cost.stages]
+    assert [f"{name}.control" in names for name in plan.analyses] == [True] * len(plan.analyses)
+    assert cost.tokens == sum(row.cost.tokens for row in cost.stages) > 0
+    assert cost.to_dict()["tokens"] == cost.tokens
+    assert len(cost.to_dict()["stages"]) == len(cost.stages)
+    assert len(str(cost).splitlines()) == len(cost.stages) + 2
+    assert "total" in str(cost)
+
+
+@pytest.mark.parametrize("name", ["retrieval", "induction", "sinks", "positional", "gradient_importance"])
+def test_a_stage_costs_what_its_analysis_declares(model, tokenizer, name):
+    plan = run_cases.score_plan(name, check=False)
+    entry = registry.get(name)
+    (row,) = (row for row in estimate(plan, model, tokenizer).stages if row.name == name)
+    given = entry.prompts(plan.sizes, tokenizer)
+    assert row.n_prompts == len(given)
+    assert row.cost == entry.cost(model, given, plan.batch_size, settings_of(entry, plan))
+
+
+@pytest.mark.parametrize("name", ["retrieval", "induction", "sinks", "gradient_importance"])
+def test_a_control_costs_what_it_declares(model, tokenizer, name):
+    plan = run_cases.score_plan(name, heads="")
+    entry = registry.get(name)
+    prompts = entry.control.prompts(plan.sizes, tokenizer) or entry.prompts(plan.sizes, tokenizer)
+    (row,) = (row for row in estimate(plan, model, tokenizer).stages if row.name == f"{name}.control")
+    assert row.cost == entry.control.cost(model, prompts, plan.batch_size, n_heads=2, n_random_sets=2)
+
+
+def test_named_heads_are_tested_once(model, tokenizer):
+    names = [row.name for row in estimate(run_cases.score_plan("sinks"), model, tokenizer).stages]
+    assert "heads.control" in names
+    names = [row.name for row in estimate(run_cases.score_plan("retrieval", "sinks"), model, tokenizer).stages]
+    assert "heads.control" not in names
+    names = [row.name for row in estimate(run_cases.score_plan("sinks", check=False), model, tokenizer).stages]
+    assert not [name for name in names if name.endswith("control")]
+
+
+def test_key_selectors_count_every_continuation(model, tokenizer):
+    plan = run_cases.score_plan("kv", heads="")
+    (row,) = (row for row in estimate(plan, model, tokenizer).stages if row.name == "kv")
+    tasks = KVTask.from_whole(registry.get("kv").prompts(plan.sizes, tokenizer))
+    times = 1 + len(registry.names("selector")) * len(KEEP_RATIOS)
+    contexts = sum(sum(task.contexts.lengths) for task in tasks)
+    assert row.cost.tokens == contexts + times * sum(len(rest) for task in tasks for rest in task.rest)
+    assert row.cost.forward_passes == (1 + times) * sum(len(task.contexts) for task in tasks)
+
+
+def test_the_sizes_of_the_plan_and_own_prompts_count(model, tokenizer):
+    plan = run_cases.score_plan("sinks", check=False)
+    small, large = (
+        estimate(replace(plan, sizes=replace(plan.sizes, n_texts=n)), model, tokenizer).stages[0] for n in (2, 4)
+    )
+    assert (small.n_prompts, large.n_prompts) == (2, 4)
+    assert large.cost.tokens == 2 * small.cost.tokens
+    own = registry.get("sinks").prompts(replace(plan.sizes, n_texts=7), tokenizer)
+    assert estimate(plan, model, tokenizer, own).stages[0].n_prompts == 7
