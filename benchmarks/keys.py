@@ -16,7 +16,13 @@ import typer
 import interp
 from interp import plots
 from interp.analyses import identify, tasks
-from interp.analyses.kv import CompressKV, Streaming, kv_curve, kv_tasks, layer_errors, selecting, selectors_of
+from interp.analyses.kv.compress_kv import CompressKV
+from interp.analyses.kv.kv_curve import kv_curve
+from interp.analyses.kv.kv_tasks import kv_tasks
+from interp.analyses.kv.layer_errors import layer_errors
+from interp.analyses.kv.selecting import selecting
+from interp.analyses.kv.selectors_of import selectors_of
+from interp.analyses.kv.streaming import Streaming
 from interp.analyses.results.head_scores import HeadScores
 from interp.analyses.results.trials import BASELINE, RANDOM, Trials
 from interp.hooks.edit.evicting_cache import EvictingCache, nbytes

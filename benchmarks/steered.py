@@ -7,7 +7,7 @@ python -m benchmarks.steered runs/*
 import argparse
 from pathlib import Path
 
-from interp.analyses.steer import SteeringResult
+from interp.analyses.steer.result import SteeringResult
 from interp.runs.results import is_finished, read_results
 
 CONDITIONS = ("baseline", "steered", "random", "random by layer")
@@ -25,7 +25,7 @@ def main() -> None:
 def row(folder: Path) -> str:
     """Return the row of one run."""
     results = read_results(folder)
-    (found,) = (result for result in results.results.values() if isinstance(result, SteeringResult))
+    (found,) = [result for result in results.results.values() if isinstance(result, SteeringResult)]
     trials = found.trials
     cells = [trials.intervention, found.task, f"{found.chosen} ({trials.sizes('steered')[0]:g})"]
     for condition in CONDITIONS:
