@@ -1,4 +1,4 @@
-"""Heads and keys that a long context needs: rankings, key selectors compared with random keys, memory of the cache.
+"""Key selectors for long contexts: rankings of heads, selectors compared with random keys, memory of the cache.
 
 `python -m benchmarks.keys rankings|curve|draw|memory [MODEL]` writes results, tables and figures to docs/.
 """
@@ -16,8 +16,15 @@ import typer
 import interp
 from interp import plots
 from interp.analyses import identify, tasks
-from interp.analyses.kv import CompressKV, KeyCurve, Streaming, asked, key_curve, layer_errors, selecting, selectors_of
+from interp.analyses.kv.compress_kv import CompressKV
+from interp.analyses.kv.kv_curve import kv_curve
+from interp.analyses.kv.kv_tasks import kv_tasks
+from interp.analyses.kv.layer_errors import layer_errors
+from interp.analyses.kv.selecting import selecting
+from interp.analyses.kv.selectors_of import selectors_of
+from interp.analyses.kv.streaming import Streaming
 from interp.analyses.results.head_scores import HeadScores
+from interp.analyses.results.trials import BASELINE, RANDOM, Trials
 from interp.hooks.edit.evicting_cache import EvictingCache, nbytes
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
@@ -80,39 +87,38 @@ def rankings(model: Model = "demo", folder: Folder = Path("runs/keys"), steps: S
 def curve(
     model: Model = "demo", folder: Folder = Path("runs/keys"), n: int = 16, length: int = 400, steps: Steps = 100
 ) -> None:
-    """Measure loss and accuracy against the kept share, for nine selectors on three tasks."""
+    """Measure loss and accuracy by the share of kept keys, for every selector on three tasks."""
     loaded, tokenizer = interp.load(model, dtype="float32")
     scores = tables(loaded, tokenizer, folder, steps)
     made = selectors_of(scores, model=loaded)
     others = tasks.needle(tokenizer, lengths=(length,), n=8, seed=1_000_003)
-    errors = layer_errors(loaded, others, CompressKV.of(scores["semantic_retrieval"], 0.2))
-    made["CompressKV, by layer"] = partial(CompressKV.of, scores["semantic_retrieval"], layers=errors)
+    errors = layer_errors(loaded, others, CompressKV.from_scores(scores["semantic_retrieval"], 0.2))
+    made["compress_kv by layer"] = partial(CompressKV.from_scores, scores["semantic_retrieval"], layer_weights=errors)
     # another seed than that of the prompts on which the heads were scored
-    asked_of = asked(tokenizer, n=n, length=length, seed=3_000_017)
-    found = key_curve(loaded, asked_of, made, progress=True)
-    (DOCS / "keys.json").write_text(json.dumps(found.to_dict()))
+    tasks_of_curve = kv_tasks(tokenizer, n=n, length=length, seed=3_000_017)
+    kv_curve(loaded, tasks_of_curve, made, progress=True).save(DOCS / "keys.json")
     draw()
 
 
 @app.command()
 def draw() -> None:
     """Draw the figures and print the tables of the curve in docs/keys.json."""
-    found = KeyCurve.from_dict(json.loads((DOCS / "keys.json").read_text()))
-    shares = found.shares
+    found = Trials.load(DOCS / "keys.json")
+    ratios = found.sizes(RANDOM)
     lines = []
     for task in found.tasks:
-        plots.save(plots.key_curve(found, task, "right"), DOCS / f"keys-{task.replace(' ', '-')}.svg", width=900)
-        whole, loss = (found.at("whole", 1.0, task, measure)[0] for measure in ("right", "loss"))
-        lines += ["", f"**{task}**: with every key {whole:.0%} right, loss {loss:.2f}", ""]
-        lines += ["| selector | " + " | ".join(f"{share:.0%} kept" for share in shares) + " |"]
-        lines += ["|---" * (1 + len(shares)) + "|"]
-        for name in found.selectors:
+        plots.save(plots.trials(found, "right", task), DOCS / f"keys-{task.replace(' ', '-')}.svg", width=900)
+        right, loss = (found.mean(BASELINE, measure, task=task).mean for measure in ("right", "loss"))
+        lines += ["", f"**{task}**: with every key {right:.0%} right, loss {loss:.2f}", ""]
+        lines += ["| selector | " + " | ".join(f"{ratio:.0%} kept" for ratio in ratios) + " |"]
+        lines += ["|---" * (1 + len(ratios)) + "|"]
+        for name in (RANDOM, *found.tested):
             cells = []
-            for share in shares:
-                mean, low, high = found.at(name, share, task)
-                apart = found.gain(name, share, task)[1:] if name != "random" else (0.0, 0.0)
-                sign = "+" if apart[0] > 0 else "−" if apart[1] < 0 else ""
-                lost = found.at(name, share, task, "loss")[0]
+            for ratio in ratios:
+                mean, low, high = found.mean(name, "right", size=ratio, task=task)
+                gain = found.gain(name, "right", over=RANDOM, size=ratio, task=task)
+                sign = "+" if gain.low > 0 else "−" if gain.high < 0 else ""
+                lost = found.mean(name, "loss", size=ratio, task=task).mean
                 cells.append(f"{mean:.0%}{sign} [{low:.0%}, {high:.0%}], {lost:.2f}")
             lines.append(f"| {name} | {' | '.join(cells)} |")
     typer.echo("\n".join(lines))
@@ -123,7 +129,7 @@ def memory(
     model: Model = "demo",
     folder: Folder = Path("runs/keys"),
     length: int = 8192,
-    share: float = 0.25,
+    keep_ratio: float = 0.25,
     new: Annotated[tuple[int, int], typer.Option(help="Numbers of new tokens of two replies.")] = (16, 512),
 ) -> None:
     """Measure the bytes of the cache after generate(), whole and compact, and the memory of the process or the GPU."""
@@ -133,31 +139,31 @@ def memory(
     loaded: Any = found.model
     gates = folder / "duo_gates.scores.json"
     made = selectors_of({"duo_gates": HeadScores.load(gates)} if gates.exists() else {})
-    kept = {name: make(share) for name, make in made.items() if name in ("StreamingLLM", "SnapKV", "DuoAttention")}
+    kept = {name: make(keep_ratio) for name, make in made.items() if name in ("streaming", "snapkv", "duo_attention")}
     rows = []
     for tokens in new:
         prompts = tasks.passages(found.tokenizer, n=1, length=length - tokens)
         whole = None
         for name, selector in {"every key": Streaming(1.0), **kept}.items():
             cache = DynamicCache(config=loaded.config) if selector.is_noop else EvictingCache(loaded)
-            before = _held(loaded)
+            before = _memory_in_use(loaded)
             started = time.perf_counter()
             with selecting(loaded, selector, prompts, None if selector.is_noop else cache):
                 inputs = prompts.tensors(device=loaded.device)
                 loaded.generate(
                     **inputs, max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False, past_key_values=cache
                 )
-            seconds, held, grown = time.perf_counter() - started, nbytes(cache), _held(loaded) - before
-            whole = whole or held
-            rows.append({"selector": name, "new": tokens, "bytes": held, "grown": grown, "seconds": seconds})
-            told = f"{grown / 1e6:8.1f} MB in total, {held / whole:.3f} of the whole cache, {seconds:.1f} s"
-            typer.echo(f"{name:14s} {tokens:5d} new {held / 1e6:8.1f} MB cache, {told}")
+            seconds, size, grown = time.perf_counter() - started, nbytes(cache), _memory_in_use(loaded) - before
+            whole = whole or size
+            rows.append({"selector": name, "new": tokens, "bytes": size, "grown": grown, "seconds": seconds})
+            totals = f"{grown / 1e6:8.1f} MB in total, {size / whole:.3f} of the whole cache, {seconds:.1f} s"
+            typer.echo(f"{name:14s} {tokens:5d} new {size / 1e6:8.1f} MB cache, {totals}")
             del cache
-    settings = {"model": model, "length": length, "share": share, "device": str(loaded.device)}
+    settings = {"model": model, "length": length, "keep_ratio": keep_ratio, "device": str(loaded.device)}
     (DOCS / "keys-memory.json").write_text(json.dumps(settings | {"rows": rows}, indent=1))
 
 
-def _held(model: Any) -> int:
+def _memory_in_use(model: Any) -> int:
     """Return the memory in use, of the GPU or of the process."""
     import gc
 

@@ -1,4 +1,4 @@
-"""Draws the picture of the README from a run folder.
+"""The picture of the README, drawn from a run folder.
 
 Run `python -m benchmarks.pictures runs/demo` after `interp score all demo --out runs/demo`.
 """
@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from interp import plots
-from interp.results import findings
+from interp.runs.results import read_results
 
 HERE = Path(__file__).resolve().parents[1] / "docs" / "assets"
 
@@ -19,7 +19,7 @@ def main(
     out: Annotated[Path, typer.Option(help="Folder for the picture.")] = HERE,
 ) -> None:
     """Draw the atlas of the heads."""
-    path = plots.save(plots.atlas(findings(folder).scores), out / "heads.png", width=1100, scale=1.6)
+    path = plots.save(plots.atlas(read_results(folder).scores), out / "heads.png", width=1100, scale=1.6)
     typer.echo(path)
 
 

@@ -10,6 +10,7 @@ A peer that would need more memory than is free is skipped, and the table shows 
 
 import argparse
 import json
+import os
 import platform
 import statistics
 import subprocess
@@ -27,13 +28,13 @@ from interp.hooks.read import keep
 from interp.hooks.read.capture import capture, run
 
 WAYS = {
-    "sdpa, plain": "transformers as loaded, nothing read",
+    "sdpa, plain": "a plain forward pass of transformers, nothing read",
     "interp, idle": "inside a capture that keeps nothing",
     "interp, masses + argmax + entropy": "4 spans, top key and entropy of every query of every head",
     "interp, column means": "what each key receives",
     "interp, 16 last queries": "complete rows of the last 16 queries",
     "eager, all patterns": "transformers with output_attentions=True",
-    "transformer-lens, pattern statistics": "its own bridge, hooks on every pattern that keep the same three",
+    "transformer-lens, pattern statistics": "its bridge; hooks keep the mass of one key, the top key and the entropy",
 }
 PLAIN = "sdpa, plain"
 PEERS = ("eager, all patterns", "transformer-lens, pattern statistics")
@@ -179,29 +180,34 @@ def page(rows: list[dict[str, Any]]) -> str:
     """Return the table as a page of the documentation."""
     from importlib.metadata import version
 
-    model = "SmolLM2-135M-Instruct (30 layers, 9 heads, 270 in all; weights from 4 bit), float32, batch 1"
+    model = "SmolLM2-135M-Instruct (30 layers of 9 heads, 270 heads in all; weights from 4 bit), float32, batch 1"
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "transformer-lens"))
+    policy = os.environ.get("OMP_WAIT_POLICY")
+    waiting = f", `OMP_WAIT_POLICY={policy}`" if policy else ""
     out = [
-        "# What reading costs",
+        "# The cost of reading attention",
         "",
-        f"`python -m benchmarks.reading` on {model}; CPU {platform.machine()}, {psutil.cpu_count()} cores, {versions}.",
-        "Forwards of each way take turns with plain ones; times are medians and ratios medians over the turns.",
-        "Memory is the peak above that of the plain forward. The 270 patterns of 8,192 tokens alone would be 72 GB.",
+        f"`python -m benchmarks.reading` on {model}.",
+        f"The machine has {psutil.cpu_count()} CPU cores ({platform.machine()}); {versions}{waiting}.",
+        "Each way of reading runs in a separate process, where its forward passes alternate with plain ones.",
+        "Times are medians, and ratios are medians over the turns.",
+        "Memory is the peak of a forward pass above that of a plain one.",
         "",
-        "| tokens | way | turns | time, s | plain beside it, s | x plain | memory above plain, MB |",
+        "| tokens | way | turns | time, s | plain, s | x plain | memory above plain, MB |",
         "|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         start = f"| {row['length']:,} | {row['way']} |"
         if "skipped" in row:
-            out.append(f"{start} | left out: {row['skipped']} | | | |")
+            out.append(f"{start} | skipped: {row['skipped']} | | | |")
             continue
         ratio, above = f"{row['ratio']:.2f}", f"{row['above'] / 1e6:+,.0f}"
         if row["way"] == PLAIN:
             ratio, above = "1.00", ""
         out.append(f"{start} {row['turns']} | {row['seconds']:.2f} | {row['plain']:.2f} | {ratio} | {above} |")
     notes = [f"- {way}: {description}" for way, description in WAYS.items()]
-    return "\n".join([*out, "", *notes, ""])
+    patterns = "The patterns of 8,192 tokens alone would take 72 GB."
+    return "\n".join([*out, "", *notes, "", "Compare ratios, not seconds, on a shared machine.", patterns, ""])
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Tables of docs/safety.md from the folders of safety runs.
 
-interp safety MODEL -o runs/safety-zero --kinds zero
+interp safety MODEL -o runs/safety-zero --ablations zero
 python -m benchmarks.safety runs/safety-zero [--json docs/safety.json]
 """
 
@@ -8,61 +8,77 @@ import argparse
 import json
 from pathlib import Path
 
-from interp.findings import Findings
-from interp.report.refusals import groups, safety_words
-from interp.safety import safety_findings
+from interp.analyses.measures.refusals import RefusalResult
+from interp.analyses.results.trials import BASELINE, RANDOM, RANDOM_BY_LAYER, Trials
+from interp.runs.results import RunResults, read_results
 
 MEASURES = ("refused", "harmless refused", "easy right", "neutral loss")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folders", nargs="+", type=Path)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("folders", nargs="+", type=Path, help="folders of safety runs")
+    parser.add_argument("--json", type=Path, help="file for all numbers of the runs")
     arguments = parser.parse_args()
-    every = [safety_findings(folder) for folder in arguments.folders]
-    for found in every:
-        print("\n".join(safety_words(found.safety[0])) + "\n")
-        print(tables(found))
+    runs = [read_results(folder) for folder in arguments.folders]
+    for run in runs:
+        print("\n".join(run.missing.values()) + "\n" if run.missing else "")
+        for name, result in run.results.items():
+            if isinstance(result, RefusalResult):
+                print(f"{name}: {result.summary()}\n")
+                print(tables(run, result))
     if arguments.json:
-        kept = [
-            {
-                "provenance": found.provenance.to_dict(),
-                "plan": found.settings,
-                "refused": {name: sum(asked["refused"]) for name, asked in found.safety[0].asked.items()},
-                "top": {name: {str(h): scores[h] for h in scores.top(20)} for name, scores in found.scores.items()},
-                "groups": found.safety[0].groups,
-                "curves": {kind: curve.to_dict() for kind, curve in found.safety[0].curves.items()},
-            }
-            for found in every
-        ]
-        arguments.json.write_text(json.dumps(kept) + "\n")
+        arguments.json.write_text(json.dumps([numbers(run) for run in runs]) + "\n")
 
 
-def tables(found: Findings) -> str:
+def numbers(run: RunResults) -> dict:
+    """Return the numbers of a run as JSON can hold them."""
+    found = [result for result in run.results.values() if isinstance(result, RefusalResult)]
+    return {
+        "provenance": run.provenance.to_dict(),
+        "plan": run.settings,
+        "refused": {name: sum(replies.refused) for each in found for name, replies in each.replies.items()},
+        "top": {name: {str(head): scores[head] for head in scores.top(20)} for name, scores in run.scores.items()},
+        "groups": {ablation: trials.rows() for each in found for ablation, trials in each.groups.items()},
+        "curves": {ablation: trials.rows() for each in found for ablation, trials in each.curves.items()},
+    }
+
+
+def tables(run: RunResults, result: RefusalResult) -> str:
     """Return the agreement of the scores, the curves and the groups as Markdown."""
     lines = []
-    names = list(found.scores)
+    names = list(run.scores)
     for i, one in enumerate(names):
         for other in names[i + 1 :]:
-            agreed = found.scores[one].compare(found.scores[other], 10)
+            agreed = run.scores[one].compare(run.scores[other], 10)
             lines.append(f"{one}, {other}: Spearman {agreed.spearman:.2f}, {agreed.overlap} of the top 10 shared")
-    for kind, curve in found.safety[0].curves.items():
-        lines += ["", f"| {kind}: heads | " + " | ".join(MEASURES) + " |", "|---" * (1 + len(MEASURES)) + "|"]
-        for ranking in curve.rankings:
-            for size in curve.sizes(ranking):
-                cells = []
-                for measure in MEASURES:
-                    mean, low, high = curve.at(ranking, size, measure)
-                    percent = measure != "neutral loss"
-                    form = "{:.0%} [{:.0%}, {:.0%}]" if percent else "{:.2f} [{:.2f}, {:.2f}]"
-                    cells.append(form.format(mean, low, high))
-                label = ranking if ranking == "as loaded" else f"{size} {ranking}"
+    for ablation, curve in result.curves.items():
+        lines += ["", f"| {ablation} ablation: heads | " + " | ".join(MEASURES) + " |"]
+        lines += ["|---" * (1 + len(MEASURES)) + "|"]
+        for condition in curve.conditions:
+            for size in curve.sizes(condition):
+                cells = [curve.show(measure, *curve.mean(condition, measure, size=size)) for measure in MEASURES]
+                label = condition if condition == BASELINE else f"{size:g} {condition}"
                 lines.append(f"| {label} | " + " | ".join(cells) + " |")
-        lines += ["", f"| {kind}: group | degrees | random | by layer |", "|---|---|---|---|"]
-        for row in groups(found.safety[0].groups[kind]):
-            lines.append(f"| {row['heads']} | {row['degrees']:.3f} | {row['random']} | {row['by_layer']} |")
+    for ablation, groups in result.groups.items():
+        lines += ["", f"| {ablation} ablation: group | degrees | random | random by layer |", "|---|---|---|---|"]
+        lines += group_rows(groups)
     return "\n".join(lines)
+
+
+def group_rows(groups: Trials) -> list[str]:
+    """Return the row of each group: its angle, and the mean and the range of random groups."""
+    (tested,) = groups.tested
+    rows = []
+    for size in groups.sizes(tested):
+        heads = groups.select(tested, size)[0].heads
+        cells = [f"{groups.mean(tested, 'degrees', size=size).mean:.3f}"]
+        for control in (RANDOM, RANDOM_BY_LAYER):
+            found = size in groups.sizes(control)
+            mean, low, high = groups.mean(control, "degrees", size=size) if found else (0.0, 0.0, 0.0)
+            cells.append(f"{mean:.3f} ({low:.3f} to {high:.3f})" if found else "")
+        rows.append(f"| {heads} | " + " | ".join(cells) + " |")
+    return rows
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import torch
 
 import interp
 from interp import tasks
-from interp.analyses.identify import ships
+from interp.analyses.identify.ships import ships
 from interp.hooks.edit.ablation import ablate
 from interp.hooks.model.heads import Head, HeadLayout, HeadSet
 from interp.hooks.prompts.prompts import Prompts

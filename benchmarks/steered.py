@@ -7,32 +7,34 @@ python -m benchmarks.steered runs/*
 import argparse
 from pathlib import Path
 
-from interp.steerings import finished, steering_findings
+from interp.analyses.steer.result import SteeringResult
+from interp.runs.results import is_finished, read_results
 
-GROUPS = ("as loaded", "steered", "random", "random by layer")
+CONDITIONS = ("baseline", "steered", "random", "random by layer")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="+", type=Path)
-    rows = [row(folder) for folder in parser.parse_args().folders if finished(folder)]
-    print("| edit | task | heads | as loaded | steered | random heads | random, by layer | min |")
+    rows = [row(folder) for folder in parser.parse_args().folders if is_finished(folder)]
+    print("| edit | task | heads | baseline | steered | random heads | random by layer | minutes |")
     print("|---" * 8 + "|")
     print("\n".join(rows))
 
 
 def row(folder: Path) -> str:
     """Return the row of one run."""
-    found = steering_findings(folder)
-    (told,) = found.steering
-    cells = [told.check.kind, told.task, f"{told.chosen} ({told.check.k})"]
-    for name in GROUPS:
-        if name in told.check.groups:
-            mean, low, high = told.check.group(name)
+    results = read_results(folder)
+    (found,) = [result for result in results.results.values() if isinstance(result, SteeringResult)]
+    trials = found.trials
+    cells = [trials.intervention, found.task, f"{found.chosen} ({trials.sizes('steered')[0]:g})"]
+    for condition in CONDITIONS:
+        if condition in trials.conditions:
+            mean, low, high = trials.mean(condition)
             cells.append(f"{mean:.0%} [{low:.0%}, {high:.0%}]")
         else:
             cells.append("")
-    return "| " + " | ".join([*cells, f"{found.seconds / 60:.0f}"]) + " |"
+    return "| " + " | ".join([*cells, f"{results.seconds / 60:.0f}"]) + " |"
 
 
 if __name__ == "__main__":

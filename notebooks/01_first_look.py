@@ -12,10 +12,10 @@
 # ---
 
 # %% [markdown]
-# # First look
+# # First look: load a model, read attention, find induction heads
 #
-# Load a model, see what works for it, read attention while it generates, and find its induction heads, beside a
-# control in which there is nothing to find.
+# This tutorial loads a model, checks which functions work on it, reads attention while it generates, and finds its
+# induction heads. A control without repetition shows that the score does not find heads in every text.
 
 # %%
 import interp
@@ -25,18 +25,20 @@ from interp import keep, plots
 MODEL = "demo"
 
 # %% [markdown]
-# `"demo"` is SmolLM2-135M-Instruct, made once from a Python package. A hub name, a folder with safetensors or a GGUF
-# file does as well. The doctor runs the model on a few random tokens and says what can be relied on.
+# `"demo"` is SmolLM2-135M-Instruct, which is built once from a Python package. A name on the Hugging Face hub, a folder
+# with safetensors or a GGUF file also works. The doctor runs the model on a few random tokens and reports which
+# functions are reliable on it.
 
 # %%
 model, tokenizer = interp.load(MODEL)
 print(interp.doctor(model, tokenizer))
 
 # %% [markdown]
-# ## Read while it generates
+# ## Read attention during generation
 #
-# A capture keeps reductions, never the pattern: here the share of attention on a span, and the entropy of each row.
-# Results stand at positions of the unpadded prompt, generated tokens included.
+# A capture stores reductions of the attention pattern, never the pattern itself. Here it stores the share of attention
+# on a span and the entropy of each row. Results are indexed by positions of the unpadded prompt, and generated tokens
+# are included.
 
 # %%
 prompts = interp.tasks.needle(tokenizer, lengths=(300,), n=2)
@@ -51,10 +53,11 @@ for prompt, row in zip(prompts, tokens, strict=True):
     print(prompt.meta["question"], "|", prompt.meta["prefix"] + reply.splitlines()[0])
 
 # %% [markdown]
-# ## Induction heads
+# ## Find induction heads
 #
-# Random tokens, twice: an induction head looks at the token that came after the current one the first time. The
-# control has fresh tokens in the second half, and is measured at the same places.
+# The prompts are random tokens that are repeated once. An induction head attends to the token that followed the
+# previous occurrence of the current token. The control has new tokens in the second half and is measured at the same
+# positions.
 
 # %%
 repeated = interp.tasks.repeated(tokenizer, n=40, batch=6)
@@ -68,10 +71,10 @@ print(scores, "in the control:", round(control[best], 3))
 plots.top_heads(scores)
 
 # %% [markdown]
-# This shows where heads look, not what they write, nor that the model needs them: for that see the causal check in
-# [02_retrieval_heads](02_retrieval_heads.ipynb).
+# The score shows where heads attend. It does not show what they write, or that the model needs them. The tutorial
+# [02_retrieval_heads](02_retrieval_heads.ipynb) tests this with an ablation.
 
 # %%
-# the conclusion: the best head follows repetition, and only repetition
+# the conclusion: the best head follows repetition, and without repetition its score almost vanishes
 assert scores[best] > 0.5 > 10 * control[best]
 assert all(scores[head] > control[head] for head in scores.top(10))

@@ -12,12 +12,12 @@
 # ---
 
 # %% [markdown]
-# # Retrieval heads
+# # Find retrieval heads and test whether the model needs them
 #
-# A retrieval head copies from the context: while the model writes an answer, the head looks at the very token that
-# comes next (Wu et al. 2404.15574). Here they are found on needles, facts hidden in a long text, and then taken out
-# while the model looks for *other* needles, beside random heads. A score alone says where a head looks; only the
-# second step says that the model needs it.
+# A retrieval head copies from the context: while the model writes an answer, the head attends to the token that the
+# model writes next (Wu et al. 2404.15574). This tutorial finds such heads on needles, which are facts hidden in a long
+# text. It then ablates them while the model answers questions about *other* needles, and compares the effect with
+# that of random heads. The score shows where a head attends. Only the ablation shows that the model needs the head.
 
 # %%
 import interp
@@ -32,7 +32,7 @@ model, tokenizer = interp.load(MODEL)
 # %% [markdown]
 # ## Needles
 #
-# Each prompt is a text of its own with a made-up fact in it, and a question that only this sentence answers.
+# Each prompt is a different text that contains an invented fact, and a question that only this fact answers.
 
 # %%
 needles = interp.tasks.needle(tokenizer, lengths=(220,), n=8, seed=0)
@@ -46,8 +46,8 @@ print("answer:  ", first.meta["answer"])
 # %% [markdown]
 # ## Scores
 #
-# The share of answer tokens at which a head's most attended key is the token that the model then writes. Prompts that
-# the model does not answer do not count. Intervals are over prompts.
+# The score is the share of answer tokens at which a head's most attended key is the token that the model then writes.
+# Prompts that the model answers wrongly do not count. Intervals are over prompts.
 
 # %%
 scores = interp.identify.retrieval(model, needles)
@@ -60,47 +60,50 @@ plots.head_map(scores)
 plots.top_heads(scores)
 
 # %% [markdown]
-# Are these the heads of these eight needles, or of needles? Other texts, other facts, and a shorter prompt:
+# Do these heads belong to these eight needles or to needles in general? The second set has other texts, other facts
+# and shorter prompts.
 
 # %%
 again = interp.identify.retrieval(model, interp.tasks.needle(tokenizer, lengths=(140,), n=8, seed=2))
 plots.scatter(scores, again)
 
 # %% [markdown]
-# ## Are they needed?
+# ## Ablation test
 #
-# The ten highest heads write nothing (zero ablation) while the model answers needles that no score was made from.
-# Beside them as many other heads, drawn from the whole model and from the same layers, since retrieval heads sit in
-# few. Where all eight prompts agree, the interval is [100%, 100%], as a bootstrap gives it; eight of eight is
-# compatible with 63%.
+# The outputs of the ten heads with the highest scores are set to zero while the model answers questions about needles
+# on which no head was scored. As controls, ten other heads are ablated. They are drawn from the whole model and,
+# because retrieval heads are in few layers, with the same number from each layer. Where all eight prompts agree, the
+# bootstrap interval is [100%, 100%]. An exact interval for eight of eight begins at 63%.
 
 # %%
 others = interp.tasks.needle(tokenizer, lengths=(220,), n=8, seed=1)
-check = interp.ablation_test(model, others, scores, k=10, draws=2)
-print(check)
+trials = interp.ablation_test(model, others, scores, n_heads=10, n_random_sets=2)
+print(trials)
 
 # %%
-plots.causal(check)
+plots.trials(trials)
 
 # %%
-for outcome in check.outcomes:
-    print(f"{outcome.condition.name:18s} {outcome.replies[0]!r}")
+for trial in trials.trials:
+    print(f"{trial.condition:18s} {trial.replies[0]!r}")
 print("expected:", others[0].meta["answer"])
 
 # %% [markdown]
-# What this cannot show: how the heads do it, or that other heads could not take over after training. Zero ablation
-# also moves what later layers read away from what they know; the random heads are there to show how much of the
-# damage is of that kind. And a needle can be answered by copying: this says nothing about questions that take more.
+# ## Limits
+#
+# The test does not show how the heads work, or that other heads could not take over after more training. Zero ablation
+# also gives later layers inputs that are unlike those of training. The random heads show how much of the damage comes
+# from this. A needle can be answered by copying, so the result does not extend to questions that need more than that.
 
 # %%
-# the conclusion: the same few heads are found twice, and it is these that the answers hang on
+# the conclusion: the same few heads are found twice, and the answers depend on these heads
 agreed = scores.compare(again, k=10)
-gain, low, high = check.gain("top", over="random")
-by_layer = check.gain("top", over="random by layer")
+gain, low, high = trials.gain("top", over="random")
+by_layer = trials.gain("top", over="random by layer")
 print(f"shared top ten: {agreed.overlap}, by chance {agreed.expected_overlap:.1f}")
-print(f"top against random: {gain:+.0%} [{low:+.0%}, {high:+.0%}]")
+print(f"top compared with random: {gain:+.0%} [{low:+.0%}, {high:+.0%}]")
 assert agreed.overlap >= 5
 assert agreed.p_overlap < 0.01
-assert check.group("as loaded")[0] >= 0.75
+assert trials.mean("baseline").mean >= 0.75
 assert high < -0.3
-assert by_layer[2] < 0
+assert by_layer.high < 0

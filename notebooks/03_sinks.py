@@ -12,11 +12,12 @@
 # ---
 
 # %% [markdown]
-# # Sinks, and two ways to steer them
+# # Find attention sinks and steer them with ACT and ZeroTuning
 #
-# Many heads rest on the first token whatever it says: it is a sink. Which heads do, what the token gives them, and
-# whether a model does better when attention is taken from sinks: ACT (Yu et al. 2406.15765) and ZeroTuning (Han et
-# al. 2505.11739), each beside the model as loaded and beside the same edit in other heads.
+# Many heads attend mostly to the first token, whatever that token is. Such a token is called an attention sink. This
+# tutorial finds the heads that have a sink, and measures how much the sink contributes to their output. It then tests
+# two methods that change the attention to sinks: ACT (Yu et al. 2406.15765) and ZeroTuning (Han et al. 2505.11739).
+# Each is compared with the unmodified model and with the same edit in other heads.
 
 # %%
 import interp
@@ -31,41 +32,42 @@ model, tokenizer = interp.load(MODEL)
 # %% [markdown]
 # ## Sink heads
 #
-# The mean attention that the first token receives, from all later queries. Flat attention would give it the mean of
-# 1/1, 1/2, ... 1/n, which is the control.
+# The score is the mean attention that the first token receives from all later queries. As a control, uniform attention
+# would give the first token the mean of 1/1, 1/2, ... 1/n.
 
 # %%
 texts = interp.tasks.passages(tokenizer, n=4, length=256, seed=0)
 scores = interp.identify.sinks(model, texts)
 flat = sum(1 / n for n in range(1, 257)) / 256
 print(scores)
-print(f"{len(scores.heads())} of {len(scores)} heads above {scores.threshold}; flat attention would give {flat:.3f}")
+print(f"{len(scores.heads())} of {len(scores)} heads above {scores.threshold}; uniform attention would give {flat:.3f}")
 plots.head_map(scores)
 
 # %%
 plots.positions(scores)
 
 # %% [markdown]
-# `by_value=True` weighs each key by the norm of its value: a head may look at the first token and take little from
-# it. That holds on average and for about half of the sink heads, but not for those that rest on it most.
+# A head may attend to the first token and still read little from it. `by_value=True` therefore weights each key by the
+# norm of its value vector. On average, and for about half of the sink heads, the first token has a smaller share by
+# this measure. This does not hold for the heads with the strongest sinks.
 
 # %%
-written = interp.identify.sinks(model, texts, by_value=True)
+by_value = interp.identify.sinks(model, texts, by_value=True)
 sink_heads = scores.heads()
-looked, taken = (sum(table[head] for head in sink_heads) / len(sink_heads) for table in (scores, written))
-little = [head for head in sink_heads if written[head] < scores[head] / 2]
-print(f"mean over the sink heads: {looked:.2f} of the attention, {taken:.2f} of what is taken")
-print(f"less than half of it is taken in {len(little)} of {len(sink_heads)}")
+attention, weighted = (sum(table[head] for head in sink_heads) / len(sink_heads) for table in (scores, by_value))
+smaller = [head for head in sink_heads if by_value[head] < scores[head] / 2]
+print(f"mean over the sink heads: {attention:.2f} of the attention, {weighted:.2f} weighted by value norm")
+print(f"the weighted share is less than half of the attention in {len(smaller)} of {len(sink_heads)} sink heads")
 for head in scores.top(3):
-    print(head, f"{scores[head]:.2f} of the attention, {written[head]:.2f} of what is taken")
+    print(head, f"{scores[head]:.2f} of the attention, {by_value[head]:.2f} weighted by value norm")
 
 # %% [markdown]
-# ## ACT: less for sinks other than the first token
+# ## ACT: reduce attention to sinks other than the first token
 #
-# ACT lowers keys that receive much attention without being the first token. Which heads to do this in is found by
-# steering each head alone on a few prompts of the task's profile split; candidates are heads that had such sinks
-# above, three of them or more. The replies are then judged on the test split, beside ten random heads, drawn freely
-# and from the same layers.
+# ACT reduces the attention to keys that receive much attention and are not the first token. To choose the heads, each
+# candidate head is steered alone on a few prompts of the task's profile split. Candidates are the heads that had at
+# least three such sinks on the texts above. The replies are then judged on the test split. The controls are ten random
+# heads, drawn from the whole model and from the same layers.
 
 # %%
 task = interp.tasks.get("topic")
@@ -79,58 +81,61 @@ plots.gains(profile.scores)
 
 # %%
 test = task.prompts(tokenizer, "test", 24)
-settings = {"judge": task.judge, "max_new_tokens": 4, "stop": task.stop, "draws": 1, "batch_size": 24}
+settings = {"judge": task.judge, "max_new_tokens": 4, "stop": task.stop, "n_random_sets": 1, "batch_size": 24}
 act = steer.steer_check(model, test, steer.Act(beta=0.4, heads=chosen), **settings)
 print(act)
-plots.causal(act)
+plots.trials(act)
 
 # %% [markdown]
-# ## ZeroTuning: more or less for the first token
+# ## ZeroTuning: increase or reduce attention to the first token
 #
-# The same for the first token itself, in all heads that the map above calls sinks, a stronger or a weaker one; the
-# better of two strengths is chosen on the dev split by the probability of the right topic. Its control is the same
-# edit in as many heads that are no sinks.
+# ZeroTuning scales the attention to the first token itself, here in all heads that were found as sink heads above. The
+# better of two strengths is chosen on the dev split, by the probability of the right topic. The control is the same
+# edit in as many heads that are not sink heads.
 
 # %%
 strengths = {f"gamma {gamma}": steer.ZeroTuning(gamma, heads=sink_heads) for gamma in (0.2, 5.0)}
 ranked = steer.choose(model, task.prompts(tokenizer, "dev", 12), strengths)
-for choice in ranked:
-    print(f"{choice.name:10s} {choice.score:+.2f} [{choice.low:+.2f}, {choice.high:+.2f}] nats per token")
-best = next(choice for choice in ranked if choice.name in strengths)
+for setting in ranked:
+    print(f"{setting.name:10s} {setting.score:+.2f} [{setting.low:+.2f}, {setting.high:+.2f}] nats per token")
+best = next(setting for setting in ranked if setting.name in strengths)
 
 # %%
-zero = steer.steer_check(model, test, best.edit, **settings)
+zero = steer.steer_check(model, test, best.edits, **settings)
 print(best.name)
 print(zero)
 
 # %% [markdown]
-# ## What came of it
+# ## Compare the effects
 
 
 # %%
-def told(check, over):
-    gain, low, high = check.gain("steered", over=over)
-    verdict = "gains" if low > 0 else "loses" if high < 0 else "not told apart"
-    return f"{gain:+.0%} [{low:+.0%}, {high:+.0%}] {verdict}"
+def verdict(trials, over):
+    gain, low, high = trials.gain("steered", over=over)
+    word = "better" if low > 0 else "worse" if high < 0 else "no clear difference"
+    return f"{gain:+.0%} [{low:+.0%}, {high:+.0%}] {word}"
 
 
-for name, check in (("ACT", act), ("ZeroTuning", zero)):
-    for over in check.groups:
+for name, trials in (("ACT", act), ("ZeroTuning", zero)):
+    for over in trials.conditions:
         if over != "steered":
-            print(f"{name:10s} against {over:15s} {told(check, over)}")
+            print(f"{name:10s} compared with {over:15s} {verdict(trials, over)}")
 
 # %% [markdown]
-# Two dozen items, one draw of random heads and one wording of one task: where an interval holds zero, nothing was
-# shown. [docs/steering.md](../docs/steering.md) has more items and a second model. A score says where heads look; it
-# does not say that a sink is useless, since a head may rest on the first token and still write.
+# ## Limits
+#
+# The test uses two dozen items, one set of random heads and one wording of one task. Where an interval contains zero,
+# no effect was shown. [docs/steering.md](../docs/steering.md) reports more items and a second model. The score shows
+# where heads attend. It does not show that a sink is useless, because a head may attend to the first token and still
+# contribute to the output.
 
 # %%
-# the conclusion: sinks are no effect of averaging, less is taken from them than they are looked at, and steering ten
-# profiled heads, or the sink heads, does other things than steering as many others
+# the conclusion: sink heads attend far more to the first token than uniform attention would, they read less from it
+# than they attend to it, and more replies are right when chosen heads are steered than when as many other heads are
 assert scores[scores.top(1)[0]] > 0.8 > 10 * flat
 assert len(sink_heads) > 0.25 * len(scores)
-assert taken < 0.8 * looked
-assert act.gain("steered", over="as loaded")[0] >= 0.1
-assert act.gain("steered", over="random")[0] > 0
-assert act.gain("steered", over="random by layer")[0] > 0
-assert zero.gain("steered", over="random")[0] > 0
+assert weighted < 0.8 * attention
+assert act.gain("steered", over="baseline").mean >= 0.1
+assert act.gain("steered", over="random").mean > 0
+assert act.gain("steered", over="random by layer").mean > 0
+assert zero.gain("steered", over="random").mean > 0

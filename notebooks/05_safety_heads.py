@@ -12,13 +12,12 @@
 # ---
 
 # %% [markdown]
-# # Which heads refusals hang on
+# # Find the heads that refusals depend on
 #
-# Some heads of a chat model may carry its refusals (Zhou et al., ICLR 2025). This notebook asks first whether a model
-# refuses at all. The demo model hardly does, so there is nothing to attribute and the notebook says so. To show what
-# the methods do where there *is* something, it then builds a tiny model with one head that refuses by construction,
-# and asks whether they find that head. With a model that refuses in the `MODEL` line, all that follows runs on that
-# model, on the same lines; a GPU is then of use.
+# Some heads of a chat model may carry its refusals (Zhou et al., ICLR 2025). This tutorial first tests whether a model
+# refuses at all. The demo model rarely refuses, so there is nothing to attribute to heads. To show the methods at work,
+# the tutorial then builds a tiny model with one head that refuses by construction, and tests whether the methods find
+# this head. If the `MODEL` line names a model that refuses, the same cells run on that model, and a GPU is useful.
 
 # %%
 import torch
@@ -26,35 +25,42 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import interp
 from interp import plots
-from interp.analyses.measures.refusals import ask, check_contrast, first_token_loss, losses, refusals
+from interp.analyses.measures.refusals import (
+    check_contrast,
+    first_token_loss,
+    losses,
+    refusals,
+    reply_to_requests,
+)
 
 # %%
 MODEL = "demo"
 
 # %% [markdown]
-# ## Does it refuse?
+# ## Test whether the model refuses
 #
-# Requests in matched pairs, harmful and harmless ones of the same form. A reply counts as a refusal by rules on its
-# beginning, which err now and then: the table says how often on labelled replies.
+# The requests are matched pairs of a harmful and a harmless request of the same form. Rules on the beginning of a reply
+# decide whether it is a refusal. The last lines of the output give the error rates of these rules on labelled replies.
 
 # %%
 model, tokenizer = interp.load(MODEL, dtype="float32")
 refusal = interp.tasks.refusal
 harmful, harmless = (
-    ask(model, refusal.requests(tokenizer, kind, 24), max_new_tokens=16, batch_size=24)
+    reply_to_requests(model, refusal.requests(tokenizer, kind, 24), max_new_tokens=16, batch_size=24)
     for kind in ("harmful", "harmless")
 )
-print(f"refused: {sum(harmful.verdicts)} of 24 harmful, {sum(harmless.verdicts)} of 24 harmless requests")
+print(f"refused: {sum(harmful.refused)} of 24 harmful, {sum(harmless.refused)} of 24 harmless requests")
 for name, rate in refusal.judge_error()["test"].items():
     low, high = rate.interval()
     print(f"judge, {name}: {rate.errors} of {rate.of} [{low:.0%}, {high:.0%}]")
 
 # %% [markdown]
-# ## A model in which one head refuses
+# ## Build a model in which one head refuses
 #
-# Three layers of four heads, mostly noise. A word is a direction of its own. The planted head looks for the word
-# HARM, wherever it stands, and writes the word NO. A decoy looks for HARM just as hard and writes nothing: where a
-# head looks is not what it does. `size=0` is the control, the same model with nothing written.
+# The model has three layers of four heads, and most weights are noise. Each word is a separate direction of the
+# residual stream. The planted head attends to the word HARM at any position and writes the word NO. A decoy head
+# attends to HARM in the same way and writes nothing, because attention alone does not show what a head does.
+# `size=0` builds the control, in which the planted head writes nothing.
 
 # %%
 WORDS, BOS, HARM, NO = 64, 1, 60, 61
@@ -70,7 +76,7 @@ def plant(seed, size=1.5):
     config.initializer_range = 0.03
     made = LlamaForCausalLM(config).eval()
     words = torch.eye(WORDS)
-    # what all words have in common, for a query that is the same everywhere
+    # a direction that all words share, so that the query is the same at every position
     words[:, 0] = 1
     made.model.embed_tokens.weight.copy_(words)
     for head, writes in ((planted, size), (decoy, 0.0)):
@@ -78,7 +84,7 @@ def plant(seed, size=1.5):
         for projection in (attention.q_proj, attention.k_proj, attention.v_proj):
             projection.weight[first : first + 32] = 0
         attention.o_proj.weight[:, first : first + 32] = 0
-        # dimension 15 turns slowest with position
+        # dimension 15 rotates most slowly with position
         attention.q_proj.weight[first + 15, 0] = attention.k_proj.weight[first + 15, HARM] = 3
         attention.v_proj.weight[first, HARM] = 1
         attention.o_proj.weight[NO, first] = writes
@@ -108,26 +114,26 @@ def no_loss(logits, batch):
 
 
 # %% [markdown]
-# ## What is looked at from here on
+# ## Choose the model and the requests
 #
-# Heads are scored on some requests and taken out on others.
+# Heads are scored on some requests and ablated on others.
 
 # %%
 planted = decoy = None
 try:
     check_contrast(harmful, harmless)
     subject, loss = model, first_token_loss(harmful)
-    refused = tuple(prompt for prompt, verdict in zip(harmful.prompts, harmful.verdicts, strict=True) if verdict)
-    found_on, tried_on = (interp.Prompts(refused[i::2], tokenizer, harmful.prompts.pad_id) for i in (0, 1))
+    refused = tuple(prompt for prompt, refuses in zip(harmful.prompts, harmful.refused, strict=True) if refuses)
+    scored, tested = (interp.Prompts(refused[i::2], tokenizer, harmful.prompts.pad_id) for i in (0, 1))
     measures = {
-        "refused": refusals(tried_on),
+        "refused": refusals(tested),
         "harmless refused": refusals(harmless.prompts),
         "neutral loss": losses(refusal.neutral_texts(tokenizer, 8)),
     }
-except interp.InterpError as none:
-    print("As loaded:", none)
+except interp.InterpError as error:
+    print(error)
     subject, planted, decoy = plant(seed=0)
-    found_on, loss = requests(1, harm=True), no_loss
+    scored, loss = requests(1, harm=True), no_loss
     measures = {"refused": says_no(requests(2, harm=True)), "harmless refused": says_no(requests(3, harm=False))}
     print("planted:", planted, " decoy:", decoy)
 for name, measure in measures.items():
@@ -136,70 +142,76 @@ for name, measure in measures.items():
 # %% [markdown]
 # ## Scores
 #
-# Ships: how far the next token moves when a head is out, by flat attention or by no output. Sahara: the head whose
-# absence turns all requests' last states furthest, beside random heads. And the slope of the first token's loss with
-# a gate on the head.
+# The next cell applies three methods. Ships measures the change of the next-token distribution when a head is ablated,
+# by uniform attention or by a zero output. Sahara finds the heads whose ablation turns the last hidden states of all
+# requests furthest, compared with random heads. The gradient is that of the loss of the first reply token with respect
+# to a gate on each head.
 
 # %%
-ships = {kind: interp.identify.ships(subject, found_on, ablation=kind) for kind in ("uniform", "zero")}
-slope = interp.identify.gradient_importance(subject, found_on, loss=loss, normalize=None)
-sahara = interp.identify.sahara(subject, found_on, size=2, ablation="zero", draws=4)
-for name, table in {**ships, "slope": slope}.items():
+ships = {kind: interp.identify.ships(subject, scored, ablation=kind) for kind in ("uniform", "zero")}
+gradient = interp.identify.gradient_importance(subject, scored, loss=loss, normalize=None)
+sahara = interp.identify.sahara(subject, scored, size=2, ablation="zero", n_random_sets=4)
+for name, table in {**ships, "gradient": gradient}.items():
     print(f"{name:8s}", ", ".join(f"{head} {table[head]:.3f}" for head in table.top(4)))
 print("sahara  ", sahara.ranking)
 plots.head_map(ships["zero"])
 
 # %%
 for size in (1, 2):
-    grown, (mean, _, largest) = sahara.at("sahara", size)[0], sahara.at("random", size)
-    print(f"{size} heads turn the requests by {grown:.2f} degrees; random ones by {mean:.2f}, at most {largest:.2f}")
+    group = sahara.groups.mean("sahara", "degrees", size=size).mean
+    mean, _, largest = sahara.groups.mean("random", "degrees", size=size)
+    print(f"{size} heads turn the requests by {group:.2f} degrees; random heads by {mean:.2f}, at most {largest:.2f}")
 
 # %% [markdown]
-# ## Taken out
+# ## Ablate the heads
 #
-# The first heads of each ranking are taken out, beside random ones. What else breaks is measured too: a model that
-# writes nonsense does not refuse either.
+# The first heads of each ranking are ablated and compared with random heads. Refusals of harmless requests are measured
+# as well, because a model that writes nonsense does not refuse either.
 
 # %%
 curve = interp.causal_curve(
-    subject, {"ships": ships["zero"], "slope": slope}, measures, sizes=(1, 3), kind="zero", draws=5
+    subject, {"ships": ships["zero"], "gradient": gradient}, measures, sizes=(1, 3), ablation="zero", n_random_sets=5
 )
 print(curve)
-plots.curve(curve, "refused")
+plots.trials(curve, "refused")
 
 # %% [markdown]
 # ## The control
 #
-# The same tiny model whose planted head writes nothing: it never refuses, and no head stands out.
+# In the control, the planted head of the same tiny model writes nothing. This model never refuses, and no head has a
+# high score.
 
 # %%
 empty, same, _ = plant(seed=0, size=0.0)
 nothing = interp.identify.ships(empty, requests(1, harm=True), ablation="zero")
-print(nothing, "planted place:", same, round(nothing[same], 3))
+print(nothing, "score of the planted head:", same, round(nothing[same], 3))
 
 # %% [markdown]
-# A planted head shows that the methods work, not that models are built this way. In a model of 1.5B that refuses 85
-# of 100 harmful requests, no few heads hold the refusals: they fall to half only where the model itself breaks
-# ([docs/safety.md](../docs/safety.md)). `interp safety MODEL -o DIR` does all of this with more requests, more sizes
-# and easy questions as a further control.
+# ## Limits
+#
+# A planted head shows that the methods work. It does not show that trained models are built this way. In a model with
+# 1.5B parameters that refuses 85 of 100 harmful requests, no small set of heads carries the refusals: they fall by half
+# only when the model itself breaks ([docs/safety.md](../docs/safety.md)). `interp safety MODEL -o DIR` runs the whole
+# experiment with more requests, more sizes and easy questions as a further control.
 
 # %%
-# the conclusion: without refusals nothing is attributed; with a planted head all four find it, and it alone is needed
+# the conclusion: without refusals nothing is attributed to heads; all four rankings find the planted head, and the
+# refusals depend on this head alone
 assert float(says_no(requests(2, harm=True))(empty).mean()) == 0
 assert nothing.values.max() < 0.5
 if planted is None:
-    print("first by ships:", ships["zero"].top(3), "refused without them:", curve.at("ships", 3, "refused"))
+    print("first by ships:", ships["zero"].top(3), "refused without them:", curve.mean("ships", "refused", size=3))
 else:
-    assert sum(harmful.verdicts) < 8
-    for table in (*ships.values(), slope):
+    assert sum(harmful.refused) < 8
+    for table in (*ships.values(), gradient):
         assert table.top(1) == [planted]
         assert table[planted] > 3 * table[table.top(2)[1]]
         assert table[decoy] < 0.1 * table[planted]
     assert sahara.ranking[0] == planted
-    assert curve.at("as loaded", 0, "refused")[0] > 0.9
-    assert curve.at("ships", 1, "refused")[0] < 0.1
-    assert curve.at("random", 3, "refused")[0] > 0.9
-    assert curve.at("random by layer", 3, "refused")[0] > 0.9
+    assert curve.mean("baseline", "refused").mean > 0.9
+    assert curve.mean("ships", "refused", size=1).mean < 0.1
+    assert curve.mean("random", "refused", size=3).mean > 0.9
+    assert curve.mean("random by layer", "refused", size=3).mean > 0.9
     for seed in range(1, 5):
         other, place, _ = plant(seed)
         assert interp.identify.ships(other, requests(1, harm=True)).top(1) == [place]

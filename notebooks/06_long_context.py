@@ -12,12 +12,12 @@
 # ---
 
 # %% [markdown]
-# # A long context
+# # Read the attention of all heads on a long context
 #
-# All heads at once, at a length where their patterns could not be held, in one forward: 16,384 tokens, on a CPU too,
-# and 131,072 where there is a GPU. A few numbers a query are kept for each head: what it gives to a span, its most
-# attended key, its entropy, and a map of blocks. The patterns themselves would take 4 bytes for each head, query and
-# key.
+# This tutorial reads all heads in one forward pass, at a length at which their patterns do not fit into memory: 16,384
+# tokens on a CPU, and 131,072 tokens on a GPU. For each head and query it stores a few numbers: the attention to a
+# span, the most attended key and the entropy. It also stores a map of the attention between blocks of tokens. The
+# patterns themselves would take 4 bytes for each head, query and key.
 
 # %%
 import time
@@ -36,11 +36,12 @@ MODEL = "demo"
 LENGTH, ON_A_GPU = 16_384, 131_072
 
 # %% [markdown]
-# ## A model that reads that far
+# ## Extend the context of the model
 #
 # The demo model was trained on 8,192 tokens. YaRN (Peng et al. 2309.00071) slows the rotation of its slow dimensions,
-# so that far positions look like those it knows. `interp.load` takes a model as it is, so the extended copy is loaded
-# with `transformers`; whatever it returns can be read. A model whose context is long enough is left alone.
+# so that distant positions resemble those of training. `interp.load` does not change a model, so the extended copy is
+# loaded with `transformers`, and interp reads this copy in the same way. A model whose context is long enough is not
+# changed.
 
 # %%
 short, tokenizer = interp.load(MODEL)
@@ -48,7 +49,7 @@ known = short.config.max_position_embeddings
 
 
 def extended(length):
-    """The model with a context of so many tokens, YaRN where it was not trained on as many."""
+    """The model with a context of `length` tokens, extended by YaRN if it was trained on fewer."""
     config = AutoConfig.from_pretrained(short.name_or_path)
     if known < length:
         yarn = {"rope_type": "yarn", "factor": 2 * length / known, "original_max_position_embeddings": known}
@@ -59,32 +60,33 @@ def extended(length):
 
 
 model = extended(LENGTH)
-print(f"{known:,} tokens as trained, {model.config.max_position_embeddings:,} now")
+print(f"{known:,} tokens in training, {model.config.max_position_embeddings:,} after the extension")
 
 # %% [markdown]
-# What that costs: the loss on short texts, with and without. No training was done for the new positions, so this is a
-# price, and what the model says far beyond its training is worth less than what it says within.
+# The extension has a cost, which the loss on short texts shows. The model was not trained on the new positions, so its
+# replies far beyond the trained length are less reliable than those within it.
 
 # %%
 texts = interp.tasks.passages(tokenizer, n=3, length=512, seed=0)
 before, after = (float(token_losses(each, texts).mean()) for each in (short, model))
-print(f"loss on 512 tokens: {before:.3f} as loaded, {after:.3f} extended")
+print(f"loss on 512 tokens: {before:.3f} unmodified, {after:.3f} extended")
 
 # %% [markdown]
-# ## Which heads retrieve, at a short length
+# ## Find retrieval heads on short prompts
 #
-# On needles of 300 tokens, in the extended model. `form="forced"` reads all steps of the answer in one forward.
+# The heads are scored on needles of 300 tokens, in the extended model. `form="forced"` reads all steps of the answer in
+# one forward pass.
 
 # %%
 near = interp.identify.retrieval(model, interp.tasks.needle(tokenizer, lengths=(300,), n=6), form="forced")
 near
 
 # %% [markdown]
-# ## One forward
+# ## Read a long prompt in one forward pass
 #
-# Five facts lie in a long text. Behind the question the answer is put, and then the four other sentences once more,
-# word for word, so that the rows that should copy are part of the same forward. What reading costs in memory is known
-# before it is paid.
+# The long text contains five facts. The prompt ends with the question, its answer and the four other facts, repeated
+# word for word, so that all steps at which a head should copy are in the same forward pass. The memory that reading
+# needs is computed before the forward pass.
 
 # %%
 needles = interp.tasks.needle(tokenizer, lengths=(LENGTH - 200,), depths=(0.1,), n=1, needles=5, seed=1)
@@ -94,24 +96,24 @@ ids, steps = list(prompt.ids), []
 for start, stop in (*prompt.spans["answer"], *prompt.spans["distractor"]):
     if steps:
         ids += link
-        # the first words only say which sentence is meant
-        begun = start + 6
+        # the first words only identify the sentence
+        begin = start + 6
     else:
-        begun = start
-    ids += prompt.ids[start:begun]
+        begin = start
+    ids += prompt.ids[start:begin]
     # the row that should copy a token is the one before it
-    steps.append([(len(ids) - 1 + n, source) for n, source in enumerate(range(begun, stop))])
-    ids += prompt.ids[begun:stop]
+    steps.append([(len(ids) - 1 + n, source) for n, source in enumerate(range(begin, stop))])
+    ids += prompt.ids[begin:stop]
 prompts = replace(needles, items=(replace(prompt, ids=tuple(ids)),))
-print(f"{len(ids):,} tokens; steps that should copy: {[len(part) for part in steps]}")
-print("from so many tokens back:", [part[0][0] - part[0][1] for part in steps])
+print(f"{len(ids):,} tokens; copying steps of each fact: {[len(part) for part in steps]}")
+print("distance to the source in tokens:", [part[0][0] - part[0][1] for part in steps])
 
 # %%
 block = LENGTH // 64
 mass, top, entropy, blocks = keep.mass("needle"), keep.top_keys(1), keep.entropy(), keep.blocks(block)
 cap = interp.capture(model, [mass, top, entropy, blocks], prompts)
 print(cap.cost(1, len(ids)))
-print(f"the patterns would be {4 * len(near) * len(ids) ** 2 / 1e9:,.0f} GB")
+print(f"the patterns would take {4 * len(near) * len(ids) ** 2 / 1e9:,.0f} GB")
 
 
 # %%
@@ -124,45 +126,47 @@ def forward(model, prompts):
     return logits.float().cpu(), time.perf_counter() - started
 
 
-# what reading costs beside the same forward alone, at a length where a CPU need not do both for minutes
+# the time of reading compared with the same forward pass alone, on a prompt that is short enough for a CPU
 sample = interp.tasks.needle(tokenizer, lengths=(LENGTH // 8,), n=1)
 forward(model, sample)
-_, alone = forward(model, sample)
+_, plain_seconds = forward(model, sample)
 with interp.capture(model, cap.keep, sample):
     forward(model, sample)
 with interp.capture(model, cap.keep, sample):
-    _, read = forward(model, sample)
-print(f"{LENGTH // 8:,} tokens: {alone:.1f} s alone, {read:.1f} s read, {read / alone:.2f} times")
+    _, read_seconds = forward(model, sample)
+ratio = read_seconds / plain_seconds
+print(f"{LENGTH // 8:,} tokens: {plain_seconds:.1f} s plain, {read_seconds:.1f} s with reading, ratio {ratio:.2f}")
 
 with cap:
-    logits, reading = forward(model, prompts)
-print(f"{len(ids):,} tokens read in {reading:.1f} s")
+    logits, seconds = forward(model, prompts)
+print(f"{len(ids):,} tokens read in {seconds:.1f} s")
 
 # %% [markdown]
-# ## The needles, far back
+# ## Retrieval over thousands of tokens
 #
-# Which heads look, at each step, exactly at the token that comes next, thousands of tokens back? Chance would be one
-# in the length of the text. And does the model itself name that token first?
+# The score is the share of steps at which a head's most attended key is exactly the token that comes next, thousands of
+# tokens earlier. By chance, it would be one divided by the length of the text. The cell also shows how often the model
+# itself predicts that token.
 
 # %%
 keys = cap[top].keys[0, ..., 0]
 rows, sources = ([torch.tensor([pair[i] for pair in part]) for part in steps] for i in (0, 1))
-looked = torch.stack([(keys[..., at] == source).float().mean(-1) for at, source in zip(rows, sources, strict=True)])
-far = interp.HeadScores("retrieval, far", looked, "share of steps")
-told = logits.argmax(-1)[torch.cat(rows) - len(ids) + 200]
-right = (told == torch.tensor(ids)[torch.cat(sources)]).split([len(part) for part in steps])
-for part, said, row in zip(steps, right, looked, strict=True):
+hits = torch.stack([(keys[..., at] == source).float().mean(-1) for at, source in zip(rows, sources, strict=True)])
+far = interp.HeadScores("long-range retrieval", hits, "share of steps")
+predicted = logits.argmax(-1)[torch.cat(rows) - len(ids) + 200]
+correct = (predicted == torch.tensor(ids)[torch.cat(sources)]).split([len(part) for part in steps])
+for part, by_model, row in zip(steps, correct, hits, strict=True):
     strongest = list(far)[int(row.argmax())]
-    model_share, head_share = float(said.float().mean()), float(row.max())
-    back = part[0][0] - part[0][1]
-    print(f"{back:8,} tokens back: the model {model_share:4.0%}, {strongest} {head_share:4.0%}")
+    model_share, head_share = float(by_model.float().mean()), float(row.max())
+    distance = part[0][0] - part[0][1]
+    print(f"distance {distance:8,} tokens: the model {model_share:4.0%}, {strongest} {head_share:4.0%}")
 far
 
 # %%
 plots.scatter(near, far)
 
 # %% [markdown]
-# The eight heads that retrieve best from short needles, beside others of the same layers:
+# The next cell compares the eight heads with the highest scores on short needles with other heads of the same layers.
 
 # %%
 best = near.heads(top=8)
@@ -175,17 +179,17 @@ def mean(table, heads):
 
 on_needle = cap[mass][0, :, :, rows[0], 0].mean(-1)
 spread = cap[entropy][0, ..., torch.cat(rows)].mean(-1)
-for name, table in (("steps looked at", far.values), ("mass on the needle", on_needle), ("entropy, nats", spread)):
+for name, table in (("share of steps", far.values), ("mass on the needle", on_needle), ("entropy, nats", spread)):
     others = sum(mean(table, heads) for heads in drawn) / len(drawn)
-    print(f"{name:20s} {mean(table, best):.3f}, others of their layers {others:.3f}")
+    print(f"{name:20s} {mean(table, best):.3f}, other heads of the same layers {others:.3f}")
 start, stop = prompt.spans["needle"][0]
-print(f"flat attention: mass {(stop - start) / len(prompt):.5f}")
+print(f"uniform attention: mass {(stop - start) / len(prompt):.5f}")
 
 # %% [markdown]
 # ## The map of one head
 #
-# Attention between blocks, each the mean over its queries, on a square-root scale. The last row has the question and
-# the answer in it.
+# The map shows the attention between blocks of tokens, averaged over the queries of a block, on a square-root scale.
+# The last row contains the question and the answer.
 
 # %%
 head = far.top(1)[0]
@@ -199,14 +203,14 @@ figure
 # %% [markdown]
 # ## The explorer
 #
-# From all heads to the blocks of one and to its tokens, in one HTML file that opens offline. It reads in a forward of
-# its own: here of a shorter text, with maps and top keys of the heads that retrieve, so that this notebook stays small.
-# 16,000 tokens with the maps of all heads make a page of 3 MB.
+# The explorer leads from all heads to the blocks of one head and to its tokens, in one HTML file that opens offline. It
+# runs a separate forward pass. Here the text is short, and maps and top keys are stored for the retrieval heads only,
+# so that this notebook remains small. A page of 16,000 tokens with the maps of all heads has 3 MB.
 
 # %%
 page = interp.tasks.needle(tokenizer, lengths=(1024,), depths=(0.1,), n=1)
-few = near.heads(top=6)
-explored = interp.explore(model, page, heads=few, maps=few, k=2, title=prompt.meta["question"])
+retrieval_heads = near.heads(top=6)
+explored = interp.explore(model, page, heads=retrieval_heads, maps=retrieval_heads, k=2, title=prompt.meta["question"])
 explorer = plots.explorer(explored)
 path = explorer.save("explorer.html")
 print(explored)
@@ -214,38 +218,41 @@ print(f"{path}: {path.stat().st_size / 1e3:,.0f} kB")
 explorer if path.stat().st_size < 250_000 else path
 
 # %% [markdown]
-# ## 131,072 tokens, where there is a GPU
+# ## 131,072 tokens on a GPU
 #
-# Sixteen times what the demo model was trained on: it reads no needle there, as YaRN alone does not make it a model of
-# long texts, so only what reading gives and costs is looked at. Put a model that knows such lengths in the `MODEL` line
-# to see its heads.
+# This is sixteen times the trained length of the demo model. The demo model finds no needle at this length, because
+# YaRN alone does not make it a long-context model. The cell therefore measures only the cost of reading. To see
+# retrieval at this length, name a long-context model in the `MODEL` line.
 
 # %%
 if torch.cuda.is_available():
     long = extended(ON_A_GPU)
     text = interp.tasks.passages(tokenizer, n=1, length=ON_A_GPU)
     wide = interp.capture(long, [top, entropy, keep.blocks(ON_A_GPU // 64)], text)
-    # kernels are made on their first call
+    # kernels are compiled at their first call
     with interp.capture(long, wide.keep, text):
         forward(long, text)
     with wide:
-        _, read = forward(long, text)
-    _, alone = forward(long, text)
-    print(f"{ON_A_GPU:,} tokens: {alone:.1f} s alone, {read:.1f} s read, {read / alone:.2f} times")
-    print(f"the patterns would be {4 * len(near) * ON_A_GPU**2 / 1e12:,.0f} TB")
+        _, read_seconds = forward(long, text)
+    _, plain_seconds = forward(long, text)
+    ratio = read_seconds / plain_seconds
+    print(f"{ON_A_GPU:,} tokens: {plain_seconds:.1f} s plain, {read_seconds:.1f} s with reading, ratio {ratio:.2f}")
+    print(f"the patterns would take {4 * len(near) * ON_A_GPU**2 / 1e12:,.0f} TB")
     assert torch.allclose(wide[wide.keep[2]][0].sum(-1), torch.ones(()), atol=1e-2)
-    assert read < 2 * alone
+    assert read_seconds < 2 * plain_seconds
 else:
-    print("left out: no GPU here")
+    print("skipped: this machine has no GPU")
 
 # %% [markdown]
-# What this cannot show: that these heads are needed at this length (take them out, as in
-# [02_retrieval_heads](02_retrieval_heads.ipynb)), or that the model reads all of the text. Five needles are five
-# needles.
+# ## Limits
+#
+# The scores do not show that the model needs these heads at this length. An ablation test, as in
+# [02_retrieval_heads](02_retrieval_heads.ipynb), would show that. They also do not show that the model uses all of the
+# text. Five needles are a small sample.
 
 # %%
-# the conclusion: heads found on short texts look at needles across the whole text, others do not, and reading all heads
-# costs a small multiple of the forward
+# the conclusion: heads that were found on short texts attend to needles across the whole text far more than other heads
+# do, and reading all heads takes a small multiple of the time of a forward pass
 chance = sum(mean(far.values, heads) for heads in drawn) / len(drawn)
 assert len(ids) > 0.98 * LENGTH
 assert max(part[0][0] - part[0][1] for part in steps) > 0.8 * LENGTH
@@ -253,5 +260,5 @@ assert mean(far.values, best) > 0.1
 assert mean(far.values, best) > 2.5 * chance
 assert near.compare(far, k=8).p_overlap < 0.01
 assert torch.allclose(cap[blocks][0].sum(-1), torch.ones(()), atol=1e-3)
-assert read < 4 * alone
+assert read_seconds < 4 * plain_seconds
 assert path.stat().st_size > 10_000
