@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from interp.analyses.causal.batch_size import free
+from interp.analyses.causal.batch_size import free_memory
 from interp.analyses.measures.head_outputs import HeadOutputs, bridged, by_length
 from interp.analyses.results.files import plain, reason, write_atomic
 from interp.errors import CostError, HeadError, ScoreError, UsageError
@@ -337,7 +337,7 @@ def _affordable(model: nn.Module, layer: int, seed: int) -> Lens:
     m, v = config.hidden_size, config.vocab_size
     # weight, gradient, and two moments of Adam
     needed = 4 * 4 * layout.heads * m * v
-    free_bytes = free(next(model.parameters()).device)
+    free_bytes = free_memory(next(model.parameters()).device)
     if needed > MAX_MEMORY_SHARE * free_bytes:
         raise CostError(
             f"training a lens of {layout.heads} heads, {m} to {v}, takes {needed / 1e9:.1f} GB, and "
