@@ -90,7 +90,7 @@ def score(
     from interp.runs.plan import ScorePlan
 
     if analyses.strip() == "safety":
-        raise UsageError("safety is a command of its own; run interp safety MODEL --out DIR.")
+        raise UsageError("safety is a separate command; run interp safety MODEL --out DIR.")
     names = tuple(part.strip() for part in analyses.split(",") if part.strip())
     plan = from_options(ScorePlan, options, analyses=names, settings=_settings(settings or []))
     loaded, own = _load(model, prompts, device, dtype)

@@ -1,4 +1,4 @@
-"""What analyses, edits and key selectors declare of themselves, see `interp.analyses.registry`."""
+"""Declarations of analyses, edits and key selectors, see `interp.analyses.registry`."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -68,7 +68,7 @@ class Entry:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Analysis(Entry):
-    """How an analysis is asked in a run, and how its result is tested and shown."""
+    """How a run calls an analysis, and how its result is tested and shown."""
 
     prompts: Callable[[Any, Any], Any] | None = None
     """(sizes, tokenizer) -> Prompts, or a pair of Prompts where `paired`; see `tasks.standard`"""

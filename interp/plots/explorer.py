@@ -40,6 +40,7 @@ class Explorer:
     """
 
     explored: Explored
+    """the view that is shown"""
     height: int = 960
     """height of the frame in a notebook, in pixels"""
 

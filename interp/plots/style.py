@@ -32,6 +32,9 @@ def visible(text: str) -> str:
 
     Args:
         text: Any text.
+
+    Returns:
+        The text.
     """
     return _UNSEEN.sub(lambda found: _symbol(ord(found[0])), text)
 
@@ -41,6 +44,9 @@ def title_of(name: str) -> str:
 
     Args:
         name: Name of an analysis, or any other name.
+
+    Returns:
+        The title.
 
     Examples:
         >>> interp.plots.title_of("my_method")
@@ -59,6 +65,9 @@ def colour_of(name: str, place: int) -> str:
     Args:
         name: Name of an analysis.
         place: Its place among those that are drawn.
+
+    Returns:
+        The colour, as #rrggbb.
     """
     entry = registry.find(name)
     return LINES[place % len(LINES)] if entry is None or entry.color is None else entry.color
@@ -69,6 +78,9 @@ def number(value: float) -> str:
 
     Args:
         value: The number.
+
+    Returns:
+        The text.
     """
     if value != value:
         return "–"

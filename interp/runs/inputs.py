@@ -1,4 +1,4 @@
-"""What an analysis that builds on other results is given by a run."""
+"""Inputs that a run gives to an analysis that builds on other results."""
 
 from dataclasses import dataclass
 from typing import Any

@@ -144,7 +144,12 @@ def check_settings(settings: Settings) -> None:
 
 
 def at_least_one(plan: Any, *names: str) -> None:
-    """Raise UsageError for a number below 1."""
+    """Raise UsageError for a number below 1.
+
+    Args:
+        plan: The plan.
+        names: Fields that are checked.
+    """
     for name in names:
         if getattr(plan, name) < 1:
             raise UsageError(f"{name}={getattr(plan, name)} is too small; give at least 1.")

@@ -24,8 +24,11 @@ class RunResults(Mapping[str, Result]):
     """
 
     provenance: Provenance
+    """the model and versions"""
     layout: HeadLayout
+    """layers and heads of the model"""
     results: dict[str, Result]
+    """name -> result"""
     settings: dict[str, Any] = field(default_factory=dict)
     """the plan of the run"""
     texts: dict[str, tuple[str, ...]] = field(default_factory=dict)
@@ -85,6 +88,9 @@ def read_results(folder: str | Path) -> RunResults:
     Args:
         folder: A folder that `Run.finish` has written.
 
+    Returns:
+        RunResults: every result by its name.
+
     Raises:
         RunError: Where the folder is not a run, is of another version, or has no finished cell yet.
         ScoreError: For a run of another model inside of it.
@@ -129,17 +135,41 @@ def is_finished(folder: Path) -> bool:
 
 
 def result_path(folder: Path, name: str) -> Path:
-    """The file of a result, which `Result.load` reads."""
+    """The file of a result, which `Result.load` reads.
+
+    Args:
+        folder: The folder of a run.
+        name: Name of the stage.
+
+    Returns:
+        Its path.
+    """
     return folder / "results" / f"{name}.json"
 
 
 def record_path(folder: Path, name: str) -> Path:
-    """The file that is written last of a stage, and says how it went."""
+    """The file that is written last of a stage, with the seconds that it took and the reason for a missing result.
+
+    Args:
+        folder: The folder of a run.
+        name: Name of the stage.
+
+    Returns:
+        Its path.
+    """
     return folder / "stages" / f"{name}.json"
 
 
 def cell_files(folder: Path, name: str) -> Path:
-    """The folder of the cells of a stage."""
+    """The folder of the cells of a stage.
+
+    Args:
+        folder: The folder of a run.
+        name: Name of the stage.
+
+    Returns:
+        Its path.
+    """
     return folder / "cells" / name
 
 
@@ -155,7 +185,15 @@ def is_whole(path: Path) -> bool:
 
 
 def stage_record(folder: Path, name: str) -> dict[str, Any] | None:
-    """What a finished stage recorded: seconds, texts and why it has no result; None where it is not finished."""
+    """The record of a finished stage: seconds, texts and why it has no result; None where it is not finished.
+
+    Args:
+        folder: The folder of a run.
+        name: Name of the stage.
+
+    Returns:
+        The record, or None.
+    """
     path = record_path(folder, name)
     if not path.is_file():
         return None
@@ -167,7 +205,7 @@ def stage_record(folder: Path, name: str) -> dict[str, Any] | None:
 
 
 def _found(folder: Path, name: str) -> CellRecord | None:
-    """What there is of a stage: its result, or its finished cells joined; None where there is nothing."""
+    """The state of a stage: its result, or its finished cells joined; None where there is nothing."""
     stored = stage_record(folder, name)
     if stored is not None:
         result = None if stored["missing"] else codec.load(result_path(folder, name))

@@ -19,11 +19,12 @@ if TYPE_CHECKING:
 @codec.result
 @dataclass(frozen=True, eq=False)
 class CellRecord:
-    """What the file of a finished cell holds."""
+    """The content of the file of a finished cell."""
 
     result: Any
     """a Result, or None where there is none"""
     seconds: float
+    """time that it took"""
     texts: tuple[str, ...] = ()
     """how each of its prompts begins, or what it asks"""
     missing: str = ""
@@ -39,6 +40,7 @@ class Cell:
     work: Callable[[Path], Result]
     """makes the result; a function that keeps its own steps does so in the folder that it is given"""
     texts: tuple[str, ...] = ()
+    """how each of its prompts begins, or what it asks"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +50,7 @@ class Stage:
     name: str
     """name of its result"""
     cells: Callable[["Run"], Sequence[Cell]]
-    """asked for when the results in `needs` are there"""
+    """called when the results in `needs` are there"""
     needs: tuple[str, ...] = ()
     """results that must be there before; without them the stage is left out and the reason is recorded"""
     ready: Callable[["Run"], str] | None = None
@@ -56,6 +58,7 @@ class Stage:
     prompts: tuple[tuple[Prompts, int], ...] = ()
     """prompts that the model reads, with the new tokens that must fit after them"""
     n_cells: int = 1
+    """number of cells, for progress bars"""
     shown: bool = True
     """whether reports and summaries show its result"""
     optional: bool = False
@@ -87,6 +90,9 @@ def single(name: str, work: Callable[["Run", Path], Result], **more: Any) -> Sta
         name: Name of its result.
         work: Makes the result from the run, with a folder for steps that it keeps itself.
         more: Further fields of `Stage`.
+
+    Returns:
+        Stage: the stage.
     """
     return Stage(name, lambda run: (Cell("0000", lambda steps: work(run, steps)),), **more)
 

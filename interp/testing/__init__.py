@@ -3,7 +3,7 @@
 - `check_detector`: an analysis finds the planted head, and not in a control.
 - `check_invariances`: batches, padding and order of prompts change no score.
 - `check_edit`: an edit acts where it says, the same in prefill and decode, and leaves nothing behind.
-- `check_selector`: a key selector keeps as many keys as asked, and later tokens see these keys alone.
+- `check_selector`: a key selector keeps the share of keys that it is given, and later tokens see these keys alone.
 - `planted`: tiny models in which a known head does a known job.
 - `families`: tiny random models of eleven decoder families.
 

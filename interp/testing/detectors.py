@@ -122,6 +122,9 @@ def planted_prompts(kind: str, seed: int, shuffled: bool = False, batch: int = 4
         seed: Seed of the prompts.
         shuffled: The control in the data, see `planted.prompts`.
         batch: Number of prompts.
+
+    Returns:
+        Prompts: the prompts.
     """
     task = planted.prompts(kind, seed, shuffled=shuffled, batch=batch)
     return Prompts.from_ids(task.ids, spans=task.spans, meta=task.meta, pad_id=planted.PAD)

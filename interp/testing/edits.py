@@ -125,6 +125,8 @@ def _decoding(model: Any, edit: Edit, prompts: Prompts, tolerance: float, family
     n = len(one[0])
     for step, cached in enumerate(out.logits):
         with steering(model, edit, one):
+            # the prompt first, so that the context knows where it ends
+            model(out.sequences[:, :n], use_cache=False)
             whole = model(out.sequences[:, : n + step], use_cache=False).logits[0, -1]
         worst = float((cached[0] - whole).abs().max())
         require(

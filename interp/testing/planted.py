@@ -165,7 +165,7 @@ def prompts(kind: str, seed: int, shuffled: bool = False, batch: int = 4) -> Tas
     "gold", "query" (documents, the query is the last token); "options" (a word and END each; the last token is one of
     the words).
     meta: {"n": int} (induction, echo); {"answer_ids": list of ids} (retrieval), the greedy reply, after which EOS
-    follows; {"option": int} (options), the one that is asked for.
+    follows; {"option": int} (options), the one that the last token names.
     """
     if shuffled and kind not in DATA_CONTROLS:
         raise ValueError(f"No control in the data for {kind!r}; use make({kind!r}, seed, shuffled=True).")

@@ -96,7 +96,7 @@ class KVTask:
 
 
 def kv_tasks(tokenizer: Any, n: int = 16, length: int = 400, seed: int = 0) -> tuple[KVTask, ...]:
-    """Three tasks: a needle that is asked for after the text, random tokens that are repeated, one of five new facts.
+    """Three tasks: a needle whose question follows the text, random tokens that are repeated, one of five new facts.
 
     The keys of the text, of the first copy, or of the facts are dropped before the question or the second copy is read,
     so that a selector has to choose without knowing the question.
@@ -130,13 +130,16 @@ def kv_tasks(tokenizer: Any, n: int = 16, length: int = 400, seed: int = 0) -> t
 
 
 def new_facts(seed: int = 0, others: int = 4) -> Task:
-    """The task "counterfact" with several changed facts in each prompt, in random order, one of which is asked for.
+    """The task "counterfact" with several changed facts in each prompt, in random order, with a question about one of them.
 
     A single fact is as short as a window of last keys, so that no selector would have anything to choose.
 
     Args:
         seed: Seed of the other facts and of the order.
         others: Number of other facts.
+
+    Returns:
+        Task: the task.
     """
     task = get("counterfact")
     items = task.items()

@@ -107,6 +107,9 @@ def has_global_layers(model: nn.Module) -> bool:
 
     Args:
         model: A transformers causal language model, or a TransformerBridge over one.
+
+    Returns:
+        Whether there is such a layer.
     """
     network: Any = unwrap(model)
     return bool(global_layers(network, 1).any())

@@ -59,7 +59,7 @@ class Replies:
         return Replies(prompts, pick(self.texts), pick(self.refused), pick(self.first_tokens))
 
     def record(self, keep_text: bool = False) -> "RefusalReplies":
-        """What a result stores of the replies.
+        """The part of the replies that a result stores.
 
         Args:
             keep_text: Keep the whole replies in place of their first 40 characters.
@@ -90,7 +90,7 @@ class RefusalReplies:
 @result
 @dataclass(frozen=True, eq=False)
 class RefusalResult(Result):
-    """What a model refuses, and how its refusals depend on heads."""
+    """Refusals of a model, and how they depend on heads."""
 
     replies: dict[str, RefusalReplies]
     """"harmful" and "harmless" -> replies of the unmodified model"""

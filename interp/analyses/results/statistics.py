@@ -52,7 +52,17 @@ def bootstrap(rows: Rows, level: float = 0.95, n_resamples: int = N_RESAMPLES, s
 
 
 def mean_over_draws(rows: Rows, level: float = 0.95, n_resamples: int = N_RESAMPLES, seed: int = 0) -> Estimate:
-    """Mean over draws and prompts with its interval, see `bootstrap`."""
+    """Mean over draws and prompts with its interval, see `bootstrap`.
+
+    Args:
+        rows: Numbers `[r n]`: one row for each draw, one column for each prompt.
+        level: Coverage of the interval.
+        n_resamples: Number of bootstrap resamples.
+        seed: Seed of the resampling.
+
+    Returns:
+        Estimate: mean, low, high.
+    """
     return Estimate(sum(map(sum, rows)) / sum(map(len, rows)), *bootstrap(rows, level, n_resamples, seed))
 
 
@@ -69,13 +79,26 @@ def paired_difference(
         level: Coverage of the interval.
         n_resamples: Number of bootstrap resamples.
         seed: Seed of the resampling.
+
+    Returns:
+        Estimate: mean, low, high.
     """
     first, second = (torch.tensor(rows, dtype=torch.float64).mean(0) for rows in (one, other))
     return mean_over_prompts((first - second), level, n_resamples, seed)
 
 
 def mean_over_prompts(values: Tensor, level: float = 0.95, n_resamples: int = N_RESAMPLES, seed: int = 0) -> Estimate:
-    """Mean of one number a prompt and its percentile interval, in the precision of the numbers."""
+    """Mean of one number a prompt and its percentile interval, in the precision of the numbers.
+
+    Args:
+        values: `[n]`, one number for each prompt.
+        level: Coverage of the interval.
+        n_resamples: Number of bootstrap resamples.
+        seed: Seed of the resampling.
+
+    Returns:
+        Estimate: mean, low, high.
+    """
     generator = torch.Generator().manual_seed(seed)
     chosen = torch.randint(len(values), (n_resamples, len(values)), generator=generator)
     return Estimate(float(values.mean()), *_ends(values[chosen].mean(1), level))
@@ -89,6 +112,9 @@ def pooled_mean(rows: Rows, level: float = 0.95, n_resamples: int = N_RESAMPLES,
         level: Coverage of the interval.
         n_resamples: Number of bootstrap resamples.
         seed: Seed of the resampling.
+
+    Returns:
+        Estimate: mean, low, high.
     """
     values = [torch.tensor(row, dtype=torch.float64) for row in rows]
     generator = torch.Generator().manual_seed(seed)
@@ -137,6 +163,13 @@ def weighted_means(weights: Float[Tensor, "d n"], values: Float[Tensor, "n x"]) 
 
     Values are first rounded to multiples of a unit so small (2^-52 of the largest possible sum) that every sum is
     exact: the result does not depend on the order of summation.
+
+    Args:
+        weights: Weights `[d n]`.
+        values: Numbers `[n x]`, NaN where a row does not count.
+
+    Returns:
+        The means `[d x]`.
     """
     counts = (~values.isnan()).double()
     filled = values.double().nan_to_num(nan=0.0)
@@ -146,7 +179,15 @@ def weighted_means(weights: Float[Tensor, "d n"], values: Float[Tensor, "n x"]) 
 
 
 def correlation(one: Float[Tensor, "c"], other: Float[Tensor, "c"]) -> float:
-    """Pearson correlation; NaN where either side is constant."""
+    """Pearson correlation; NaN where either side is constant.
+
+    Args:
+        one: Numbers `[c]`.
+        other: Numbers `[c]`.
+
+    Returns:
+        The correlation.
+    """
     varied = len(one) > 1 and one.min() < one.max() and other.min() < other.max()
     return float(torch.corrcoef(torch.stack([one, other]))[0, 1]) if varied else math.nan
 
@@ -165,6 +206,9 @@ def overlap_p_value(
         n_permutations: Number of random rankings.
         seed: Seed of the rankings.
         max_elements: Numbers held in memory at once.
+
+    Returns:
+        The p-value.
     """
     random = torch.Generator().manual_seed(seed)
     hits, width = 0, max(max_elements // n_heads, 1)

@@ -67,6 +67,7 @@ class Trials(Result):
     name: str
     """what is tested, such as the name of an analysis"""
     trials: tuple[Trial, ...]
+    """one for each condition, size, draw and task"""
     intervention: str = ""
     """the ablation, such as "zero", or the edit"""
     title: str = ""

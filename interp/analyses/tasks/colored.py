@@ -30,7 +30,7 @@ def colored_objects(tokenizer: Any, n: int = 32, seed: int = 0) -> tuple[Prompts
     reverse.
 
     Spans, at the same places in both prompts: "colour" and "object" (in the list, of the thing that the clean prompt
-    asks for), "other_colour" and "other_object" (of the thing that the corrupt prompt asks for), "asked" (the word that
+    asks for), "other_colour" and "other_object" (of the thing that the corrupt prompt asks for), `asked` (the word that
     differs). Meta: task, id, right, wrong. Colours and objects are single tokens.
 
     Args:

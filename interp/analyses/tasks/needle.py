@@ -120,7 +120,15 @@ def needle(
 
 
 def judge(reply: str, prompt: Prompt) -> bool:
-    """Whether the reply contains every content word of the answer, in order; case and punctuation are ignored."""
+    """Whether the reply contains every content word of the answer, in order; case and punctuation are ignored.
+
+    Args:
+        reply: The reply of the model.
+        prompt: The prompt that was answered.
+
+    Returns:
+        Whether the reply is right.
+    """
     spoken = iter(words(reply))
     return all(word in spoken for word in words(prompt.meta["answer"]) if word not in FILLERS)
 

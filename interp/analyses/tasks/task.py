@@ -66,7 +66,9 @@ class Task:
     """
 
     name: str
+    """name, as `tasks.get` takes it"""
     description: str
+    """one sentence"""
     judge: Judge = field(repr=False)
     """function of reply and prompt that gives a verdict"""
     max_new_tokens: int
@@ -74,6 +76,7 @@ class Task:
     stop: str | None
     """text that ends a reply"""
     source: Callable[[], Iterable[Item]] = field(repr=False)
+    """function that gives the items"""
     span: str = "mark"
     """span that steering marks"""
     render: Callable[[Item, Any], dict[str, Any]] = field(default=encode_item, repr=False)

@@ -129,9 +129,13 @@ class At(Keep):
     """Attention at chosen keys, Float `[b l h q n]`; made by `keep.at`."""
 
     offsets: tuple[int, ...] = ()
+    """Distances from the query, such as -1 for the key before it."""
     keys: Tensor | None = field(default=None, compare=False)
+    """Positions `[b q n]`."""
     by_value: bool = False
+    """Whether keys are weighted by the norm of their values."""
     total: bool = False
+    """Whether the attention on all chosen keys is added up."""
     identity: int | None = field(default=None, init=False)
     """Identity of the tensor of keys, since two tensors are not compared by value."""
 
@@ -225,8 +229,11 @@ class Columns(Keep):
     """Attention that each key receives, Float `[b l h k]`; made by `keep.columns`."""
 
     stat: Literal["mean", "sum", "max"] = "mean"
+    """Statistic over the queries."""
     weights: Tensor | None = field(default=None, compare=False)
+    """Weights of the queries, `[b q]`."""
     by_value: bool = False
+    """Whether keys are weighted by the norm of their values."""
     identity: int | None = field(default=None, init=False)
     """Identity of the tensor of weights, since two tensors are not compared by value."""
 

@@ -70,7 +70,7 @@ class UnrotatedPass:
         if self._running or not reading:
             return
         if any(type(item) is Z for tap in reading for item in tap.keep):
-            raise UsageError("keep.z cannot be read without rotation: capture it in a run of its own.")
+            raise UsageError("keep.z cannot be read without rotation: capture it in a separate run.")
         call = inspect.signature(module.forward).bind_partial(*args, **kwargs)
         given = {**call.arguments, **call.arguments.get("kwargs", {})}
         if any(given.get(name) is not None for name in CACHES):

@@ -143,7 +143,7 @@ def settings_of(entry: Analysis, plan: "ScorePlan") -> dict[str, Any]:
 
 
 def run_inputs(run: "Run") -> RunInputs:
-    """What an analysis that builds on other results is given."""
+    """The inputs of an analysis that builds on other results."""
     plan: Any = run.plan
     return RunInputs(
         run.model, run.tokenizer, run.layout, run.scores, run.named_heads, run.leading, plan.sizes, plan.settings,
@@ -208,7 +208,7 @@ def _read(made: Any, partners: Prompts | None) -> list[Prompts]:
 
 
 def _ready(entry: Analysis, run: "Run") -> str:
-    """Why an analysis that needs heads cannot be asked; "" where it can."""
+    """Why an analysis that needs heads cannot run; "" where it can."""
     if entry.named_heads and len(run.named_heads):
         return ""
     for need in entry.needs:

@@ -31,7 +31,7 @@ IMPORTANCE = "gradient_importance"
 
 @dataclass(frozen=True, eq=False)
 class Refusals:
-    """What the stages of one safety run share."""
+    """Prompts and plan that the stages of one safety run share."""
 
     plan: "SafetyPlan"
     model: nn.Module

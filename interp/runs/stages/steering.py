@@ -29,7 +29,7 @@ NAMED, ALL_HEADS, HELPFUL = "named", "all heads", "all that gain"
 
 @dataclass(frozen=True, eq=False)
 class Steering:
-    """What the stages of one steering run share."""
+    """Task, prompts and candidates that the stages of one steering run share."""
 
     plan: "SteerPlan"
     model: nn.Module
