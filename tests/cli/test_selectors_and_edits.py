@@ -12,11 +12,13 @@ from interp.runs.results import read_results
 # settings without which an edit changes nothing, by edit
 SETTINGS = {
     "keyscale": ("factor=0.5",), "temperature": ("temperature=0.5",), "gate": ("factor=0.5",),
-    "zerotuning": ("gamma=2.0",), "offset": ("k=2", "folds=2"), "act": ("threshold=0.05",), "found_in_the_middle": ('spans=["opening", "mark"]',),
+    "zerotuning": ("gamma=2.0",), "offset": ("k=2", "folds=2"), "act": ("threshold=0.05",),
+    "found_in_the_middle": ('spans=["opening", "mark"]',),
 }  # fmt: skip
 BY_NAME = ("streaming", "snapkv", "task_kv", "compress_kv", "head_kv", "razor_attention")
 # what the scores of each selector come from
-SCORED = {"compress_kv": "semantic_retrieval", "head_kv": "retrieval_reasoning", "razor_attention": "razor_induction,razor_echo"}  # fmt: skip
+SCORED = {"compress_kv": "semantic_retrieval", "head_kv": "retrieval_reasoning",
+          "razor_attention": "razor_induction,razor_echo"}  # fmt: skip
 
 
 @pytest.fixture(scope="module")

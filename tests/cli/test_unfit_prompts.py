@@ -55,7 +55,7 @@ HELLO, LONG, EMPTY = {"text": "hello"}, {"text": " cat" * 2030}, {"text": ""}
 ANALYSES = {
     "razor_induction": (HELLO, COPIES.format("induction")), "razor_echo": (HELLO, COPIES.format("echo")),
     "semantic_retrieval": (HELLO, ANSWER), "retrieval_reasoning": (HELLO, ANSWER),
-    "lookback": (LONG, "its reply may take 32"), "qada": (HELLO, "prompt 1 has 1 tokens; 271 are needed"),
+    "lookback": (LONG, "its reply may take 32"), "qada": (HELLO, "prompt 1 has 1 tokens, and 271 are needed"),
     "induction": (HELLO, "prompt 1 for 'induction' has no query with a target"),
     "duplicate_token": (HELLO, "prompt 1 for 'duplicate_token' has no query with a target"),
     # these take any text

@@ -61,7 +61,7 @@ SCORE = {
     "prompt too long": (own("sinks", "a" * 3000), "context of this model is 2,048"),
     "no answer span": (own("retrieval", "hello", "--no-check"), 'has no span "answer"'),
     "head out of range": (score("sinks", *LONGER, "--heads", "L9H0"), "layer 9 of a 2-layer model"),
-    "head in words": (score("sinks", *LONGER, "--heads", "the first"), "the first"),
+    "head in words": (score("sinks", *LONGER, "--heads", "the first"), "does not name heads"),
     "too many heads": (score("retrieval", *LONGER, "--n-heads", 7), "leave too few for a random control"),
     "unwritable output": (lambda t, f, r: ["report", r, "-o", t / "none" / "r.html"], "not a folder you may write to"),
     "output is a folder": (lambda t, f, r: ["report", r, "-o", t], "is a folder"),

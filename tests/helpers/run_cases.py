@@ -54,8 +54,8 @@ def items_file(path: Path, n: int = 30, text: str = "") -> Path:
     """Items of a steering task with a span "mark"; `text` is added to every question."""
     rows = [
         {
-            "text": f"Number {i}: say yes or no. ", "spans": {"mark": "say yes or no", "opening": "Number"}, "right": [" yes"],
-            "wrong": [" no"], "question": f"number {i}? {text}", "answer": "yes",
+            "text": f"Number {i}: say yes or no. ", "spans": {"mark": "say yes or no", "opening": "Number"},
+            "right": [" yes"], "wrong": [" no"], "question": f"number {i}? {text}", "answer": "yes",
         }
         for i in range(n)
     ]  # fmt: skip

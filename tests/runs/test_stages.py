@@ -38,7 +38,8 @@ STEERS = {
 }
 SAFETY = {"refusals": lambda t: run_cases.safety_plan(run_cases.requests_file(t / "requests.csv"))}
 WORDS = ("activation_patching", "path_patching", "attribution_patching", "logit_attribution", "function_vectors",
-         "concept_induction", "attention_tracker", "qk_score", "context_entropy", "qrhead", "task_kv", "duo_gates")  # fmt: skip
+         "concept_induction", "attention_tracker", "qk_score", "context_entropy", "qrhead", "task_kv",
+         "duo_gates")  # fmt: skip
 CASES = [*SCORES, *STEERS, *SAFETY]
 
 
