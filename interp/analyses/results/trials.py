@@ -67,7 +67,6 @@ class Trials(Result):
     name: str
     """what is tested, such as the name of an analysis"""
     trials: tuple[Trial, ...]
-    """one for each condition, size, draw and task"""
     intervention: str = ""
     """the ablation, such as "zero", or the edit"""
     title: str = ""
@@ -149,7 +148,7 @@ class Trials(Result):
         if size is None:
             if len(sizes) > 1:
                 raise UsageError(f"condition {condition!r} has the sizes {_listed(sizes)}; name one as size=.")
-            size = next(iter(sizes))
+            size = sizes[0]
         found = tuple(
             trial
             for trial in self.trials
