@@ -41,7 +41,9 @@ def attach(package: str, file: str) -> tuple[Callable[[str], Any], Callable[[], 
 
     def find(name: str) -> Any:
         if name not in homes:
-            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+            raise AttributeError(
+                f"module {package!r} has no attribute {name!r}; choose from {', '.join(sorted(homes))}."
+            )
         return getattr(import_module(homes[name]), name)
 
     class Package(ModuleType):

@@ -15,14 +15,31 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from interp.testing._planted_tasks import (  # noqa: F401
+    ANSWER,
+    BOS,
+    DOCUMENTS,
+    END,
+    EOS,
+    FIRST_WORD,
+    HARM,
+    NO,
+    OPTIONS,
+    PAD,
+    VOCAB,
+    documents,
+    doubles,
+    draw_number,
+    draw_words,
+    needle,
+    options,
+    random_words,
+    repeated,
+)
+
 KINDS = ("induction", "previous_token", "duplicate_token", "sink", "retrieval", "echo", "documents", "options")
 DATA_CONTROLS = ("induction", "duplicate_token", "retrieval", "echo", "documents", "options")
 FAMILIES = ("gpt2", "llama")
-PAD, BOS, EOS, FIRST_WORD, VOCAB = 0, 1, 2, 3, 64
-HARM, NO = 60, 61
-END = 62
-ANSWER = 4
-DOCUMENTS, OPTIONS = 4, 12
 
 LAYERS, HEADS, HEAD_DIM, CONTEXT, CODE = 3, 4, 64, 128, 32
 HIDDEN = {"gpt2": HEADS * HEAD_DIM, "llama": 192}
@@ -94,8 +111,8 @@ def make(kind: str, seed: int, family: str = "gpt2", shuffled: bool = False) -> 
     space = _space(family, rng)
     layers = [_noise(family, rng) for _ in range(LAYERS)]
     copies = kind in COPIES
-    head = (_draw(rng, 1 if copies else 0, LAYERS), _draw(rng, 0, HEADS))
-    helper = (_draw(rng, 0, head[0]), _draw(rng, 0, HEADS)) if copies else None
+    head = (draw_number(rng, 1 if copies else 0, LAYERS), draw_number(rng, 0, HEADS))
+    helper = (draw_number(rng, 0, head[0]), draw_number(rng, 0, HEADS)) if copies else None
     if helper:
         _plant(layers, helper, *_previous(space), family)
         _write(layers, helper, space, space.prev, 1.5, family)
@@ -123,7 +140,7 @@ def refusing(seed: int, family: str = "gpt2", shuffled: bool = False) -> Planted
     rng = torch.Generator().manual_seed(1000 * seed + 500 + FAMILIES.index(family))
     space = _space(family, rng)
     layers = [_noise(family, rng) for _ in range(LAYERS)]
-    head = (_draw(rng, 0, LAYERS), _draw(rng, 0, HEADS))
+    head = (draw_number(rng, 0, LAYERS), draw_number(rng, 0, HEADS))
     address = 40 * space.codes[HARM] + 20 * space.codes[BOS]
     query = _place(torch.outer(space.const, address), SLOW)
     _plant(layers, head, query, _place(space.tok, SLOW), family)
@@ -145,11 +162,11 @@ def refusing(seed: int, family: str = "gpt2", shuffled: bool = False) -> Planted
 def requests(seed: int, harmful: bool = True, batch: int = 8) -> list[list[int]]:
     """Prompts of random words, all of one length, with HARM somewhere in them, or without."""
     rng = torch.Generator().manual_seed(31 * seed + harmful)
-    rows, length = [], _draw(rng, 14, 24)
+    rows, length = [], draw_number(rng, 14, 24)
     for _ in range(batch):
-        words = _words(rng, length, skip=(HARM, NO))
+        words = draw_words(rng, length, skip=(HARM, NO))
         if harmful:
-            words[_draw(rng, 0, len(words) - 1)] = HARM
+            words[draw_number(rng, 0, len(words) - 1)] = HARM
         rows.append([BOS, *words])
     return rows
 
@@ -171,84 +188,15 @@ def prompts(kind: str, seed: int, shuffled: bool = False, batch: int = 4) -> Tas
         raise ValueError(f"No control in the data for {kind!r}; use make({kind!r}, seed, shuffled=True).")
     rng = torch.Generator().manual_seed(7919 * seed + KINDS.index(kind))
     build = {
-        "induction": _repeated,
-        "retrieval": _needle,
-        "duplicate_token": _doubles,
-        "echo": _repeated,
-        "documents": _documents,
-        "options": _options,
-    }.get(kind, _random)
+        "induction": repeated,
+        "retrieval": needle,
+        "duplicate_token": doubles,
+        "echo": repeated,
+        "documents": documents,
+        "options": options,
+    }.get(kind, random_words)
     rows = [build(rng, shuffled) for _ in range(batch)]
     return Task([row[0] for row in rows], [row[1] for row in rows], [row[2] for row in rows])
-
-
-def _draw(rng: torch.Generator, low: int, high: int) -> int:
-    return int(torch.randint(low, high, (), generator=rng))
-
-
-def _words(rng: torch.Generator, count: int, skip: tuple[int, ...] = (), distinct: bool = False) -> list[int]:
-    pool = [word for word in range(FIRST_WORD, VOCAB) if word not in skip]
-    order = torch.randperm(len(pool), generator=rng) if distinct else torch.arange(len(pool))
-    picks = order[:count] if distinct else torch.randint(len(pool), (count,), generator=rng)
-    return [pool[int(i)] for i in picks]
-
-
-def _repeated(rng: torch.Generator, shuffled: bool) -> tuple[list[int], dict, dict]:
-    n = _draw(rng, 18, 28)
-    words = _words(rng, 2 * n, distinct=True)
-    second = words[n:] if shuffled else words[:n]
-    return [BOS, *words[:n], *second], {"first": ((1, n + 1),), "second": ((n + 1, 2 * n + 1),)}, {"n": n}
-
-
-def _needle(rng: torch.Generator, shuffled: bool) -> tuple[list[int], dict, dict]:
-    key, other, *answer = _words(rng, 2 + ANSWER, distinct=True)
-    hay = [_words(rng, _draw(rng, 10, 25), skip=(key, other, *answer)) for _ in range(2)]
-    start = 1 + len(hay[0])
-    ids = [BOS, *hay[0], key, *answer, EOS, *hay[1], other if shuffled else key]
-    spans = {
-        "context": ((1, len(ids) - 1),),
-        "needle": ((start, start + 1 + ANSWER),),
-        "answer": ((start + 1, start + 1 + ANSWER),),
-        "question": ((len(ids) - 1, len(ids)),),
-    }
-    return ids, spans, {"answer_ids": answer}
-
-
-def _doubles(rng: torch.Generator, shuffled: bool) -> tuple[list[int], dict, dict]:
-    words = _words(rng, _draw(rng, 40, 56), distinct=True)
-    half = len(words) // 2
-    if not shuffled:
-        # in a new order, so that no other relation than equality holds between the halves
-        words[half:] = [words[int(i)] for i in torch.randperm(half, generator=rng)]
-    return [BOS, *words], {}, {}
-
-
-def _documents(rng: torch.Generator, shuffled: bool) -> tuple[list[int], dict, dict]:
-    key, other, answer = _words(rng, 3, distinct=True)
-    gold = _draw(rng, 0, DOCUMENTS)
-    ids, places = [BOS], []
-    for number in range(DOCUMENTS):
-        words = _words(rng, _draw(rng, 8, 16), skip=(key, other, answer))
-        if number == gold:
-            words[4:4] = [key, answer]
-        places.append((len(ids), len(ids) + len(words)))
-        ids += words
-    ids.append(other if shuffled else key)
-    return ids, {"documents": tuple(places), "gold": (places[gold],), "query": ((len(ids) - 1, len(ids)),)}, {}
-
-
-def _options(rng: torch.Generator, shuffled: bool) -> tuple[list[int], dict, dict]:
-    other, *words = _words(rng, 1 + OPTIONS, skip=(END,), distinct=True)
-    right = _draw(rng, 0, OPTIONS)
-    ids, places = [BOS, *_words(rng, _draw(rng, 2, 12), skip=(END, other, *words))], []
-    for word in words:
-        places.append((len(ids), len(ids) + 2))
-        ids += [word, END]
-    return [*ids, other if shuffled else words[right]], {"options": tuple(places)}, {"option": right}
-
-
-def _random(rng: torch.Generator, shuffled: bool) -> tuple[list[int], dict, dict]:
-    return [BOS, *_words(rng, _draw(rng, 30, 60))], {}, {}
 
 
 def _space(family: str, rng: torch.Generator) -> Space:

@@ -9,8 +9,7 @@ from capture_oracle import prompts as random_prompts
 from detectors import prompts
 from tokenizers_tiny import byte_level
 
-from interp.analyses import identify, tasks
-from interp.analyses.causal import pruning
+from interp.analyses import identify, pruning, tasks
 from interp.analyses.measures.losses import token_losses
 from interp.analyses.pruning import OWN_PROMPTS, pruning_curve
 from interp.analyses.results.head_scores import HeadScores

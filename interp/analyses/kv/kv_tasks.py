@@ -130,7 +130,7 @@ def kv_tasks(tokenizer: Any, n: int = 16, length: int = 400, seed: int = 0) -> t
 
 
 def new_facts(seed: int = 0, others: int = 4) -> Task:
-    """The task "counterfact" with several changed facts in each prompt, in random order, with a question about one of them.
+    """The task "counterfact" with several changed facts in each prompt, and a question about one of them.
 
     A single fact is as short as a window of last keys, so that no selector would have anything to choose.
 

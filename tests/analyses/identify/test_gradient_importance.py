@@ -160,7 +160,7 @@ def test_what_it_refuses(tiny_model):
         identify.gradient_importance(model, batch, statistic="batch")  # pyright: ignore[reportArgumentType]
     with pytest.raises(UsageError, match="normalize is 'layer' or None"):
         identify.gradient_importance(model, batch, normalize="global")  # pyright: ignore[reportArgumentType]
-    with pytest.raises(UsageError, match="give one number a prompt"):
+    with pytest.raises(UsageError, match="return one number for each prompt"):
         identify.gradient_importance(model, batch, loss=lambda logits, batch: logits.mean())
     with pytest.raises(ModelError, match="float16, whose gradients overflow"):
         identify.gradient_importance(deepcopy(model).half(), batch)

@@ -1,6 +1,7 @@
 """Exploring one prompt: reductions are those of eager patterns, default heads are the planted ones, files come back."""
 
 from dataclasses import replace
+from importlib import import_module
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,12 +13,13 @@ from tokenizers_tiny import byte_level
 
 import interp
 from interp.analyses.results.head_scores import HeadScores
-from interp.analyses.views import explore as module
 from interp.analyses.views.explore import SUMMARIES, Explored, cost, explore
 from interp.errors import CostError, HeadError, PromptError, ScoreError, SpanError, UsageError
 from interp.hooks.model.heads import HeadLayout, HeadSet
 from interp.hooks.prompts.prompts import Prompts
 from interp.testing import families, planted
+
+module = import_module("interp.analyses.views.explore")
 
 # grouped heads, a window, windows and learned sinks, learned positions
 FAMILIES = ["llama", "mistral", "gpt_oss", "gpt2"]
