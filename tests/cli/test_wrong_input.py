@@ -53,7 +53,7 @@ SCORE = {
     "selectors on too short a text": (score("kv", "--needle-length", 40), "length 40 is too short"),
     "selectors on too long a text": (score("kv", "--needle-length", 3000), "context of this model is 2,048"),
     "influence of nothing": (score("attention_influence"), "add retrieval to the analyses"),
-    "safety as an analysis": (score("safety"), "safety is a command of its own; run interp safety"),
+    "safety as an analysis": (score("safety"), "safety is a separate command; run interp safety"),
     "part of safety": (score("ships"), "part of the run `interp safety`"),
     "empty prompts": (own("sinks", "\n"), "holds no prompts"),
     "no file of prompts": (score("sinks", "--prompts", "/nowhere/p.txt"), "cannot be read as UTF-8 text"),

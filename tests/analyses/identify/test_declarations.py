@@ -49,7 +49,7 @@ def test_a_file_offers_the_function_of_its_name():
     assert HELPERS <= set(identify.__all__) <= set(dir(identify))
     for name in identify.__all__:
         assert callable(getattr(identify, name)), name
-    with pytest.raises(AttributeError, match="no attribute 'nothing'; choose from activation_patching"):
+    with pytest.raises(AttributeError, match="no attribute 'nothing'; choose from GateShares"):
         identify.nothing  # noqa: B018
 
 
