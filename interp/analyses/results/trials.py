@@ -148,7 +148,7 @@ class Trials(Result):
         if size is None:
             if len(sizes) > 1:
                 raise UsageError(f"condition {condition!r} has the sizes {_listed(sizes)}; name one as size=.")
-            size = sizes[0]
+            size = next(iter(sizes))
         found = tuple(
             trial
             for trial in self.trials

@@ -105,8 +105,8 @@ def test_replies_are_judged_and_kept(tmp_path):
     # conditions of another judge or another length are not read from the folder
     n_files = len(list(tmp_path.iterdir()))
     assert n_files == len({trial.heads for trial in trials.trials})
-    ablation_test(model, batch, heads, folder=tmp_path, **settings | {"judge": odd})
-    ablation_test(model, batch, heads, folder=tmp_path, **settings | {"max_new_tokens": 2})
+    ablation_test(model, batch, heads, folder=tmp_path, **settings | {"judge": odd})  # pyright: ignore[reportArgumentType]
+    ablation_test(model, batch, heads, folder=tmp_path, **settings | {"max_new_tokens": 2})  # pyright: ignore[reportArgumentType]
     assert len(list(tmp_path.iterdir())) == 3 * n_files
 
 

@@ -1,5 +1,7 @@
 """Controls of scores: their measures, prompts and numbers of heads, and a killed control that continues."""
 
+from typing import Any
+
 import pytest
 import tiny_chat_model
 import torch
@@ -14,7 +16,7 @@ from interp.hooks.edit.ablation import ablate
 from interp.hooks.model.heads import HeadLayout, HeadSet
 from interp.hooks.prompts.prompts import Prompts
 
-SETTINGS = {"n_heads": 4, "n_random_sets": 2, "seed": 0, "batch_size": 4}
+SETTINGS: dict[str, Any] = {"n_heads": 4, "n_random_sets": 2, "seed": 0, "batch_size": 4}
 SMALL = PromptSizes(n_check_needles=3, check_length=420)
 LOOKING = controls.loss(span="second", n_tokens=800)
 KINDS = {"answers": controls.answers(), "logits": controls.logit_difference(), "loss": controls.loss(), "span": LOOKING}
@@ -159,8 +161,8 @@ def test_conditions_of_other_prompts_or_another_ablation_are_measured_again(chat
         prompts = tasks.repeated(tokenizer, n=12, batch=3, seed=number)
         for ablation in ("zero", "uniform"):
             settings = SETTINGS | {"ablation": ablation}
-            kept = LOOKING(model, prompts, scores, folder=tmp_path, **settings)
-            assert kept.trials == LOOKING(model, prompts, scores, **settings).trials
+            kept = LOOKING(model, prompts, scores, folder=tmp_path, **settings)  # pyright: ignore[reportArgumentType]
+            assert kept.trials == LOOKING(model, prompts, scores, **settings).trials  # pyright: ignore[reportArgumentType]
 
 
 def test_a_control_of_attention_takes_few_prompts_and_heads():
