@@ -28,4 +28,5 @@ from .models.load import load as load
 from .report import make_report as make_report
 from .runs.run import Run as Run
 
+__all__: list[str]
 __version__: str

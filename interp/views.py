@@ -1,6 +1,13 @@
 """interp.analyses.views by the name that interp has for it."""
 
+from typing import TYPE_CHECKING, Any
+
 from interp.aliases import alias
 from interp.analyses.views import *  # noqa: F403
+
+if TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any: ...
+
 
 alias(__name__, "interp.analyses.views")

@@ -133,7 +133,7 @@ def namespace():
     """The names that examples may use, except for the folder."""
     model, tokenizer = tiny_chat_model.model(), tiny_chat_model.tokenizer()
     prompts = interp.tasks.repeated(tokenizer, n=8, batch=2)
-    scores = interp.identify.induction(model, prompts)  # pyright: ignore[reportAttributeAccessIssue]
+    scores = interp.identify.induction(model, prompts)
     return {
         "interp": interp, "torch": torch, "model": model, "tokenizer": tokenizer, "prompts": prompts, "scores": scores,
     }  # fmt: skip

@@ -29,7 +29,7 @@ def names_in_literals(tree: ast.AST, known: set[str]) -> list[tuple[int, list[st
         parts = node.keys if isinstance(node, ast.Dict) else getattr(node, "elts", [])
         named = [part.value for part in parts if isinstance(part, ast.Constant) and part.value in known]
         if len(named) > MAX_NAMES:
-            found.append((node.lineno, named))  # pyright: ignore[reportAttributeAccessIssue]
+            found.append((getattr(node, "lineno", 0), named))
     return found
 
 

@@ -16,7 +16,7 @@ from interp.runs.stage import CellRecord, join
 
 
 @dataclass(frozen=True, eq=False)
-class RunResults(Mapping[str, Result]):
+class RunResults(Mapping[str, Any]):
     """Results by name, in the order of a report; what a report is made from.
 
     Names are those of the analyses ("retrieval"), of their controls ("retrieval.control") and of other stages
@@ -59,7 +59,7 @@ class RunResults(Mapping[str, Result]):
             lines += [text] if isinstance(found, HeadScores) else [f"{name}:", text]
         return "\n".join([*lines, *(f"{name}: not made, {why}" for name, why in self.missing.items())])
 
-    def __getitem__(self, name: str) -> Result:
+    def __getitem__(self, name: str) -> Any:
         if name not in self.results:
             raise UsageError(f"the run has no result {name!r}; it has {', '.join(map(repr, self.results))}.")
         return self.results[name]

@@ -162,12 +162,12 @@ class Run:
                 return f"it needs the result {need!r}, which this run does not have."
         return stage.ready(self) if stage.ready is not None else ""
 
-    def result(self, name: str) -> Result | None:
+    def result(self, name: str) -> Any:
         """A result that is finished, None where there is none yet."""
         path = result_path(self.folder, name)
         return codec.load(path) if is_whole(path) else None
 
-    def __getitem__(self, name: str) -> Result:
+    def __getitem__(self, name: str) -> Any:
         """A finished result. Raises UsageError for a name that the run does not have."""
         return read_results(self.folder)[name]
 

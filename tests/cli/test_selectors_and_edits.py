@@ -36,9 +36,9 @@ def test_every_edit_by_name(call, folder, items, tmp_path, name):
     assert code == 0, err
     assert json.loads(out)["results"]["steering"]
     found = read_results(tmp_path / "run")["steering"]
-    assert found.method == name  # pyright: ignore[reportAttributeAccessIssue]
-    assert {"baseline", "steered"} <= set(found.trials.conditions)  # pyright: ignore[reportAttributeAccessIssue]
-    assert registry.class_named(type(found.edits.edits[0]).__name__, "edit") is registry.get(name, "edit").thing  # pyright: ignore[reportAttributeAccessIssue]
+    assert found.method == name
+    assert {"baseline", "steered"} <= set(found.trials.conditions)
+    assert registry.class_named(type(found.edits.edits[0]).__name__, "edit") is registry.get(name, "edit").thing
 
 
 def test_a_profiled_edit_and_its_report(call, folder, items, tmp_path):
@@ -74,18 +74,18 @@ def test_every_selector_by_name(call, folder, tmp_path, name, small):
         assert name in ("compress_kv", "head_kv"), err
         assert "needs" in err
         return
-    assert set(found["kv"].conditions) == {"baseline", "random", condition}  # pyright: ignore[reportAttributeAccessIssue]
+    assert set(found["kv"].conditions) == {"baseline", "random", condition}
 
 
 def test_random_keys_alone(call, folder, tmp_path, small):
     options = [*small, "--n-texts", 1, "--set", "kv.selectors=random_keys", "--set", "kv.keep_ratios=[0.5]"]
     code, _, err = call("score", "kv", folder, "--out", tmp_path / "run", *options)
     assert code == 0, err
-    assert set(read_results(tmp_path / "run")["kv"].conditions) == {"baseline", "random"}  # pyright: ignore[reportAttributeAccessIssue]
+    assert set(read_results(tmp_path / "run")["kv"].conditions) == {"baseline", "random"}
 
 
 def test_settings_of_a_selector(call, folder, tmp_path, small):
     options = [*small, "--n-texts", 1, "--set", "kv.selectors=snapkv", "--set", "kv.keep_ratios=[0.5]"]
     code, _, err = call("score", "kv", folder, "--out", tmp_path / "run", *options, "--set", "snapkv.window=8")
     assert code == 0, err
-    assert read_results(tmp_path / "run")["kv"].settings["selector_settings"] == {"snapkv": {"window": 8}}  # pyright: ignore[reportAttributeAccessIssue]
+    assert read_results(tmp_path / "run")["kv"].settings["selector_settings"] == {"snapkv": {"window": 8}}

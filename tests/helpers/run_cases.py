@@ -108,4 +108,4 @@ def difference(one: Any, other: Any, where: str = "") -> str:
     else:
         same = one == other or (one != one and other != other)
         return "" if same else f"{where}: {one!r} and {other!r}"
-    return next((found for name, *pair in pairs if (found := difference(*pair, name))), "")  # pyright: ignore[reportCallIssue]
+    return next((found for name, *pair in pairs if (found := difference(pair[0], pair[1], name))), "")

@@ -75,7 +75,7 @@ def test_a_control_reads_some_of_the_prompts_and_ablates_no_more_than_a_quarter_
 def test_the_demo_model_needs_its_induction_heads_for_what_repeats(demo):
     model, tokenizer = demo
     prompts = tasks.repeated(tokenizer, n=40, batch=6)
-    scores = interp.identify.induction(model, prompts)  # pyright: ignore[reportAttributeAccessIssue]
+    scores = interp.identify.induction(model, prompts)
     trials = control("induction")(model, prompts, scores, n_heads=10, n_random_sets=2, seed=0, batch_size=6)
     for over in ("random", "random by layer"):
         mean, low, _ = trials.gain("induction", over=over)

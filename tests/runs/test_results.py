@@ -79,8 +79,8 @@ def test_an_unfinished_run_can_be_read(finished, tmp_path):
     shutil.rmtree(cell_files(cut, "induction.control"))
     assert not is_finished(cut)
     partial = read_results(cut)
-    assert len(partial["sinks"].per_prompt) == len(partial["previous_token"].per_prompt) == 2  # pyright: ignore[reportAttributeAccessIssue]
-    assert torch.equal(partial["sinks"].per_prompt, found["sinks"].per_prompt[:2])  # pyright: ignore[reportAttributeAccessIssue]
+    assert len(partial["sinks"].per_prompt) == len(partial["previous_token"].per_prompt) == 2
+    assert torch.equal(partial["sinks"].per_prompt, found["sinks"].per_prompt[:2])
     assert len(partial.texts["sinks"]) == 2
     assert "induction.control" not in partial
     assert "induction.control" not in partial.missing

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import run_cases
@@ -122,9 +123,9 @@ def test_named_heads_are_checked_and_ablated(model, tokenizer, tmp_path):
     assert not (tmp_path / "bad").exists()
     plan = run_cases.score_plan("sinks", heads="L1H0, L1H2")
     found = Run.open(tmp_path / "run", plan, model, tokenizer).finish(progress=False)
-    (top,) = found["heads.control"].select("top")  # pyright: ignore[reportAttributeAccessIssue]
+    (top,) = found["heads.control"].select("top")
     assert [str(head) for head in top.heads] == ["L1H0", "L1H2"]
-    others = [trial for name in ("random", "random by layer") for trial in found["heads.control"].select(name)]  # pyright: ignore[reportAttributeAccessIssue]
+    others = [trial for name in ("random", "random by layer") for trial in found["heads.control"].select(name)]
     assert len(others) == 4
     assert all(len(trial.heads) == 2 and not trial.heads & top.heads for trial in others)
 
@@ -145,7 +146,7 @@ def test_a_run_gives_its_results_by_name(finished, model, tokenizer):
     folder, found = finished
     run = Run.open(folder, PLAN, model, tokenizer)
     assert list(run.scores) == ["previous_token", "sinks"]
-    assert run["sinks"].name == "sinks"  # pyright: ignore[reportAttributeAccessIssue]
+    assert run["sinks"].name == "sinks"
     with pytest.raises(UsageError, match=r"no result 'speed'; it has 'previous_token', 'sinks'"):
         run["speed"]
     assert run.result("speed") is None
@@ -163,7 +164,13 @@ PLANS = {
     "random sets": (lambda: ScorePlan(n_random_sets=0), "n_random_sets=0 is too small"),
     "heads": (lambda: ScorePlan(n_heads=0), "n_heads=0 is too small"),
     "batch": (lambda: ScorePlan(batch_size=0), "batch_size=0 is too small"),
-    "ablation": (lambda: ScorePlan(ablation="none"), "unknown ablation 'none'; choose from zero, uniform, first"),  # pyright: ignore[reportArgumentType]
+    "ablation": (
+        lambda: ScorePlan(**dict[str, Any](ablation="none")),
+        "unknown ablation 'none'; choose from zero, uniform, first",
+    ),
+        lambda: ScorePlan(**dict[str, Any](ablation="none")),
+        "unknown ablation 'none'; choose from zero, uniform, first",
+    ),
     "settings of nothing": (lambda: ScorePlan(settings={"quada": {"tau": 1.0}}), "did you mean 'qada'"),
     "no such setting": (lambda: ScorePlan(settings={"qada": {"tua": 0.9}}), "did you mean 'tau'"),
     "setting of another type": (lambda: ScorePlan(settings={"qada": {"tau": "high"}}), "expected "),

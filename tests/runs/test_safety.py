@@ -62,7 +62,7 @@ def test_replies_are_kept_by_their_beginnings(whole, tmp_path, requests):
     assert max(map(len, results["refusals"].replies["harmful"].begins)) <= 40
     plan = run_cases.safety_plan(requests, keep_text=True, **SMALL)
     found = started(tmp_path / "run", plan, planted.refusing(0, "gpt2").model).finish(progress=False)
-    assert found["refusals"].replies["harmful"].begins[0].startswith(run_cases.REFUSAL)  # pyright: ignore[reportAttributeAccessIssue]
+    assert found["refusals"].replies["harmful"].begins[0].startswith(run_cases.REFUSAL)
 
 
 @pytest.mark.parametrize(("n_harmful", "scored", "tested"), [(24, 8, 8), (12, 6, 6), (9, 4, 5)])

@@ -80,12 +80,12 @@ def test_the_splits_do_not_overlap(items):
 def test_heads_may_be_named_or_come_from_a_profile(whole, model, plan, tmp_path):
     folder, results = whole
     named = steered(tmp_path / "named", replace(plan, heads="L0H1 L1H2"), model)["steering"]
-    assert (named.profile, named.tried, named.chosen) == (None, (), "named")  # pyright: ignore[reportAttributeAccessIssue]
-    (trial,) = named.trials.select("steered")  # pyright: ignore[reportAttributeAccessIssue]
+    assert (named.profile, named.tried, named.chosen) == (None, (), "named")
+    (trial,) = named.trials.select("steered")
     assert trial.heads == HeadSet.parse("L0H1 L1H2")
     given = replace(plan, profile=str(result_path(folder, "profile")))
     other = steered(tmp_path / "given", given, model)["steering"]
-    assert not difference(other.tried, results["steering"].tried)  # pyright: ignore[reportAttributeAccessIssue]
+    assert not difference(other.tried, results["steering"].tried)
     with pytest.raises(ScoreError):
         steered(tmp_path / "other", given, tiny_chat_model.model(seed=1))
     with pytest.raises(UsageError, match="is a profile of Pasta, not of boost"):
@@ -102,8 +102,8 @@ def test_settings_that_are_left_open_are_chosen_on_the_dev_split(model, items, t
     )  # fmt: skip
     assert [stage.name for stage in run.stages] == ["tuning", "profile", "choice", "steering"]
     found = run.finish(progress=False)["steering"]
-    best = run.result("tuning").best  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
-    assert f"gamma={found.edits.edits[0].gamma}" in best.replace(" ", "") or str(found.edits.edits[0].gamma) in best  # pyright: ignore[reportAttributeAccessIssue]
+    best = run.result("tuning").best
+    assert f"gamma={found.edits.edits[0].gamma}" in best.replace(" ", "") or str(found.edits.edits[0].gamma) in best
     given = run_cases.steer_plan(items, "zerotuning", settings={"gamma": 2.0})
     stages = Run.open(tmp_path / "given", given, model, tiny_chat_model.tokenizer()).stages
     assert [stage.name for stage in stages] == ["profile", "choice", "steering"]
@@ -113,7 +113,7 @@ def test_edits_of_head_outputs_are_not_profiled(model, items, tmp_path):
     plan = run_cases.steer_plan(items, "gate", settings={"factor": 0.5})
     run = Run.open(tmp_path / "run", plan, model, tiny_chat_model.tokenizer())
     assert [stage.name for stage in run.stages] == ["steering"]
-    assert run.finish(progress=False)["steering"].chosen == "all heads"  # pyright: ignore[reportAttributeAccessIssue]
+    assert run.finish(progress=False)["steering"].chosen == "all heads"
 
 
 def test_items_that_changed_are_another_run(model, plan, items, tmp_path):

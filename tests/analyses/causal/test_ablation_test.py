@@ -1,5 +1,7 @@
 """Ablation tests: the conditions, the intervals, and planted and real heads that a task needs."""
 
+from typing import Any
+
 import pytest
 import tiny_chat_model
 import torch
@@ -90,7 +92,8 @@ def test_a_reference_reaches_the_ablation(demo):
 def test_replies_are_judged_and_kept(tmp_path):
     model, tokenizer = tiny_chat_model.model(), tiny_chat_model.tokenizer()
     batch = tasks.needle(tokenizer, lengths=(420,), n=3, seed=3)
-    heads, settings = HeadSet.parse("L0H1, L1H2"), {"n_random_sets": 2, "max_new_tokens": 3, "judge": even}
+    heads = HeadSet.parse("L0H1, L1H2")
+    settings: dict[str, Any] = {"n_random_sets": 2, "max_new_tokens": 3, "judge": even}
     trials = ablation_test(model, batch, heads, **settings)
     assert (trials.name, trials.measures, trials.shares) == ("heads", ("accuracy",), ("accuracy",))
     for trial in trials.trials:
@@ -105,8 +108,8 @@ def test_replies_are_judged_and_kept(tmp_path):
     # conditions of another judge or another length are not read from the folder
     n_files = len(list(tmp_path.iterdir()))
     assert n_files == len({trial.heads for trial in trials.trials})
-    ablation_test(model, batch, heads, folder=tmp_path, **settings | {"judge": odd})  # pyright: ignore[reportArgumentType]
-    ablation_test(model, batch, heads, folder=tmp_path, **settings | {"max_new_tokens": 2})  # pyright: ignore[reportArgumentType]
+    ablation_test(model, batch, heads, folder=tmp_path, **dict[str, Any](settings, judge=odd))
+    ablation_test(model, batch, heads, folder=tmp_path, **dict[str, Any](settings, max_new_tokens=2))
     assert len(list(tmp_path.iterdir())) == 3 * n_files
 
 

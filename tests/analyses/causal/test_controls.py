@@ -160,9 +160,9 @@ def test_conditions_of_other_prompts_or_another_ablation_are_measured_again(chat
     for number in (0, 1):
         prompts = tasks.repeated(tokenizer, n=12, batch=3, seed=number)
         for ablation in ("zero", "uniform"):
-            settings = SETTINGS | {"ablation": ablation}
-            kept = LOOKING(model, prompts, scores, folder=tmp_path, **settings)  # pyright: ignore[reportArgumentType]
-            assert kept.trials == LOOKING(model, prompts, scores, **settings).trials  # pyright: ignore[reportArgumentType]
+            settings: dict[str, Any] = SETTINGS | {"ablation": ablation}
+            kept = LOOKING(model, prompts, scores, folder=tmp_path, **settings)
+            assert kept.trials == LOOKING(model, prompts, scores, **settings).trials
 
 
 def test_a_control_of_attention_takes_few_prompts_and_heads():

@@ -7,9 +7,9 @@ import torch
 
 import interp
 from interp.analyses.causal.curve import causal_curve
-from interp.analyses.identify import sahara, ships
 from interp.analyses.identify._subspace import angle
-from interp.analyses.identify.sahara import SaharaResult
+from interp.analyses.identify.sahara import SaharaResult, sahara
+from interp.analyses.identify.ships import ships
 from interp.errors import UsageError
 from interp.hooks.edit.ablation import ablate
 from interp.hooks.model.heads import Head, HeadLayout, HeadSet
@@ -43,10 +43,10 @@ def test_the_planted_refusal_head_is_first_in_every_seed(family, ablation, seeds
     for seed in seeds:
         model, place = (made := planted.refusing(seed, family)).model, Head(*made.head)
         prompts = encoded(planted.requests(seed))
-        found = ships(model, prompts, ablation=ablation)  # pyright: ignore[reportCallIssue]
+        found = ships(model, prompts, ablation=ablation)
         assert found.top(1) == [place]
         assert found[place] > 20 * found[found.top(2)[1]]
-        group = sahara(model, prompts, ablation=ablation, size=1, n_random_sets=2)  # pyright: ignore[reportCallIssue]
+        group = sahara(model, prompts, ablation=ablation, size=1, n_random_sets=2)
         assert group.ranking == (place,)
         assert group.groups.mean("sahara").mean > 10 * group.groups.mean("random").high
         assert group.scores.top(1) == [place]
@@ -78,7 +78,7 @@ def test_a_head_that_writes_something_else_is_no_refusal_head(family):
 def test_ships_is_the_divergence_of_transformers_own_logits():
     model = make("llama")
     prompts = Prompts.from_ids([[5, 9, 33, 20, 7, 8], [5, 9, 33, 20, 50]])
-    found = ships(model, prompts, ablation="zero")  # pyright: ignore[reportCallIssue]
+    found = ships(model, prompts, ablation="zero")
     for number, prompt in enumerate(prompts):
         ids = torch.tensor([prompt.ids])
         with torch.no_grad():
@@ -104,9 +104,9 @@ def test_angles_are_exact_where_arccos_is_not():
 def test_sahara_grows_greedily(tmp_path):
     model = make("llama", layers=2)
     prompts = Prompts.from_ids([[5, 9, 33, 20, 7, 8 + i] for i in range(6)])
-    found = sahara(model, prompts, size=3, n_random_sets=4, ablation="zero")  # pyright: ignore[reportCallIssue]
+    found = sahara(model, prompts, size=3, n_random_sets=4, ablation="zero")
     assert len(found.ranking) == 3
-    one, two = (sahara(model, prompts, size=n, n_random_sets=1, ablation="zero") for n in (1, 2))  # pyright: ignore[reportCallIssue]
+    one, two = (sahara(model, prompts, size=n, n_random_sets=1, ablation="zero") for n in (1, 2))
     assert found.ranking[:1] == one.ranking
     assert found.ranking[:2] == two.ranking
     groups = found.groups
@@ -144,7 +144,7 @@ def test_a_curve_compares_rankings_with_random_heads(tmp_path):
     def harmless(model):
         return 1 - refusals(planted.requests(3, harmful=False))(model)
 
-    scores = ships(made.model, encoded(rows))  # pyright: ignore[reportCallIssue]
+    scores = ships(made.model, encoded(rows))
     lowest = scores.top(12)[::-1]
     settings = {"sizes": (1, 2), "n_random_sets": 2, "until": 0.5, "folder": tmp_path, "about": rows}
     rankings = {"ships": scores, "lowest first": lowest}
@@ -207,7 +207,7 @@ def test_bad_curves(settings, text):
 )
 def test_bad_groups(settings, text):
     with pytest.raises(UsageError, match=text):
-        sahara(make("llama"), Prompts.from_ids([[3, 4], [4, 5], [5, 6]]), **settings)  # pyright: ignore[reportCallIssue]
+        sahara(make("llama"), Prompts.from_ids([[3, 4], [4, 5], [5, 6]]), **settings)
 
 
 def test_a_short_ranking_leaves_no_size_without_a_control():
@@ -239,9 +239,9 @@ def test_points_of_another_seed_are_not_taken_for_these(tmp_path):
 
 def test_one_prompt_spans_a_line_that_cannot_turn():
     with pytest.raises(UsageError, match="1 prompts"):
-        sahara(make("llama"), Prompts.from_ids([[3, 4, 5]]))  # pyright: ignore[reportCallIssue]
+        sahara(make("llama"), Prompts.from_ids([[3, 4, 5]]))
 
 
 def test_both_are_at_the_front():
-    assert interp.identify.ships is ships  # pyright: ignore[reportAttributeAccessIssue]
-    assert interp.identify.sahara is sahara  # pyright: ignore[reportAttributeAccessIssue]
+    assert interp.identify.ships is ships
+    assert interp.identify.sahara is sahara
