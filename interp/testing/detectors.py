@@ -47,6 +47,8 @@ def check_detector(
     Examples:
         >>> interp.testing.check_detector(interp.identify.induction, "induction", families=["llama"], seeds=[0])
     """
+    seeds = tuple(seeds)
+    require(families and seeds, "there is nothing to check; give at least one family and one seed.")
     for family in families:
         for seed in seeds:
             where = f"{kind}, {family}, seed {seed}"
@@ -97,6 +99,10 @@ def check_invariances(
     before = {name: value.clone() for name, value in model.state_dict().items()}
     attention = model.config._attn_implementation
     together = method(model, batch, batch_size=n, **settings)
+    require(
+        bool(together.per_prompt.nan_to_num(0.0).abs().max() > 0),
+        "all scores are 0, so there is nothing to compare; give prompts on which the method scores a head.",
+    )
     again = method(model, batch, batch_size=n, **settings)
     alone = HeadScores.concat([method(model, batch[i : i + 1], batch_size=1, **settings) for i in range(n)])
     turned = method(model, batch[::-1], batch_size=n, **settings)
@@ -104,6 +110,8 @@ def check_invariances(
     _same(together.per_prompt, alone.per_prompt, tolerance, "prompts one by one, without padding,")
     _same(together.per_prompt, turned.per_prompt.flip(0), tolerance, "prompts in reverse order")
     for key, extra in together.extras.items():
+        require(key in alone.extras, f"the extra {key!r} is missing where prompts are given one by one.")
+        _same(extra, turned.extras[key].flip(0), tolerance, f"prompts in reverse order, for {key!r},")
         _same(extra, alone.extras[key], tolerance, f"prompts one by one, for {key!r},")
     require(together.provenance is not None, "the scores have no provenance; pass Provenance.of(model, ...).")
     together.provenance.check_model(model)  # pyright: ignore[reportOptionalMemberAccess]

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from interp.analyses.steer.load_edits import load_edits
+from interp.errors import UsageError
 from interp.hooks.edit.edit import Edit, Edits, steering
 from interp.hooks.model.layers import attention_layers, projection_inputs
 from interp.hooks.prompts.prompts import Prompts
 from interp.testing import families as models
-from interp.testing.contract_error import modules_with_hooks, require
+from interp.testing.contract_error import ContractError, modules_with_hooks, require
 
 LENGTHS = (21, 15)
 N_NEW_TOKENS = 4
@@ -32,7 +33,7 @@ def check_edit(
 ) -> None:
     """Check what must hold of any edit, on tiny models.
 
-    - It changes the output, and only that of the heads it names.
+    - It changes the output, and only that of the heads it names. Choose settings under which it acts on every head.
     - Rows of a padded batch are what they are alone.
     - Cached generation gives the logits of a full recompute, token by token.
     - It adds up, hashes, prints, and `load_edits` reads what `save` wrote.
@@ -63,7 +64,7 @@ def check_edit(
         _clean(model, batch, before, without, f"{family}: after the context")
         _rows(model, edit, batch, edited, tolerance, family)
         _decoding(model, edit, batch, tolerance, family)
-        _heads(model, edit, batch, family)
+        _heads(model, edit, batch, tolerance, family)
         try:
             with steering(model, edit, batch):
                 raise KeyError("from within")
@@ -97,7 +98,11 @@ def _stored(edit: Edit) -> None:
     require(len(list(edit + edit)) == 2, f"{edit} does not add up with another.")
     with TemporaryDirectory() as folder:
         path = (Edits(()) + edit).save(Path(folder) / "edits.json")
-        require(load_edits(path) == Edits((edit,)), f"{edit} does not come back from a file; declare it with @edit.")
+        try:
+            found = load_edits(path)
+        except UsageError as error:
+            raise ContractError(f"{edit} does not come back from a file ({error}); declare it with @edit.") from error
+        require(found == Edits((edit,)), f"{edit} comes back from a file as {found}.")
 
 
 def _clean(model: Any, prompts: Prompts, before: Tensor, hooks: list[str], when: str) -> None:
@@ -116,27 +121,29 @@ def _rows(model: Any, edit: Edit, prompts: Prompts, edited: Tensor, tolerance: f
 
 @torch.no_grad()
 def _decoding(model: Any, edit: Edit, prompts: Prompts, tolerance: float, family: str) -> None:
-    one = prompts[:1]
-    with steering(model, edit, one):
+    """Tokens that a padded batch generates with a cache, against a recompute of each row alone without one."""
+    with steering(model, edit, prompts):
         out = model.generate(
-            **one.tensors(), max_new_tokens=N_NEW_TOKENS, min_new_tokens=N_NEW_TOKENS, do_sample=False,
+            **prompts.tensors(), max_new_tokens=N_NEW_TOKENS, min_new_tokens=N_NEW_TOKENS, do_sample=False,
             output_logits=True, return_dict_in_generate=True,
         )  # fmt: skip
-    n = len(one[0])
-    for step, cached in enumerate(out.logits):
-        with steering(model, edit, one):
-            # the prompt first, so that the context knows where it ends
-            model(out.sequences[:, :n], use_cache=False)
-            whole = model(out.sequences[:, : n + step], use_cache=False).logits[0, -1]
-        worst = float((cached[0] - whole).abs().max())
-        require(
-            worst <= tolerance,
-            f"{family}: generated token {step + 1} differs between the cache and a full recompute, by {worst:.1e}.",
-        )
+    width = max(prompts.lengths)
+    for row, n in enumerate(prompts.lengths):
+        sequence = out.sequences[row : row + 1, width - n :]
+        for step, cached in enumerate(out.logits):
+            with steering(model, edit, prompts[row : row + 1]):
+                # the prompt first, so that the context knows where it ends
+                model(sequence[:, :n], use_cache=False)
+                whole = model(sequence[:, : n + step], use_cache=False).logits[0, -1]
+            worst = float((cached[row] - whole).abs().max())
+            require(
+                worst <= tolerance,
+                f"{family}: generated token {step + 1} differs between the cache and a full recompute, by {worst:.1e}.",
+            )
 
 
-def _heads(model: Any, edit: Edit, prompts: Prompts, family: str) -> None:
-    """In the first layer an edit of one head leaves what the others write as it was."""
+def _heads(model: Any, edit: Edit, prompts: Prompts, tolerance: float, family: str) -> None:
+    """In the first layer an edit of one head changes what it writes, and nothing that the others write."""
     if not edit.transferable:
         return
     n_heads = model.config.num_attention_heads
@@ -148,10 +155,12 @@ def _heads(model: Any, edit: Edit, prompts: Prompts, family: str) -> None:
         def see(layer: int, x: Tensor, seen: list[Tensor] = seen) -> None:
             seen.append(x.detach().unflatten(-1, (n_heads, -1)).clone())
 
-        with steering(model, edits, prompts), projection_inputs(model, [min(attention_layers(model))], see):
+        # opened first, so that it sees the outputs after a gate
+        with projection_inputs(model, [min(attention_layers(model))], see), steering(model, edits, prompts):
             _logits(model, prompts)
         found.append(seen[0])
     others = [head for head in range(n_heads) if head != 1]
     real = prompts.tensors()["attention_mask"].bool()
     differ = (found[1] - found[0])[real].abs()
-    require(float(differ[:, others].max()) <= 1e-5, f"{family}: an edit of {HEAD} changes what other heads write.")
+    require(float(differ[:, others].max()) <= tolerance, f"{family}: an edit of {HEAD} changes what other heads write.")
+    require(float(differ[:, 1].max()) > tolerance, f"{family}: an edit of {HEAD} leaves that head unchanged.")

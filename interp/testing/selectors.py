@@ -1,6 +1,8 @@
 """The contract of key selectors."""
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from inspect import signature
 from typing import Any
 
 import torch
@@ -12,7 +14,7 @@ from interp.hooks.edit.evicting_cache import EvictingCache
 from interp.hooks.model.heads import HeadLayout
 from interp.hooks.prompts.prompts import Prompts
 from interp.testing import families as models
-from interp.testing.contract_error import require
+from interp.testing.contract_error import modules_with_hooks, require
 
 LENGTHS, N_LATER = (41, 33), 6
 N_SINK, N_RECENT = 2, 3
@@ -40,7 +42,8 @@ def check_selector(
     - Layers with a window of their own are left alone.
 
     Args:
-        make: The class, or a function `make(keep_ratio=, n_sink=, n_recent=, **settings)`.
+        make: The class, or a function `make(keep_ratio=, n_sink=, n_recent=, **settings)`. A function that has a
+            parameter `model` gets the model too, so that it can use scores of it.
         keep_ratio: Share of the keys that is kept.
         family: Family of the model with full attention.
         tolerance: Largest difference of a logit where two ways must agree.
@@ -53,8 +56,8 @@ def check_selector(
     Examples:
         >>> interp.testing.check_selector(interp.kv.Streaming)
     """
-    selector = make(keep_ratio=keep_ratio, n_sink=N_SINK, n_recent=N_RECENT, **settings)
     model: Any = models.make(family)
+    selector = _made(make, model, keep_ratio, settings)
     batch, later = _prompts(), _later()
     logits, noted = continued(model, selector, batch, later)
     _ratio(selector, noted, batch)
@@ -67,26 +70,34 @@ def check_selector(
     evicted, _ = continued(model, selector, batch[:1], later[:1], EvictingCache(model))
     kept, _ = continued(model, selector, batch[:1], later[:1])
     _close(evicted, kept, tolerance, "a cache that evicts keys gives other logits")
-    whole = make(keep_ratio=1.0, n_sink=N_SINK, n_recent=N_RECENT, **settings)
-    require(whole.is_noop, "a ratio of 1 does not say that it changes nothing.")
+    whole = _made(make, model, 1.0, settings)
+    require(whole.is_noop, "a ratio of 1 does not say that it changes nothing; define `is_noop`.")
+    unselected, _ = continued(model, None, batch, later)
+    require(torch.equal(continued(model, whole, batch, later)[0], unselected), "a ratio of 1 changes logits.")
+    require(not modules_with_hooks(model), f"hooks are left on {', '.join(modules_with_hooks(model))}.")
     windowed: Any = models.make("gemma2")
     slides = [kind == "sliding_attention" for kind in windowed.config.layer_types]
-    _, noted = continued(windowed, selector, batch[:1], later[:1])
+    _, noted = continued(windowed, _made(make, windowed, keep_ratio, settings), batch[:1], later[:1])
     wanted = [layer for layer, slid in enumerate(slides) if not slid]
     require(sorted(noted) == wanted, f"it chose in layers {sorted(noted)}, expected those without a window, {wanted}.")
 
 
+def _made(make: Callable[..., KeySelector], model: Any, keep_ratio: float, settings: dict[str, Any]) -> KeySelector:
+    """The selector; a function that takes `model` gets it, since scores belong to one model."""
+    given = {"model": model} if "model" in signature(make).parameters else {}
+    return make(keep_ratio=keep_ratio, n_sink=N_SINK, n_recent=N_RECENT, **given, **settings)
+
+
 def _ratio(selector: KeySelector, noted: dict[int, Any], batch: Prompts) -> None:
-    shares = []
-    for chosen in noted.values():
-        for row, n in enumerate(batch.lengths):
-            kept = chosen.kept[row, :, :n]
-            shares.append(kept.float().mean())
-            require(bool(kept[:, : selector.n_sink].all()), f"a key among the first {selector.n_sink} is dropped.")
-            require(bool(kept[:, -1].all()), "the last key of the prompt is dropped.")
-    mean = float(torch.stack(shares).mean())
-    slack = 1 / min(batch.lengths)
-    require(abs(mean - selector.keep_ratio) < slack, f"{mean:.3f} of keys are kept, expected {selector.keep_ratio}.")
+    for row, n in enumerate(batch.lengths):
+        kept = torch.stack([chosen.kept[row, :, :n] for chosen in noted.values()])
+        require(bool(kept[..., : selector.n_sink].all()), f"a key among the first {selector.n_sink} is dropped.")
+        require(bool(kept[..., -1].all()), "the last key of the prompt is dropped.")
+        mean = float(kept.float().mean())
+        require(
+            abs(mean - selector.keep_ratio) < 1 / n,
+            f"{mean:.3f} of the keys of a prompt are kept, expected {selector.keep_ratio}.",
+        )
 
 
 def _prompts() -> Prompts:
@@ -105,13 +116,13 @@ def _close(one: Tensor, other: Tensor, tolerance: float, message: str) -> None:
 
 @torch.no_grad()
 def continued(
-    model: Any, selector: KeySelector, batch: Prompts, later: Tensor, cache: Any = None
+    model: Any, selector: KeySelector | None, batch: Prompts, later: Tensor, cache: Any = None
 ) -> tuple[Tensor, dict[int, Any]]:
     """Logits of a continuation read after the prompts, and which keys were kept, by layer.
 
     Args:
         model: The model.
-        selector: The selector.
+        selector: The selector, None for the unmodified model.
         batch: Prompts that are read first.
         later: Tokens `[b q]` that follow them.
         cache: An EvictingCache, or any other cache; by default one that holds all keys.
@@ -121,7 +132,9 @@ def continued(
     inputs = batch.tensors()
     mask = inputs["attention_mask"]
     used = DynamicCache(config=model.config) if cache is None else cache
-    with selecting(model, selector, batch, cache if isinstance(cache, EvictingCache) else None) as state:
+    evicting = cache if isinstance(cache, EvictingCache) else None
+    context = nullcontext() if selector is None else selecting(model, selector, batch, evicting)
+    with context as state:
         position = (mask.cumsum(-1) - 1).clamp(min=0)
         kept = model(
             input_ids=inputs["input_ids"], attention_mask=mask, position_ids=position, past_key_values=used,
@@ -130,7 +143,7 @@ def continued(
         whole = torch.cat([mask, torch.ones_like(later)], 1)
         place = torch.tensor(batch.lengths)[:, None] + torch.arange(later.shape[1])
         logits = model(input_ids=later, attention_mask=whole, position_ids=place, past_key_values=kept).logits
-    return logits, {layer: noted for (_, layer), noted in state.memory.items()}
+    return logits, {} if state is None else {layer: noted for (_, layer), noted in state.memory.items()}
 
 
 @torch.no_grad()

@@ -9,15 +9,13 @@ from interp.analyses.kv.duo_attention import DuoAttention
 from interp.analyses.kv.head_kv import HeadKV
 from interp.analyses.kv.random_keys import RandomKeys
 from interp.analyses.kv.razor_attention import RazorAttention
-from interp.analyses.kv.selecting import selecting
-from interp.analyses.kv.selector import KeySelector
 from interp.analyses.kv.snapkv import SnapKV
 from interp.analyses.kv.streaming import Streaming
 from interp.analyses.kv.task_kv import TaskKV
 from interp.analyses.results.head_scores import HeadScores
-from interp.hooks.edit.evicting_cache import EvictingCache
 from interp.hooks.model.heads import HeadLayout
 from interp.hooks.prompts.prompts import Prompts
+from interp.testing.selectors import continued, literal_logits
 
 LENGTHS, MORE = (41, 33), 6
 
@@ -51,57 +49,5 @@ def continuation() -> torch.Tensor:
     return torch.randint(5, 60, (2, MORE), generator=torch.Generator().manual_seed(2))
 
 
-@torch.no_grad()
-def continued(model: Any, selector: KeySelector, asked: Prompts, later: torch.Tensor, cache: Any) -> tuple[Any, Any]:
-    """Logits of a continuation read after the prompts, and what was noted, by layer."""
-    inputs = asked.tensors()
-    mask = inputs["attention_mask"]
-    with selecting(model, selector, asked, cache if isinstance(cache, EvictingCache) else None) as state:
-        position = (mask.cumsum(-1) - 1).clamp(min=0)
-        kept = model(
-            input_ids=inputs["input_ids"],
-            attention_mask=mask,
-            position_ids=position,
-            past_key_values=cache,
-            use_cache=True,
-        ).past_key_values
-        whole = torch.cat([mask, torch.ones_like(later)], 1)
-        place = torch.tensor(asked.lengths)[:, None] + torch.arange(later.shape[1])
-        logits = model(input_ids=later, attention_mask=whole, position_ids=place, past_key_values=kept).logits
-    return logits, {layer: noted for (_, layer), noted in state.memory.items()}
-
-
-@torch.no_grad()
-def literal(
-    model: Any, selector: KeySelector, asked: Prompts, row: int, later: torch.Tensor, noted: Any
-) -> torch.Tensor:
-    """The same for one row by an eager model, token after token, with each layer's own mask of four axes."""
-    ids = torch.tensor([[*asked[row].ids, *later[row].tolist()]])
-    n, total = len(asked[row]), ids.shape[1]
-    layout = HeadLayout.of(model)
-    each = layout.heads // layout.kv_heads
-    masks = {}
-    for layer, chosen in noted.items():
-        seen = torch.ones(total, total).tril().bool().expand(1, layout.heads, -1, -1).clone()
-        kept = chosen.kept[row, :, :n].repeat_interleave(each, 0)
-        seen[0, :, n:, :n] &= kept[:, None]
-        if chosen.window is not None:
-            for head, window in enumerate(chosen.window[row].repeat_interleave(each).tolist()):
-                for p in range(n, total):
-                    seen[0, head, p, selector.n_sink : max(selector.n_sink, p - window)] = False
-        masks[layer] = torch.where(seen, 0.0, torch.finfo(torch.float32).min)
-    handles = []
-    for layer, module in enumerate(block.self_attn for block in model.model.layers):
-
-        def swap(module: Any, args: Any, kwargs: Any, layer: int = layer) -> Any:
-            return args, {**kwargs, "attention_mask": masks[layer]}
-
-        handles.append(module.register_forward_pre_hook(swap, with_kwargs=True))
-    before = model.config._attn_implementation
-    model.set_attn_implementation("eager")
-    try:
-        return model(ids).logits[:, n:]
-    finally:
-        model.set_attn_implementation(before)
-        for handle in handles:
-            handle.remove()
+literal = literal_logits
+__all__ = ["SELECTORS", "continuation", "continued", "literal", "prompts", "scores"]
