@@ -31,7 +31,7 @@ from transformer_lens.model_bridge import TransformerBridge
 import interp
 from interp import plots
 from interp.analyses.causal.sweep import sweep_sets
-from interp.analyses.identify._prompt_pairs import logit_difference
+from interp.analyses.measures.answer_logits import logit_difference
 
 # %%
 MODEL = "demo"

@@ -33,8 +33,19 @@ def names_in_literals(tree: ast.AST, known: set[str]) -> list[tuple[int, list[st
     return found
 
 
+def comparisons(tree: ast.AST, known: set[str]) -> list[tuple[int, str]]:
+    """(line, name) of every comparison with the name of an entry, which is a branch for one method."""
+    return [
+        (node.lineno, part.value)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Compare)
+        for part in (node.left, *node.comparators)
+        if isinstance(part, ast.Constant) and part.value in known
+    ]
+
+
 def known() -> set[str]:
-    """Names of all entries, but for words that name other things too."""
+    """Names of all entries."""
     return {name for kind in registry.KINDS for name in registry.names(kind)}
 
 
@@ -43,6 +54,12 @@ def test_no_literal_lists_entries(file):
     assert names_in_literals(ast.parse(file.read_text(encoding="utf-8")), known()) == []
 
 
-def test_a_table_is_found():
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_no_branch_asks_for_one_entry(file):
+    assert comparisons(ast.parse(file.read_text(encoding="utf-8")), known()) == []
+
+
+def test_a_table_and_a_branch_are_found():
     table = ast.parse('ORDER = ("retrieval", "induction", "sinks")\nCOLOURS = {"retrieval": 1, "sinks": 2, "qada": 3}')
     assert [line for line, _ in names_in_literals(table, known())] == [1, 2]
+    assert comparisons(ast.parse('if name == "retrieval": pass'), known()) == [(1, "retrieval")]

@@ -115,7 +115,7 @@ def _homes(kind: Kind) -> dict[str, _Home]:
             module = ".".join(("interp.analyses", *path.relative_to(root).with_suffix("").parts))
             found[name] = _Home(match[2], _importing(module, match[2]))
     for point in metadata.entry_points(group=ENTRY_POINTS[kind]):
-        # a name of ours is never taken over by another package
+        # a built-in name is never taken over by another package
         package = point.dist.name if point.dist is not None else ""
         found.setdefault(point.name, _Home(point.attr, point.load, package))
     return found

@@ -270,7 +270,7 @@ def _noise(family: str, rng: torch.Generator) -> Weights:
     hidden, groups = HIDDEN[family], KV_HEADS[family]
     q, o = (torch.randn(HEADS, hidden, HEAD_DIM, generator=rng) / math.sqrt(hidden) for _ in range(2))
     k, v = (torch.randn(groups, hidden, HEAD_DIM, generator=rng) / math.sqrt(hidden) for _ in range(2))
-    # logits of unit spread; a head writes vectors of length 0.2 at most, beside parts of length 1
+    # logits of unit spread; a head writes vectors of length 0.2 at most, compared with parts of length 1
     return Weights(q, k, v, 0.2 / math.sqrt(HEAD_DIM) * o.transpose(1, 2))
 
 

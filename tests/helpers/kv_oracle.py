@@ -1,5 +1,6 @@
 """Every key selector with settings for small prompts, what it does to a continuation, and the same literally."""
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -49,5 +50,30 @@ def continuation() -> torch.Tensor:
     return torch.randint(5, 60, (2, MORE), generator=torch.Generator().manual_seed(2))
 
 
+SHARE = {"keep_ratio": 0.6}
+
+
+def of_scores(kind: Any, **settings: Any) -> Any:
+    """A maker of a selector that takes the scores of the model."""
+
+    def make(*, model: Any, keep_ratio: float, **more: Any) -> Any:
+        return kind.from_scores(scores(model), keep_ratio, **settings, **more)
+
+    return make
+
+
+CONTRACTS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "random_keys": (RandomKeys, {}),
+    "streaming": (Streaming, {}),
+    "snapkv": (partial(SnapKV, window=4, kernel_size=3), {}),
+    "task_kv": (partial(TaskKV, part=0.5, top=9, window=4), SHARE),
+    "compress_kv": (of_scores(CompressKV, n_voters=2, window=4), {}),
+    "head_kv": (of_scores(HeadKV, window=4), {}),
+    "duo_attention": (of_scores(DuoAttention, part=0.5), SHARE),
+    # its mean key stands for the dropped ones, which a mask does not show
+    "razor_attention": (of_scores(RazorAttention, part=0.5), SHARE | {"literal": False}),
+}
+
+
 literal = literal_logits
-__all__ = ["SELECTORS", "continuation", "continued", "literal", "prompts", "scores"]
+__all__ = ["CONTRACTS", "SELECTORS", "continuation", "continued", "literal", "prompts", "scores"]

@@ -1,13 +1,13 @@
 """The public contracts: our own methods keep them, and a method that is broken on purpose is named."""
 
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
+import edit_cases
+import kv_oracle
 import pytest
 import torch
 from detectors import METHODS as DETECTORS
-from kv_oracle import scores as scores_of
 
 from interp import kv, steer, testing
 from interp.analyses import identify, registry
@@ -15,60 +15,21 @@ from interp.analyses.results.head_scores import HeadScores
 from interp.analyses.steer.boost import Boost
 from interp.testing import ContractError
 
-VECTORS = {f"L{layer}H{head}": [float(head + i % 3) for i in range(16)] for layer in range(2) for head in range(4)}
-EDITS: dict[str, tuple[Any, Any]] = {
-    "pasta": (steer.Pasta("mark", 0.05), steer.Pasta("mark", 1.0)),
-    "act": (steer.Act(0.2, 0.02), steer.Act(1.0)),
-    "zerotuning": (steer.ZeroTuning(4.0), steer.ZeroTuning(1.0)),
-    "boost": (steer.Boost("mark", 4.0), steer.Boost("mark", 1.0)),
-    "spotlight": (steer.SpotLight("mark", 0.5), steer.SpotLight("mark", 0.0)),
-    "knockout": (steer.Knockout("mark"), None),
-    "temperature": (steer.Temperature(0.5), steer.Temperature(1.0)),
-    "gate": (steer.Gate(0.3), steer.Gate(1.0)),
-    "keyscale": (steer.KeyScale(1.6), steer.KeyScale(1.0)),
-    "redistribute": (steer.Redistribute("mark", 0.4, 0.0, 1.0, sinks=0), steer.Redistribute("mark", 1.0)),
-    "found_in_the_middle": (steer.FoundInTheMiddle(["mark", "other"], [0.02, 0.05], temperature=0.05), None),
-    "offset": (steer.Offset(VECTORS), steer.Offset(VECTORS, scale=0.0)),
-}
-SHARE = {"keep_ratio": 0.6}
-
-
-def of_scores(kind: Any, **settings: Any) -> Any:
-    """A maker of a selector that takes the scores of the model."""
-
-    def make(*, model: Any, keep_ratio: float, **more: Any) -> Any:
-        return kind.from_scores(scores_of(model), keep_ratio, **settings, **more)
-
-    return make
-
-
-SELECTORS: dict[str, tuple[Any, dict[str, Any]]] = {
-    "random_keys": (kv.RandomKeys, {}),
-    "streaming": (kv.Streaming, {}),
-    "snapkv": (partial(kv.SnapKV, window=4, kernel_size=3), {}),
-    "task_kv": (partial(kv.TaskKV, part=0.5, top=9, window=4), SHARE),
-    "compress_kv": (of_scores(kv.CompressKV, n_voters=2, window=4), {}),
-    "head_kv": (of_scores(kv.HeadKV, window=4), {}),
-    "duo_attention": (of_scores(kv.DuoAttention, part=0.5), SHARE),
-    # its mean key stands for the dropped ones, which a mask does not show
-    "razor_attention": (of_scores(kv.RazorAttention, part=0.5), SHARE | {"literal": False}),
-}
-
 
 def test_every_edit_and_selector_is_in_these_tables():
-    assert EDITS.keys() == {*registry.names("edit")}
-    assert SELECTORS.keys() == {*registry.names("selector")}
+    assert edit_cases.CONTRACTS.keys() == {*registry.names("edit")}
+    assert kv_oracle.CONTRACTS.keys() == {*registry.names("selector")}
 
 
-@pytest.mark.parametrize("name", EDITS)
+@pytest.mark.parametrize("name", edit_cases.CONTRACTS)
 def test_edit(name):
-    edit, noop = EDITS[name]
+    edit, noop = edit_cases.CONTRACTS[name]
     testing.check_edit(edit, noop=noop)
 
 
-@pytest.mark.parametrize("name", SELECTORS)
+@pytest.mark.parametrize("name", kv_oracle.CONTRACTS)
 def test_selector(name):
-    make, settings = SELECTORS[name]
+    make, settings = kv_oracle.CONTRACTS[name]
     testing.check_selector(make, **settings)
 
 

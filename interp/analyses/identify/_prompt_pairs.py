@@ -5,11 +5,10 @@ from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from interp.analyses.measures.continuations import Options
 from interp.analyses.measures.head_outputs import bridged, by_length
 from interp.analyses.results.head_scores import HeadScores
 from interp.errors import PromptError, UsageError
@@ -26,30 +25,6 @@ Direction = Literal["denoise", "noise"]
 Measure = Callable[..., tuple[Float[Tensor, "b l h"], Float[Tensor, "b"], Float[Tensor, "b"]]]
 """function of a bridge, the base, source and clean prompts of one length, and a callback after each layer; it gives the
 change of the base run's metric by each patch from the source run, and the metric of both runs"""
-
-
-def logit_difference(logits: Float[Tensor, "b v"], prompts: Prompts) -> Float[Tensor, "b"]:
-    """Logit of the right answer minus that of the wrong one; each is the first token of the first text in the meta."""
-    ids = answer_tokens(prompts).to(logits.device)
-    right, wrong = logits.gather(1, ids).unbind(1)
-    return right - wrong
-
-
-def answer_tokens(prompts: Prompts) -> Int[Tensor, "b 2"]:
-    """First tokens of the first texts in meta["right"] and meta["wrong"] of each prompt.
-
-    Raises:
-        PromptError: If a prompt has no such texts, or both begin with the same token.
-    """
-    options = Options.of(prompts)
-    rows = [(ids[0][0], ids[count][0]) for ids, count in zip(options.ids, options.right, strict=True)]
-    for number, (right, wrong) in enumerate(rows):
-        if right == wrong:
-            raise PromptError(
-                f"the right and the wrong answer of prompt {number} both begin with token {right}; give answers that "
-                "differ in their first token, or another metric."
-            )
-    return torch.tensor(rows)
 
 
 def measured(metric: Metric, logits: Float[Tensor, "b q v"], prompts: Prompts) -> Float[Tensor, "b"]:

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from interp.analyses import costs
 from interp.analyses.causal import controls
-from interp.analyses.identify._prompt_pairs import Direction, Metric, effects, logit_difference, measured
+from interp.analyses.identify._prompt_pairs import Direction, Metric, effects, measured
+from interp.analyses.measures.answer_logits import logit_difference
 from interp.analyses.measures.head_outputs import ids
 from interp.analyses.registry import analysis
 from interp.analyses.results.head_scores import HeadScores

@@ -10,7 +10,8 @@ from tqdm.auto import tqdm
 
 from interp.analyses import costs
 from interp.analyses.causal import controls
-from interp.analyses.identify._prompt_pairs import answer_tokens, table
+from interp.analyses.identify._prompt_pairs import table
+from interp.analyses.measures.answer_logits import answer_tokens
 from interp.analyses.measures.head_outputs import HeadOutputs, bridged, by_length
 from interp.analyses.registry import analysis
 from interp.analyses.results.head_scores import HeadScores

@@ -8,7 +8,8 @@ from torch import nn
 from interp.analyses import costs
 from interp.analyses.causal import controls
 from interp.analyses.identify._patching import patched
-from interp.analyses.identify._prompt_pairs import Direction, Metric, effects, logit_difference
+from interp.analyses.identify._prompt_pairs import Direction, Metric, effects
+from interp.analyses.measures.answer_logits import logit_difference
 from interp.analyses.registry import analysis
 from interp.analyses.results.head_scores import HeadScores
 from interp.analyses.tasks import standard

@@ -38,13 +38,18 @@ def _cost(model: nn.Module, prompts: Prompts, batch_size: int, settings: Mapping
     from interp.analyses import costs
 
     passes, found = costs.Passes.of(model), costs.Cost()
-    names = settings.get("selectors") or registry.names("selector")
+    names = _names(settings.get("selectors") or ()) or registry.names("selector")
     control = [entry.name for entry in registry.entries("selector") if entry.baseline]
     times = 1 + len({*control, *names}) * len(settings.get("keep_ratios") or KEEP_RATIOS)
     for task in KVTask.from_whole(prompts):
         for context, rest in zip(task.contexts.lengths, map(len, task.rest), strict=True):
             found += passes.prompts(1, context) + passes.cost(times, rest, context + rest / 2)
     return found
+
+
+def _names(selectors: Sequence[str]) -> tuple[str, ...]:
+    """Names given as a list, or as a text with commas."""
+    return tuple(selectors.split(",")) if isinstance(selectors, str) else tuple(selectors)
 
 
 def _inputs(run: Any) -> dict[str, Any]:
@@ -123,7 +128,7 @@ def kv_selection(
         advantage on the task "needle".
     """
     check_global_layers(model)
-    selectors = tuple(selectors.split(",")) if isinstance(selectors, str) else tuple(selectors)
+    selectors = _names(selectors)
     given = dict(scores or {})
     made = selectors_of(given, seed, model, names=selectors, settings=selector_settings)
     about = _about(made, given, model)

@@ -321,9 +321,10 @@ class Trials(Result):
         return "\n".join(lines)
 
     def show(self, measure: str, mean: float, low: float, high: float, signed: bool = False) -> str:
-        """Numbers of a measure as text, in percent for shares."""
-        sign = "+" if signed else ""
-        form = f"{sign}.0%" if measure in self.shares else f"{sign}.3f"
+        """Numbers of a measure as text: shares in percent, differences of shares in points."""
+        if signed and measure in self.shares:
+            return f"{100 * mean:+.0f} points [{100 * low:+.0f}, {100 * high:+.0f}]"
+        form = ".0%" if measure in self.shares else "+.3f" if signed else ".3f"
         return f"{mean:{form}} [{low:{form}}, {high:{form}}]"
 
     @classmethod

@@ -120,7 +120,7 @@ def test_the_demo_model_knows_who_and_what(demo):
     """Measured on 64 pairs each: 98 % prefer the right name, 73 % the right colour."""
     import torch
 
-    from interp.analyses.identify._prompt_pairs import logit_difference
+    from interp.analyses.measures.answer_logits import logit_difference
     from interp.hooks.read.capture import run
 
     model, tokenizer = demo
