@@ -24,7 +24,8 @@ from interp.analyses.kv.selecting import selecting
 from interp.analyses.kv.selectors_of import selectors_of
 from interp.analyses.kv.streaming import Streaming
 from interp.analyses.results.head_scores import HeadScores
-from interp.analyses.results.trials import BASELINE, RANDOM, Trials
+from interp.analyses.results.trial import BASELINE, RANDOM
+from interp.analyses.results.trials import Trials
 from interp.hooks.edit.evicting_cache import EvictingCache, nbytes
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"

@@ -9,7 +9,8 @@ import json
 from pathlib import Path
 
 from interp.analyses.measures.refusals import RefusalResult
-from interp.analyses.results.trials import BASELINE, RANDOM, RANDOM_BY_LAYER, Trials
+from interp.analyses.results.trial import BASELINE, RANDOM, RANDOM_BY_LAYER
+from interp.analyses.results.trials import Trials
 from interp.runs.results import RunResults, read_results
 
 MEASURES = ("refused", "harmless refused", "easy right", "neutral loss")

@@ -13,7 +13,8 @@ from interp.analyses.identify.gradient_importance import gradient_importance
 from interp.analyses.measures.losses import Loss, token_losses
 from interp.analyses.results.files import Parts
 from interp.analyses.results.head_scores import HeadScores
-from interp.analyses.results.trials import RANDOM, Trial, Trials
+from interp.analyses.results.trial import RANDOM, Trial
+from interp.analyses.results.trials import Trials
 from interp.analyses.tasks.task import Judge
 from interp.errors import ScoreError, UsageError
 from interp.hooks.edit.ablation import AblationKind, ablate

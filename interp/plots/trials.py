@@ -3,7 +3,8 @@
 from typing import TYPE_CHECKING, Any, get_args
 
 from interp.analyses.results.statistics import Estimate
-from interp.analyses.results.trials import BASELINE, RANDOM, RANDOM_BY_LAYER, Trials
+from interp.analyses.results.trial import BASELINE, RANDOM, RANDOM_BY_LAYER
+from interp.analyses.results.trials import Trials
 from interp.errors import UsageError
 from interp.hooks.edit.ablation import AblationKind
 from interp.hooks.model.heads import HeadSet
@@ -44,7 +45,8 @@ def trials(result: Trials, measure: str | None = None, task: str | None = None) 
         UsageError: For a measure or task that the trials do not have.
 
     Examples:
-        >>> from interp.analyses.results.trials import Trial, Trials
+        >>> from interp.analyses.results.trial import Trial
+        >>> from interp.analyses.results.trials import Trials
         >>> before = Trial("baseline", {"accuracy": (1.0, 1.0)})
         >>> after = Trial("top", {"accuracy": (0.0, 1.0)}, size=2)
         >>> list(interp.plots.trials(Trials("retrieval", (before, after))).data[0].x)

@@ -3,7 +3,8 @@
 from typing import Any
 
 from interp.analyses.results.statistics import Estimate, mean_over_draws
-from interp.analyses.results.trials import BASELINE, RANDOM, RANDOM_BY_LAYER, Trials
+from interp.analyses.results.trial import BASELINE, RANDOM, RANDOM_BY_LAYER
+from interp.analyses.results.trials import Trials
 from interp.report.trials_words import gain_text
 from interp.report.words import cut
 

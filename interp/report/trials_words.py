@@ -3,7 +3,8 @@
 from typing import Any, get_args
 
 from interp.analyses.results.statistics import Estimate
-from interp.analyses.results.trials import BASELINE, RANDOM, RANDOM_BY_LAYER, Trials
+from interp.analyses.results.trial import BASELINE, RANDOM, RANDOM_BY_LAYER
+from interp.analyses.results.trials import Trials
 from interp.hooks.edit.ablation import AblationKind
 from interp.plots import number
 from interp.report.lists import joined

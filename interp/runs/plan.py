@@ -35,7 +35,16 @@ class Plan(Protocol):
         ...
 
     def stages(self, model: "nn.Module", tokenizer: Any, own: "Prompts | None" = None) -> "Sequence[Stage]":
-        """The stages of a run, in the order in which they are made."""
+        """The stages of a run, in the order in which they are made.
+
+        Args:
+            model: The model that is run.
+            tokenizer: Its tokenizer.
+            own: Prompts that take the place of the standard ones.
+
+        Returns:
+            The stages.
+        """
         ...
 
 
@@ -90,6 +99,7 @@ class ScorePlan:
 
     @property
     def seed(self) -> int:
+        """Seed of prompts, random head sets and intervals."""
         return self.sizes.seed
 
     @property
@@ -98,7 +108,16 @@ class ScorePlan:
         return tuple(registry.get(name) for name in self.analyses)
 
     def stages(self, model: "nn.Module", tokenizer: Any, own: "Prompts | None" = None) -> "Sequence[Stage]":
-        """Head tables, their controls, then what is made of the heads that were found."""
+        """Head tables, their controls, then what is made of the heads that were found.
+
+        Args:
+            model: The model that is run.
+            tokenizer: Its tokenizer.
+            own: Prompts that take the place of the standard ones.
+
+        Returns:
+            The stages.
+        """
         from interp.runs.stages.analyses import analysis_stage, control_stage, named_heads_stage
 
         plan = self._fitted(model)

@@ -52,6 +52,9 @@ class RunResults(Mapping[str, Any]):
 
         Args:
             top: Number of heads to list of each table.
+
+        Returns:
+            The text.
         """
         lines = []
         for name, found in self.results.items():

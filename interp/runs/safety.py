@@ -73,7 +73,16 @@ class SafetyPlan:
             raise UsageError("n_scored=1 is too small; Sahara turns a subspace of prompts, so give at least 2.")
 
     def stages(self, model: "nn.Module", tokenizer: Any, own: "Prompts | None" = None) -> "Sequence[Stage]":
-        """Replies, head scores by gradient, Ships and Sahara, curves of all rankings, and the whole of it."""
+        """Replies, head scores by gradient, Ships and Sahara, curves of all rankings, and the whole of it.
+
+        Args:
+            model: The model that is run.
+            tokenizer: Its tokenizer.
+            own: Prompts that take the place of the standard ones.
+
+        Returns:
+            The stages.
+        """
         from interp.runs.stages.refusals import Refusals
 
         refusals = Refusals.of(self, model, tokenizer)

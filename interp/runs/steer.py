@@ -62,7 +62,16 @@ class SteerPlan:
             raise UsageError(f"head_set_sizes={self.head_set_sizes} is not valid; give sizes of at least 1.")
 
     def stages(self, model: "nn.Module", tokenizer: Any, own: "Prompts | None" = None) -> "Sequence[Stage]":
-        """Settings that are left open, a profile of the heads, the choice of a head set, and the test."""
+        """Settings that are left open, a profile of the heads, the choice of a head set, and the test.
+
+        Args:
+            model: The model that is run.
+            tokenizer: Its tokenizer.
+            own: Prompts that take the place of the standard ones.
+
+        Returns:
+            The stages.
+        """
         from interp.runs.stages.steering import Steering
 
         steering = Steering.of(self, model, tokenizer)

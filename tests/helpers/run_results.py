@@ -7,7 +7,8 @@ import tiny_chat_model
 import torch
 
 from interp.analyses.results.head_scores import HeadScores
-from interp.analyses.results.trials import Trial, Trials
+from interp.analyses.results.trial import Trial
+from interp.analyses.results.trials import Trials
 from interp.analyses.views.explore import Explored, explore
 from interp.analyses.views.logit_lens import LogitLens
 from interp.analyses.views.ov_tokens import OvTokens

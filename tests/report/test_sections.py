@@ -8,7 +8,8 @@ from run_results import LAYERS, N_PROMPTS, ORIGIN, ablation, rand, run, table
 
 from interp.analyses.identify.sahara import SaharaResult
 from interp.analyses.measures.refusals import RefusalReplies, RefusalResult
-from interp.analyses.results.trials import Trial, Trials
+from interp.analyses.results.trial import Trial
+from interp.analyses.results.trials import Trials
 from interp.analyses.steer.choose import SettingComparison
 from interp.analyses.steer.pasta import Pasta
 from interp.analyses.steer.result import SteeringResult

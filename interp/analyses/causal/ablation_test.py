@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from interp.analyses.causal.function_identity import function_identity
 from interp.analyses.results.files import Parts, texts_from_tensor, texts_to_tensor
 from interp.analyses.results.head_scores import HeadScores
-from interp.analyses.results.trials import BASELINE, RANDOM, RANDOM_BY_LAYER, Trial, Trials
+from interp.analyses.results.trial import BASELINE, RANDOM, RANDOM_BY_LAYER, Trial
+from interp.analyses.results.trials import Trials
 from interp.analyses.tasks.needle import judge
 from interp.analyses.tasks.task import Judge
 from interp.errors import UsageError

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from interp.analyses.causal.ablation_test import random_conditions, source_of_numbers
 from interp.analyses.results.files import Parts
 from interp.analyses.results.head_scores import HeadScores
-from interp.analyses.results.trials import BASELINE, RANDOM, RANDOM_BY_LAYER, Trial, Trials
+from interp.analyses.results.trial import BASELINE, RANDOM, RANDOM_BY_LAYER, Trial
+from interp.analyses.results.trials import Trials
 from interp.errors import UsageError
 from interp.hooks.edit.ablation import AblationKind, ablate
 from interp.hooks.model.heads import Head, HeadLayout, HeadSet

@@ -12,7 +12,8 @@ from interp.analyses.measures.losses import token_losses
 from interp.analyses.registry import analysis
 from interp.analyses.results.files import Parts
 from interp.analyses.results.head_scores import HeadScores
-from interp.analyses.results.trials import BASELINE, Trial, Trials
+from interp.analyses.results.trial import BASELINE, Trial
+from interp.analyses.results.trials import Trials
 from interp.analyses.tasks import standard
 from interp.errors import UsageError
 from interp.hooks.edit.ablation import AblationKind, ablate

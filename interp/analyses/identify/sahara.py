@@ -17,7 +17,8 @@ from interp.analyses.results.codec import result
 from interp.analyses.results.files import digest
 from interp.analyses.results.head_scores import HeadScores
 from interp.analyses.results.result import Result
-from interp.analyses.results.trials import Trial, Trials
+from interp.analyses.results.trial import Trial
+from interp.analyses.results.trials import Trials
 from interp.errors import UsageError
 from interp.hooks.model.heads import Head, HeadLayout, HeadSet
 from interp.hooks.model.provenance import Provenance

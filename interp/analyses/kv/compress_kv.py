@@ -69,6 +69,9 @@ class CompressKV(SnapKV):
             keep_ratio: Share of the prompt's keys that the model keeps.
             n_voters: Number of voters of each layer.
             settings: Further fields.
+
+        Returns:
+            CompressKV: the selector.
         """
         values = scores.values.nan_to_num(0.0)
         order = values.argsort(dim=1, descending=True, stable=True)[:, :n_voters].tolist()

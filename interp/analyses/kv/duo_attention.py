@@ -50,6 +50,9 @@ class DuoAttention(Streaming):
             keep_ratio: Share of the prompt's keys that the model keeps.
             part: Part of this budget for heads with a full cache.
             settings: Further fields.
+
+        Returns:
+            DuoAttention: the selector.
         """
         heads = str(full_cache_heads(scores, keep_ratio, part))
         return cls(**{"keep_ratio": keep_ratio, "full_cache_heads": heads, **settings})

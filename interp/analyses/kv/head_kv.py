@@ -65,6 +65,9 @@ class HeadKV(SnapKV):
             scores: Scores, such as those of `identify.retrieval_reasoning`.
             keep_ratio: Share of the prompt's keys that the model keeps.
             settings: Further fields.
+
+        Returns:
+            HeadKV: the selector.
         """
         best = scores.by_group().clamp(min=0)
         part = best.double() / best.double().sum().clamp(min=1e-300)

@@ -11,7 +11,8 @@ from interp.analyses.kv.kv_tasks import KVTask
 from interp.analyses.kv.selecting import selecting
 from interp.analyses.kv.selector import KeySelector
 from interp.analyses.kv.selectors_of import Make
-from interp.analyses.results.trials import BASELINE, RANDOM, Trial, Trials
+from interp.analyses.results.trial import BASELINE, RANDOM, Trial
+from interp.analyses.results.trials import Trials
 from interp.errors import UsageError
 from interp.hooks.edit.edit import Edits, steering
 from interp.hooks.model.layers import unwrap

@@ -37,6 +37,9 @@ class KVTask:
             ends: Number of tokens of each context.
             answers: Tokens of each answer.
 
+        Returns:
+            KVTask: the task.
+
         Raises:
             PromptError: If a context or an answer is empty.
         """
@@ -70,6 +73,9 @@ class KVTask:
 
         Args:
             prompts: Prompts of one or several tasks.
+
+        Returns:
+            The tasks.
 
         Raises:
             PromptError: If a prompt has no span "context" or "answer".

@@ -103,7 +103,15 @@ class KeySelector(Edit):
         raise NotImplementedError
 
     def remember(self, here: EditContext, kept: Bool[Tensor, "b g n"]) -> Any:
-        """Further facts to note after the prompt was read; None by default."""
+        """Further facts to note after the prompt was read; None by default.
+
+        Args:
+            here: The attention call of the prompt.
+            kept: The keys that are kept, by position.
+
+        Returns:
+            Anything that the selector needs for later tokens.
+        """
         return None
 
     def spread(self, here: EditContext) -> Float[Tensor, "b g"]:
@@ -118,6 +126,9 @@ class KeySelector(Edit):
         Args:
             layout: Layers and heads of the model.
             choose: Layers in which keys are dropped; over these the mean of the shares is `keep_ratio`.
+
+        Returns:
+            The shares `[l g]`.
         """
         full = self.full(layout)
         return torch.where(full, 1.0, remaining_ratio(self.keep_ratio, full[choose]))
@@ -166,12 +177,28 @@ class KeySelector(Edit):
         return here.add_row_bias(coefficient, hidden.repeat_interleave(each, 1))
 
     def reach(self, here: EditContext, count: Int[Tensor, "b g"]) -> Int[Tensor, "b g"]:
-        """Number of last keys that were kept in addition to the first; all for heads that keep everything."""
+        """Number of last keys that were kept in addition to the first; all for heads that keep everything.
+
+        Args:
+            here: The attention call of the prompt.
+            count: Number of kept keys.
+
+        Returns:
+            The numbers `[b g]`.
+        """
         full = self.full(self.layout(here))[here.site.layer].to(count.device)
         return torch.where(full, 1 << 40, (count - self.n_sink).clamp(min=max(self.n_recent, 1)))
 
     def kept(self, here: EditContext, length: Tensor) -> tuple[Bool[Tensor, "b g n"], Int[Tensor, "b g"]]:
-        """The kept keys of one layer by position in the prompt, and their number."""
+        """The kept keys of one layer by position in the prompt, and their number.
+
+        Args:
+            here: The attention call of the prompt.
+            length: Number of tokens of each prompt, `[b]`.
+
+        Returns:
+            The kept keys `[b g n]`, and their number `[b g]`.
+        """
         position = here.key_position
         inside = (position >= 0) & (position < length[:, None])
         rank = self.rank(here).float()

@@ -12,7 +12,7 @@ from interp.analyses.kv._shares import global_layers
 from interp.analyses.kv.selector import KeySelector
 from interp.analyses.registry import SelectorEntry
 from interp.analyses.results.head_scores import HeadScores
-from interp.analyses.results.trials import RANDOM
+from interp.analyses.results.trial import RANDOM
 from interp.errors import UsageError
 from interp.hooks.model.layers import unwrap
 

@@ -72,6 +72,9 @@ class TaskKV(SnapKV):
             keep_ratio: Share of the prompt's keys that the model keeps.
             part: Part of the budget for heads with a full cache.
             settings: Further fields.
+
+        Returns:
+            TaskKV: the selector.
         """
         heads = str(full_cache_heads(scores, keep_ratio, part))
         return cls(**{"keep_ratio": keep_ratio, "part": part, "full_cache_heads": heads, **settings})

@@ -14,28 +14,11 @@ from torch import Tensor
 from interp.analyses.results import files as storage
 from interp.analyses.results import statistics
 from interp.analyses.results.codec import result
+from interp.analyses.results.comparison import Comparison
 from interp.analyses.results.result import Result
 from interp.errors import HeadError, ScoreError, UsageError
 from interp.hooks.model.heads import Head, HeadLayout, HeadSet
 from interp.hooks.model.provenance import Provenance
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """How far two tables of head scores agree."""
-
-    spearman: float
-    """rank correlation over heads; NaN where a table is constant"""
-    pearson: float
-    """correlation over heads; NaN where a table is constant"""
-    overlap: int
-    """number of heads in the top k of both"""
-    expected_overlap: float
-    """overlap of two random lists: k^2 / heads"""
-    p_overlap: float
-    """share of permutations with at least this overlap, (1 + hits) / (1 + n_permutations)"""
-    k: int
-    """length of the lists"""
 
 
 @result
@@ -148,6 +131,9 @@ class HeadScores(Result):
 
         Args:
             kv_heads: Number of key-value heads of a layer, by default that of the table.
+
+        Returns:
+            Scores `[l g]`.
         """
         return self.values.nan_to_num(-torch.inf).unflatten(1, (kv_heads or self.layout.kv_heads, -1)).amax(-1)
 
@@ -207,6 +193,9 @@ class HeadScores(Result):
         Args:
             k: Number of heads. Ties are in the order of heads.
 
+        Returns:
+            The heads.
+
         Raises:
             UsageError: If k is negative.
         """
@@ -222,6 +211,9 @@ class HeadScores(Result):
         Args:
             top: Number of heads.
             above: Value that the score exceeds.
+
+        Returns:
+            HeadSet: the heads.
 
         Raises:
             UsageError: If neither is given and the table has no threshold.
@@ -242,6 +234,9 @@ class HeadScores(Result):
             heads: The head set, or the number of heads from the top of the table.
             seed: Seed of the draw.
             match: "layer" draws as many from each layer as the head set has there, "free" from all layers.
+
+        Returns:
+            HeadSet: the random heads.
         """
         chosen = self.heads(top=heads) if isinstance(heads, int) else heads
         return chosen.random_like(self.layout, seed, match)
@@ -312,6 +307,9 @@ class HeadScores(Result):
 
         Args:
             parts: Tables of one analysis and model. Extras of different lengths are padded with NaN, -1 or False.
+
+        Returns:
+            HeadScores: the joined table.
 
         Raises:
             ScoreError: If there are no parts, or they differ in name, shape, settings or model.

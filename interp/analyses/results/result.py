@@ -38,6 +38,9 @@ class Result:
             path: The JSON file.
             model: Model that the result must belong to; None to accept any.
 
+        Returns:
+            The result.
+
         Raises:
             ScoreError: If the file holds no such result, or one of another model.
         """
@@ -60,6 +63,9 @@ class Result:
 
         Args:
             top: Number of heads to list, where heads are listed.
+
+        Returns:
+            The text.
         """
         raise NotImplementedError
 

@@ -9,39 +9,9 @@ from interp.analyses.results.codec import result
 from interp.analyses.results.files import plain
 from interp.analyses.results.result import Result
 from interp.analyses.results.statistics import Estimate
+from interp.analyses.results.trial import BASELINE, RANDOM, RANDOM_BY_LAYER, Trial
 from interp.errors import UsageError
-from interp.hooks.model.heads import HeadSet
 from interp.hooks.model.provenance import Provenance
-
-BASELINE = "baseline"
-"""condition of the unmodified model"""
-RANDOM, RANDOM_BY_LAYER = "random", "random by layer"
-"""conditions of random heads: drawn freely, and as many from each layer as the tested set has"""
-
-
-@result
-@dataclass(frozen=True)
-class Trial:
-    """One run of the model on all prompts of a task, under one condition."""
-
-    condition: str
-    """"baseline", "random", "random by layer", or the name of what is tested"""
-    values: dict[str, tuple[float, ...]] = field(repr=False)
-    """measure -> one number for each prompt, or a single number with an interval"""
-    heads: HeadSet = field(default_factory=lambda: HeadSet(()))
-    """heads that are ablated or edited"""
-    size: float = 0.0
-    """number of heads, share of heads, or share of the keys that is kept"""
-    draw: int = 0
-    """number of the draw of random heads, from 0"""
-    task: str = ""
-    """name of the task, where there are several"""
-    replies: tuple[str, ...] = field(default=(), repr=False)
-    """text that the model generated, one for each prompt"""
-    intervals: dict[str, tuple[float, float]] = field(default_factory=dict, repr=False)
-    """measure -> 95 % interval, for a measure that is not a mean over prompts"""
-    facts: dict[str, float] = field(default_factory=dict, repr=False)
-    """other numbers about the run, such as the share of keys that was kept"""
 
 
 @result
@@ -57,7 +27,8 @@ class Trials(Result):
         ScoreError: If the settings cannot be written as JSON.
 
     Examples:
-        >>> from interp.analyses.results.trials import Trial, Trials
+        >>> from interp.analyses.results.trial import Trial
+        >>> from interp.analyses.results.trials import Trials
         >>> before = Trial("baseline", {"accuracy": (1.0, 1.0, 0.0)})
         >>> after = Trial("top", {"accuracy": (0.0, 1.0, 0.0)}, size=2)
         >>> Trials("retrieval", (before, after)).gain("top", over="baseline")
@@ -67,6 +38,7 @@ class Trials(Result):
     name: str
     """what is tested, such as the name of an analysis"""
     trials: tuple[Trial, ...]
+    """one for each condition, size, draw and task"""
     intervention: str = ""
     """the ablation, such as "zero", or the edit"""
     title: str = ""
@@ -128,6 +100,9 @@ class Trials(Result):
 
         Args:
             condition: One of `conditions`.
+
+        Returns:
+            The sizes.
         """
         return tuple(dict.fromkeys(trial.size for trial in self.trials if trial.condition == condition))
 
@@ -138,6 +113,9 @@ class Trials(Result):
             condition: One of `conditions`.
             size: One of its sizes; may be left out where there is only one.
             task: One of `tasks`; None for all.
+
+        Returns:
+            The trials.
 
         Raises:
             UsageError: If there is no such trial, or the condition has several sizes and none is given.
@@ -266,6 +244,9 @@ class Trials(Result):
         Args:
             measure: One of `measures`, by default all of them.
             task: One of `tasks`; None for all tasks together.
+
+        Returns:
+            One dictionary for each row.
         """
         found = []
         for condition in self.conditions:
@@ -321,7 +302,18 @@ class Trials(Result):
         return "\n".join(lines)
 
     def show(self, measure: str, mean: float, low: float, high: float, signed: bool = False) -> str:
-        """Numbers of a measure as text: shares in percent, differences of shares in points."""
+        """Numbers of a measure as text: shares in percent, differences of shares in points.
+
+        Args:
+            measure: One of `measures`.
+            mean: The mean or difference.
+            low: Lower end of its interval.
+            high: Upper end of its interval.
+            signed: Whether the numbers are a difference.
+
+        Returns:
+            The text.
+        """
         if signed and measure in self.shares:
             return f"{100 * mean:+.0f} points [{100 * low:+.0f}, {100 * high:+.0f}]"
         form = ".0%" if measure in self.shares else "+.3f" if signed else ".3f"
@@ -335,6 +327,9 @@ class Trials(Result):
 
         Args:
             parts: Trials of one experiment.
+
+        Returns:
+            Trials: the joined result.
 
         Raises:
             UsageError: If there are no parts, they are of different experiments, or a measure that is not a mean over

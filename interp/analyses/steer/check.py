@@ -10,7 +10,8 @@ from torch import nn
 
 from interp.analyses.results import codec
 from interp.analyses.results.files import digest
-from interp.analyses.results.trials import BASELINE, RANDOM, RANDOM_BY_LAYER, Trial, Trials
+from interp.analyses.results.trial import BASELINE, RANDOM, RANDOM_BY_LAYER, Trial
+from interp.analyses.results.trials import Trials
 from interp.analyses.steer.describe import describe
 from interp.errors import HeadError, UsageError
 from interp.hooks.edit.edit import Edit, Edits, steering

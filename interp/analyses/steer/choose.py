@@ -12,7 +12,7 @@ from interp.analyses.measures.continuations import ContinuationScorer
 from interp.analyses.results import statistics
 from interp.analyses.results.codec import result
 from interp.analyses.results.files import Parts
-from interp.analyses.results.trials import BASELINE
+from interp.analyses.results.trial import BASELINE
 from interp.analyses.steer.check import steered_replies
 from interp.analyses.steer.load_edits import edits_from_dicts
 from interp.analyses.steer.profile import Score, continuation_scores, edit_dicts

@@ -6,7 +6,8 @@ from typing import Any
 from interp.analyses.results.codec import result
 from interp.analyses.results.head_scores import HeadScores
 from interp.analyses.results.result import Result
-from interp.analyses.results.trials import BASELINE, Trials
+from interp.analyses.results.trial import BASELINE
+from interp.analyses.results.trials import Trials
 from interp.analyses.steer.choose import SettingComparison
 from interp.analyses.steer.describe import describe
 from interp.analyses.steer.load_edits import edits_from_dicts

@@ -27,7 +27,17 @@ def split_of(id: str) -> Literal["profile", "dev", "test"]:
 
 
 def encode_item(item: Item, tokenizer: Any) -> dict[str, Any]:
-    """An item for `Prompts.encode`. Without a chat template a chat becomes its texts and "Answer: prefix"."""
+    """Turn an item into one for `Prompts.encode`.
+
+    Without a chat template, a chat becomes its texts and "Answer: prefix".
+
+    Args:
+        item: The item of a task.
+        tokenizer: The tokenizer of the model.
+
+    Returns:
+        The item, as `Prompts.encode` takes it.
+    """
     prefix = item.get("prefix", "")
     if "text" in item:
         return {"text": item["text"] + prefix, "spans": item["spans"]}

@@ -204,6 +204,9 @@ def explore(
         >>> explored.map("L1H2").shape
         torch.Size([5, 5])
 
+    Source:
+        This package.
+
     Limits:
         Does not show that a head matters (see `ablation_test`), nor what it writes.
     """

@@ -114,6 +114,9 @@ def token_attention(
         >>> token_attention(model, prompts, "L1H2, L0H1").weights.shape
         torch.Size([2, 17])
 
+    Source:
+        This package.
+
     Limits:
         Shows one query of one prompt. Does not show that the model needs the attended tokens.
     """

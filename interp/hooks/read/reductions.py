@@ -57,7 +57,15 @@ class Keep:
         raise NotImplementedError
 
     def width(self, q: int, k: int) -> int:
-        """Count the numbers held per batch row, layer and head, for q queries and k keys."""
+        """Count the numbers held per batch row, layer and head, for q queries and k keys.
+
+        Args:
+            q: Number of queries.
+            k: Number of keys.
+
+        Returns:
+            The count.
+        """
         return q
 
     def __repr__(self) -> str:

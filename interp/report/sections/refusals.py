@@ -2,7 +2,8 @@
 
 from interp import plots
 from interp.analyses.measures.refusals import RefusalResult
-from interp.analyses.results.trials import BASELINE, RANDOM, Trials
+from interp.analyses.results.trial import BASELINE, RANDOM
+from interp.analyses.results.trials import Trials
 from interp.report.page import Page, Section, title_of
 from interp.report.sections.dispatch import section
 from interp.report.sections.trials import trials_body

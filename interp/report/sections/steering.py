@@ -2,7 +2,7 @@
 
 from interp import plots
 from interp.analyses import registry
-from interp.analyses.results.trials import BASELINE
+from interp.analyses.results.trial import BASELINE
 from interp.analyses.steer.describe import describe
 from interp.analyses.steer.result import SteeringResult
 from interp.report.page import Page, Section

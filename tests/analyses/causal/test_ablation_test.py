@@ -10,7 +10,8 @@ from detectors import prompts
 from interp.analyses import identify, tasks
 from interp.analyses.causal.ablation_test import ablation_test, conditions
 from interp.analyses.results.head_scores import HeadScores
-from interp.analyses.results.trials import Trial, Trials
+from interp.analyses.results.trial import Trial
+from interp.analyses.results.trials import Trials
 from interp.errors import UsageError
 from interp.hooks.edit.ablation import ablate
 from interp.hooks.generate import generate

@@ -185,7 +185,9 @@ def test_the_analysis_evaluates_what_the_scores_of_a_run_make(tmp_path, monkeypa
 
     run = Inputs()
     run.scores = scores  # pyright: ignore[reportAttributeAccessIssue]
-    settings = {"keep_ratios": (0.5,), "selector_settings": {"snapkv": {"window": 4}}, "batch_size": 2, "seed": 3}
+    # settings of selectors come from the run, those of analyses do not
+    run.settings = {"snapkv": {"window": 4}, "qada": {"tau": 0.5}}  # pyright: ignore[reportAttributeAccessIssue]
+    settings = {"keep_ratios": (0.5,), "batch_size": 2, "seed": 3}
     found = entry.thing(model, prompts, **entry.inputs(run), **settings)
     made = selectors_of(scores, 3, model, settings={"snapkv": {"window": 4}})
     expected = kv_curve(model, short, made, keep_ratios=(0.5,), batch_size=2, seed=3)

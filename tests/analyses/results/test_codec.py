@@ -16,7 +16,8 @@ from torch import Tensor
 from interp.analyses.results import codec
 from interp.analyses.results.head_scores import HeadScores
 from interp.analyses.results.result import Result
-from interp.analyses.results.trials import Trial, Trials
+from interp.analyses.results.trial import Trial
+from interp.analyses.results.trials import Trials
 from interp.errors import ScoreError
 from interp.hooks.model.heads import Head, HeadLayout, HeadSet
 from interp.hooks.model.provenance import Provenance

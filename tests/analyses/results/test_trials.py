@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 
 from interp.analyses.results import statistics
-from interp.analyses.results.trials import Trial, Trials
+from interp.analyses.results.trial import Trial
+from interp.analyses.results.trials import Trials
 from interp.errors import ScoreError, UsageError
 from interp.hooks.model.heads import HeadSet
 
