@@ -148,7 +148,7 @@ def test_a_control_is_shown_with_its_analysis(page: Page):
 def test_sections_show_method_limits_and_source(monkeypatch):
     assert report.about("no such analysis") == []
     headings = [heading for heading, _ in report.about("token_attention")]
-    assert headings == ["Method", "Limits"]
+    assert headings == ["Method", "Limits", "Source"]
     assert report.about("inner/token_attention") == report.about("token_attention")
     page = Page(render(run({"token_attention": tables()["token_attention"]})))
     assert "Does not show that the model needs the attended tokens." in page.words
