@@ -1,4 +1,10 @@
-"""Plotly figures of results; text from outside is escaped, and nothing is loaded from a network."""
+"""Plotly figures of results; text from outside is escaped, and nothing is loaded from a network.
+
+Every module of this folder is imported, so that the figure of a type of result registers by being here.
+"""
+
+from importlib import import_module
+from pkgutil import iter_modules
 
 from interp.plots.atlas import atlas, depth
 from interp.plots.dispatch import figure
@@ -11,6 +17,9 @@ from interp.plots.static import picture, save
 from interp.plots.style import colour_of, number, title_of, visible
 from interp.plots.token_attention import token_attention
 from interp.plots.trials import trials
+
+for _found in iter_modules(__path__):
+    import_module(f"{__name__}.{_found.name}")
 
 __all__ = [
     "Explorer",

@@ -178,3 +178,11 @@ def test_the_report_escapes_items(whole, tmp_path):
     page = make_report(read_results(whole[0]), tmp_path / "r.html").read_text(encoding="utf-8")
     assert "number 3?" in page or "Number 3" in page or "pasta" in page.lower()
     assert "<script>alert" not in page
+
+
+def test_named_heads_need_no_items_to_profile(model, items, tmp_path):
+    """More profile items than the task has are no obstacle where nothing is profiled."""
+    plan = run_cases.steer_plan(items, heads="L0H1", n_profile_items=10_000)
+    assert steered(tmp_path / "run", plan, model)["steering"].chosen == "named"
+    with pytest.raises(UsageError, match="n=10000 is out of range"):
+        Run.open(tmp_path / "other", replace(plan, heads=""), model, tiny_chat_model.tokenizer())

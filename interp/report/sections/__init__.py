@@ -1,29 +1,15 @@
-"""Sections of a report, one module for each type of result; other packages add theirs with `section.register`."""
+"""Sections of a report, one module for each type of result.
 
-from interp.report.sections import (
-    explored,
-    head_roles,
-    head_scores,
-    logit_lens,
-    ov_tokens,
-    qk_projection,
-    refusals,
-    steering,
-    token_attention,
-    trials,
-)
+Every module of this folder is imported, so that a section registers by being here; other packages add theirs with
+`section.register`.
+"""
+
+from importlib import import_module
+from pkgutil import iter_modules
+
 from interp.report.sections.dispatch import section
 
-__all__ = [
-    "explored",
-    "head_roles",
-    "head_scores",
-    "logit_lens",
-    "ov_tokens",
-    "qk_projection",
-    "refusals",
-    "section",
-    "steering",
-    "token_attention",
-    "trials",
-]
+for _found in iter_modules(__path__):
+    import_module(f"{__name__}.{_found.name}")
+
+__all__ = ["section"]

@@ -54,22 +54,15 @@ class Steering:
             layout.check(HeadSet.parse(plan.heads, layout))
         given = _given(plan, model)
         candidates = {} if given else tuned_edits(plan.method, plan.settings, task.span)
-        sizes = {"profile": plan.n_profile_items, "dev": plan.n_dev_items, "test": plan.n_test_items}
+        sizes = {"dev": plan.n_dev_items, "test": plan.n_test_items}
+        if is_fitted(plan) or not (plan.heads or given):
+            # a task of few items must not be asked for more than the run reads
+            sizes["profile"] = plan.n_profile_items
         prompts = {split: task.prompts(tokenizer, split, n) for split, n in sizes.items()}
         steering = cls(plan, model, task, prompts, given, candidates)
-        if not candidates and not steering.fitted:
+        if not candidates and not is_fitted(plan):
             make_edit(plan.method, plan.settings, task.span)
         return steering
-
-    @property
-    def fitted(self) -> bool:
-        """Whether the edit is estimated from prompts: a field without a default is not given."""
-        entry = registry.get(self.plan.method, "edit")
-        needed = [
-            f.name for f in fields(entry.thing)
-            if f.init and f.default is MISSING and f.default_factory is MISSING and f.name != "spans"
-        ]  # fmt: skip
-        return entry.fitted is not None and any(name not in self.plan.settings for name in needed)
 
     @property
     def profiled(self) -> bool:
@@ -78,7 +71,7 @@ class Steering:
             return False
         if self.candidates:
             return True
-        return self.given is not None or (not self.fitted and self.edit().gate is None)
+        return self.given is not None or (not is_fitted(self.plan) and self.edit().gate is None)
 
     def edit(self, run: "Run | None" = None, heads: str = "all") -> Edit:
         """The edit in some heads; settings that were left open are those of the given profile, or the best ones."""
@@ -91,7 +84,7 @@ class Steering:
             assert tuning is not None
             return replace(self.candidates[tuning.best], heads=heads)
         return make_edit(
-            self.plan.method, self.plan.settings, self.task.span, heads, self.model, self.prompts["profile"]
+            self.plan.method, self.plan.settings, self.task.span, heads, self.model, self.prompts.get("profile")
         )
 
     def tuning(self) -> Stage:
@@ -163,11 +156,21 @@ class Steering:
             )
 
         needs = ("choice", "profile") if self.profiled else ("tuning",) if self.candidates else ()
-        fit = self._asked("profile") if self.fitted else ()
+        fit = self._asked("profile") if is_fitted(self.plan) else ()
         return single("steering", work, needs=needs, prompts=(*self._asked("test"), *fit))
 
     def _asked(self, split: str) -> tuple[tuple[Prompts, int], ...]:
         return ((self.prompts[split], self.task.max_new_tokens),)
+
+
+def is_fitted(plan: "SteerPlan") -> bool:
+    """Whether the edit of a plan is estimated from prompts: a field without a default is not given."""
+    entry = registry.get(plan.method, "edit")
+    needed = [
+        f.name for f in fields(entry.thing)
+        if f.init and f.default is MISSING and f.default_factory is MISSING and f.name != "spans"
+    ]  # fmt: skip
+    return entry.fitted is not None and any(name not in plan.settings for name in needed)
 
 
 def _given(plan: "SteerPlan", model: nn.Module) -> Profile | None:
