@@ -56,7 +56,7 @@ def list_entries(
 
 @app.command()
 def doctor(model: Model, as_json: AsJson = False, device: Device = None, dtype: Dtype = None) -> None:
-    """Check what works for a model, and say why something does not."""
+    """Check which features work for a model, and report why others do not."""
     loaded = interp.load(model, device=device, dtype=dtype)
     found = interp.doctor(loaded.model, loaded.tokenizer)
     typer.echo(json.dumps(found.to_dict(), indent=1) if as_json else str(found))
@@ -70,7 +70,9 @@ def score(
     analyses: Annotated[
         str,
         typer.Argument(
-            metavar="ANALYSES", help="Names separated by commas, or a set: all, long, every. `interp list` has them."
+            metavar="ANALYSES",
+            help="Names separated by commas, or a set: all (the five basic analyses), long (long context), every. "
+            "See `interp list`.",
         ),
     ],
     model: Model,
@@ -85,7 +87,7 @@ def score(
     dtype: Dtype = None,
     **options: Any,
 ) -> None:
-    """Score the heads of a model, test the top heads of each analysis, and print them."""
+    """Score the heads of a model, test the top heads of each analysis, and print the results."""
     from interp.runs.estimate import estimate
     from interp.runs.plan import ScorePlan
 
@@ -106,7 +108,7 @@ def score(
 def safety(
     model: Model, out: Out, as_json: AsJson = False, device: Device = None, dtype: Dtype = None, **options: Any
 ) -> None:
-    """Find the heads that refusals depend on, and test what refuses without them."""
+    """Find the heads that refusals depend on, and measure refusals with those heads ablated."""
     from interp.runs.safety import SafetyPlan
 
     # in 16 bits the rounding error of a divergence is as large as what it measures
@@ -127,7 +129,7 @@ def steer(
     dtype: Dtype = None,
     **options: Any,
 ) -> None:
-    """Steer a task: profile heads, choose how many, and judge replies with and without steering."""
+    """Steer a model on a task: profile heads, choose how many to steer, and judge replies with and without steering."""
     from interp.analyses import registry
     from interp.runs.steer import SteerPlan
 

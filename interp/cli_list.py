@@ -68,13 +68,24 @@ def _card(entry: Entry) -> str:
     lines += ["", parts["text"]] if "text" in parts else []
     if entry.settings:
         lines += ["", "Settings (--set " + f"{entry.name}.NAME=VALUE)"]
-        lines += [f"    {s.name} = {_plain(s.default)!r}  {s.help}".rstrip() for s in entry.settings.values()]
+        lines += [f"    {s.name} = {_plain(s.default)!r}{_in_run(entry, s.name)}  {s.help}".rstrip()
+                  for s in entry.settings.values()]  # fmt: skip
     if needs := _needs(entry):
         lines += ["", f"Needs\n    {', '.join(needs)}"]
     for section in SECTIONS:
         if parts.get(section):
             lines += ["", section.capitalize(), *(f"    {line}" for line in parts[section].splitlines())]
     return "\n".join(lines)
+
+
+def _in_run(entry: Entry, setting: str) -> str:
+    """The value that a run uses in place of the default."""
+    run = getattr(entry, "run_settings", {})
+    if setting not in run:
+        return ""
+    value = run[setting]
+    option = f"--{value[1:].replace('_', '-')}" if isinstance(value, str) and value.startswith("$") else repr(value)
+    return f" (in a run: {option})"
 
 
 def _found(name: str) -> list[Entry]:

@@ -13,9 +13,9 @@ class PromptSizes:
         seed: Seed from which all prompts are drawn.
         n_needles: Number of needle prompts.
         needle_length: Number of tokens of a needle prompt.
-        needle_depths: Places of the needle, as fractions of the text.
+        needle_depths: Depths of the needle, as fractions of the text.
         reply_tokens: Number of new tokens of a reply to a needle prompt.
-        n_texts: Number of plain texts, of prompts of repeated tokens, and of prompts of each task of the key selectors.
+        n_texts: Number of prompts each: plain texts, repeated tokens, and prompts of each task of the key selectors.
         text_length: Number of tokens of a plain text.
         n_repeated: Number of random tokens that are repeated.
         n_pairs: Number of pairs of prompts for patching and for methods that contrast two kinds of prompts.

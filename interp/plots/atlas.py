@@ -87,8 +87,8 @@ def atlas(scores: Mapping[str, HeadScores] | HeadRoles) -> "Figure":
     )
     notes = [
         f"{layers * heads} heads",
-        "solid: the whole 95 % interval is above the cut, pale: only the mean is",
-        "in brackets: all heads with the role, some of which are shown under another",
+        "solid: the whole 95 % interval is above the threshold, pale: only the mean is",
+        "in brackets: number of heads with the role, including those shown under another",
     ]
     picture.update_layout(**layout("Roles of the heads", notes, size * heads + 184), meta=_table(found))
     picture.update_layout(**ABOVE)

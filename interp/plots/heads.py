@@ -204,7 +204,7 @@ def scatter(one: HeadScores, other: HeadScores, k: int = 10) -> "Figure":
     notes = [
         f"Spearman {number(agreed.spearman)}",
         f"{agreed.overlap} of the top {k} shared ({number(agreed.expected_overlap)} expected by chance, "
-        f"p = {agreed.p_overlap:.2g})",
+        f"{'p ≤ 0.001' if agreed.p_overlap < 0.001 else f'p = {agreed.p_overlap:.2g}'})",
     ]
     picture.update_layout(**layout(f"{title_of(one.name)} against {title_of(other.name).lower()}", notes, 460))
     picture.update_layout(**ABOVE)

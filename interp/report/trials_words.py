@@ -45,7 +45,7 @@ def few_words(result: Trials) -> str:
     """
     least = min(len(values) for trial in result.trials for values in trial.values.values())
     each = " of a task" if len(result.tasks) > 1 else ""
-    return f"There are only {least} prompts{each}, too few to interpret differences." if 1 < least < FEW else ""
+    return f"With only {least} prompts{each} the interval is approximate; repeat with more." if 1 < least < FEW else ""
 
 
 def _condition(result: Trials, name: str, measure: str) -> list[str]:

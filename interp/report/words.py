@@ -9,6 +9,7 @@ from typing import Any
 
 from interp.analyses.results.head_scores import HeadScores
 from interp.analyses.results.trials import Trials
+from interp.analyses.views.head_roles import cut_of
 from interp.plots import number, title_of
 from interp.runs.results import RunResults
 
@@ -105,7 +106,8 @@ def facts(scores: HeadScores) -> list[str]:
     sentences = []
     if (sink := scores.extras.get("sink")) is not None:
         sentences.append(
-            f"Prompt by prompt, {float(sink.float().nanmean()):.1%} of the heads are above the threshold on average."
+            f"Counted in each prompt separately, {float(sink.float().nanmean()):.1%} of the heads are above the "
+            "threshold on average."
         )
     if (columns := scores.extras.get("columns")) is not None and "positions" in scores.extras:
         limit = scores.settings.get("column_threshold")
@@ -133,7 +135,7 @@ def provenance(results: RunResults) -> list[tuple[str, list[tuple[str, str]]]]:
     for name, scores in results.scores.items():
         rows = [
             ("unit", scores.unit),
-            ("threshold", _plain(scores.threshold)),
+            ("threshold", _plain(cut_of(name, scores))),
             ("prompts", f"{scores.counted} of {len(scores.per_prompt)} counted"),
             ("prompt labels", _some(scores.labels)),
             ("seed of the intervals", str(scores.seed)),

@@ -57,10 +57,11 @@ class ScorePlan:
         sizes: Number and length of the prompts.
         settings: Settings by analysis, edit or selector, as {"qada": {"tau": 0.9}}.
         check: Test the top heads of each analysis against random heads.
-        heads: Heads to test instead of the top ones, anything that HeadSet.parse takes.
+        heads: Heads to test instead of the top ones, such as L18H6,L17H3 or L8-L12.
         n_heads: Number of top heads that a test ablates; some tests take at most a quarter of the heads.
         n_random_sets: Number of random head sets of each kind that a test compares with.
-        ablation: Ablation of the tests: zero, uniform or first.
+        ablation: How heads are ablated: zero (output set to 0), uniform (attend evenly) or first (attend to the first
+            token).
         batch_size: Number of prompts per forward pass.
     """
 

@@ -26,13 +26,13 @@ class SafetyPlan:
         n_harmful: Number of harmful requests to answer.
         n_harmless: Number of harmless requests to answer.
         n_scored: Number of refused requests that heads are scored on.
-        n_tested: Number of other refused requests, for the curves.
+        n_tested: Number of further refused requests on which the ablation curves are measured.
         n_neutral: Number of neutral texts whose loss is measured.
         n_easy: Number of easy questions.
         ablations: Ablations: uniform, zero, or both.
         group_size: Number of heads of the largest Sahara group.
         head_set_sizes: Numbers of heads that the curves ablate.
-        stop_below: Share of the refusals at which a ranking is not followed further.
+        stop_below: Stop ablating more heads of a ranking once the share of refusals falls to this.
         reply_tokens: Number of new tokens of a reply.
         n_random_sets: Number of random head sets for each size and kind of draw.
         seed: Seed of random head sets and intervals.

@@ -171,7 +171,8 @@ def test_cards_show_scores_prompts_and_written_tokens():
     best = int(results.scores["retrieval"].per_prompt[:, 1, 2].argmax())
     assert "L1H2" in [attrs.get("id") for attrs in page.of("article")]
     assert f"text {best}" in page.words
-    assert "Attends to (attention) → would write for it alone:" in page.words
+    label = "Attended token (attention) → tokens that the head would promote if it attended to that token only:"
+    assert label in page.words
     assert "retrieval" in page.words
 
 

@@ -23,7 +23,7 @@ def test_an_ablation_test_in_words():
         "Difference to random heads drawn freely: -75 points [-94, -50], the 95 % interval excludes 0.",
         "Difference to random heads matched by layer: -75 points [-100, -38], the 95 % interval excludes 0.",
     ]
-    assert few_words(ablation()) == "There are only 8 prompts, too few to interpret differences."
+    assert few_words(ablation()) == "With only 8 prompts the interval is approximate; repeat with more."
 
 
 def test_a_difference_that_includes_0_and_a_baseline_of_0():
@@ -49,7 +49,7 @@ def test_selectors_in_words_and_numbers():
         "Below random: StreamingLLM at 40%.",
         "Of 4 such 95 % intervals, about 1 excludes 0 by chance.",
     ]
-    assert few_words(kept_keys(3)) == "There are only 3 prompts of a task, too few to interpret differences."
+    assert few_words(kept_keys(3)) == "With only 3 prompts of a task the interval is approximate; repeat with more."
     found = pivot(kept_keys(), "right")
     assert found["sizes"] == ["10%", "40%", "100%"]
     rows = {name: [cell and (cell["mean"], cell["gain"], cell["excludes"]) for cell in cells]

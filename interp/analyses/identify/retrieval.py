@@ -49,12 +49,12 @@ def retrieval(
     seed: int = 0,
     progress: bool = False,
 ) -> HeadScores:
-    """Score each head by how often its most attended key is the very answer token that the model generates.
+    """Score each head by how often its most attended position holds the answer token that the model generates.
 
-    The model decodes greedily. `hit[n l h t] = 1` where argmax over k of `pattern[n l h r_t k]` lies in the prompt's
-    span "answer" and holds the token w_t; r_t is the query whose logits give w_t. `score[n l h] = sum over t of hit /
-    number of answer tokens`. A head above `threshold` is called a retrieval head. `scores.frequency` is the activation
-    frequency.
+    The model decodes greedily. Let w_t be the token generated at step t, and r_t the query whose logits give it.
+    `hit[n l h t] = 1` where argmax over k of `pattern[n l h r_t k]` lies in the prompt's span "answer" and holds w_t.
+    `score[n l h] = sum over t of hit / number of answer tokens`. A head above `threshold` is called a retrieval head.
+    `scores.frequency` is the share of prompts in which a head scores above 0.
 
     Args:
         model: A transformers causal language model, or a TransformerBridge over one.
@@ -74,7 +74,7 @@ def retrieval(
         HeadScores: float32 `per_prompt [n l h]`, in copied tokens per answer token.
 
     Raises:
-        SpanError: If a prompt has no span "answer", or has it in several places; such a prompt never becomes a zero.
+        SpanError: If a prompt has no span "answer", or has it in several places; such a prompt is never scored as 0.
 
     Examples:
         >>> item = {"text": "The code is 4711. Which code? It is", "spans": {"answer": "4711"}}
@@ -87,7 +87,8 @@ def retrieval(
         Wu et al. 2404.15574, section 2: threshold 0.1, 50 new tokens, stop at a newline.
 
     Differs:
-        Spans are exact character offsets, and the chat template is used where the tokenizer has one.
+        Spans are exact character offsets, and the chat template is used where the tokenizer has one. A reply has at
+        most 32 new tokens (20 in a run, see `--reply-tokens`) instead of 50.
 
     Limits:
         Does not show that the head is needed, for which an ablation test is run. Does not find heads that retrieve

@@ -14,8 +14,9 @@ from interp.kernels.contract import Call
 class Pasta(SpanEdit):
     """Post-hoc attention steering: attention outside of marked spans is multiplied by `alpha` and renormalised.
 
-    The new pattern is `pattern[b h q k] / C` on the span and `alpha pattern[b h q k] / C` elsewhere, where C is the sum
-    of both. This is a bias of `log alpha` on the keys outside of the span. Several spans count as one set.
+    `pattern[b h q k]` is multiplied by `alpha` on the keys outside of the span, and the row is divided by its new sum.
+    In logits, this adds `log alpha` to those keys. By default only keys of the prompt are lowered, see `scope`. Several
+    spans count as one set.
 
     A prompt that ends before a range of positions is unchanged. A prompt without a named span is an error.
 
@@ -44,7 +45,8 @@ class Pasta(SpanEdit):
         Spans are united before the bias is added. The released code adds it once for each span.
 
     Limits:
-        Does not show which heads to steer. Steering all of them at once is usually worse than no steering.
+        Does not show which heads to steer. Steering all of them at once can be much
+        worse than no steering: Qwen2.5-Coder-1.5B then answers none of 20 JSON items.
     """
 
     alpha: float = 0.01
