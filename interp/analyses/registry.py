@@ -165,13 +165,13 @@ def find(name: str, kind: Kind = "analysis") -> Any:
 
 
 def is_known(name: str, kind: Kind = "analysis") -> bool:
-    """Whether a name, with hyphens or capitals allowed, is that of an entry."""
-    return _canonical(name, kind) is not None
+    """Whether a name is that of an entry (hyphens or capitals allowed), or was declared in this process."""
+    return _canonical(name, kind) is not None or (kind, name) in _DECLARED
 
 
 def kinds_of(name: str) -> list[Kind]:
     """The kinds that have an entry of a name."""
-    return [kind for kind in KINDS if is_known(name, kind) or (kind, name) in _DECLARED]
+    return [kind for kind in KINDS if is_known(name, kind)]
 
 
 def _canonical(name: str, kind: Kind) -> str | None:

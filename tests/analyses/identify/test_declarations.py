@@ -75,3 +75,11 @@ def test_names_are_known_before_anything_is_imported():
 def test_an_unknown_setting_is_refused_with_the_nearest_one():
     with pytest.raises(UsageError, match="qada has no setting 'taw', did you mean 'tau'"):
         registry.get("qada").check_settings({"taw": 0.9})
+
+
+def test_an_analysis_declared_in_this_process_can_be_named_in_a_plan():
+    @registry.analysis(title="Mine", group="find", prompts=registry.get("sinks").prompts)
+    def declared_here(model, prompts):
+        """Score of a notebook."""
+
+    assert [entry.name for entry in registry.analyses_named("sinks,declared_here")] == ["sinks", "declared_here"]
