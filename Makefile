@@ -45,13 +45,14 @@ report: $(INSTALLED)
 docs: $(INSTALLED)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-# the figure is the share of lines that the quick tests run; slow tests are not traced, because some measure time
+# the figure is the share of lines that the quick tests run; slow tests are not traced, which would make them slower
 test: COVERAGE := --cov=interp --cov-report=
 test: test-quick test-slow
 	@echo "coverage of interp by the quick tests: $$($(BIN)/coverage report --format=total) %"
 
-# several processes with one thread each; slow tests measure time and run alone
-QUICK := OMP_NUM_THREADS=1 $(PYTEST) -n $(WORKERS) -m "not slow"
+# several processes with one thread each: small machines waste time on threads that wait for each other
+PARALLEL := OMP_NUM_THREADS=1 $(PYTEST) -n $(WORKERS)
+QUICK := $(PARALLEL) -m "not slow"
 
 test-quick: $(INSTALLED)
 	$(QUICK) $(COVERAGE)
@@ -66,7 +67,7 @@ test-durations: $(INSTALLED)
 
 # pytest exits with 5 when PYTEST_ARGS selects no slow test
 test-slow: $(INSTALLED)
-	$(PYTEST) -m slow || [ $$? -eq 5 ]
+	$(PARALLEL) -m slow || [ $$? -eq 5 ]
 
 # this uses the torch and triton that the GPU machine already has, and loads tests/kernels only
 gpu-test:

@@ -65,7 +65,7 @@ def pruning_curve(
         judge: Function of a greedy reply and its prompt that returns whether the reply is right. Where it is given,
             its verdict takes the place of the loss.
         max_new_tokens: Number of new tokens of a reply.
-        n_random_sets: Number of random orders.
+        n_random_sets: Number of random orders; a verdict of `Trials.set_test` needs at least 39.
         batch_size: Number of prompts per forward pass.
         seed: Seed of the random orders, of "resample" and of the intervals.
         folder: Where finished head sets are kept, so that an interrupted curve continues with the same numbers.
@@ -160,6 +160,7 @@ def pruning_curve(
         title="Pruning curve",
         size_name="share of heads",
         shares=("accuracy",),
+        claim="smaller effect",
         units={"loss": "nats per token"} if judge is None and loss is None else {},
         notes=notes,
         seed=seed,

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any, get_args
 
-from interp.analyses.results.statistics import Estimate
+from interp.analyses.results.intervals import Estimate
 from interp.analyses.results.trial import BASELINE, RANDOM, RANDOM_BY_LAYER
 from interp.analyses.results.trials import Trials
 from interp.errors import UsageError

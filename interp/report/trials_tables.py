@@ -1,11 +1,12 @@
 """Trials as tables: conditions, conditions by size, prompts, replies."""
 
+import math
 from typing import Any
 
-from interp.analyses.results.statistics import Estimate, mean_over_draws
-from interp.analyses.results.trial import BASELINE, RANDOM, RANDOM_BY_LAYER
+from interp.analyses.results.intervals import Estimate
+from interp.analyses.results.trial import BASELINE
 from interp.analyses.results.trials import Trials
-from interp.report.trials_words import gain_text
+from interp.report.trials_words import counted, gain_text
 from interp.report.words import cut
 
 N_REPLIES, MAX_PROMPTS = 4, 50
@@ -13,30 +14,31 @@ N_REPLIES, MAX_PROMPTS = 4, 50
 
 
 def table(result: Trials) -> list[dict[str, Any]]:
-    """A row for each trial and measure: mean, interval, and heads.
+    """A row for each condition, task and measure: mean, interval, and heads. Random head sets share a row.
 
     Args:
         result: Trials whose conditions have one size each.
     """
     rows = []
-    for trial in result.trials:
-        draws = len({other.draw for other in result.trials if other.condition == trial.condition})
-        name = f"{trial.condition} {trial.draw + 1}" if draws > 1 else trial.condition
-        for measure, values in trial.values.items():
-            if measure in trial.intervals:
-                value = Estimate(values[0], *trial.intervals[measure])
-            else:
-                value = mean_over_draws([values], seed=result.seed)
+    for condition, task in dict.fromkeys((trial.condition, trial.task) for trial in result.trials):
+        trials = result.select(condition, task=task)
+        sets = len({trial.draw for trial in trials})
+        name = f"{condition} ({sets} sets)" if sets > 1 else condition
+        for measure in result.measures:
+            values = [value for trial in trials for value in trial.values.get(measure, ())]
+            if not values:
+                continue
+            value = result.mean(condition, measure, task=task or None)
             verdicts = measure in result.shares and all(number in (0, 1) for number in values)
+            ends = (number_text(result, measure, end) for end in value[1:])
             rows.append(
                 {
-                    "condition": ", ".join(part for part in (name, trial.task) if part),
+                    "condition": ", ".join(part for part in (name, task) if part),
                     "measure": measure,
                     "count": f"{int(sum(values))} of {len(values)}" if verdicts else "",
                     "mean": number_text(result, measure, value.mean),
-                    "interval": f"{number_text(result, measure, value.low)} to "
-                    f"{number_text(result, measure, value.high)}",
-                    "heads": str(trial.heads) if len(trial.heads) else "",
+                    "interval": "" if math.isnan(value.low) else " to ".join(ends),
+                    "heads": f"{sets} sets" if sets > 1 else str(trials[0].heads) if len(trials[0].heads) else "",
                 }
             )
     return rows
@@ -61,8 +63,9 @@ def pivot(result: Trials, measure: str) -> dict[str, Any]:
         gain = Estimate(row["gain"], row["gain_low"], row["gain_high"]) if "gain" in row else None
         return {
             "mean": number_text(result, measure, row["mean"]),
+            "sets": f"beyond {row['n_beyond']} of {row['n_sets']}" if "n_sets" in row else "",
             "gain": "" if gain is None else gain_text(result, measure, gain, with_unit=False),
-            "excludes": gain is not None and gain.excludes_zero,
+            "apart": _is_apart(result, condition, measure, size, gain),
         }
 
     return {
@@ -75,6 +78,16 @@ def pivot(result: Trials, measure: str) -> dict[str, Any]:
             for condition in dict.fromkeys(row["condition"] for row in rows)
         ],
     }
+
+
+def _is_apart(result: Trials, condition: str, measure: str, size: float, gain: Estimate | None) -> bool:
+    """Whether a condition differs from its control: by the test of head sets where there is one, else by prompts."""
+    if not counted(result, measure) or gain is None:
+        return False
+    if result.claim is None:
+        return gain.excludes_zero
+    test = result.set_test(condition, measure, size=size)
+    return test is not None and test.is_beyond
 
 
 def by_prompt(result: Trials) -> dict[str, Any] | None:
@@ -123,7 +136,7 @@ def replies(result: Trials) -> list[dict[str, Any]]:
     shown = []
     for i in order[:N_REPLIES]:
         rows = [
-            (_named(trial.condition, trial.draw), trial.values[measure][i] > 0, cut(trial.replies[i].strip()))
+            (trial.condition, trial.values[measure][i] > 0, cut(trial.replies[i].strip()))
             for trial in kept
             if len(trial.replies) == n
         ]
@@ -138,16 +151,16 @@ def replies(result: Trials) -> list[dict[str, Any]]:
     return shown
 
 
-def _named(condition: str, draw: int) -> str:
-    return f"{condition} {draw + 1}" if condition in (RANDOM, RANDOM_BY_LAYER) else condition
-
-
 def _merged(rows: list[tuple[str, bool, str]]) -> list[tuple[str, bool, str]]:
-    """Conditions with equal replies in one row."""
-    names: dict[tuple[bool, str], list[str]] = {}
+    """Conditions with equal replies in one row; random head sets are counted."""
+    names: dict[tuple[bool, str], dict[str, int]] = {}
     for name, right, reply in rows:
-        names.setdefault((right, reply), []).append(name)
-    return [(", ".join(found), *key) for key, found in names.items()]
+        found = names.setdefault((right, reply), {})
+        found[name] = found.get(name, 0) + 1
+    return [
+        (", ".join(f"{name} ({n} sets)" if n > 1 else name for name, n in found.items()), *key)
+        for key, found in names.items()
+    ]
 
 
 def number_text(result: Trials, measure: str, value: float) -> str:

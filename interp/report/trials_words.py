@@ -1,16 +1,16 @@
 """Trials in sentences; every number is from the trials."""
 
+import math
 from typing import Any, get_args
 
-from interp.analyses.results.statistics import Estimate
+from interp.analyses.results.intervals import Estimate
+from interp.analyses.results.set_test import ALPHA, MIN_COUNTED_PROMPTS, MIN_RANDOM_SETS, SetTest
 from interp.analyses.results.trial import BASELINE, RANDOM, RANDOM_BY_LAYER
 from interp.analyses.results.trials import Trials
 from interp.hooks.edit.ablation import AblationKind
 from interp.plots import number
 from interp.report.lists import joined
 
-FEW = 10
-"""prompts below which a difference is not interpreted"""
 DRAWN = {RANDOM: "drawn freely", RANDOM_BY_LAYER: "matched by layer"}
 """conditions of random heads in words"""
 
@@ -45,7 +45,8 @@ def few_words(result: Trials) -> str:
     """
     least = min(len(values) for trial in result.trials for values in trial.values.values())
     each = " of a task" if len(result.tasks) > 1 else ""
-    return f"With only {least} prompts{each} the interval is approximate; repeat with more." if 1 < least < FEW else ""
+    few = 1 < least < MIN_COUNTED_PROMPTS
+    return f"With only {least} prompts{each} the interval is approximate; repeat with more." if few else ""
 
 
 def _condition(result: Trials, name: str, measure: str) -> list[str]:
@@ -68,18 +69,78 @@ def _condition(result: Trials, name: str, measure: str) -> list[str]:
     sentences = [f"{measure[:1].upper()}{measure[1:]}{sized}: {', '.join(parts)}."]
     if any(measure in trial.intervals for trial in result.trials):
         return sentences
+    if result.claim is not None:
+        test = result.set_test(name, measure, size=size)
+        return sentences if test is None else [*sentences, *set_words(result, measure, test)]
     for over in controls:
         gain = result.gain(name, measure, over=over, size=size)
+        verdict = f", {_excludes(gain)}" if counted(result, measure) else ""
         sentences.append(
-            f"Difference to {_condition_name(result, over)}: {gain_text(result, measure, gain)}, {_excludes(gain)}."
+            f"Difference from {_condition_name(result, over)}: {gain_text(result, measure, gain)}{verdict}."
         )
     return sentences
 
 
+def set_words(result: Trials, measure: str, test: SetTest) -> list[str]:
+    """The test of a head set against random head sets, in sentences. A null is told first.
+
+    Args:
+        result: The trials.
+        measure: The measure that was tested.
+        test: The test.
+    """
+    if not test.decided:
+        sets = "1 random head set allows" if test.n_sets == 1 else f"{test.n_sets} random head sets allow"
+        return [f"{sets} no verdict; at least {MIN_RANDOM_SETS} are needed."]
+    if not counted(result, measure):
+        return [f"There is no verdict about shares of fewer than {MIN_COUNTED_PROMPTS} prompts."]
+    p = f"p = {test.p_value:.2g}"
+    ended = " The draws ended early, since more could not change this." if test.ended_early else ""
+    reached = test.n_sets - test.n_beyond
+    claimed = {"smaller effect": "as small an effect", "higher": "as high a value"}.get(
+        result.claim or "", "as large an effect"
+    )
+    if not test.is_beyond:
+        sets = f"{reached} of {test.n_sets} random sets have {claimed}"
+        return [f"Not distinguishable from random heads: {sets} ({p}).{ended}"]
+    deviations = "" if math.isnan(test.deviations) else f", {abs(test.deviations):.1f} standard deviations of the sets"
+    difference = difference_text(result, measure, test.difference)
+    return [
+        f"Beyond {test.n_beyond} of {test.n_sets} random sets matched by layer ({p}): {difference} compared with their "
+        f"mean{deviations}."
+    ]
+
+
+def counted(result: Trials, measure: str) -> bool:
+    """Whether a measure has enough prompts for a verdict: a share needs 10, others need 2.
+
+    Args:
+        result: The trials.
+        measure: One of its measures.
+    """
+    least = min(len(trial.values[measure]) for trial in result.trials if measure in trial.values)
+    return least >= (MIN_COUNTED_PROMPTS if measure in result.shares else 2)
+
+
+def difference_text(result: Trials, measure: str, value: float) -> str:
+    """A difference of a measure with its unit, in points for shares.
+
+    Args:
+        result: The trials.
+        measure: One of its measures.
+        value: The difference.
+    """
+    if measure in result.shares:
+        return f"{round(100 * value):+d} points"
+    return f"{value:+.3f}{_unit(result, measure)}"
+
+
 def _best_by_size(result: Trials, measure: str, tested: list[str], sizes: list[float]) -> list[str]:
     """The tested condition that is furthest above the control at each size, and those below it."""
+    if result.claim is not None:
+        return _tests_by_size(result, measure, tested, sizes)
     rows = [row for row in result.rows(measure) if "gain" in row]
-    if not rows:
+    if not rows or not counted(result, measure):
         return []
     best = []
     for size in sizes:
@@ -101,6 +162,43 @@ def _best_by_size(result: Trials, measure: str, tested: list[str], sizes: list[f
     return [*found, f"Of {len(rows)} such 95\u00a0% intervals, about {chance} {verb} 0 by chance."]
 
 
+def _tests_by_size(result: Trials, measure: str, tested: list[str], sizes: list[float]) -> list[str]:
+    """The tests of all conditions and sizes, with Holm's correction for their number."""
+    tests = {
+        (name, size): test
+        for name in tested
+        for size in sizes
+        if size in result.sizes(name) and (test := result.set_test(name, measure, size=size)) is not None
+    }
+    decided = {key: test for key, test in tests.items() if test.decided}
+    if not decided or not counted(result, measure):
+        return set_words(result, measure, next(iter(tests.values()))) if tests else []
+    beyond, n = [], len(decided)
+    for place, (key, test) in enumerate(sorted(decided.items(), key=lambda item: item[1].p_value)):
+        if test.p_value * (n - place) > ALPHA:
+            break
+        beyond.append(key)
+    single = [key for key, test in decided.items() if test.is_beyond and key not in beyond]
+    corrected = f"after Holm's correction for {n} tests"
+    if not beyond and not single:
+        return [f"No condition is distinguishable from random heads of the same layers ({n} tests)."]
+    found = []
+    if beyond:
+        found.append(f"Beyond random heads of the same layers {corrected}: {_named_sizes(result, beyond)}.")
+    else:
+        found.append(f"No condition is distinguishable from random heads of the same layers {corrected}.")
+    if single:
+        found.append(f"Beyond them before the correction only: {_named_sizes(result, single)}.")
+    return found
+
+
+def _named_sizes(result: Trials, keys: list[tuple[str, float]]) -> str:
+    names = dict.fromkeys(name for name, _ in keys)
+    return "; ".join(
+        f"{name} at {joined([_size(result, size) for other, size in sorted(keys) if other == name])}" for name in names
+    )
+
+
 def gain_text(result: Trials, measure: str, gain: Estimate, with_unit: bool = True) -> str:
     """A difference and its interval, in points for shares.
 
@@ -111,10 +209,13 @@ def gain_text(result: Trials, measure: str, gain: Estimate, with_unit: bool = Tr
         with_unit: Add the unit of the measure.
     """
     if measure in result.shares:
+        if math.isnan(gain.low):
+            return difference_text(result, measure, gain.mean)
         points = [f"{round(100 * value):+d}" if round(100 * value) else "0" for value in gain]
         return f"{points[0]} points [{points[1]}, {points[2]}]"
     unit = _unit(result, measure) if with_unit else ""
-    return f"{gain.mean:+.3f}{unit} [{gain.low:+.3f}, {gain.high:+.3f}]"
+    interval = "" if math.isnan(gain.low) else f" [{gain.low:+.3f}, {gain.high:+.3f}]"
+    return f"{gain.mean:+.3f}{unit}{interval}"
 
 
 def _row_gain(result: Trials, measure: str, row: dict[str, Any]) -> str:

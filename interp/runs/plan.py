@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, get_args
 from interp.analyses import registry
 from interp.analyses.prompt_sizes import PromptSizes
 from interp.analyses.registry import Analysis
+from interp.analyses.results.set_test import N_RANDOM_SETS
 from interp.errors import UsageError
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ class ScorePlan:
         check: Test the top heads of each analysis against random heads.
         heads: Heads to test instead of the top ones, such as L18H6,L17H3 or L8-L12.
         n_heads: Number of top heads that a test ablates; some tests take at most a quarter of the heads.
-        n_random_sets: Number of random head sets of each kind that a test compares with.
+        n_random_sets: Number of random head sets, matched by layer, that a test compares with; a verdict needs 39.
         ablation: How heads are ablated: zero (output set to 0), uniform (attend evenly) or first (attend to the first
             token).
         batch_size: Number of prompts per forward pass.
@@ -72,7 +73,7 @@ class ScorePlan:
     check: bool = True
     heads: str = ""
     n_heads: int = 10
-    n_random_sets: int = 3
+    n_random_sets: int = N_RANDOM_SETS
     ablation: Ablation = "zero"
     batch_size: int = 8
 

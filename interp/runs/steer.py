@@ -29,7 +29,7 @@ class SteerPlan:
         n_dev_items: Number of items that the head set is chosen on.
         n_test_items: Number of items whose replies are judged.
         n_profiled_heads: Number of heads that are profiled on all items; the others are eliminated in earlier rounds.
-        n_random_sets: Number of random head sets of each kind that the edit is tried in.
+        n_random_sets: Number of random head sets of each kind that the edit is tried in; a verdict needs 39.
         seed: Seed of the order of prompts, of random head sets and of intervals.
         batch_size: Number of replies per forward pass.
     """

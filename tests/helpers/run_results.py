@@ -56,39 +56,47 @@ def sinks(**more: Any) -> HeadScores:
     )  # fmt: skip
 
 
-def ablation(right: tuple[int, ...] = (8, 1, 8, 6, 7, 7), text: str = "", name: str = "retrieval") -> Trials:
-    """An ablation test with so many right replies of eight: baseline, top, random twice, random by layer twice."""
-    conditions = ("baseline", "top", "random", "random", "random by layer", "random by layer")
-    heads = (HeadSet(()), TOP, RANDOM, RANDOM, BY_LAYER, BY_LAYER)
+def ablation(
+    right: tuple[int, ...] = (8, 1, 8, 6, 7, 7), text: str = "", name: str = "retrieval", n_prompts: int = 8
+) -> Trials:
+    """An ablation test with so many right replies: baseline, top, random twice, and each set of random by layer."""
+    n_sets = len(right) - 4
+    conditions = ("baseline", "top", "random", "random", *["random by layer"] * n_sets)
+    heads = (HeadSet(()), TOP, RANDOM, RANDOM, *[BY_LAYER] * n_sets)
     trials = tuple(
         Trial(
             condition,
-            {"accuracy": tuple(float(n < count) for n in range(8))},
+            {"accuracy": tuple(float(n < count) for n in range(n_prompts))},
             ablated,
             size=len(ablated),
-            draw=place % 2 if place > 1 else 0,
-            replies=tuple(text or ("it is saffron" if n < count else "no idea") for n in range(8)),
+            draw=max(0, place - 4) if place > 3 else place % 2 if place > 1 else 0,
+            matched="top" if place > 1 else "",
+            replies=tuple(text or ("it is saffron" if n < count else "no idea") for n in range(n_prompts)),
         )
         for place, (condition, ablated, count) in enumerate(zip(conditions, heads, right, strict=True))
     )
     return Trials(
         name, trials, "zero", "Accuracy with heads ablated", shares=("accuracy",),
-        questions=(text or "which spice?",) * 8, answers=(text or "saffron",) * 8, provenance=ORIGIN,
+        control="random by layer", claim="larger effect", n_random_sets=n_sets,
+        questions=(text or "which spice?",) * n_prompts, answers=(text or "saffron",) * n_prompts, provenance=ORIGIN,
     )  # fmt: skip
 
 
-def curve(sizes: tuple[int, ...] = (1, 3, 5)) -> Trials:
-    """A causal curve: the loss rises by 1 with each head of "induction", and by 0.1 with each random head."""
+def curve(sizes: tuple[int, ...] = (1, 3, 5), n_sets: int = 99) -> Trials:
+    """A causal curve: the loss rises by 1 with each head of "induction", and by 0.1 to 0.2 with each random head."""
     base = tuple(float(value) for value in 2 + rand(N_PROMPTS, seed=4))
     trials = [Trial("baseline", {"loss": base})]
     for size in sizes:
-        for condition, slope, draw in (
-            ("induction", 1.0, 0), ("random", 0.1, 0), ("random", 0.2, 1), ("random by layer", 0.1, 0)
-        ):  # fmt: skip
+        random = [("random by layer", 0.1 + 0.001 * draw, draw) for draw in range(n_sets)]
+        for condition, slope, draw in (("induction", 1.0, 0), ("random", 0.1, 0), ("random", 0.2, 1), *random):
             values = tuple(value + slope * size for value in base)
             heads = HeadSet(tuple(Head(layer, draw) for layer in range(size)))
-            trials.append(Trial(condition, {"loss": values}, heads, size, draw))
-    return Trials("induction", tuple(trials), "zero", units={"loss": "nats per token"}, provenance=ORIGIN)
+            matched = "induction" if condition.startswith("random") else ""
+            trials.append(Trial(condition, {"loss": values}, heads, size, draw, matched=matched))
+    return Trials(
+        "induction", tuple(trials), "zero", units={"loss": "nats per token"}, provenance=ORIGIN,
+        control="random by layer", claim="larger effect", n_random_sets=n_sets,
+    )  # fmt: skip
 
 
 def kept_keys(n_prompts: int = 12, whole: float = 0.75, better: str = "HeadKV-R") -> Trials:

@@ -15,6 +15,7 @@ from interp.analyses.steer.pasta import Pasta
 from interp.analyses.steer.result import SteeringResult
 from interp.hooks.model.heads import Head, HeadSet
 from interp.report import render
+from interp.report.sections.refusals import refusal_words
 
 
 def groups() -> Trials:
@@ -33,18 +34,21 @@ def groups() -> Trials:
     return Trials("sahara", tuple(trials), "uniform", "Groups of heads", provenance=ORIGIN)
 
 
-def refusals() -> RefusalResult:
-    def trial(condition: str, size: int, refused: float, right: float) -> Trial:
+def refusals(random: int = 8) -> RefusalResult:
+    def trial(condition: str, size: int, refused: float, right: float, draw: int = 0) -> Trial:
         rows = {
             name: tuple(float(i < n) for i in range(10)) for name, n in (("refused", refused), ("easy right", right))
         }
-        return Trial(condition, {**rows, "neutral loss": (2.0,) * 10}, HeadSet((Head(0, 0),) * bool(size)), size)
+        values = {**rows, "neutral loss": (2.0,) * 10}
+        return Trial(condition, values, HeadSet((Head(0, 0),) * bool(size)), size, draw)
 
+    sets = [trial("random by layer", size, random, 10, i) for size in (1, 3) for i in range(39)]
     curve = Trials(
         "refusals",
         (trial("baseline", 0, 8, 10), trial("ships", 1, 6, 9), trial("ships", 3, 2, 1), trial("random", 1, 8, 10),
-         trial("random", 3, 8, 9)),
+         trial("random", 3, 8, 9), *sets),
         "zero", shares=("refused", "easy right"), units={"neutral loss": "nats per token"},
+        control="random by layer", claim="larger effect", n_random_sets=39,
     )  # fmt: skip
     replies = {
         "harmful": RefusalReplies(("a", "b"), (True, False), ("I cannot", "Sure")),
@@ -57,15 +61,23 @@ def test_refusals_in_words_with_curves_and_groups():
     page = Page(render(run({"refusals": refusals()})))
     for text in (
         "The unmodified model refused 1 of 2 harmful requests and 0 of 1 harmless requests.",
-        "Under zero ablation, among the sets of heads that leave easy questions answered, the first 1 by ships lower "
-        "the refusal rate of other requests most, to 60%",
-        "with 1 random heads it is 80%",
-        "It is the lowest of 1 sets, so it is slightly too low.",
+        "Under zero ablation, the first 1 heads by ships lower the refusal rate of other requests to 60%",
+        "It is the lowest of 1 sets that are beyond random heads, so it is slightly too low.",
+        "Beyond 39 of 39 random sets matched by layer (p = 0.025): -20 points compared with their mean.",
         "Refusals are halved only where the model breaks: with 3 heads by ships ablated, it answers 10% of the easy",
         "Groups of heads, uniform ablation",
         "sahara 2 degrees 18 17 to 19",
     ):
         assert text in page.words, text
+
+
+def test_refusals_that_random_heads_lower_as_much_are_told_as_a_null():
+    words = refusal_words(refusals(random=6))
+    assert words[1] == (
+        "No set of heads lowers refusals beyond random heads under zero ablation while the model still answers easy "
+        "questions."
+    )
+    assert not [sentence for sentence in words if "most" in sentence]
 
 
 def test_a_steering_run_with_its_choice_and_profile():
@@ -76,7 +88,8 @@ def test_a_steering_run_with_its_choice_and_profile():
     )
     trials = ablation()
     steered = tuple(
-        replace(trial, condition="steered") if trial.condition == "top" else trial for trial in trials.trials
+        replace(trial, condition="steered") if trial.condition == "top" else replace(trial, matched="")
+        for trial in trials.trials
     )
     test = Trials("pasta", steered, "pasta", "Steering", shares=("accuracy",), provenance=ORIGIN)
     result = SteeringResult("pasta", edit, "counterfact", "top 2", test, tried, table("profile", 1))

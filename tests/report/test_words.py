@@ -1,5 +1,7 @@
 """Sentences and tables take every number from the results."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from run_results import SAFE_HOSTILE, ablation, attention, curve, influence, kept_keys
@@ -15,55 +17,96 @@ def plain(sentences: list[str]) -> list[str]:
     return [sentence.replace("\u00a0", " ") for sentence in sentences]
 
 
-def test_an_ablation_test_in_words():
-    assert plain(trials_words(ablation())) == [
-        "Baseline accuracy: 100%.",
-        "Accuracy with 2 heads ablated: top 12%, random heads drawn freely 88% (mean of 2 draws), random heads matched "
-        "by layer 88% (mean of 2 draws).",
-        "Difference to random heads drawn freely: -75 points [-94, -50], the 95 % interval excludes 0.",
-        "Difference to random heads matched by layer: -75 points [-100, -38], the 95 % interval excludes 0.",
-    ]
-    assert few_words(ablation()) == "With only 8 prompts the interval is approximate; repeat with more."
+ABLATED = (
+    "Accuracy with 2 heads ablated: top 8%, random heads matched by layer {}% (mean of {} draws), random heads drawn "
+    "freely 92% (mean of 2 draws)."
+)
 
 
-def test_a_difference_that_includes_0_and_a_baseline_of_0():
-    assert "includes 0" in trials_words(ablation((8, 6, 6, 6, 6, 7)))[2]
+@pytest.mark.parametrize(
+    ("by_layer", "mean", "verdict"),
+    [
+        ([10, 11] * 48 + [12] * 3, 88,
+         "Beyond 99 of 99 random sets matched by layer (p = 0.01): -80 points compared with their mean, 17.1 standard "
+         "deviations of the sets."),
+        ([10, 11, 1, 0, 1, 1, 12, 1], 39,
+         "Not distinguishable from random heads: 5 of 8 random sets have as large an effect (p = 0.62)."),
+        ([10, 11], 88, "2 random head sets allow no verdict; at least 39 are needed."),
+        ([10], 83, "1 random head set allows no verdict; at least 39 are needed."),
+    ],
+)  # fmt: skip
+def test_an_ablation_test_in_words(by_layer, mean, verdict):
+    early = len(by_layer) == 8
+    made = replace(ablation((12, 1, 12, 10, *by_layer), n_prompts=12), n_random_sets=99 if early else len(by_layer))
+    base, ablated, found = plain(trials_words(made))
+    assert base == "Baseline accuracy: 100%."
+    draws = f" (mean of {len(by_layer)} draws)" if len(by_layer) > 1 else ""
+    assert ablated == ABLATED.replace(" (mean of {} draws)", draws).format(mean)
+    assert found == verdict + (" The draws ended early, since more could not change this." if early else "")
+
+
+def test_shares_of_few_prompts_have_no_verdict():
+    made = ablation((8, 1, 8, 6, *[8] * 99))
+    assert trials_words(made)[2] == "There is no verdict about shares of fewer than 10 prompts."
+    assert few_words(made) == "With only 8 prompts the interval is approximate; repeat with more."
+
+
+def test_a_baseline_of_0_shows_nothing():
     nothing = trials_words(ablation((0,) * 6))
     assert nothing[1:] == ["Nothing could be lost, so these numbers show nothing about the other conditions."]
 
 
 def test_a_curve_in_words():
-    base, loss, free, layer = plain(trials_words(curve()))
+    base, loss, verdict = plain(trials_words(curve()))
     mean = curve().mean("baseline").mean
     assert base == f"Baseline loss: {mean:.2f} nats per token."
-    assert loss.startswith(f"Loss with 5 heads ablated: induction {mean + 5:.2f} nats per token, random heads drawn")
-    assert "+4.250 nats per token [+4.250, +4.250]" in free
-    assert "matched by layer: +4.500" in layer
+    assert loss.startswith(f"Loss with 5 heads ablated: induction {mean + 5:.2f} nats per token, random heads matched")
+    assert verdict.startswith(
+        "Beyond 99 of 99 random sets matched by layer (p = 0.01): +4.255 nats per token compared with their mean, "
+    )
     assert few_words(curve()) == ""
+
+
+def test_several_rankings_are_corrected_for_their_number():
+    one = curve()
+    second = [
+        replace(trial, condition="sinks", values={"loss": tuple(x + 0.12 for x in trial.values["loss"])})
+        for trial in one.trials if trial.condition == "baseline" for _ in (0,)
+    ]  # fmt: skip
+    sized = [replace(trial, size=size) for trial in second for size in (1, 3, 5)]
+    sets = [replace(trial, matched="sinks") for trial in one.trials if trial.condition == "random by layer"]
+    both = replace(one, trials=(*one.trials, *sized, *sets))
+    # six tests of 99 sets: 0.01 is the smallest p, and 6 x 0.01 is above 0.05
+    assert plain(trials_words(both))[1:] == [
+        "No condition is distinguishable from random heads of the same layers after Holm's correction for 6 tests.",
+        "Beyond them before the correction only: induction at 1 heads, 3 heads and 5 heads.",
+    ]
+    fewer = replace(both, trials=tuple(trial for trial in both.trials if trial.size in (0, 5)))
+    assert len(trials_words(fewer)) > 1
 
 
 def test_selectors_in_words_and_numbers():
     assert plain(trials_words(kept_keys())) == [
         "Baseline right: 81%.",
-        "Furthest above random: at 10% none, as no 95 % interval is above 0; at 40% HeadKV-R, +50 points [+50, +50].",
-        "Below random: StreamingLLM at 40%.",
+        "Furthest above random: at 10% none, as no 95 % interval is above 0; at 40% HeadKV-R, +50 points [+10, +63].",
         "Of 4 such 95 % intervals, about 1 excludes 0 by chance.",
     ]
     assert few_words(kept_keys(3)) == "With only 3 prompts of a task the interval is approximate; repeat with more."
     found = pivot(kept_keys(), "right")
     assert found["sizes"] == ["10%", "40%", "100%"]
-    rows = {name: [cell and (cell["mean"], cell["gain"], cell["excludes"]) for cell in cells]
+    rows = {name: [cell and (cell["mean"], cell["gain"], cell["apart"]) for cell in cells]
             for name, cells in found["rows"]}  # fmt: skip
-    assert rows["HeadKV-R"] == [("19%", "0 points [0, 0]", False), ("81%", "+50 points [+50, +50]", True), None]
+    assert rows["HeadKV-R"] == [("19%", "0 points [-20, +20]", False), ("81%", "+50 points [+10, +63]", True), None]
     assert rows["baseline"] == [None, None, ("81%", "", False)]
     assert pivot(curve(), "loss")["sizes"] == ["0", "1", "3", "5"]
 
 
-def test_a_table_has_a_row_for_each_draw():
+def test_a_table_has_one_row_for_all_random_sets():
     rows = table(ablation())
-    assert [row["condition"] for row in rows][:4] == ["baseline", "top", "random 1", "random 2"]
-    assert [row["count"] for row in rows] == ["8 of 8", "1 of 8", "8 of 8", "6 of 8", "7 of 8", "7 of 8"]
-    assert rows[1]["heads"] == "L1H2, L2H2" or "L1H2" in rows[1]["heads"]
+    assert [row["condition"] for row in rows] == ["baseline", "top", "random (2 sets)", "random by layer (2 sets)"]
+    assert [row["count"] for row in rows] == ["8 of 8", "1 of 8", "14 of 16", "14 of 16"]
+    assert [row["heads"] for row in rows[2:]] == ["2 sets"] * 2
+    assert "L1H2" in rows[1]["heads"]
 
 
 def test_replies_begin_with_those_that_the_heads_change_and_join_equal_ones():

@@ -1,20 +1,22 @@
 """Ablation tests: accuracy on a task with some heads ablated, compared with random heads."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from interp.analyses.causal.function_identity import function_identity
+from interp.analyses.causal.random_sets import Condition, RandomSets, excluded, mean
+from interp.analyses.causal.shared_forwards import SharedForwards
 from interp.analyses.results.files import Parts, texts_from_tensor, texts_to_tensor
 from interp.analyses.results.head_scores import HeadScores
-from interp.analyses.results.trial import BASELINE, RANDOM, RANDOM_BY_LAYER, Trial
+from interp.analyses.results.set_test import N_RANDOM_SETS
+from interp.analyses.results.trial import BASELINE, RANDOM_BY_LAYER, Trial
 from interp.analyses.results.trials import Trials
 from interp.analyses.tasks.needle import judge
 from interp.analyses.tasks.task import Judge
-from interp.errors import UsageError
 from interp.hooks.edit.ablation import AblationKind, ablate
 from interp.hooks.generate import Reply, generate
 from interp.hooks.model.heads import HeadLayout, HeadSet
@@ -27,70 +29,13 @@ REPLY_TOKENS = 16
 """new tokens of a reply"""
 
 
-@dataclass(frozen=True)
-class Condition:
-    """Heads that are ablated together, and the name under which their trial is stored."""
-
-    name: str
-    """"baseline", "top", "random" or "random by layer" """
-    heads: HeadSet
-    draw: int = 0
-    """number of the draw of random heads, from 0"""
-
-
-def conditions(heads: HeadSet, layout: HeadLayout, n_random_sets: int = 3, seed: int = 0) -> tuple[Condition, ...]:
-    """The conditions of an ablation test: the unmodified model, the heads, and random heads.
-
-    Retrieval heads are in few layers, and random heads that are drawn from all layers may only show that depth
-    matters. Therefore random heads are also drawn with the same number in each layer.
-
-    Args:
-        heads: The tested heads.
-        layout: Layers and heads of the model.
-        n_random_sets: Number of random sets of each kind.
-        seed: Seed of the first random set.
-
-    Raises:
-        UsageError: If there are no heads or no random sets.
-    """
-    if n_random_sets < 1:
-        raise UsageError(f"n_random_sets={n_random_sets} leaves no control; give at least 1 set of random heads.")
-    if not len(heads):
-        raise UsageError(
-            "there are no heads to ablate: the set is empty, or no head scores above 0 (as where the model answered no "
-            "prompt); name heads, or give other scores."
-        )
-    return (
-        Condition(BASELINE, HeadSet(())),
-        Condition(TOP, heads),
-        *random_conditions(heads, layout, n_random_sets, seed),
-    )
-
-
-def random_conditions(heads: HeadSet, layout: HeadLayout, n_random_sets: int, seed: int) -> list[Condition]:
-    """Sets of random heads of the same size, none of which is in `heads`: drawn freely, then matched by layer.
-
-    Args:
-        heads: The tested heads.
-        layout: Layers and heads of the model.
-        n_random_sets: Number of random sets of each kind.
-        seed: Seed of the first random set.
-    """
-    kinds: tuple[tuple[str, Literal["free", "layer"]], ...] = ((RANDOM, "free"), (RANDOM_BY_LAYER, "layer"))
-    return [
-        Condition(name, heads.random_like(layout, seed + draw, match), draw)
-        for name, match in kinds
-        for draw in range(n_random_sets)
-    ]
-
-
 def ablation_test(
     model: nn.Module,
     prompts: Prompts,
     scores: HeadScores | HeadSet,
     *,
     n_heads: int = 10,
-    n_random_sets: int = 3,
+    n_random_sets: int = N_RANDOM_SETS,
     ablation: AblationKind = "zero",
     reference: Prompts | None = None,
     judge: Judge = judge,
@@ -103,7 +48,12 @@ def ablation_test(
     """Measure the accuracy on a task with the top heads of `scores` ablated, compared with random heads.
 
     `accuracy[p] = judge(reply of prompt p, prompt p)`, for greedy replies. The heads are ablated while the prompt is
-    read and while the reply is generated. Random heads are drawn freely and matched by layer, see `conditions`.
+    read and while the reply is generated.
+
+    Random head sets are the control: `n_random_sets` with as many heads of each layer as the tested set, and up to 9
+    that are drawn freely. `Trials.set_test` compares the tested set with the sets matched by layer. The draws end early
+    where no further set can change the verdict.
+
     Use prompts that the scores were not made from.
 
     Args:
@@ -111,7 +61,7 @@ def ablation_test(
         prompts: Prompts with an answer in their meta, such as `tasks.needle`.
         scores: Head scores, or a set of heads. Heads without a score above 0 are never among the top.
         n_heads: Number of heads from the top of the scores.
-        n_random_sets: Number of random sets of each kind.
+        n_random_sets: Number of random sets that are matched by layer; a verdict needs at least 39.
         ablation: "zero", "mean", "resample", "uniform" or "first", see `ablate`.
         reference: Prompts that the ablations "mean" and "resample" take values from.
         judge: Function of a reply and its prompt that returns whether the reply is right.
@@ -139,7 +89,8 @@ def ablation_test(
         Wu et al. 2404.15574, section 3 (masking against random heads).
 
     Differs:
-        Random heads never include the top ones, random heads matched by layer are added, and the ablation is named.
+        Random heads never include the top ones, nor heads above the threshold of the scores. Random heads matched by
+        layer are added, and the ablation is named.
 
     Limits:
         Does not show that other heads could not take over after training, nor what the heads compute.
@@ -147,39 +98,50 @@ def ablation_test(
     from tqdm.auto import tqdm
 
     heads = scores.heads(top=n_heads, above=0.0) if isinstance(scores, HeadScores) else scores
-    tested = conditions(heads, HeadLayout.of(model), n_random_sets, seed)
+    other = excluded(scores, heads) if isinstance(scores, HeadScores) else HeadSet(())
+    name = scores.name if isinstance(scores, HeadScores) else "heads"
+    sets = RandomSets(heads, HeadLayout.of(model), n_random_sets, seed, name, other)
     source = Provenance.of(model, prompts.tokenizer, seed=seed)
     made_with = [*source_of_numbers(source), ablation, prompts.fingerprint(), max_new_tokens]
     made_with += [None if reference is None else [reference.fingerprint(), seed]]
     parts = Parts.of(folder, "ablation", [*made_with, None if folder is None else function_identity(judge)])
-    trials = []
-    for condition in tqdm(tested, desc="ablation test", disable=not progress, delay=2, leave=False):
+    shared = SharedForwards.of(model, [heads])
+    settings: Any = {"max_new_tokens": max_new_tokens, "batch_size": batch_size, "reference": reference, "seed": seed}
+    bar = tqdm(desc="ablation test", unit="head set", disable=not progress, delay=2, leave=False)
 
-        def work(heads: HeadSet = condition.heads) -> dict[str, Tensor]:
-            replies = generate_ablated(
-                model, prompts, heads, ablation, max_new_tokens, batch_size, reference=reference, seed=seed
-            )
+    def trial(condition: Condition) -> Trial:
+        def work() -> dict[str, Tensor]:
+            with shared.record() if not len(condition.heads) else shared.resume(condition.heads):
+                replies = generate_ablated(model, prompts, condition.heads, ablation, **settings)
             right = [bool(judge(reply.text, prompt)) for reply, prompt in zip(replies, prompts, strict=True)]
             return {"right": torch.tensor(right), "replies": texts_to_tensor([reply.text for reply in replies])}
 
         made = parts.get(str(condition.heads), work)
-        trials.append(
-            Trial(
-                condition=condition.name,
-                values={"accuracy": tuple(map(float, made["right"].tolist()))},
-                heads=condition.heads,
-                size=len(condition.heads),
-                draw=condition.draw,
-                replies=texts_from_tensor(made["replies"]),
-            )
+        bar.update()
+        return Trial(
+            condition=condition.name,
+            values={"accuracy": tuple(map(float, made["right"].tolist()))},
+            heads=condition.heads,
+            size=len(condition.heads),
+            draw=condition.draw,
+            replies=texts_from_tensor(made["replies"]),
+            facts=condition.facts,
         )
+
+    with bar:
+        base, tested = trial(Condition(BASELINE, HeadSet(()))), trial(Condition(TOP, heads))
+        random = sets.run(trial, mean(base), mean(tested))
+    trials = [base, tested, *(replace(each, matched=TOP) for each in random)]
     questions, answers = (tuple(str(prompt.meta.get(key, "")) for prompt in prompts) for key in ("question", "answer"))
     return Trials(
-        name=scores.name if isinstance(scores, HeadScores) else "heads",
+        name=name,
         trials=tuple(trials),
         intervention=ablation,
         title="Ablation test",
         shares=("accuracy",),
+        control=RANDOM_BY_LAYER,
+        claim="larger effect",
+        n_random_sets=n_random_sets,
         questions=questions,
         answers=answers,
         seed=seed,

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from interp.analyses.causal.ablation_test import REPLY_TOKENS, ablation_test
 from interp.analyses.causal.curve import Measure, causal_curve
+from interp.analyses.causal.random_sets import N_FREE_SETS
 from interp.analyses.costs import Cost, Passes, total
 from interp.analyses.measures.answer_logits import logit_differences
 from interp.analyses.measures.losses import span_loss, token_losses
@@ -24,9 +25,11 @@ from interp.hooks.prompts.prompts import Prompts
 
 NATS = "nats per token"
 OWN_PROMPTS = (
-    "The heads were chosen by this measure on these prompts, so their effect is overestimated, by about the width of "
-    "its interval."
+    "The heads were chosen by this measure on these prompts, so their effect is overestimated, and there is no test "
+    "against random heads."
 )
+MAX_LOSS_LENGTH = 96
+"""tokens of a prompt that a loss with a limit of tokens reads, where all tokens of a prompt count"""
 
 
 @dataclass(frozen=True)
@@ -41,8 +44,8 @@ class Control:
     """whether the prompts are those of the analysis"""
 
     @property
-    def flattered(self) -> bool:
-        """Whether the heads were chosen by this measure on these prompts, so that their effect is overestimated."""
+    def chooses(self) -> bool:
+        """Whether scores that name this control are made of its measure, so that it needs other prompts than they."""
         return True
 
     def prompts(self, sizes: standard.PromptSizes, tokenizer: Any) -> Prompts | None:
@@ -73,6 +76,7 @@ class Control:
         ablation: AblationKind = "zero",
         heads: HeadSet | None = None,
         batch_size: int = 8,
+        held_out: bool = False,
         seed: int = 0,
         folder: Any = None,
         progress: bool = False,
@@ -84,10 +88,12 @@ class Control:
             prompts: `prompts(sizes, tokenizer)`, or the prompts of the analysis where that is None.
             scores: The scores under test.
             n_heads: Number of heads from the top of the scores.
-            n_random_sets: Number of random sets of each kind and size.
+            n_random_sets: Number of random sets that are matched by layer, for each size.
             ablation: The ablation, see `ablate`.
             heads: Heads to test in place of the top ones.
             batch_size: Number of prompts per forward pass.
+            held_out: Whether the scores were made from other prompts. Otherwise a control whose measure the scores are
+                made of has no test.
             seed: Seed of the random heads and of the intervals.
             folder: Where finished conditions are kept, so that an interrupted control continues.
             progress: Show a progress bar.
@@ -114,11 +120,13 @@ class Control:
             about=None if folder is None else [type(self).__name__, used.fingerprint()],
             progress=progress,
         )
+        own = self.chooses and not held_out and heads is None
         return replace(
             found,
             title=self.title,
+            claim=None if own else found.claim,
             units={} if self.measure == "logit difference" else {name: NATS},
-            notes=(OWN_PROMPTS,) if self.flattered else (),
+            notes=(OWN_PROMPTS,) if own else (),
         )
 
     def measure_on(self, prompts: Prompts, batch_size: int) -> tuple[str, Measure]:
@@ -133,10 +141,13 @@ class Control:
             prompts: As in `__call__`.
             batch_size: Number of prompts per forward pass.
             n_heads: Number of heads from the top of the scores.
-            n_random_sets: Number of random sets of each kind and size.
+            n_random_sets: Number of random sets that are matched by layer, for each size.
+
+        Returns:
+            Cost: Of all sets. Draws that end early and passes that begin at a later layer cost less.
         """
         n_sizes = len(self.head_counts(n_heads, HeadLayout.of(model)))
-        return _cost(model, self.used(prompts), batch_size, 1 + n_sizes * (1 + 2 * n_random_sets))
+        return _cost(model, self.used(prompts), batch_size, 1 + n_sizes * (1 + n_sets(n_random_sets)))
 
 
 @dataclass(frozen=True)
@@ -148,7 +159,7 @@ class Answers(Control):
     own_prompts: ClassVar[bool] = False
 
     @property
-    def flattered(self) -> bool:
+    def chooses(self) -> bool:
         return False
 
     def prompts(self, sizes: standard.PromptSizes, tokenizer: Any) -> Prompts | None:
@@ -168,6 +179,7 @@ class Answers(Control):
         ablation: AblationKind = "zero",
         heads: HeadSet | None = None,
         batch_size: int = 8,
+        held_out: bool = False,
         seed: int = 0,
         folder: Any = None,
         progress: bool = False,
@@ -187,7 +199,7 @@ class Answers(Control):
         return replace(found, name=scores.name, title=self.title)
 
     def cost(self, model: nn.Module, prompts: Prompts, batch_size: int, *, n_heads: int, n_random_sets: int) -> Cost:
-        return _cost(model, prompts, batch_size, 2 + 2 * n_random_sets, REPLY_TOKENS)
+        return _cost(model, prompts, batch_size, 2 + n_sets(n_random_sets), REPLY_TOKENS)
 
 
 @dataclass(frozen=True)
@@ -209,19 +221,22 @@ class Loss(Control):
     """span whose tokens count where every prompt has it; otherwise all tokens count"""
     n_tokens: int | None = None
     """the control takes the first prompts that have so many tokens together, at least two prompts, and ablates at most
-    a quarter of the heads; None for all prompts"""
+    a quarter of the heads; where all tokens of a prompt count it reads at most 96 of each; None for all prompts"""
 
     title: ClassVar[str] = "Loss with heads ablated"
     measure: ClassVar[str] = "loss"
 
     @property
-    def flattered(self) -> bool:
-        # with a limit of tokens it controls scores of attention, which were not chosen by the loss
+    def chooses(self) -> bool:
+        # with a limit of tokens it controls scores of attention, which are not made of the loss
         return self.n_tokens is None
 
     def used(self, prompts: Prompts) -> Prompts:
         if self.n_tokens is None:
             return prompts
+        if not self._has_span(prompts) and max(prompts.lengths) > MAX_LOSS_LENGTH:
+            cut = [prompt.ids[:MAX_LOSS_LENGTH] for prompt in prompts]
+            prompts = Prompts.from_ids(cut, pad_id=prompts.pad_id, tokenizer=prompts.tokenizer)
         count, tokens = 0, 0
         # an interval needs two prompts
         while count < len(prompts) and (tokens < self.n_tokens or count < 2):
@@ -235,8 +250,11 @@ class Loss(Control):
         # random heads matched by layer need as many heads again in each layer, which small models hardly have
         return [min(n_heads, max(1, layout.size // 4))]
 
+    def _has_span(self, prompts: Prompts) -> bool:
+        return bool(self.span) and all(self.span in prompt.spans for prompt in prompts)
+
     def measure_on(self, prompts: Prompts, batch_size: int) -> tuple[str, Measure]:
-        if not self.span or not all(self.span in prompt.spans for prompt in prompts):
+        if not self._has_span(prompts):
             return self.measure, lambda model: token_losses(model, prompts, batch_size)
         name = "loss of the second copy" if self.span == "second" else f"loss of {self.span}"
 
@@ -269,6 +287,15 @@ def loss(span: str = "", n_tokens: int | None = None) -> Loss:
     if n_tokens is not None and n_tokens < 1:
         raise UsageError(f"n_tokens={n_tokens} leaves no prompt; give at least 1, or None for all prompts.")
     return Loss(span, n_tokens)
+
+
+def n_sets(n_random_sets: int) -> int:
+    """Number of random head sets of a test: those matched by layer, and up to 9 drawn freely.
+
+    Args:
+        n_random_sets: Number of random sets that are matched by layer.
+    """
+    return n_random_sets + min(n_random_sets, N_FREE_SETS)
 
 
 def _cost(model: nn.Module, prompts: Prompts, batch_size: int, n_conditions: int, new_tokens: int = 0) -> Cost:

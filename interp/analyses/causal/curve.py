@@ -6,9 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from interp.analyses.causal.ablation_test import random_conditions, source_of_numbers
+from interp.analyses.causal.ablation_test import source_of_numbers
+from interp.analyses.causal.random_sets import Condition, RandomSets, excluded, mean
+from interp.analyses.causal.shared_forwards import SharedForwards
 from interp.analyses.results.files import Parts
 from interp.analyses.results.head_scores import HeadScores
+from interp.analyses.results.set_test import N_RANDOM_SETS
 from interp.analyses.results.trial import BASELINE, RANDOM, RANDOM_BY_LAYER, Trial
 from interp.analyses.results.trials import Trials
 from interp.errors import UsageError
@@ -20,8 +23,6 @@ from interp.hooks.prompts.prompts import Prompts
 
 Measure = Callable[[nn.Module], Tensor]
 """a function of the model that returns `[p]` numbers, one for each prompt of the measure"""
-Planned = tuple[str, int, HeadSet, int]
-"""condition, number of heads, heads, number of the draw"""
 
 
 def causal_curve(
@@ -32,7 +33,7 @@ def causal_curve(
     sizes: Sequence[int] = (1, 3, 5, 10),
     ablation: AblationKind = "zero",
     reference: Prompts | None = None,
-    n_random_sets: int = 3,
+    n_random_sets: int = N_RANDOM_SETS,
     until: float | None = None,
     seed: int = 0,
     folder: Any = None,
@@ -41,9 +42,9 @@ def causal_curve(
 ) -> Trials:
     """Take every measure with the first heads of each ranking ablated, for several numbers of heads.
 
-    Random heads are the control: for each size, `n_random_sets` sets drawn freely and as many matched by layer to the
-    first ranking that is long enough. A random set has none of that ranking's heads of its size; it may have heads of
-    the other rankings.
+    Random heads are the control. Every ranking has its own for each size: `n_random_sets` sets with as many heads of
+    each layer, and up to 9 drawn freely. None has heads of the tested set or heads above the threshold of the ranking.
+    The draws end early where no further set can change the verdict on the first measure, see `Trials.set_test`.
 
     Args:
         model: A transformers causal language model, or a TransformerBridge over one.
@@ -53,7 +54,8 @@ def causal_curve(
         sizes: Numbers of heads, each at most half of the model's.
         ablation: "zero", "mean", "resample", "uniform" or "first", see `ablate`.
         reference: Prompts that the ablations "mean" and "resample" take values from.
-        n_random_sets: Number of random sets of each kind and size.
+        n_random_sets: Number of random sets that are matched by layer, for each ranking and size; a verdict needs at
+            least 39.
         until: A ranking ends at the size at which the first measure is at most this share of its baseline.
         seed: Seed of the random heads, of "resample" and of the intervals.
         folder: Where finished points are kept, so that an interrupted curve continues with the same numbers.
@@ -94,30 +96,46 @@ def causal_curve(
     referred = None if reference is None else [reference.fingerprint(), seed]
     parts = Parts.of(folder, "curve", [*source_of_numbers(source), ablation, list(measures), about, referred])
 
-    def trial(condition: str, size: int, heads: HeadSet, draw: int) -> Trial:
+    shared = SharedForwards.of(
+        model, [HeadSet(tuple(order[:size])) for order in ordered.values() for size in sizes if size <= len(order)]
+    )
+    bar = _bar(progress)
+
+    def trial(condition: Condition) -> Trial:
         def work() -> dict[str, Tensor]:
-            with ablate(model, heads, ablation, reference=reference, seed=seed):
+            passes = shared.resume(condition.heads) if len(condition.heads) else shared.record()
+            with ablate(model, condition.heads, ablation, reference=reference, seed=seed), passes:
                 return {str(i): _numbers(name, measure(model)) for i, (name, measure) in enumerate(measures.items())}
 
-        made = parts.get(str(heads), work)
+        made = parts.get(str(condition.heads), work)
         values = {name: tuple(made[str(i)].tolist()) for i, name in enumerate(measures)}
-        return Trial(condition, values, heads, size, draw)
+        bar.update()
+        return Trial(
+            condition.name, values, condition.heads, len(condition.heads), condition.draw, facts=condition.facts
+        )
 
-    planned = _plan(ordered, sorted(set(sizes)), layout, n_random_sets, seed)
-    trials, ended = [trial(BASELINE, 0, HeadSet(()), 0)], set()
-    main = next(iter(measures))
-    floor = -torch.inf if until is None else until * _mean(trials[0], main)
-    for condition, size, heads, draw in _bar(planned, progress):
-        if condition in ended:
-            continue
-        trials.append(trial(condition, size, heads, draw))
-        if condition in ordered and _mean(trials[-1], main) <= floor:
-            ended.add(condition)
+    with bar:
+        base = trial(Condition(BASELINE, HeadSet(())))
+        trials, floor = [base], -torch.inf if until is None else until * mean(base)
+        tested: dict[tuple[str, int], Trial] = {}
+        for name, order in ordered.items():
+            for size in sorted({size for size in sizes if size <= len(order)}):
+                tested[name, size] = trial(Condition(name, HeadSet(tuple(order[:size]))))
+                if mean(tested[name, size]) <= floor:
+                    break
+        trials += tested.values()
+        for (name, _), own in tested.items():
+            found = rankings[name]
+            other = excluded(found, own.heads) if isinstance(found, HeadScores) else HeadSet(())
+            trials += RandomSets(own.heads, layout, n_random_sets, seed, name, other).run(trial, mean(base), mean(own))
     return Trials(
         name=next(iter(rankings)),
         trials=tuple(trials),
         intervention=ablation,
         title="Causal curve",
+        control=RANDOM_BY_LAYER,
+        claim="larger effect",
+        n_random_sets=n_random_sets,
         seed=seed,
         settings={"sizes": sorted(set(sizes)), "ablation": ablation, "n_random_sets": n_random_sets, "until": until},
         provenance=source,
@@ -160,24 +178,6 @@ def _check(
         )
 
 
-def _plan(
-    ordered: Mapping[str, list[Head]], sizes: list[int], layout: HeadLayout, n_random_sets: int, seed: int
-) -> list[Planned]:
-    """All points but the baseline: rankings first, then random sets."""
-    planned: list[Planned] = [
-        (name, size, HeadSet(tuple(order[:size])), 0)
-        for name, order in ordered.items()
-        for size in sizes
-        if size <= len(order)
-    ]
-    for size in sizes:
-        first = next((order for order in ordered.values() if len(order) >= size), None)
-        if first is not None:
-            drawn = random_conditions(HeadSet(tuple(first[:size])), layout, n_random_sets, seed)
-            planned += [(condition.name, size, condition.heads, condition.draw) for condition in drawn]
-    return planned
-
-
 def _numbers(name: str, values: Any) -> Tensor:
     found = torch.as_tensor(values, dtype=torch.float32)
     if found.ndim != 1 or not len(found) or not bool(found.isfinite().all()):
@@ -188,11 +188,7 @@ def _numbers(name: str, values: Any) -> Tensor:
     return found
 
 
-def _mean(trial: Trial, measure: str) -> float:
-    return sum(trial.values[measure]) / len(trial.values[measure])
-
-
-def _bar(planned: list[Planned], progress: bool) -> Any:
+def _bar(progress: bool) -> Any:
     from tqdm.auto import tqdm
 
-    return tqdm(planned, desc="causal curve", unit="head set", disable=not progress, delay=2, leave=False)
+    return tqdm(desc="causal curve", unit="head set", disable=not progress, delay=2, leave=False)

@@ -7,12 +7,15 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from interp.analyses.causal.ablation_test import TOP, conditions, source_of_numbers
+from interp.analyses.causal.ablation_test import source_of_numbers
+from interp.analyses.causal.random_sets import Condition, RandomSets, excluded
+from interp.analyses.causal.shared_forwards import SharedForwards
 from interp.analyses.measures.losses import token_losses
 from interp.analyses.registry import analysis
 from interp.analyses.results.files import Parts
 from interp.analyses.results.head_scores import HeadScores
-from interp.analyses.results.trial import BASELINE, Trial
+from interp.analyses.results.set_test import N_RANDOM_SETS
+from interp.analyses.results.trial import BASELINE, RANDOM_BY_LAYER, Trial
 from interp.analyses.results.trials import Trials
 from interp.analyses.tasks import standard
 from interp.errors import UsageError
@@ -43,7 +46,7 @@ def attention_influence(
     ablation: AblationKind = "uniform",
     reference: Prompts | None = None,
     tokenizer: Any = None,
-    n_random_sets: int = 3,
+    n_random_sets: int = N_RANDOM_SETS,
     batch_size: int = 8,
     seed: int = 0,
     folder: Any = None,
@@ -52,8 +55,8 @@ def attention_influence(
     """Measure the influence of heads on documents: the relative rise of a document's loss with the heads ablated.
 
     `AI[p] = (ablated[p] - baseline[p]) / baseline[p]`, where both are the mean next-token cross-entropy of document p.
-    The same number for random heads, drawn freely and matched by layer, is the control. Sort the values to rank
-    documents by how much they depend on the heads.
+    The same number for random heads, drawn freely and matched by layer, is the control, see `Trials.set_test`. Sort the
+    values to rank documents by how much they depend on the heads.
 
     Args:
         model: A transformers causal language model, or a TransformerBridge over one.
@@ -64,7 +67,7 @@ def attention_influence(
         ablation: "uniform" gives all visible keys the same weight; see `ablate` for the others.
         reference: Prompts that the ablations "mean" and "resample" take values from.
         tokenizer: Tokenizer of the texts.
-        n_random_sets: Number of random sets of each kind.
+        n_random_sets: Number of random sets that are matched by layer; a verdict needs at least 39.
         batch_size: Number of documents per forward pass.
         seed: Seed of the random heads, of "resample" and of the intervals.
         folder: Where finished conditions are kept, so that an interrupted analysis continues with the same numbers.
@@ -72,7 +75,7 @@ def attention_influence(
 
     Returns:
         Trials: The measures "influence" (a share of the baseline loss) and "loss" (nats per token) under "heads",
-        "random" and "random by layer"; "baseline" has the loss only.
+        "random" and "random by layer"; the influence of "baseline" is 0.
 
     Raises:
         UsageError: If documents are texts and there is no tokenizer, or there are no heads.
@@ -107,37 +110,51 @@ def attention_influence(
         chosen = heads.heads(top=max(1, round(share * layout.size)), above=0.0)
     else:
         chosen = HeadSet.parse(heads, layout)
+    other = excluded(heads, chosen) if isinstance(heads, HeadScores) else HeadSet(())
+    shared = SharedForwards.of(model, [chosen])
+    sets = RandomSets(chosen, layout, n_random_sets, seed, HEADS, other)
     source = Provenance.of(model, documents.tokenizer, seed=seed)
     referred = None if reference is None else [reference.fingerprint(), seed]
     parts = Parts.of(folder, "influence", [*source_of_numbers(source), ablation, documents.fingerprint(), referred])
 
     def losses(heads: HeadSet) -> Float[Tensor, "p"]:
-        with ablate(model, heads, ablation, reference=reference, seed=seed):
+        passes = shared.resume(heads) if len(heads) else shared.record()
+        with ablate(model, heads, ablation, reference=reference, seed=seed), passes:
             return token_losses(model, documents, batch_size)
 
-    found = []
-    tested = conditions(chosen, layout, n_random_sets, seed)
-    for condition in tqdm(tested, desc="attention influence", disable=not progress, delay=2, leave=False):
-        made = parts.get(str(condition.heads), lambda heads=condition.heads: {"loss": losses(heads)})
-        found.append((condition, made["loss"]))
-    base = found[0][1]
-    trials = [
-        Trial(
-            condition=HEADS if condition.name == TOP else condition.name,
+    bar = tqdm(desc="attention influence", unit="head set", disable=not progress, delay=2, leave=False)
+
+    def losses_of(heads: HeadSet) -> Tensor:
+        bar.update()
+        return parts.get(str(heads), lambda: {"loss": losses(heads)})["loss"]
+
+    def trial(condition: Condition) -> Trial:
+        loss = losses_of(condition.heads)
+        return Trial(
+            condition=condition.name,
             values={"influence": tuple(((loss - base) / base).tolist()), "loss": tuple(loss.tolist())},
             heads=condition.heads,
             size=len(condition.heads),
             draw=condition.draw,
+            facts=condition.facts,
         )
-        for condition, loss in found[1:]
-    ]
-    trials.append(Trial(BASELINE, {"loss": tuple(base.tolist())}))
+
+    with bar:
+        base = losses_of(HeadSet(()))
+        own = trial(Condition(HEADS, chosen))
+        influence = sum(own.values["influence"]) / len(base)
+        trials = [own, *sets.run(trial, 0.0, influence)]
+    zero = (0.0,) * len(base)
+    trials.append(Trial(BASELINE, {"influence": zero, "loss": tuple(base.tolist())}))
     return Trials(
         name="attention_influence",
         trials=tuple(trials),
         intervention=ablation,
         title="AttentionInfluence",
         shares=("influence",),
+        control=RANDOM_BY_LAYER,
+        claim="larger effect",
+        n_random_sets=n_random_sets,
         units={"loss": "nats per token"},
         questions=tuple(str(prompt.meta.get("id", number)) for number, prompt in enumerate(documents)),
         seed=seed,

@@ -23,7 +23,7 @@ from interp.hooks.read import keep as keeps
     threshold=0.3,
     prompts=standard.repeated(),
     check=partial(check_targets, name="duplicate_token", targets=earlier),
-    control=controls.loss(span="second", n_tokens=800),
+    control=controls.loss(span="second", n_tokens=300),
     cost=costs.reading(keeps.at(-1)),
 )
 def duplicate_token(

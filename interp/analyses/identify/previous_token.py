@@ -20,7 +20,7 @@ from interp.hooks.read import keep as keeps
     color="#009e73",
     threshold=0.3,
     prompts=standard.passages,
-    control=controls.loss(span="second", n_tokens=800),
+    control=controls.loss(span="second", n_tokens=300),
     cost=costs.reading(keeps.at(-1)),
 )
 def previous_token(

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from interp.analyses.causal.ablation_test import Condition, random_conditions
+from interp.analyses.causal.random_sets import Condition, RandomSets
 from interp.analyses.causal.sweep import last_hidden, sweep_sets
 from interp.analyses.identify._subspace import angle, angle_interval
 from interp.analyses.identify.ships import Ablation
@@ -26,6 +26,10 @@ from interp.hooks.prompts.prompts import Prompts
 
 GROUP = "sahara"
 """condition of the groups"""
+OWN_GROUP = (
+    "Each group was chosen by this angle on these prompts, so it exceeds random groups even where no head matters; "
+    "there is no test."
+)
 
 
 @result
@@ -104,7 +108,7 @@ def sahara(
         ablation: "uniform" or "zero", see `ships`.
         components: Number of left singular vectors.
         heads: Anything that `HeadSet.parse` takes, by default all heads; only these can join the group.
-        n_random_sets: Number of random groups of each size, drawn freely, and as many matched by layer.
+        n_random_sets: Number of random groups of each size that are matched by layer; up to 9 are drawn freely.
         batch_size: Number of prompts that are read together.
         rows: Rows of one forward pass, by default as many as fit into free memory.
         seed: Seed of the random groups and of the intervals.
@@ -164,7 +168,8 @@ def sahara(
                 first[0, head.layer, head.head] = degrees
         added.append(left[int(turned.argmax())])
         group = HeadSet(tuple(added))
-        tried = [Condition(GROUP, group), *random_conditions(group, layout, n_random_sets, seed)]
+        sets = RandomSets(group, layout, n_random_sets, seed, GROUP)
+        tried = [Condition(GROUP, group), *sets.free(), *sets.by_layer()]
         after = hidden([condition.heads for condition in tried]).values.double()
         trials += [_trial(condition, base, after[:, i], components, seed) for i, condition in enumerate(tried)]
     source = Provenance.of(model, prompts.tokenizer, seed=seed)
@@ -184,6 +189,7 @@ def sahara(
         intervention=ablation,
         title="Groups of heads",
         units={"degrees": "degrees"},
+        notes=(OWN_GROUP,),
         seed=seed,
         settings={"components": components, "n_random_sets": n_random_sets, "prompts": prompts.fingerprint()},
         provenance=source,

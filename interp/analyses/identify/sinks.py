@@ -28,7 +28,7 @@ N_POSITIONS = 32
     color="#d3bd5c",
     role_order=1.0,
     prompts=standard.passages,
-    control=controls.loss(span="second", n_tokens=800),
+    control=controls.loss(span="second", n_tokens=300),
     cost=costs.reading(keeps.columns("mean")),
 )
 def sinks(

@@ -12,7 +12,7 @@ from jaxtyping import Float32
 from torch import Tensor
 
 from interp.analyses.results import files as storage
-from interp.analyses.results import statistics
+from interp.analyses.results import intervals, statistics
 from interp.analyses.results.codec import result
 from interp.analyses.results.comparison import Comparison
 from interp.analyses.results.result import Result
@@ -146,10 +146,11 @@ class HeadScores(Result):
     def interval(
         self, level: float = 0.95, n_resamples: int = 1000
     ) -> tuple[Float32[Tensor, "l h"], Float32[Tensor, "l h"]]:
-        """Interval of the mean by the percentile bootstrap over the prompts that count.
+        """Interval of the mean over the prompts that count: Student's t below 20 prompts, else a widened bootstrap.
 
         It is seeded by `seed` and bit-equal in any process, with any number of threads. It is NaN for a head with
-        fewer than two prompts that count, since one prompt carries no information about others.
+        fewer than two prompts that count, since one prompt carries no information about others. A head with the same
+        score on all prompts has the interval of an exact count where all scores are from 0 to 1, else NaN.
 
         Args:
             level: Coverage of the interval.
@@ -169,7 +170,11 @@ class HeadScores(Result):
                 f"level={level} and n_resamples={n_resamples} make no interval; give a level between 0 and 1 and at "
                 "least one resample."
             )
-        ends = statistics.column_intervals(self.per_prompt.flatten(1), level, n_resamples, self.seed)
+        counted = self.per_prompt[~self.per_prompt.isnan()]
+        shares = len(counted) > 0 and bool((counted >= 0).all() and (counted <= 1).all())
+        ends = intervals.column_intervals(
+            self.per_prompt.flatten(1), level, n_resamples, self.seed, bounds=intervals.SHARE if shares else None
+        )
         low, high = ends.view(2, self.layers, self.n_heads)
         return low, high
 

@@ -1,5 +1,6 @@
 """Trial: one run of a model on all prompts of a task under one condition, and the names of the common conditions."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from interp.analyses.results.codec import result
@@ -26,6 +27,8 @@ class Trial:
     """number of heads, share of heads, or share of the keys that is kept"""
     draw: int = 0
     """number of the draw of random heads, from 0"""
+    matched: str = ""
+    """condition that random heads are matched to; empty where they are a control of all conditions"""
     task: str = ""
     """name of the task, where there are several"""
     replies: tuple[str, ...] = field(default=(), repr=False)
@@ -34,3 +37,16 @@ class Trial:
     """measure -> 95 % interval, for a measure that is not a mean over prompts"""
     facts: dict[str, float] = field(default_factory=dict, repr=False)
     """other numbers about the run, such as the share of keys that was kept"""
+
+
+def by_task(trials: Sequence[Trial], rows: Sequence[Sequence[float]]) -> list[list[float]]:
+    """One row for each task: the mean over its draws, prompt by prompt.
+
+    Args:
+        trials: The trials.
+        rows: The numbers of each trial.
+    """
+    found: dict[str, list[Sequence[float]]] = {}
+    for trial, row in zip(trials, rows, strict=True):
+        found.setdefault(trial.task, []).append(row)
+    return [[sum(column) / len(column) for column in zip(*draws, strict=True)] for draws in found.values()]

@@ -1,15 +1,19 @@
 """Trials: measures of each prompt under several conditions, the result of every experiment with interventions."""
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
-from interp.analyses.results import statistics
+from interp.analyses.results import intervals
 from interp.analyses.results.codec import result
 from interp.analyses.results.files import plain
+from interp.analyses.results.intervals import SHARE, SHARE_DIFFERENCE, Estimate
+from interp.analyses.results.joined_trials import joined
 from interp.analyses.results.result import Result
-from interp.analyses.results.statistics import Estimate
-from interp.analyses.results.trial import BASELINE, RANDOM, RANDOM_BY_LAYER, Trial
+from interp.analyses.results.set_test import Claim, SetTest, set_test
+from interp.analyses.results.trial import BASELINE, RANDOM, RANDOM_BY_LAYER, Trial, by_task
+from interp.analyses.results.trial_rows import rows
 from interp.errors import UsageError
 from interp.hooks.model.provenance import Provenance
 
@@ -51,6 +55,10 @@ class Trials(Result):
     """measure -> its unit"""
     control: str = RANDOM
     """condition that the others are compared with"""
+    claim: Claim | None = None
+    """how tested heads are claimed to differ from random heads; None where no random heads are drawn"""
+    n_random_sets: int = 0
+    """number of random head sets that were planned for a test"""
     questions: tuple[str, ...] = field(default=(), repr=False)
     """question of each prompt, where prompts have one"""
     answers: tuple[str, ...] = field(default=(), repr=False)
@@ -106,13 +114,16 @@ class Trials(Result):
         """
         return tuple(dict.fromkeys(trial.size for trial in self.trials if trial.condition == condition))
 
-    def select(self, condition: str, size: float | None = None, task: str | None = None) -> tuple[Trial, ...]:
+    def select(
+        self, condition: str, size: float | None = None, task: str | None = None, matched: str | None = None
+    ) -> tuple[Trial, ...]:
         """The trials of a condition, one for each draw and task.
 
         Args:
             condition: One of `conditions`.
             size: One of its sizes; may be left out where there is only one.
             task: One of `tasks`; None for all.
+            matched: Only random heads that are matched to this condition, or to none; None for all.
 
         Returns:
             The trials.
@@ -130,7 +141,9 @@ class Trials(Result):
         found = tuple(
             trial
             for trial in self.trials
-            if (trial.condition, trial.size) == (condition, size) and task in (None, trial.task)
+            if (trial.condition, trial.size) == (condition, size)
+            and task in (None, trial.task)
+            and (matched is None or trial.matched in ("", matched))
         )
         if not found:
             raise UsageError(
@@ -168,9 +181,10 @@ class Trials(Result):
         if any(measure in trial.intervals for trial in trials):
             draws = [row[0] for row in rows]
             return Estimate(sum(draws) / len(draws), min(draws), max(draws))
+        bounds = SHARE if self._is_share(measure) else None
         if trials[0].task:
-            return statistics.pooled_mean(_by_task(trials, rows), seed=self.seed)
-        return statistics.mean_over_draws(rows, seed=self.seed)
+            return intervals.pooled_mean(by_task(trials, rows), seed=self.seed, bounds=bounds)
+        return intervals.mean_over_draws(rows, seed=self.seed, bounds=bounds)
 
     def gain(
         self,
@@ -183,7 +197,7 @@ class Trials(Result):
     ) -> Estimate:
         """Mean over prompts of a measure under one condition minus another, each prompt with itself, and its interval.
 
-        Draws of a condition are averaged first, and prompts are resampled.
+        Prompts are resampled, and draws of random heads together with them.
 
         Args:
             condition: One of `conditions`.
@@ -201,7 +215,7 @@ class Trials(Result):
                 conditions were not measured on the same prompts.
 
         Limits:
-            The interval does not include other draws of random heads.
+            The interval is about prompts. `set_test` tells whether heads differ from random heads.
         """
         measure, over = self._measure(measure), over or self.control
         if condition == BASELINE in self.conditions:
@@ -209,19 +223,67 @@ class Trials(Result):
         else:
             one = self.select(condition, size, task)
             base = self.sizes(over)[0] if over == BASELINE and over in self.conditions else one[0].size
-            other = self.select(over, base, task)
+            other = self.select(over, base, task, matched=condition)
         rows, others = self._rows(one, measure), self._rows(other, measure)
         if any(measure in trial.intervals for trial in (*one, *other)):
             raise UsageError(f"{measure!r} is not a mean over prompts, so it has no paired gain; compare two means.")
-        sides = _by_task(one, rows), _by_task(other, others)
+        sides = by_task(one, rows), by_task(other, others)
         if [len(row) for row in sides[0]] != [len(row) for row in sides[1]]:
             raise UsageError(
                 f"{condition!r} and {over!r} were not measured on the same prompts; compare conditions that share them."
             )
+        bounds = SHARE_DIFFERENCE if self._is_share(measure) else None
         if one[0].task:
             differences = [[a - b for a, b in zip(*pair, strict=True)] for pair in zip(*sides, strict=True)]
-            return statistics.pooled_mean(differences, seed=self.seed)
-        return statistics.paired_difference(rows, others, seed=self.seed)
+            return intervals.pooled_mean(differences, seed=self.seed, bounds=bounds)
+        return intervals.paired_difference(rows, others, seed=self.seed, bounds=bounds)
+
+    def set_test(
+        self, condition: str, measure: str | None = None, *, size: float | None = None, over: str | None = None
+    ) -> SetTest | None:
+        """The test of a tested condition against random head sets, whose unit is the head set.
+
+        Args:
+            condition: One of `tested`.
+            measure: One of `measures`, by default the first.
+            size: As in `select`.
+            over: The random condition, by default the one matched by layer where there is one.
+
+        Returns:
+            SetTest: Or None where no random heads of this size were drawn, or there is no baseline.
+
+        Raises:
+            UsageError: If there is no such trial or measure.
+        """
+        measure = self._measure(measure)
+        over = over or (RANDOM_BY_LAYER if RANDOM_BY_LAYER in self.conditions else RANDOM)
+        tested, sized = self.select(condition, size), {(trial.condition, trial.size) for trial in self.trials}
+        unmodified = next((name for name in (BASELINE, condition) if (name, 0) in sized), None)
+        if self.claim is None or unmodified is None or over not in self.conditions or condition in (over, BASELINE):
+            return None
+        sets: dict[int, list[Trial]] = {}
+        for trial in self.trials:
+            if (trial.condition, trial.size) == (over, tested[0].size) and trial.matched in ("", condition):
+                sets.setdefault(trial.draw, []).append(trial)
+        base = self.select(unmodified, 0)
+        if not sets or any(measure not in trial.values for trial in base):
+            return None
+        return set_test(
+            self._mean_of(tested, measure),
+            [self._mean_of(trials, measure) for trials in sets.values()],
+            self._mean_of(base, measure),
+            self.claim,
+            # the first measure decides when the draws end
+            self.n_random_sets if measure == self.measures[0] else 0,
+        )
+
+    def _mean_of(self, trials: Sequence[Trial], measure: str) -> float:
+        rows = by_task(trials, self._rows(trials, measure))
+        return sum(sum(row) / len(row) for row in rows) / len(rows)
+
+    def _is_share(self, measure: str) -> bool:
+        numbers = [value for trial in self.trials for value in trial.values.get(measure, ())]
+        return measure in self.shares and min(numbers) >= 0 and max(numbers) <= 1
 
     def _rows(self, trials: Sequence[Trial], measure: str) -> list[tuple[float, ...]]:
         if missing := [trial.condition for trial in trials if measure not in trial.values]:
@@ -239,7 +301,7 @@ class Trials(Result):
         """One row for each condition, size and measure.
 
         A row holds the mean and its interval. It also holds the gain over the control where a tested condition has a
-        control of its size.
+        control of its size, and the result of `set_test` where there are random head sets.
 
         Args:
             measure: One of `measures`, by default all of them.
@@ -248,27 +310,8 @@ class Trials(Result):
         Returns:
             One dictionary for each row.
         """
-        found = []
-        for condition in self.conditions:
-            for size in self.sizes(condition):
-                held = {name for trial in self.select(condition, size) for name in trial.values}
-                for name in self.measures if measure is None else (self._measure(measure),):
-                    if name not in held:
-                        continue
-                    mean, low, high = self.mean(condition, name, size=size, task=task)
-                    found.append(
-                        {"condition": condition, "size": size, "measure": name, "mean": mean, "low": low, "high": high}
-                    )
-                    if condition in self.tested and size in self._control_sizes() and not self._has_interval(name):
-                        gain = self.gain(condition, name, size=size, task=task)
-                        found[-1] |= {"gain": gain.mean, "gain_low": gain.low, "gain_high": gain.high}
-        return found
-
-    def _has_interval(self, measure: str) -> bool:
-        return any(measure in trial.intervals for trial in self.trials)
-
-    def _control_sizes(self) -> tuple[float, ...]:
-        return self.sizes(self.control) if self.control in self.conditions else ()
+        measures = self.measures if measure is None else (self._measure(measure),)
+        return rows(self, measures, task)
 
     def to_frame(self) -> Any:
         """The long table as a pandas DataFrame: condition, task, size, draw, heads, measure, prompt, value."""
@@ -298,6 +341,8 @@ class Trials(Result):
             if "gain" in row:
                 gain = self.show(row["measure"], row["gain"], row["gain_low"], row["gain_high"], signed=True)
                 line += f"  {gain} over {self.control}"
+            if "p_value" in row:
+                line += f"  beyond {row['n_beyond']} of {row['n_sets']} random sets, p = {row['p_value']:.2g}"
             lines.append(line)
         return "\n".join(lines)
 
@@ -314,10 +359,11 @@ class Trials(Result):
         Returns:
             The text.
         """
-        if signed and measure in self.shares:
-            return f"{100 * mean:+.0f} points [{100 * low:+.0f}, {100 * high:+.0f}]"
-        form = ".0%" if measure in self.shares else "+.3f" if signed else ".3f"
-        return f"{mean:{form}} [{low:{form}}, {high:{form}}]"
+        points = signed and measure in self.shares
+        form = "+.0f" if points else ".0%" if measure in self.shares else "+.3f" if signed else ".3f"
+        mean, low, high = (100 * number if points else number for number in (mean, low, high))
+        interval = "" if math.isnan(low) else f" [{low:{form}}, {high:{form}}]"
+        return f"{mean:{form}}{' points' if points else ''}{interval}"
 
     @classmethod
     def concat(cls, parts: Sequence["Trials"]) -> "Trials":
@@ -335,24 +381,7 @@ class Trials(Result):
             UsageError: If there are no parts, they are of different experiments, or a measure that is not a mean over
                 prompts would have to be joined.
         """
-        if not parts:
-            raise UsageError("no trials to join; give at least one part.")
-        first = parts[0]
-        for part in parts[1:]:
-            for key in ("name", "intervention", "measures", "seed"):
-                if getattr(part, key) != getattr(first, key):
-                    raise UsageError(
-                        f"trials differ in {key} ({getattr(first, key)!r} and {getattr(part, key)!r}); "
-                        "join parts of one experiment."
-                    )
-        joined: dict[Any, Trial] = {}
-        for trial in (trial for part in parts for trial in part.trials):
-            key = trial.condition, trial.task, trial.size, trial.draw
-            joined[key] = _follow(joined[key], trial) if key in joined else trial
-        texts = {
-            name: tuple(text for part in parts for text in getattr(part, name)) for name in ("questions", "answers")
-        }
-        return replace(first, trials=tuple(joined.values()), **texts)
+        return joined(parts)
 
     def __str__(self) -> str:
         return self.summary()
@@ -360,26 +389,3 @@ class Trials(Result):
 
 def _listed(sizes: Sequence[float]) -> str:
     return ", ".join(f"{size:g}" for size in sizes)
-
-
-def _by_task(trials: Sequence[Trial], rows: Sequence[Sequence[float]]) -> list[list[float]]:
-    """One row for each task: the mean over its draws, prompt by prompt."""
-    found: dict[str, list[Sequence[float]]] = {}
-    for trial, row in zip(trials, rows, strict=True):
-        found.setdefault(trial.task, []).append(row)
-    return [[sum(column) / len(column) for column in zip(*draws, strict=True)] for draws in found.values()]
-
-
-def _follow(one: Trial, other: Trial) -> Trial:
-    """The prompts of one trial, then those of another of the same condition."""
-    if one.heads != other.heads or one.intervals or other.intervals or one.values.keys() != other.values.keys():
-        raise UsageError(
-            f"trials of {one.condition!r} differ in heads or measures, or hold intervals; join batches of prompts only."
-        )
-    n, m = (len(next(iter(trial.values.values()))) for trial in (one, other))
-    return replace(
-        one,
-        values={name: values + other.values[name] for name, values in one.values.items()},
-        replies=one.replies + other.replies,
-        facts={name: (n * x + m * other.facts.get(name, x)) / (n + m) for name, x in one.facts.items()},
-    )

@@ -113,7 +113,7 @@ def steer_check(
         judge: Reply and prompt -> whether the reply is right, such as `Task.judge`.
         max_new_tokens: Longest reply.
         stop: Text that ends a reply.
-        n_random_sets: Number of random draws of each kind.
+        n_random_sets: Number of random draws of each kind; a verdict of `Trials.set_test` needs at least 39.
         batch_size: Number of prompts per forward pass.
         seed: Seed of the draws and of the intervals.
         folder: Finished conditions are stored here, so that a killed check continues.
@@ -165,6 +165,7 @@ def steer_check(
             condition.name,
             {"accuracy": verdicts},
             heads=condition.heads,
+            matched=STEERED if condition.name in (RANDOM, RANDOM_BY_LAYER) else "",
             size=0 if condition.name == BASELINE else size,
             draw=condition.draw,
             replies=texts,
@@ -179,6 +180,7 @@ def steer_check(
         intervention=describe(edit),
         title="Steering",
         shares=("accuracy",),
+        claim="higher",
         questions=questions,
         answers=answers,
         seed=seed,

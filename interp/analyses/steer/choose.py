@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from interp.analyses.measures.continuations import ContinuationScorer
-from interp.analyses.results import statistics
+from interp.analyses.results import intervals
 from interp.analyses.results.codec import result
 from interp.analyses.results.files import Parts
 from interp.analyses.results.trial import BASELINE
@@ -126,7 +126,7 @@ def choose(
                 return {"right": torch.tensor([judge(r.text, p) for r, p in zip(replies, prompts, strict=True)])}
 
             accuracy = float(parts.get(edit_dicts(edit), verdicts)["right"].double().mean())
-        mean, low, high = statistics.mean_over_prompts(torch.cat(rows[name]), seed=seed)
+        mean, low, high = intervals.mean_interval(torch.cat(rows[name]), seed=seed)
         common = max(best[name].count(ids) for ids in best[name]) / len(best[name])
         found.append(SettingComparison(name, edit_dicts(edit), mean, low, high, common, accuracy))
     return sorted(found, key=lambda each: (-(each.accuracy or 0.0), -each.score))

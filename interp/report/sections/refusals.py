@@ -2,11 +2,12 @@
 
 from interp import plots
 from interp.analyses.measures.refusals import RefusalResult
-from interp.analyses.results.trial import BASELINE, RANDOM
+from interp.analyses.results.trial import BASELINE
 from interp.analyses.results.trials import Trials
 from interp.report.page import Page, Section, title_of
 from interp.report.sections.dispatch import section
 from interp.report.sections.trials import trials_body
+from interp.report.trials_words import set_words
 
 DRAWN = ("refused", "neutral loss")
 """measures that are drawn"""
@@ -51,16 +52,27 @@ def _of_curve(kind: str, found: Trials) -> list[str]:
     intact = [place for place in places if mean(place, "easy right") >= MIN_ANSWERED * easy]
     halved = [place for place in places if mean(place, "refused") <= refused / 2]
     words = []
-    if intact:
-        ranking, size = min(intact, key=lambda place: (mean(place, "refused"), place[1]))
-        random = ""
-        if RANDOM in found.conditions and size in found.sizes(RANDOM):
-            random = f"; with {size:g} random heads it is {_share(found, RANDOM, size)}"
+    tests = {place: found.set_test(place[0], "refused", size=place[1]) for place in intact}
+    lower = [place for place in intact if mean(place, "refused") < refused]
+    beyond = [place for place in lower if (test := tests[place]) is not None and test.is_beyond]
+    if not lower:
         words.append(
-            f"Under {kind} ablation, among the sets of heads that leave easy questions answered, the first {size:g} by "
-            f"{ranking} lower the refusal rate of other requests most, to {_share(found, ranking, size)}{random}. "
-            f"It is the lowest of {len(intact)} sets, so it is slightly too low."
+            f"No set of heads lowers refusals under {kind} ablation while the model still answers easy questions."
         )
+    elif not beyond:
+        words.append(
+            f"No set of heads lowers refusals beyond random heads under {kind} ablation while the model still answers "
+            "easy questions."
+        )
+    else:
+        ranking, size = min(beyond, key=lambda place: (mean(place, "refused"), place[1]))
+        words.append(
+            f"Under {kind} ablation, the first {size:g} heads by {ranking} lower the refusal rate of other requests to "
+            f"{_share(found, ranking, size)}, and easy questions are still answered. It is the lowest of {len(beyond)} "
+            "sets that are beyond random heads, so it is slightly too low."
+        )
+        test = tests[ranking, size]
+        words += [] if test is None else set_words(found, "refused", test)
     if not halved:
         words.append(f"No set of heads halves the refusals under {kind} ablation.")
     elif not set(halved) & set(intact):

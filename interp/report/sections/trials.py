@@ -44,5 +44,6 @@ def trials_body(result: Trials, page: Page, measures: tuple[str, ...] = ()) -> s
         "prompts": None if sized or tasks else by_prompt(result),
         "replies": replies(result),
         "control": result.control,
+        "by_sets": result.claim is not None,
     }
     return page.render("sections/trials.html.j2", **context)

@@ -84,7 +84,10 @@ def control_stage(entry: Analysis, plan: "ScorePlan", tokenizer: Any, own: Promp
     prompts: Any = given
     if prompts is None:
         made: Any = _own(entry, plan, own)
-        prompts = standard_prompts(plan.sizes, tokenizer) if made is None and standard_prompts is not None else made
+        if made is None and standard_prompts is not None:
+            # other prompts than those that chose the heads
+            made = standard_prompts(replace(plan.sizes, seed=plan.seed + standard.CHECK_SEED), tokenizer)
+        prompts = made
         prompts = prompts[0] if isinstance(prompts, tuple) else prompts
 
     def work(run: "Run", steps: Path) -> Result:
@@ -92,7 +95,7 @@ def control_stage(entry: Analysis, plan: "ScorePlan", tokenizer: Any, own: Promp
         return control(
             run.model, prompts, run.result(entry.name), n_heads=plan.n_heads, n_random_sets=plan.n_random_sets,
             ablation=plan.ablation, heads=named if len(named) and not of_analysis else None,
-            batch_size=plan.batch_size, seed=plan.seed, folder=steps,
+            batch_size=plan.batch_size, held_out=own is None, seed=plan.seed, folder=steps,
         )  # fmt: skip
 
     def ready(run: "Run") -> str:

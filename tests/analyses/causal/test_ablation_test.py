@@ -1,5 +1,6 @@
 """Ablation tests: the conditions, the intervals, and planted and real heads that a task needs."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,7 +9,8 @@ import torch
 from detectors import prompts
 
 from interp.analyses import identify, tasks
-from interp.analyses.causal.ablation_test import ablation_test, conditions
+from interp.analyses.causal.ablation_test import ablation_test
+from interp.analyses.causal.random_sets import FROM_OTHER_LAYERS, RandomSets, excluded
 from interp.analyses.results.head_scores import HeadScores
 from interp.analyses.results.trial import Trial
 from interp.analyses.results.trials import Trials
@@ -23,19 +25,66 @@ LAYOUT = HeadLayout(6, 4, 2)
 
 def test_random_heads_leave_the_top_out_and_match_layers():
     top = HeadSet.parse("L4H0, L4H2, L5H1")
-    named = conditions(top, LAYOUT, n_random_sets=3, seed=1)
-    assert [c.name for c in named] == ["baseline", "top", *["random"] * 3, *["random by layer"] * 3]
-    assert [c.draw for c in named] == [0, 0, 0, 1, 2, 0, 1, 2]
-    for condition in named[2:]:
+    sets = RandomSets(top, LAYOUT, 12, seed=1, name="made", exclude=HeadSet.parse("L0H0"))
+    free, by_layer = sets.free(), list(sets.by_layer())
+    assert [condition.name for condition in (free[0], by_layer[0])] == ["random", "random by layer"]
+    assert (len(free), len(by_layer)) == (9, 12)
+    assert [condition.draw for condition in by_layer] == list(range(12))
+    for condition in (*free, *by_layer):
         assert len(condition.heads) == 3
-        assert not condition.heads & top
-    for condition in named[5:]:
+        assert not condition.heads & (top | HeadSet.parse("L0H0"))
+    for condition in by_layer:
         assert sorted(head.layer for head in condition.heads) == [4, 4, 5]
-    assert len({c.heads for c in named[2:5]}) > 1
+        assert not condition.facts
+    assert len({condition.heads for condition in free}) > 5
     with pytest.raises(UsageError, match="at least 1 set of random heads"):
-        conditions(top, LAYOUT, n_random_sets=0)
+        RandomSets(top, LAYOUT, 0)
     with pytest.raises(UsageError, match="no heads to ablate"):
-        conditions(HeadSet(()), LAYOUT)
+        RandomSets(HeadSet(()), LAYOUT, 3)
+
+
+def test_draws_repeat_for_a_seed_and_differ_between_names_and_sets():
+    top, other = HeadSet.parse("L1H0, L2H1"), HeadSet.parse("L1H0, L2H2")
+    drawn = {
+        key: tuple(condition.heads for condition in RandomSets(heads, LAYOUT, 6, seed, name).by_layer())
+        for key, (heads, seed, name) in {
+            "one": (top, 0, "a"), "seed": (top, 1, "a"), "name": (top, 0, "b"), "heads": (other, 0, "a"),
+        }.items()
+    }  # fmt: skip
+    assert drawn["one"] == tuple(condition.heads for condition in RandomSets(top, LAYOUT, 6, 0, "a").by_layer())
+    assert len(set(drawn.values())) == len(drawn)
+
+
+def test_heads_that_a_layer_could_not_provide_are_counted():
+    top = HeadSet.parse("L4H0, L4H1, L4H2")
+    for condition in RandomSets(top, LAYOUT, 3).by_layer():
+        assert len(condition.heads) == 3
+        assert condition.facts == {FROM_OTHER_LAYERS: 2}
+        assert {head.layer for head in condition.heads} <= {3, 4, 5}
+
+
+def test_heads_above_the_threshold_are_no_control_while_enough_are_left():
+    table = torch.zeros(2, 6, 4)
+    table[:, 2] = 0.5
+    scores = HeadScores("made", table, threshold=0.1)
+    top = HeadSet.parse("L2H0, L2H1")
+    assert excluded(scores, top) == HeadSet.parse("L2H0, L2H1, L2H2, L2H3")
+    assert excluded(replace(scores, threshold=-1.0), top) == HeadSet(())
+    assert excluded(replace(scores, threshold=None), top) == HeadSet(())
+    # a head below 0.6 is left for each of 24, of which the tested ones are no control
+    assert len(excluded(replace(scores, threshold=0.2), HeadSet.parse("L2, L3, L4", scores.layout))) == 0
+
+
+def test_draws_end_when_no_further_set_changes_the_verdict():
+    def measure(condition):
+        return Trial(condition.name, {"loss": (float(condition.draw % 2),)}, condition.heads, 2, condition.draw)
+
+    sets = RandomSets(HeadSet.parse("L1H0, L2H1"), LAYOUT, 99, name="made")
+    # every second set is as extreme as the tested one: the fifth of them is the tenth set
+    early = [trial for trial in sets.run(measure, 0.0, 1.0) if trial.condition == "random by layer"]
+    assert len(early) == 10
+    assert {trial.matched for trial in early} == {"made"}
+    assert len([trial for trial in sets.run(measure, 0.0, 2.0) if trial.condition == "random by layer"]) == 99
 
 
 def test_heads_without_a_score_are_never_the_top():
@@ -50,7 +99,7 @@ def test_intervals_are_over_draws_and_prompts():
 
     sure, unsure = (1.0,) * 8, (1.0, 0.0) * 4
     trials = Trials("made", (trial("top", (0.0,) * 8), trial("random", sure), trial("random", unsure, 1)))
-    assert trials.mean("top") == (0.0, 0.0, 0.0)
+    assert trials.mean("top").mean == 0.0
     mean, low, high = trials.mean("random")
     assert mean == 0.75
     assert low <= 0.5

@@ -18,7 +18,7 @@ from interp.hooks.prompts.prompts import Prompts
 
 SETTINGS: dict[str, Any] = {"n_heads": 4, "n_random_sets": 2, "seed": 0, "batch_size": 4}
 SMALL = PromptSizes(n_check_needles=3, check_length=420)
-LOOKING = controls.loss(span="second", n_tokens=800)
+LOOKING = controls.loss(span="second", n_tokens=300)
 KINDS = {"answers": controls.answers(), "logits": controls.logit_difference(), "loss": controls.loss(), "span": LOOKING}
 
 
@@ -62,8 +62,9 @@ def test_the_loss_of_the_second_copy_with_the_top_heads_ablated(chat):
             expected = [literal(model, prompt, places) for prompt, places in zip(prompts, second, strict=True)]
         assert trial.values[measure] == pytest.approx(expected, abs=1e-4)
     # scores of attention were not chosen by the loss
-    assert not LOOKING.flattered
+    assert not LOOKING.chooses
     assert not trials.notes
+    assert trials.claim
 
 
 def test_prompts_without_the_span_have_the_loss_of_all_their_tokens(chat):
@@ -97,7 +98,7 @@ def test_answers_are_of_needles_that_no_score_saw(chat):
     prompts = control.prompts(SMALL, tokenizer)
     assert len(prompts) == 3
     assert not control.own_prompts
-    assert not control.flattered
+    assert not control.chooses
     scores = identify.induction(model, tasks.repeated(tokenizer, n=12, batch=3))
     trials = control(model, prompts, scores, **SETTINGS)
     assert (trials.name, trials.title, trials.measures) == ("induction", "Accuracy with heads ablated", ("accuracy",))
@@ -169,8 +170,11 @@ def test_a_control_of_attention_takes_few_prompts_and_heads():
     tokenizer = tiny_chat_model.tokenizer()
     prompts = tasks.passages(tokenizer, n=30, length=200)
     few = LOOKING.used(prompts)
-    assert 4 <= len(few) < 8
-    assert few.fingerprint() == prompts[: len(few)].fingerprint()
+    # all tokens of a prompt count, so it reads only the first of each
+    assert few.lengths == (96,) * 4
+    assert [prompt.ids for prompt in few] == [prompt.ids[:96] for prompt in prompts[:4]]
+    spans = tasks.repeated(tokenizer, n=120, batch=3)
+    assert LOOKING.used(spans).fingerprint() == spans[:2].fingerprint()
     assert LOOKING.head_counts(10, HeadLayout(2, 4, 2)) == [2]
     assert LOOKING.head_counts(10, HeadLayout(30, 9, 3)) == [10]
     # an interval needs two prompts, however long they are
@@ -180,7 +184,7 @@ def test_a_control_of_attention_takes_few_prompts_and_heads():
     assert whole.head_counts(10, HeadLayout(30, 9, 3)) == [3, 10]
     assert whole.head_counts(2, HeadLayout(30, 9, 3)) == [1, 2]
     assert whole.used(prompts) is prompts
-    assert whole.flattered
+    assert whole.chooses
 
 
 def test_declared_controls_are_of_these_kinds():
@@ -191,13 +195,26 @@ def test_declared_controls_are_of_these_kinds():
     assert kinds["retrieval"] == controls.answers()
 
 
+@pytest.mark.parametrize(("held_out", "named"), [(False, False), (True, False), (False, True)])
+def test_heads_that_the_measure_chose_on_these_prompts_have_no_test(chat, held_out, named):
+    model, tokenizer = chat
+    prompts = prompts_of("logits", tokenizer)
+    scores = identify.induction(model, tasks.repeated(tokenizer, n=12, batch=3))
+    heads = HeadSet.parse("L0H3") if named else None
+    trials = KINDS["logits"](model, prompts, scores, held_out=held_out, heads=heads, **SETTINGS)
+    tested = trials.set_test(trials.tested[0], size=max(trials.sizes(trials.tested[0])))
+    assert (tested is None) == bool(trials.notes) == (not held_out and not named)
+
+
 def test_costs_grow_with_the_conditions(chat):
     model, tokenizer = chat
     for kind, control in KINDS.items():
         prompts = prompts_of(kind, tokenizer)
         one, three = (control.cost(model, prompts, 4, n_heads=4, n_random_sets=n) for n in (1, 3))
         sizes = 2 if kind in ("logits", "loss") else 1
+        # up to nine sets are drawn freely as well
         conditions = {n: 1 + sizes * (1 + 2 * n) for n in (1, 3)}
+        assert controls.n_sets(99) == 108
         assert three.tokens / one.tokens == pytest.approx(conditions[3] / conditions[1])
         assert one.teraflops > 0
 

@@ -17,7 +17,7 @@ from interp.analyses.kv.selectors_of import selectors_of
 from interp.analyses.kv.snapkv import SnapKV
 from interp.analyses.kv.streaming import Streaming
 from interp.analyses.results.head_scores import HeadScores
-from interp.analyses.results.statistics import pooled_mean
+from interp.analyses.results.intervals import pooled_mean
 from interp.analyses.results.trials import Trials
 from interp.errors import PromptError, UsageError
 from interp.hooks.prompts.prompts import Prompts

@@ -10,7 +10,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from interp.analyses.results.head_scores import HeadScores
-from interp.analyses.results.statistics import column_intervals
+from interp.analyses.results.intervals import column_intervals
 from interp.errors import HeadError, ScoreError, UsageError
 from interp.hooks.model.heads import Head, HeadSet
 from interp.hooks.model.provenance import Provenance
@@ -351,7 +351,7 @@ def test_the_frame_has_a_row_for_each_head():
 
 def test_reprs_are_one_line_and_escaped():
     scores = HeadScores("retrieval", torch.tensor([[[0.5, 1.0]], [[0.0, 1.0]]]))
-    assert repr(scores) == "HeadScores('retrieval', 1x2, n=2, top L0H1 1.00 [1.00, 1.00])"
+    assert repr(scores) == "HeadScores('retrieval', 1x2, n=2, top L0H1 1.00 [0.16, 1.00])"
     assert repr(HeadScores("x", torch.ones(1, 1, 1))) == "HeadScores('x', 1x1, n=1, top L0H0 1.00)"
     assert repr(HeadScores("x", torch.full((1, 1, 1), NAN))) == "HeadScores('x', 1x1, n=0)"
     html = HeadScores("<script>", torch.ones(1, 1, 1), "<b>")._repr_html_()

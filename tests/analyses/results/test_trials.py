@@ -4,8 +4,9 @@ import math
 from dataclasses import replace
 
 import pytest
+from scipy import stats
 
-from interp.analyses.results import statistics
+from interp.analyses.results import intervals
 from interp.analyses.results.trial import Trial
 from interp.analyses.results.trials import Trials
 from interp.errors import ScoreError, UsageError
@@ -58,22 +59,22 @@ def test_means_are_over_draws_and_prompts():
     assert MADE.mean("random").mean == (2 + 3) / 8
     assert MADE.mean("random", "loss").mean == (10 + 14) / 8
     rows = [(1.0, 0.0, 1.0, 0.0), (1.0, 1.0, 1.0, 0.0)]
-    assert MADE.mean("random") == statistics.mean_over_draws(rows, seed=5)
-    assert MADE.mean("random")[1:] != replace(MADE, seed=6).mean("random")[1:]
+    assert MADE.mean("random") == intervals.mean_over_draws(rows, seed=5)
 
 
 def test_gains_are_prompt_by_prompt():
     # baseline has one size, which serves every size of the others
     gain = MADE.gain("top", "loss", size=2, over="baseline")
-    assert gain == (1.0, 1.0, 1.0)
+    # the differences are equal, so they determine no interval
+    assert gain == pytest.approx((1.0, math.nan, math.nan), nan_ok=True)
     assert MADE.gain("top", "loss", size=4, over="baseline").mean == 9 - 2.5
-    assert MADE.gain("baseline", "loss", over="top", size=2) == (-1.0, -1.0, -1.0)
+    assert MADE.gain("baseline", "loss", over="top", size=2).mean == -1.0
     assert MADE.gain("baseline").mean == pytest.approx(0.75 - 5 / 8)
     gain = MADE.gain("top", size=2)
     # draws are averaged first: (1, 0.5, 1, 0)
     assert gain.mean == ((0 - 1) + (0 - 0.5) + (1 - 1) + 0) / 4
-    assert gain == statistics.paired_difference(
-        [(0.0, 0.0, 1.0, 0.0)], [(1.0, 0.0, 1.0, 0.0), (1.0, 1.0, 1.0, 0.0)], seed=5
+    assert gain == intervals.paired_difference(
+        [(0.0, 0.0, 1.0, 0.0)], [(1.0, 0.0, 1.0, 0.0), (1.0, 1.0, 1.0, 0.0)], seed=5, bounds=intervals.SHARE_DIFFERENCE
     )
     with pytest.raises(UsageError, match="no trial of 'random' with heads 4"):
         MADE.gain("top", "loss", size=4)
@@ -101,7 +102,7 @@ TASKS = Trials(
 def test_tasks_have_the_same_weight():
     assert TASKS.tasks == ("qa", "code")
     assert TASKS.mean("snapkv").mean == (0.5 + 1.0) / 2
-    assert TASKS.mean("snapkv") == statistics.pooled_mean([[1, 1, 0, 0], [1, 1]])
+    assert TASKS.mean("snapkv") == intervals.pooled_mean([[1, 1, 0, 0], [1, 1]])
     assert TASKS.mean("random").mean == (0.25 + 0.25) / 2
     assert TASKS.mean("random", task="code").mean == 0.25
     assert TASKS.gain("snapkv").mean == pytest.approx((0.25 + 0.75) / 2)
@@ -157,7 +158,7 @@ def test_the_summary_has_one_line_a_row():
     own = f"top 2 accuracy {mean:.0%} [{low:.0%}, {high:.0%}]"
     over = f"{100 * gain.mean:+.0f} points [{100 * gain.low:+.0f}, {100 * gain.high:+.0f}] over random"
     assert lines[2].split() == f"{own} {over}".split()
-    assert "9.000 [9.000, 9.000]" in lines[4]
+    assert lines[4].endswith("9.000")
     assert str(MADE) == MADE.summary()
     assert TASKS.summary().splitlines()[1].split()[:2] == ["snapkv", "50%"]
 
@@ -222,3 +223,38 @@ def test_numbers_that_are_not_finite_are_kept(tmp_path):
     made = Trials("x", (Trial("top", {"loss": (math.nan, math.inf)}),))
     again = Trials.load(made.save(tmp_path / "x"))
     assert str(again.trials[0].values) == str(made.trials[0].values)
+
+
+def _of_sets(tested: float, random: list[float], **more) -> Trials:
+    heads = HeadSet.parse("L0H1")
+    sets = [Trial("random by layer", {"loss": (x, x + 0.1)}, heads, 1, i, matched="top") for i, x in enumerate(random)]
+    free = Trial("random", {"loss": (9.0, 9.0)}, heads, 1, matched="top")
+    base, top = Trial("baseline", {"loss": (1.0, 1.1)}), Trial("top", {"loss": (tested, tested + 0.1)}, heads, 1)
+    return Trials("made", (base, top, free, *sets), control="random by layer", **{"claim": "larger effect"} | more)
+
+
+def test_a_head_set_is_compared_with_sets_matched_by_layer():
+    test = _of_sets(3.0, [1.0 + 0.01 * i for i in range(99)]).set_test("top")
+    assert test is not None
+    assert (test.n_beyond, test.n_sets, test.p_value, test.is_beyond) == (99, 99, 0.01, True)
+    assert test.difference == pytest.approx(3.0 - 1.49)
+    assert test.deviations == pytest.approx(1.51 / stats.tstd([0.01 * i for i in range(99)]))
+    row = next(row for row in _of_sets(3.0, [1.0, 3.5]).rows() if row["condition"] == "top")
+    assert (row["n_sets"], row["n_beyond"], row["p_value"]) == (2, 1, 2 / 3)
+    assert _of_sets(3.0, [1.0], claim=None).set_test("top") is None
+
+
+def test_random_sets_of_other_rankings_do_not_count():
+    made = _of_sets(3.0, [1.0] * 3)
+    foreign = [replace(trial, matched="other", values={"loss": (99.0, 99.0)}) for trial in made.trials[3:]]
+    both = replace(made, trials=(*made.trials, *foreign))
+    assert both.set_test("top") == made.set_test("top")
+    assert both.gain("top") == made.gain("top")
+
+
+def test_draws_that_ended_early_have_the_p_value_of_besag_and_clifford():
+    # the fifth set that is at least as extreme ends 99 planned draws
+    made = _of_sets(2.0, [3.0, 1.0, 3.0, 1.0, 3.0, 3.0, 3.0], n_random_sets=99)
+    test = made.set_test("top")
+    assert test is not None
+    assert (test.p_value, test.ended_early, test.decided, test.is_beyond) == (5 / 7, True, True, False)

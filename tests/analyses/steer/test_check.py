@@ -7,7 +7,7 @@ import tiny_chat_model
 import torch
 
 from interp import steer
-from interp.analyses.results.statistics import bootstrap
+from interp.analyses.results.intervals import bootstrap
 from interp.analyses.steer import check
 from interp.analyses.steer.result import SettingComparisons, SteeringResult
 from interp.errors import ScoreError, UsageError

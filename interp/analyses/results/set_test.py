@@ -1,0 +1,132 @@
+"""The test of a head set against random head sets: its unit is the set, since the set was drawn at random."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from interp.errors import UsageError
+
+N_RANDOM_SETS = 99
+"""random head sets of a test by default"""
+MIN_RANDOM_SETS = 39
+"""random head sets below which there is no verdict"""
+MIN_COUNTED_PROMPTS = 10
+"""prompts below which there is no verdict about a share of prompts"""
+ALPHA = 0.05
+"""p-value up to which a set is beyond the random sets"""
+Claim = Literal["larger effect", "smaller effect", "higher"]
+"""how the tested set is claimed to differ from random sets: in the size of its effect, or by its value"""
+CLAIMS: tuple[Claim, ...] = ("larger effect", "smaller effect", "higher")
+
+
+@dataclass(frozen=True)
+class SetTest:
+    """The measure under a tested head set, compared with the measure under each of many random sets.
+
+    `p = (1 + k) / (1 + n)` with `k` of `n` random sets at least as extreme as the tested set. Where the draws ended
+    early, because the k-th such set had decided the verdict, `p = k / n`.
+
+    Source:
+        Davison and Hinkley 1997, section 4.2; Besag and Clifford 1991 (early end).
+
+    Limits:
+        Exact where the tested heads were chosen without this measure on these prompts.
+    """
+
+    difference: float
+    """value of the tested set minus mean of the random sets, in the unit of the measure"""
+    deviations: float
+    """the difference in standard deviations of the random sets; NaN where they do not differ"""
+    n_sets: int
+    """number of random sets"""
+    n_beyond: int
+    """number of random sets that are less extreme than the tested set"""
+    n_planned: int
+    """number of random sets, had the draws not ended early"""
+
+    @property
+    def p_value(self) -> float:
+        """Probability of a random set that is at least as extreme, if the tested set were one of them."""
+        reached = self.n_sets - self.n_beyond
+        return reached / self.n_sets if self.ended_early else (1 + reached) / (1 + self.n_sets)
+
+    @property
+    def ended_early(self) -> bool:
+        """Whether the draws ended before the planned number."""
+        return self.n_sets < self.n_planned
+
+    @property
+    def decided(self) -> bool:
+        """Whether there are enough random sets for a verdict."""
+        return self.n_sets >= MIN_RANDOM_SETS or (self.ended_early and self.n_planned >= MIN_RANDOM_SETS)
+
+    @property
+    def is_beyond(self) -> bool:
+        """Whether the tested set differs from random sets, `p <= 0.05` with at least 39 sets."""
+        return self.decided and self.p_value <= ALPHA
+
+
+def set_test(
+    tested: float, random: Sequence[float], baseline: float, claim: Claim = "larger effect", n_planned: int = 0
+) -> SetTest:
+    """Compare the value of a tested head set with the values of random sets.
+
+    Args:
+        tested: Mean of the measure under the tested set.
+        random: Mean of the measure under each random set, in the order of the draws.
+        baseline: Mean of the measure on the unmodified model.
+        claim: "larger effect" and "smaller effect" compare distances from the baseline, "higher" values.
+        n_planned: Number of random sets, had the draws not ended early; by default their number.
+
+    Raises:
+        UsageError: If there is no random set, or the claim is unknown.
+
+    Examples:
+        >>> from interp.analyses.results.set_test import set_test
+        >>> found = set_test(0.1, [0.9] * 98 + [0.0], baseline=1.0)
+        >>> found.n_beyond, found.p_value, found.is_beyond
+        (98, 0.02, True)
+    """
+    if not len(random):
+        raise UsageError("there are no random head sets to compare with; give the value of at least one.")
+    own, others = extremeness(tested, baseline, claim), [extremeness(value, baseline, claim) for value in random]
+    mean = sum(random) / len(random)
+    spread = math.sqrt(sum((value - mean) ** 2 for value in random) / max(1, len(random) - 1))
+    return SetTest(
+        difference=tested - mean,
+        deviations=(tested - mean) / spread if spread > 1e-12 * abs(mean) else math.nan,
+        n_sets=len(random),
+        n_beyond=sum(other < own for other in others),
+        n_planned=max(n_planned, len(random)),
+    )
+
+
+def is_settled(tested: float, random: Sequence[float], baseline: float, claim: Claim, n_planned: int) -> bool:
+    """Whether further random sets cannot put the tested set beyond them: enough sets are at least as extreme.
+
+    Args:
+        tested: As in `set_test`.
+        random: As in `set_test`, so far.
+        baseline: As in `set_test`.
+        claim: As in `set_test`.
+        n_planned: Number of random sets that are planned.
+    """
+    own = extremeness(tested, baseline, claim)
+    reached = sum(extremeness(value, baseline, claim) >= own for value in random)
+    return reached >= math.floor(ALPHA * (1 + n_planned)) and reached >= 1 and n_planned >= MIN_RANDOM_SETS
+
+
+def extremeness(value: float, baseline: float, claim: Claim) -> float:
+    """The number by which sets are ordered: the more extreme, the larger.
+
+    Args:
+        value: Mean of the measure under a set.
+        baseline: Mean of the measure on the unmodified model.
+        claim: As in `set_test`.
+    """
+    if claim not in CLAIMS:
+        raise UsageError(f"unknown claim {claim!r}; choose from {', '.join(map(repr, CLAIMS))}.")
+    if claim == "higher":
+        return value
+    return abs(value - baseline) if claim == "larger effect" else -abs(value - baseline)
