@@ -42,10 +42,13 @@ def _main(
 
 @app.command("list")
 def list_entries(
-    name: Annotated[str, typer.Argument(help="An analysis, edit or key selector; by default all of them.")] = "",
+    name: Annotated[
+        str,
+        typer.Argument(help="An analysis, edit, selector or task, or tasks for all tasks."),
+    ] = "",
     as_json: AsJson = False,
 ) -> None:
-    """List analyses, edits and key selectors, or print the card and the settings of one."""
+    """List analyses, edits, key selectors and tasks, or print the documentation and settings of one."""
     from interp.cli_list import card, card_data, table, table_data
 
     if name:
@@ -71,8 +74,8 @@ def score(
         str,
         typer.Argument(
             metavar="ANALYSES",
-            help="Names separated by commas, or a set: all (the five basic analyses), long (long context), every. "
-            "See `interp list`.",
+            help="Names separated by commas, or a set of them: all (the five basic analyses), long (analyses of long "
+            "contexts), every (all that need no results of another). `interp list` prints names and sets.",
         ),
     ],
     model: Model,
@@ -87,7 +90,7 @@ def score(
     dtype: Dtype = None,
     **options: Any,
 ) -> None:
-    """Score the heads of a model, test the top heads of each analysis, and print the results."""
+    """Score the heads of a model, test the top heads of analyses that have a control, and print the results."""
     from interp.runs.estimate import estimate
     from interp.runs.plan import ScorePlan
 

@@ -16,7 +16,7 @@ DRAWN = {RANDOM: "drawn freely", RANDOM_BY_LAYER: "matched by layer"}
 
 
 def trials_words(result: Trials) -> list[str]:
-    """The first measure of trials in sentences: the baseline, tested conditions, and their difference to the controls.
+    """The first measure of trials in sentences: baseline, tested conditions, and their difference from the controls.
 
     Args:
         result: The trials.
@@ -71,7 +71,8 @@ def _condition(result: Trials, name: str, measure: str) -> list[str]:
     for over in controls:
         gain = result.gain(name, measure, over=over, size=size)
         sentences.append(
-            f"Difference to {_condition_name(result, over)}: {gain_text(result, measure, gain)}, {_excludes(gain)}."
+            f"Difference from {_condition_name(result, over)} ({name} minus {over}): "
+            f"{gain_text(result, measure, gain)}, {_excludes(gain)}."
         )
     return sentences
 

@@ -34,7 +34,7 @@ class SafetyPlan:
         head_set_sizes: Numbers of heads that the curves ablate.
         stop_below: Stop ablating more heads of a ranking once the share of refusals falls to this.
         reply_tokens: Number of new tokens of a reply.
-        n_random_sets: Number of random head sets for each size and kind of draw.
+        n_random_sets: Number of random head sets of each size and kind (drawn freely, and matched by layer).
         seed: Seed of random head sets and intervals.
         batch_size: Number of prompts per forward pass.
         keep_text: Store whole replies rather than their first 40 characters.

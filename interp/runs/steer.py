@@ -20,16 +20,17 @@ class SteerPlan:
 
     Attributes:
         method: Name of an edit, see `interp list`.
-        task: Name of a task, or a .jsonl file of your own items.
+        task: Name of a task, see `interp list tasks`, or a .jsonl file of your own items.
         settings: Settings of the edit, as {"alpha": 0.01}.
-        heads: Heads to steer; by default they are profiled and chosen.
+        heads: Heads to steer; by default heads are profiled and the best are chosen.
         profile: File of a profile that was made before, to take heads from.
-        head_set_sizes: Sizes of head sets that the dev split chooses from.
-        n_profile_items: Number of items that heads are profiled on.
-        n_dev_items: Number of items that the head set is chosen on.
+        head_set_sizes: Numbers of top heads that are compared on the dev split; the best number is used.
+        n_profile_items: Number of items on which heads are profiled.
+        n_dev_items: Number of items on which the number of heads is chosen.
         n_test_items: Number of items whose replies are judged.
-        n_profiled_heads: Number of heads that are profiled on all items; the others are eliminated in earlier rounds.
-        n_random_sets: Number of random head sets of each kind that the edit is tried in.
+        n_profiled_heads: Number of heads that are profiled on all items; the others are eliminated after fewer items.
+        n_random_sets: Number of random head sets of each kind (drawn freely, and matched by layer) to which the edit is
+            applied for comparison.
         seed: Seed of the order of prompts, of random head sets and of intervals.
         batch_size: Number of replies per forward pass.
     """
