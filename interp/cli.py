@@ -80,7 +80,13 @@ def score(
     ],
     model: Model,
     out: Out,
-    prompts: Annotated[Path | None, typer.Option(help="Your own prompts for all analyses, .txt or .jsonl.")] = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            help="Your own prompts in place of the standard ones, .txt or .jsonl; analyses that need pairs or "
+            "other special prompts refuse them."
+        ),
+    ] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="A setting, as in qada.tau=0.9; may be repeated.")
     ] = None,
@@ -149,10 +155,12 @@ def steer(
 @app.command()
 def report(
     source: Annotated[
-        str, typer.Argument(metavar="[MODEL|DIR]", help="A model to measure first, or a run folder.")
+        str, typer.Argument(metavar="[MODEL|DIR]", help="A model, which is scored first, or a run folder.")
     ] = "demo",
     output: Annotated[Path, typer.Option("--output", "-o", help="The HTML file to write.")] = Path("report.html"),
-    run: Annotated[Path | None, typer.Option(help="Run folder; by default next to the output.")] = None,
+    run: Annotated[
+        Path | None, typer.Option(help="Run folder for a model that is scored; by default next to the output.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of prompts, random head sets and intervals.")] = 0,
     device: Device = None,
     dtype: Dtype = None,

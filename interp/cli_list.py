@@ -107,6 +107,8 @@ def _card(entry: Entry) -> str:
 
 def _in_run(entry: Entry, setting: str) -> str:
     """The value that a run uses in place of the default."""
+    if entry.kind == "edit" and setting == "spans":
+        return " (in a run: the span of the task)"
     run = getattr(entry, "run_settings", {})
     if setting not in run:
         return ""

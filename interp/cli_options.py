@@ -16,7 +16,7 @@ from interp.errors import UsageError
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="Hub name, folder with safetensors, .gguf file, or demo.")]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Run folder; an unfinished run in it is continued.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda or cuda:1; by default CUDA where there is one.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda or cuda:1; by default a GPU where there is one.")]
 Dtype = Annotated[
     str | None,
     typer.Option(

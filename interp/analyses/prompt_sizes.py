@@ -11,7 +11,7 @@ class PromptSizes:
 
     Args:
         seed: Seed of prompts, random head sets and intervals.
-        n_needles: Number of needle prompts.
+        n_needles: Number of needle prompts: long texts that hide a made-up fact, with a question about it.
         needle_length: Number of tokens of a needle prompt, at most.
         needle_depths: Depths of the needle, as fractions of the text.
         reply_tokens: Number of new tokens of a reply to a needle prompt, at most.
