@@ -42,10 +42,13 @@ def _main(
 
 @app.command("list")
 def list_entries(
-    name: Annotated[str, typer.Argument(help="An analysis, edit or key selector; by default all of them.")] = "",
+    name: Annotated[
+        str,
+        typer.Argument(help="An analysis, edit, selector or task, or tasks for all tasks."),
+    ] = "",
     as_json: AsJson = False,
 ) -> None:
-    """List analyses, edits and key selectors, or print the card and the settings of one."""
+    """List analyses, edits, key selectors and tasks, or print the documentation and settings of one."""
     from interp.cli_list import card, card_data, table, table_data
 
     if name:
@@ -71,13 +74,19 @@ def score(
         str,
         typer.Argument(
             metavar="ANALYSES",
-            help="Names separated by commas, or a set: all (the five basic analyses), long (long context), every. "
-            "See `interp list`.",
+            help="Names separated by commas, or a set of them: all (the five basic analyses), long (analyses of long "
+            "contexts), every (all that need no results of another). `interp list` prints names and sets.",
         ),
     ],
     model: Model,
     out: Out,
-    prompts: Annotated[Path | None, typer.Option(help="Your own prompts for all analyses, .txt or .jsonl.")] = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            help="Your own prompts in place of the standard ones, .txt or .jsonl; analyses that need pairs or "
+            "other special prompts refuse them."
+        ),
+    ] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="A setting, as in qada.tau=0.9; may be repeated.")
     ] = None,
@@ -87,7 +96,7 @@ def score(
     dtype: Dtype = None,
     **options: Any,
 ) -> None:
-    """Score the heads of a model, test the top heads of each analysis, and print the results."""
+    """Score the heads of a model, test the top heads of analyses that have a control, and print the results."""
     from interp.runs.estimate import estimate
     from interp.runs.plan import ScorePlan
 
@@ -146,10 +155,12 @@ def steer(
 @app.command()
 def report(
     source: Annotated[
-        str, typer.Argument(metavar="[MODEL|DIR]", help="A model to measure first, or a run folder.")
+        str, typer.Argument(metavar="[MODEL|DIR]", help="A model, which is scored first, or a run folder.")
     ] = "demo",
     output: Annotated[Path, typer.Option("--output", "-o", help="The HTML file to write.")] = Path("report.html"),
-    run: Annotated[Path | None, typer.Option(help="Run folder; by default next to the output.")] = None,
+    run: Annotated[
+        Path | None, typer.Option(help="Run folder for a model that is scored; by default next to the output.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of prompts, random head sets and intervals.")] = 0,
     device: Device = None,
     dtype: Dtype = None,

@@ -1,34 +1,48 @@
-"""Tables and cards of analyses, edits and key selectors, for `interp list`."""
+"""Tables and cards of analyses, edits, key selectors and tasks, for `interp list`."""
 
 from typing import Any
 
-from interp.analyses import registry
+from interp.analyses import registry, tasks
+from interp.analyses.docstrings import argument_lines
 from interp.analyses.registry import Entry
+from interp.analyses.tasks.task import Task
 from interp.errors import UsageError
 
-HEADINGS = {"analysis": "Analyses", "edit": "Edits", "selector": "Key selectors"}
+HEADINGS = {
+    "analysis": "Analyses (interp score NAMES MODEL)",
+    "edit": "Edits (interp steer MODEL --method NAME)",
+    "selector": "Key selectors (interp score kv MODEL)",
+}
+GIVEN_BY = {"edit": {"heads": "--heads"}, "selector": {"keep_ratio": "kv.keep_ratios"}}
+"""kind -> fields that are not settings, and the option or setting of a run that gives them"""
 SECTIONS = ("returns", "raises", "source", "differs", "limits")
 SOURCE_WIDTH = 60
+ANY_HEADS = "heads"
+"""the need of an analysis that takes the heads of any other"""
+TASKS = "tasks"
+"""the name under which `interp list` prints all tasks"""
 
 
 def table_data() -> list[dict[str, Any]]:
-    """One row for each entry: kind, name, title, group, source, needs, sets, package."""
-    return [
+    """One row for each entry and task: kind, name, title, group, source, needs, command, sets, package."""
+    rows = [
         {
             "kind": entry.kind, "name": entry.name, "title": entry.title, "group": entry.group,
-            "source": first_sentence(entry.source), "needs": list(_needs(entry)),
+            "source": first_sentence(entry.source), "needs": list(_needs(entry)), "command": _command(entry),
             "sets": list(registry.sets_of(entry)) if isinstance(entry, registry.Analysis) else [],
             "package": entry.distribution,
         }
         for entry in registry.iterate()
     ]  # fmt: skip
+    blank = {"group": "", "source": "", "needs": [], "command": "steer", "sets": [], "package": "interp"}
+    return rows + [{"kind": "task", "name": task.name, "title": task.description, **blank} for task in _tasks()]
 
 
 def table() -> str:
-    """All entries as text, a line each under the heading of their kind and group."""
+    """All entries and tasks as text, a line each under the heading of their kind and group."""
     rows, lines = table_data(), []
     width = max(len(row["name"]) for row in rows)
-    title_width = max(len(row["title"]) for row in rows)
+    title_width = max(len(row["title"]) for row in rows if row["kind"] in registry.KINDS)
     for kind in registry.KINDS:
         of_kind = [row for row in rows if row["kind"] == kind]
         lines += ["", HEADINGS[kind]] if of_kind else []
@@ -38,15 +52,21 @@ def table() -> str:
                 source = (
                     row["source"] if len(row["source"]) <= SOURCE_WIDTH else f"{row['source'][: SOURCE_WIDTH - 1]}…"
                 )
-                needs = f"  needs {', '.join(row['needs'])}" if row["needs"] else ""
-                lines.append(f"    {row['name']:{width}s}  {row['title']:{title_width}s}  {source}{needs}".rstrip())
+                notes = f"  needs {_needs_text(row['needs'])}" if row["needs"] else ""
+                if kind == "analysis" and row["command"] != "score":
+                    notes += f"  part of interp {row['command']}"
+                lines.append(f"    {row['name']:{width}s}  {row['title']:{title_width}s}  {source}{notes}".rstrip())
+    lines += ["", *_task_lines(width)]
     sets = {name: [e.name for e in registry.entries() if name in registry.sets_of(e)] for name in registry.sets()}
-    lines += ["", "Sets", *(f"    {name:{width}s}  {', '.join(names)}" for name, names in sets.items())]
-    return "\n".join(lines).lstrip("\n") + "\n\nThe card and the settings of one: interp list NAME"
+    lines += ["", "Sets of analyses (interp score SET MODEL)"]
+    lines += [f"    {name:{width}s}  {', '.join(names)}" for name, names in sets.items()]
+    return "\n".join(lines).lstrip("\n") + "\n\nDocumentation and settings of one entry: interp list NAME"
 
 
 def card_data(name: str) -> list[dict[str, Any]]:
-    """The card of every entry of a name: title, docstring sections and settings."""
+    """The card of every entry of a name: title, docstring sections and settings; of a task, or of all tasks."""
+    if found := _tasks_named(name):
+        return [{"kind": "task", "name": task.name, "summary": task.description, "settings": []} for task in found]
     return [
         {
             "kind": entry.kind, "name": entry.name, "title": entry.title, "group": entry.group, **entry.sections,
@@ -58,20 +78,27 @@ def card_data(name: str) -> list[dict[str, Any]]:
 
 
 def card(name: str) -> str:
-    """The card of every entry of a name, as text."""
+    """The card of every entry of a name, as text; of a task, or of all tasks."""
+    if found := _tasks_named(name):
+        return "\n".join(_task_lines(max(len(task.name) for task in found), found))
     return "\n\n".join(_card(entry) for entry in _found(name))
 
 
 def _card(entry: Entry) -> str:
     parts = entry.sections
-    lines = [f"{entry.name}: {entry.title} ({entry.kind}, {entry.group})", "", parts.get("summary", "")]
+    kind = ", ".join(part for part in (entry.kind, entry.group) if part)
+    lines = [f"{entry.name}: {entry.title} ({kind})", "", parts.get("summary", "")]
     lines += ["", parts["text"]] if "text" in parts else []
     if entry.settings:
         lines += ["", "Settings (--set " + f"{entry.name}.NAME=VALUE)"]
         lines += [f"    {s.name} = {_plain(s.default)!r}{_in_run(entry, s.name)}  {s.help}".rstrip()
                   for s in entry.settings.values()]  # fmt: skip
+    helps = argument_lines(entry.thing)
+    if given := {name: by for name, by in GIVEN_BY.get(entry.kind, {}).items() if name in helps}:
+        lines += ["", "Fields that a run sets in another way"]
+        lines += [f"    {name} (in a run: {by})  {helps[name]}" for name, by in given.items()]
     if needs := _needs(entry):
-        lines += ["", f"Needs\n    {', '.join(needs)}"]
+        lines += ["", f"Needs\n    {_needs_text(needs)}"]
     for section in SECTIONS:
         if parts.get(section):
             lines += ["", section.capitalize(), *(f"    {line}" for line in parts[section].splitlines())]
@@ -80,6 +107,8 @@ def _card(entry: Entry) -> str:
 
 def _in_run(entry: Entry, setting: str) -> str:
     """The value that a run uses in place of the default."""
+    if entry.kind == "edit" and setting == "spans":
+        return " (in a run: the span of the task)"
     run = getattr(entry, "run_settings", {})
     if setting not in run:
         return ""
@@ -91,7 +120,7 @@ def _in_run(entry: Entry, setting: str) -> str:
 def _found(name: str) -> list[Entry]:
     kinds = registry.kinds_of(name)
     if not kinds:
-        known = [each for kind in registry.KINDS for each in registry.names(kind)]
+        known = [*(each for kind in registry.KINDS for each in registry.names(kind)), *tasks.names(), TASKS]
         raise UsageError(f"unknown name {name!r}{registry.near(name, known)}; `interp list` has all names.")
     return [registry.get(name, kind) for kind in kinds]
 
@@ -102,6 +131,36 @@ def _needs(entry: Entry) -> tuple[str, ...]:
         # alternatives, each a set of names
         return (" or ".join(" and ".join(each) for each in needs),)
     return needs
+
+
+def _command(entry: Entry) -> str:
+    """The command that uses an entry."""
+    if isinstance(entry, registry.Analysis):
+        return entry.group if entry.prompts is None and entry.inputs is None else "score"
+    return "steer" if entry.kind == "edit" else "score"
+
+
+def _needs_text(needs: list[str] | tuple[str, ...]) -> str:
+    """The results that an entry needs, in words."""
+    others = [name for name in needs if name != ANY_HEADS]
+    parts = ["heads from any other analysis"] if ANY_HEADS in needs else []
+    return " and ".join([*parts, *([f"scores of {' and '.join(others)}"] if others else [])])
+
+
+def _tasks() -> list[Task]:
+    return [tasks.get(name) for name in tasks.names()]
+
+
+def _tasks_named(name: str) -> list[Task]:
+    """All tasks for "tasks", else the task of a name that no entry has."""
+    if name == TASKS:
+        return _tasks()
+    return [task for task in _tasks() if task.name == name and not registry.kinds_of(name)]
+
+
+def _task_lines(width: int, found: list[Task] | None = None) -> list[str]:
+    lines = [f"    {task.name:{width}s}  {task.description}" for task in (_tasks() if found is None else found)]
+    return ["Tasks (interp steer MODEL --task NAME, or a .jsonl file of your own items)", *lines]
 
 
 def first_sentence(text: str) -> str:

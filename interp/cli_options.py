@@ -16,8 +16,13 @@ from interp.errors import UsageError
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="Hub name, folder with safetensors, .gguf file, or demo.")]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Run folder; an unfinished run in it is continued.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda or cuda:1; by default CUDA where there is one.")]
-Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; by default float32 on a CPU.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda or cuda:1; by default a GPU where there is one.")]
+Dtype = Annotated[
+    str | None,
+    typer.Option(
+        help="float32, bfloat16 or float16; by default float32 on a CPU, and the type of the stored weights on a GPU."
+    ),
+]
 T = TypeVar("T")
 
 

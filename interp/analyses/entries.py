@@ -14,9 +14,9 @@ KINDS: tuple[Kind, ...] = ("analysis", "edit", "selector")
 
 
 def near(name: str, known: Iterable[str]) -> str:
-    """A question that names the nearest known name, for an error message; "" where none is near."""
+    """The nearest known name in parentheses, for the middle of an error message; "" where none is near."""
     found = get_close_matches(name, list(known), 1)
-    return f", did you mean {found[0]!r}?" if found else ""
+    return f" (did you mean {found[0]!r}?)" if found else ""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -10,19 +10,20 @@ class PromptSizes:
     """Number and length of the prompts of a run.
 
     Args:
-        seed: Seed from which all prompts are drawn.
-        n_needles: Number of needle prompts.
-        needle_length: Number of tokens of a needle prompt.
+        seed: Seed of prompts, random head sets and intervals.
+        n_needles: Number of needle prompts: long texts that hide a made-up fact, with a question about it.
+        needle_length: Number of tokens of a needle prompt, at most.
         needle_depths: Depths of the needle, as fractions of the text.
-        reply_tokens: Number of new tokens of a reply to a needle prompt.
-        n_texts: Number of prompts each: plain texts, repeated tokens, and prompts of each task of the key selectors.
+        reply_tokens: Number of new tokens of a reply to a needle prompt, at most.
+        n_texts: Number of plain texts. It is also the number of prompts of repeated tokens, and of prompts in each task
+            of the key selectors.
         text_length: Number of tokens of a plain text.
         n_repeated: Number of random tokens that are repeated.
         n_pairs: Number of pairs of prompts for patching and for methods that contrast two kinds of prompts.
-        n_check_needles: Number of needle prompts of a causal test.
-        check_length: Number of tokens of a needle prompt of a causal test.
+        n_check_needles: Number of needle prompts of an ablation test.
+        check_length: Number of tokens of a needle prompt of an ablation test, at most.
         training_steps: Number of optimisation steps of a method that trains, such as DuoAttention.
-        explorer_tokens: Number of tokens of the text in the explorer; 0 for no explorer.
+        explorer_tokens: Number of tokens of the text in the explorer, at most; 0 for no explorer.
 
     Raises:
         UsageError: If a number is too small, or a depth is not between 0 and 1.

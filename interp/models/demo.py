@@ -22,8 +22,8 @@ FOLDER_NAME = "demo-smollm2-135m-instruct"
 CHECKSUM_FILE = "SHA256SUMS"
 CONFIG_ENTRIES = {
     "interp_name": "SmolLM2-135M-Instruct",
-    "interp_note": "weights dequantised from a 4-bit GGUF (Q4_1 matrices, Q8_0 embedding); behaviour is intact, "
-    "published benchmark figures may be off by a little",
+    "interp_note": "weights dequantised from a 4-bit GGUF file (Q4_1 matrices, Q8_0 embedding); benchmark results may "
+    "differ from those of the original weights",
 }
 # stated in full, because older releases of transformers read other special tokens from the GGUF
 TOKENIZER_CONFIG = {

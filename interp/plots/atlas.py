@@ -88,7 +88,7 @@ def atlas(scores: Mapping[str, HeadScores] | HeadRoles) -> "Figure":
     notes = [
         f"{layers * heads} heads",
         "solid: the whole 95 % interval is above the threshold, pale: only the mean is",
-        "in brackets: number of heads with the role, including those shown under another",
+        "each head is drawn under one role; in brackets: all heads with the role",
     ]
     picture.update_layout(**layout("Roles of the heads", notes, size * heads + 184), meta=_table(found))
     picture.update_layout(**ABOVE)

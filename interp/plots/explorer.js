@@ -220,7 +220,7 @@ async function interpExplorer(root, data) {
     part("in").disabled = size <= Math.min(LEAST, blocks);
     part("map-csv").disabled = part("map-svg").disabled = !shown;
     const [i, j] = hover || [state.i, state.j], inside = marksOf(...span(j)).join(", ");
-    const mean = shown ? `mean ${number(weight(codeOf(i, j)))} of the row` : "not kept";
+    const mean = shown ? `on average ${number(weight(codeOf(i, j)))} of a query's attention` : "not kept";
     say("map-readout", `queries ${said(i)} on keys ${said(j)}${inside && ` (${inside})`}: ${mean}`);
   };
   const look = (view) => {
@@ -285,7 +285,7 @@ async function interpExplorer(root, data) {
     reveal(queryBox, state.query);
     if (focused) queryBox.querySelector(".x-on").focus({ preventScroll: true });
     say("query-name", said(state.i));
-    say("query-readout", `query ${count(state.query)}${kept ? `: ${number(onBlock(state.query, state.j))} on the keys shown, by its top keys` : ""}`);
+    say("query-readout", `query ${count(state.query)}${kept ? `: ${number(onBlock(state.query, state.j))} on the keys shown, counting its top keys only` : ""}`);
   };
   const showTop = () => {
     const list = part("top"), around = (from, to) => Array.from({ length: Math.max(0, to - from) }, (_, at) => text(from + at)).join("");

@@ -75,9 +75,9 @@ class Explorer:
     def data(self) -> str:
         """JSON for a script element; invisible characters are written as symbols or codes.
 
-        A weight w of a map or a top key is one byte, `round(255 sqrt(w))`. It is right to 0.004, small weights to
-        `4e-6 + sqrt(w) / 255`, and no weight above 4e-6 becomes 0. Summaries are float32 and positions are exact. Maps
-        hold no keys after the query. Arrays are base64 of zlib, bytes of equal rank together.
+        A weight w of a map or a top key is one byte, `round(255 sqrt(w))`. Its error is at most 0.004, that of a small
+        weight `4e-6 + sqrt(w) / 255`, and no weight above 4e-6 becomes 0. Summaries are float32, and positions are
+        exact. Maps hold no keys after the query. Arrays are base64 of zlib, bytes of equal rank together.
         """
         explored = self.explored
         n = explored.maps.shape[-1]

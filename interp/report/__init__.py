@@ -11,10 +11,11 @@ from interp.analyses.views.head_roles import HeadRoles, cut_of, head_roles
 from interp.errors import RunError, ScoreError
 from interp.report import words
 from interp.report.compared import compared
-from interp.report.heads import cards
-from interp.report.page import CONTROL, Page, Section, about, title_of
+from interp.report.heads import MAX_CARDS, N_EACH, cards
+from interp.report.page import Page, Section, about, title_of
 from interp.report.roles import rows_of
 from interp.report.sections import section
+from interp.report.words import CONTROL
 from interp.runs.results import RunResults
 
 __all__ = ["Page", "Section", "about", "make_report", "render", "section"]
@@ -82,6 +83,7 @@ def render(results: RunResults) -> str:
         "sections": _sections(results, page),
         "compared": compared(results.scores, page),
         "cards": cards(results, roles),
+        "most": {"each": N_EACH, "cards": MAX_CARDS},
         "missing": [(title_of(name), reason) for name, reason in results.missing.items()],
         "provenance": words.provenance(results),
     }

@@ -14,6 +14,7 @@ from interp import plots
 from interp.analyses import registry
 from interp.plots.style import embed, saving
 from interp.report import words
+from interp.report.words import title_of
 from interp.runs.results import RunResults
 
 if TYPE_CHECKING:
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
 
 FIGURE_HEIGHT = 450
 """height in pixels of a figure that states none"""
-CONTROL = ".control"
-"""ending of the name of a control, after the name of its analysis"""
 ABOVE_LEGEND, ABOVE_PLOT = 44, 12
 """pixels between the top of a figure and its plot, with a legend above it and without"""
 
@@ -130,18 +129,6 @@ class Page:
         )  # fmt: skip
         environment.filters |= {"number": plots.number, "cut": words.cut, "title": title_of}
         return environment
-
-
-def title_of(name: str) -> str:
-    """The heading of a result: the title of its analysis, with the folder of a run inside of this one.
-
-    Args:
-        name: Name in `RunResults`, such as "retrieval" or "steered/profile".
-    """
-    folder, _, last = name.rpartition("/")
-    tested = last.removesuffix(CONTROL)
-    title = plots.title_of(tested) if tested == last else f"Control of {plots.title_of(tested)}"
-    return f"{title} ({folder})" if folder else title
 
 
 def about(name: str) -> list[tuple[str, str]]:

@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 from interp.analyses.results.intervals import Estimate
-from interp.analyses.results.trial import BASELINE
+from interp.analyses.results.trial import BASELINE, Trial
 from interp.analyses.results.trials import Trials
 from interp.report.trials_words import counted, gain_text
 from interp.report.words import cut
@@ -126,11 +126,9 @@ def replies(result: Trials) -> list[dict[str, Any]]:
         result: The trials.
     """
     measure = result.measures[0]
-    kept = [trial for trial in result.trials if trial.replies and measure in trial.values]
-    if not kept:
+    kept, first, tested = _with_replies(result)
+    if first is None or tested is None:
         return []
-    first = next((trial for trial in kept if trial.condition == BASELINE), kept[0])
-    tested = next((trial for trial in kept if trial.condition in result.tested), first)
     n = len(first.replies)
     order = sorted(range(n), key=lambda i: first.values[measure][i] == tested.values[measure][i])
     shown = []
@@ -149,6 +147,30 @@ def replies(result: Trials) -> list[dict[str, Any]]:
             }
         )
     return shown
+
+
+def replies_words(result: Trials) -> str:
+    """The number of prompts whose replies are shown, and their order; empty without replies.
+
+    Args:
+        result: The trials.
+    """
+    _, first, tested = _with_replies(result)
+    if first is None or tested is None:
+        return ""
+    n = len(first.replies)
+    shown = f"{N_REPLIES} of {n} prompts are shown" if n > N_REPLIES else f"All {n} prompts are shown"
+    if tested is not first:
+        shown += f", beginning with those where only one of {first.condition} and {tested.condition} is right"
+    return f"{shown}. Conditions with the same reply share a row."
+
+
+def _with_replies(result: Trials) -> tuple[list[Trial], Trial | None, Trial | None]:
+    """The trials with replies, the baseline among them, and the first tested condition."""
+    measure = result.measures[0]
+    kept = [trial for trial in result.trials if trial.replies and measure in trial.values]
+    first = next((trial for trial in kept if trial.condition == BASELINE), kept[0] if kept else None)
+    return kept, first, next((trial for trial in kept if trial.condition in result.tested), first)
 
 
 def _merged(rows: list[tuple[str, bool, str]]) -> list[tuple[str, bool, str]]:

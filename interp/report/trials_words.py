@@ -16,7 +16,7 @@ DRAWN = {RANDOM: "drawn freely", RANDOM_BY_LAYER: "matched by layer"}
 
 
 def trials_words(result: Trials) -> list[str]:
-    """The first measure of trials in sentences: the baseline, tested conditions, and their difference to the controls.
+    """The first measure of trials in sentences: baseline, tested conditions, and their difference from the controls.
 
     Args:
         result: The trials.
@@ -76,7 +76,8 @@ def _condition(result: Trials, name: str, measure: str) -> list[str]:
         gain = result.gain(name, measure, over=over, size=size)
         verdict = f", {_excludes(gain)}" if counted(result, measure) else ""
         sentences.append(
-            f"Difference from {_condition_name(result, over)}: {gain_text(result, measure, gain)}{verdict}."
+            f"Difference from {_condition_name(result, over)} ({name} minus {over}): "
+            f"{gain_text(result, measure, gain)}{verdict}."
         )
     return sentences
 

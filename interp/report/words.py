@@ -7,14 +7,19 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from interp import plots
 from interp.analyses.results.head_scores import HeadScores
 from interp.analyses.results.trials import Trials
 from interp.analyses.views.head_roles import cut_of
-from interp.plots import number, title_of
+from interp.plots import number
 from interp.runs.results import RunResults
 
 N_LABELS, REPLY_CHARACTERS = 6, 80
 """labels of prompts that are listed, and characters of a reply"""
+CONTROL = ".control"
+"""ending of the name of a control, after the name of its analysis"""
+SETTING_NAMES = {"prompts": "hash of the prompts", "sizes": "numbers of heads", "until": "stopping rule"}
+"""stored settings whose names are not clear without their values"""
 
 
 @dataclass(frozen=True)
@@ -71,7 +76,7 @@ def _found(scores: HeadScores, above: int | None, cut: float | None) -> str:
     heads = scores.top(3)
     if not heads:
         return "No prompt counted, so no head has a score. Needle prompts count where the model answers them."
-    unit = f" {scores.unit}" if scores.unit else ""
+    unit = f" (unit: {scores.unit})" if scores.unit else ""
     text = f"{heads[0]} has the highest score, {number(scores[heads[0]])}{unit}"
     if heads[1:]:
         text += f", followed by {' and '.join(f'{head} ({number(scores[head])})' for head in heads[1:])}"
@@ -106,14 +111,17 @@ def facts(scores: HeadScores) -> list[str]:
     sentences = []
     if (sink := scores.extras.get("sink")) is not None:
         sentences.append(
-            f"Counted in each prompt separately, {float(sink.float().nanmean()):.1%} of the heads are above the "
-            "threshold on average."
+            f"In a single prompt, {float(sink.float().nanmean()):.1%} of the heads are above the threshold, on average "
+            "over the prompts."
         )
     if (columns := scores.extras.get("columns")) is not None and "positions" in scores.extras:
         limit = scores.settings.get("column_threshold")
         bar = f"more than {limit:g}" if isinstance(limit, int | float) else "much"
         mean = number(float(columns.float().nanmean()))
-        sentences.append(f"A head has {mean} keys on average that receive {bar} of the attention.")
+        sentences.append(
+            f"On average over heads and prompts, {mean} keys of a prompt receive {bar} of a head's attention. The "
+            "attention to a key is averaged over the queries that see it."
+        )
     if (learned := scores.extras.get("learned")) is not None and bool((learned > 0).any()):
         sentences.append(f"Learned sinks of the model take {float(learned.float().nanmean()):.1%} of the attention.")
     return sentences
@@ -136,7 +144,7 @@ def provenance(results: RunResults) -> list[tuple[str, list[tuple[str, str]]]]:
         rows = [
             ("unit", scores.unit),
             ("threshold", _plain(cut_of(name, scores))),
-            ("prompts", f"{scores.counted} of {len(scores.per_prompt)} counted"),
+            ("prompts counted", f"{scores.counted} of {len(scores.per_prompt)}"),
             ("prompt labels", _some(scores.labels)),
             ("seed of the intervals", str(scores.seed)),
         ]
@@ -144,8 +152,20 @@ def provenance(results: RunResults) -> list[tuple[str, list[tuple[str, str]]]]:
     for name, trials in results.items():
         if isinstance(trials, Trials):
             rows = [("intervention", trials.intervention), ("seed of the intervals", str(trials.seed))]
-            groups.append((trials.title or title_of(name), [*rows, *_flat(trials.settings)]))
+            groups.append((_heading(name, trials.title), [*rows, *_flat(trials.settings)]))
     return [(title, [(key, value or "–") for key, value in rows]) for title, rows in groups]
+
+
+def title_of(name: str) -> str:
+    """The heading of a result: the title of its analysis, with the folder of a run inside of this one.
+
+    Args:
+        name: Name in `RunResults`, such as "retrieval" or "steered/profile".
+    """
+    folder, _, last = name.rpartition("/")
+    tested = last.removesuffix(CONTROL)
+    title = plots.title_of(tested) if tested == last else f"Control of {plots.title_of(tested)}"
+    return f"{title} ({folder})" if folder else title
 
 
 def duration(seconds: float) -> str:
@@ -189,12 +209,18 @@ def _plain(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
+def _heading(name: str, title: str) -> str:
+    """The heading of trials, with the analysis that they belong to."""
+    heading = title_of(name)
+    return heading if title in ("", heading) else f"{heading}: {title[:1].lower()}{title[1:]}"
+
+
 def _flat(settings: Mapping[str, Any], before: str = "") -> Iterable[tuple[str, str]]:
     for key, value in settings.items():
         if isinstance(value, Mapping) and value:
             yield from _flat(value, f"{before}{key}.")
         else:
-            yield f"{before}{key}", _plain(value)
+            yield f"{before}{SETTING_NAMES.get(key, key)}", _plain(value)
 
 
 def _some(labels: tuple[str, ...]) -> str:

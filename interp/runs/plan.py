@@ -57,10 +57,11 @@ class ScorePlan:
         analyses: Names of the analyses, or of sets of them.
         sizes: Number and length of the prompts.
         settings: Settings by analysis, edit or selector, as {"qada": {"tau": 0.9}}.
-        check: Test the top heads of each analysis against random heads.
+        check: Test the top heads against random heads, for analyses that have a control.
         heads: Heads to test instead of the top ones, such as L18H6,L17H3 or L8-L12.
         n_heads: Number of top heads that a test ablates; some tests take at most a quarter of the heads.
         n_random_sets: Number of random head sets, matched by layer, that a test compares with; a verdict needs 39.
+            Up to 9 more are drawn freely.
         ablation: How heads are ablated: zero (output set to 0), uniform (attend evenly) or first (attend to the first
             token).
         batch_size: Number of prompts per forward pass.

@@ -20,16 +20,18 @@ class SteerPlan:
 
     Attributes:
         method: Name of an edit, see `interp list`.
-        task: Name of a task, or a .jsonl file of your own items.
+        task: Name of a task, see `interp list tasks`, or a .jsonl file of your own items.
         settings: Settings of the edit, as {"alpha": 0.01}.
-        heads: Heads to steer; by default they are profiled and chosen.
-        profile: File of a profile that was made before, to take heads from.
-        head_set_sizes: Sizes of head sets that the dev split chooses from.
-        n_profile_items: Number of items that heads are profiled on.
-        n_dev_items: Number of items that the head set is chosen on.
-        n_test_items: Number of items whose replies are judged.
-        n_profiled_heads: Number of heads that are profiled on all items; the others are eliminated in earlier rounds.
-        n_random_sets: Number of random head sets of each kind that the edit is tried in; a verdict needs 39.
+        heads: Heads to steer; by default heads are profiled and the best are chosen.
+        profile: File of an earlier profile, from which heads are taken.
+        head_set_sizes: Numbers of top heads that are compared on the dev items, along with all heads that gain and all
+            heads of the model; the head set with the best replies is used.
+        n_profile_items: Number of items of the task on which heads are profiled.
+        n_dev_items: Number of other items, the dev items, on which the head set is chosen.
+        n_test_items: Number of further items whose replies are judged in the end.
+        n_profiled_heads: Number of heads that are profiled on all items; the others are eliminated after fewer items.
+        n_random_sets: Number of random head sets of each kind (drawn freely, and matched by layer) to which the edit is
+            applied for comparison; a verdict needs 39.
         seed: Seed of the order of prompts, of random head sets and of intervals.
         batch_size: Number of replies per forward pass.
     """

@@ -120,9 +120,52 @@ def test_list_has_every_entry(call):
     names = [name for kind in registry.KINDS for name in registry.names(kind)]
     assert all(name in out for name in names)
     assert [line for line in out.splitlines() if line.startswith("    every")]
-    rows = json.loads(call("list", "--json")[1])
+    every = json.loads(call("list", "--json")[1])
+    rows = [row for row in every if row["kind"] in registry.KINDS]
     assert sorted(row["name"] for row in rows) == sorted(names)
     assert all(row["source"] for row in rows if row["group"] != "views")
+    assert [row["name"] for row in every if row["kind"] == "task"] == list(interp.tasks.names())
+    # the need of any heads is in words, since no analysis has this name
+    assert "needs heads from any other analysis" in out
+    assert "needs scores of retrieval_reasoning or retrieval" in out
+    assert {row["name"] for row in rows if row["command"] == "safety"} == {"ships", "sahara"}
+    assert sum(line.endswith("part of interp safety") for line in out.splitlines()) == 2
+
+
+def test_list_has_every_task(call):
+    """Their names are those of `interp steer --task`."""
+    descriptions = {name: interp.tasks.get(name).description for name in interp.tasks.names()}
+    for arguments in (["list"], ["list", "tasks"]):
+        code, out, _ = call(*arguments)
+        assert code == 0
+        found = [line.split(maxsplit=1) for line in out.split("Tasks (")[1].splitlines()[1 : 1 + len(descriptions)]]
+        assert dict(found) == descriptions
+    assert [row["name"] for row in json.loads(call("list", "tasks", "--json")[1])] == list(descriptions)
+    for name, description in descriptions.items():
+        code, out, _ = call("list", name)
+        assert code == 0
+        assert "interp steer MODEL --task NAME" in out
+        assert out.splitlines()[-1].split(maxsplit=1) == [name, description]
+    assert not [name for name in descriptions if registry.kinds_of(name)], "a task and an entry share a name"
+
+
+@pytest.mark.parametrize(
+    ("name", "first", "line"),
+    [
+        ("snapkv", "snapkv: SnapKV (selector)", "keep_ratio (in a run: kv.keep_ratios)  Share of the prompt's keys"),
+        ("pasta", "pasta: PASTA (edit, spans)", "heads (in a run: --heads)  Heads to edit."),
+        (
+            "retrieval",
+            "retrieval: Retrieval (analysis, long context)",
+            "max_new_tokens = 32 (in a run: --reply-",
+        ),
+    ],
+)
+def test_cards_name_the_group_and_the_fields_that_a_run_sets(call, name, first, line):
+    code, out, _ = call("list", name)
+    assert code == 0
+    assert out.splitlines()[0] == first
+    assert line in out
 
 
 @pytest.mark.parametrize("name", sorted({name for kind in registry.KINDS for name in registry.names(kind)}))

@@ -79,14 +79,15 @@ SCORE = {
     "depths in words": (score("sinks", "--needle-depths", "deep"), "is not a list of numbers"),
     "depths outside": (score("sinks", "--needle-depths", "2"), "between 0 and 1"),
     "no such ablation": (score("sinks", "--ablation", "none"), "--ablation"),
-    "nearly a setting": (score("qada", "--set", "qada.tua=1"), "qada has no setting 'tua', did you mean 'tau'?"),
+    "nearly a setting": (score("qada", "--set", "qada.tua=1"), "has no setting 'tua' (did you mean 'tau'?); it has"),
     "nearly a name": (score("qada", "--set", "quada.tau=0.5"), "did you mean 'qada'?"),
     "setting in words": (score("qada", "--set", "qada.tau=high"), "qada.tau is 'high', expected float"),
     "setting without a name": (score("qada", "--set", "tau=0.9"), "write name.setting=value, as in qada.tau=0.9"),
     "setting without a value": (score("qada", "--set", "qada.tau"), "write name.setting=value"),
     "no such selector": (score("kv", *LONGER, "--set", 'kv.selectors=["fast"]'), "fast"),
     "selector without scores": (score("kv", *LONGER, "--set", 'kv.selectors=["duo_attention"]'), "duo_gates"),
-    "no such card": (lambda t, f, r: ["list", "speed"], "unknown name 'speed'"),
+    "no such card": (lambda t, f, r: ["list", "speed"], "unknown name 'speed'; `interp list` has all names"),
+    "nearly a task": (lambda t, f, r: ["list", "neddle"], "unknown name 'neddle' (did you mean 'needle'?);"),
     "nearly a card": (lambda t, f, r: ["list", "past"], "did you mean 'pasta'?"),
     "no refusals": (
         lambda t, f, r: ["safety", f, "--out", t / "x", "--n-harmful", 8, "--n-harmless", 8, "--reply-tokens", 2],
@@ -111,7 +112,11 @@ def steer(*options):
 JSON = ("--task", "json")
 STEER = {
     "no such method": (steer("--method", "magic", *JSON), "unknown edit 'magic'"),
-    "nearly a method": (steer("--method", "pasat", *JSON), "did you mean 'pasta'?"),
+    "nearly a method": (steer("--method", "pasat", *JSON), "unknown edit 'pasat' (did you mean 'pasta'?); choose from"),
+    "nearly a steering setting": (
+        steer("--method", "pasta", *JSON, "--set", "pasta.alhpa=0.1"),
+        "pasta has no setting 'alhpa' (did you mean 'alpha'?); it has spans, alpha",
+    ),
     "no such task": (steer("--method", "pasta", "--task", "poetry"), "poetry"),
     "no such task file": (steer("--method", "pasta", "--task", "nothing.jsonl"), "nothing.jsonl"),
     "no such steering setting": (steer("--method", "act", *JSON, "--set", "gamma=2"), "act has no setting 'gamma'"),

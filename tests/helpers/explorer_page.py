@@ -42,7 +42,8 @@ def block_range(i: int) -> str:
 
 def reading(explored: Explored, head: str, i: int, j: int, marks: str = "") -> str:
     mean = plots.number(float(explored.map(head)[i, j]))
-    return f"queries {block_range(i)} on keys {block_range(j)}{marks and f' ({marks})'}: mean {mean} of the row"
+    where = f"queries {block_range(i)} on keys {block_range(j)}{marks and f' ({marks})'}"
+    return f"{where}: on average {mean} of a query's attention"
 
 
 def saved(watched: browsers.Watched, name: str) -> tuple[str, str]:

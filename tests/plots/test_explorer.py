@@ -167,7 +167,7 @@ def test_a_query_lists_its_top_keys_and_goes_to_them(shown, explored):
         assert outlined == {other for other, _ in top if other // BLOCK == key // BLOCK}
         on = sum(w for other, w in top if other // BLOCK == key // BLOCK)
         assert part(shown, "query-readout").inner_text() == (
-            f"query 243: {plots.number(on)} on the keys shown, by its top keys"
+            f"query 243: {plots.number(on)} on the keys shown, counting its top keys only"
         )
     first = top[-1][0] // BLOCK * BLOCK
     texts = page.locator('[data-part="keys"] span:not(.x-beside)').evaluate_all(

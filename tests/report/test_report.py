@@ -118,7 +118,7 @@ def test_the_overview_shows_the_numbers_of_the_tables(results, page: Page):
         low, high = (plots.number(float(end[best])) for end in (scores.low, scores.high))
         value = plots.number(scores[best])
         assert f"Best head {best} Score, 95 % interval {value} [{low} to {high}]" in page.words
-        assert f"{best} has the highest score, {value} share of attention" in page.words
+        assert f"{best} has the highest score, {value} (unit: share of attention)" in page.words
         assert f"{len(scores.heads())} of {LAYERS * HEADS} heads" in page.words
     assert "9 of 12 prompts counted" in page.words
     # planted far above the other heads
@@ -171,6 +171,9 @@ def test_cards_show_scores_prompts_and_written_tokens():
     best = int(results.scores["retrieval"].per_prompt[:, 1, 2].argmax())
     assert "L1H2" in [attrs.get("id") for attrs in page.of("article")]
     assert f"text {best}" in page.words
+    assert "The highest-scoring heads, up to 3 of each analysis and 12 in all." in page.words
+    assert "Prompts with the highest retrieval scores:" in page.words
+    assert f"rank 1 of {LAYERS * HEADS}" in page.words
     label = "Attended token (attention) → tokens that the head would promote if it attended to that token only:"
     assert label in page.words
     assert "retrieval" in page.words

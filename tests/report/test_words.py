@@ -4,12 +4,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from run_results import SAFE_HOSTILE, ablation, attention, curve, influence, kept_keys
+from run_results import SAFE_HOSTILE, ablation, attention, curve, influence, kept_keys, sinks, whole
 
 from interp.analyses.views.token_attention import TokenAttention
 from interp.report import words
 from interp.report.sections import token_attention
-from interp.report.trials_tables import by_prompt, pivot, replies, table
+from interp.report.trials_tables import by_prompt, pivot, replies, replies_words, table
 from interp.report.trials_words import few_words, trials_words
 
 
@@ -115,6 +115,16 @@ def test_replies_begin_with_those_that_the_heads_change_and_join_equal_ones():
     assert [(right, text) for _, right, text in first["rows"]] == [(True, "it is saffron"), (False, "no idea")]
     assert first["rows"][1][0] == "top"
     assert replies(curve()) == []
+    assert replies_words(curve()) == ""
+    assert replies_words(ablation()) == (
+        "4 of 8 prompts are shown, beginning with those where only one of baseline and top is right. Conditions with "
+        "the same reply share a row."
+    )
+    few = tuple(
+        replace(trial, values={"accuracy": trial.values["accuracy"][:3]}, replies=trial.replies[:3])
+        for trial in ablation().trials
+    )
+    assert replies_words(replace(ablation(), trials=few)).startswith("All 3 prompts are shown, beginning with those")
     assert words.cut("x" * 100) == "x" * 80 + "…"
 
 
@@ -154,6 +164,29 @@ def test_a_long_text_keeps_the_mark_and_the_strongest_tokens_and_counts_the_othe
 
 def test_text_from_outside_is_unchanged_in_words():
     assert SAFE_HOSTILE in " ".join(trials_words(kept_keys(better=SAFE_HOSTILE)))
+
+
+def test_the_provenance_names_the_analysis_of_each_control():
+    both = replace(curve(), title="Loss with heads ablated", settings={"sizes": [5], "prompts": "a1b2"})
+    results = {"retrieval.control": ablation(), "induction.control": both, "sinks.control": both}
+    found = dict(words.provenance(replace(whole(), results=whole().results | results)))
+    assert [heading for heading in found if heading.startswith("Control of")] == [
+        "Control of Retrieval: accuracy with heads ablated",
+        "Control of Induction: loss with heads ablated",
+        "Control of Sinks: loss with heads ablated",
+    ]
+    rows = dict(found["Control of Sinks: loss with heads ablated"])
+    assert rows["numbers of heads"] == "[5]"
+    assert rows["hash of the prompts"] == "a1b2"
+    assert dict(found["Sinks"])["prompts counted"] == "12 of 12"
+
+
+def test_side_results_of_sinks_in_sentences():
+    scores = sinks()
+    share, keys = words.facts(replace(scores, extras=scores.extras | {"columns": torch.full((12, 6, 4), 3.0)}))
+    assert share.startswith("In a single prompt, ")
+    assert share.endswith("% of the heads are above the threshold, on average over the prompts.")
+    assert keys.startswith("On average over heads and prompts, 3.00 keys of a prompt receive more than 0.1 of a head's")
 
 
 @pytest.mark.parametrize(

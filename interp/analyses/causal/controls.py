@@ -256,7 +256,7 @@ class Loss(Control):
     def measure_on(self, prompts: Prompts, batch_size: int) -> tuple[str, Measure]:
         if not self._has_span(prompts):
             return self.measure, lambda model: token_losses(model, prompts, batch_size)
-        name = "loss of the second copy" if self.span == "second" else f"loss of {self.span}"
+        name = "loss on the second copy of repeated tokens" if self.span == "second" else f"loss on {self.span}"
 
         def measure(model: nn.Module) -> Tensor:
             return token_losses(model, prompts, batch_size, loss=span_loss(self.span))

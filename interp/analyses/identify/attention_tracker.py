@@ -86,8 +86,9 @@ def attention_tracker(
         Hung et al. 2411.00348, with k = 4.
 
     Differs:
-        Spans are exact character offsets, where the released code counts tokens from the ends of known templates. No
-        share is taken of next to no attention, where the code adds 1e-8. Prompts come in pairs.
+        Spans are located by exact character offsets, where the released code counts tokens from the ends of known
+        templates. Where almost no attention falls on both spans, f is NaN; the code adds 1e-8 instead. Prompts come in
+        pairs.
 
     Limits:
         Does not show that attention makes the model obey. f falls with the length of the data alone, so compare with

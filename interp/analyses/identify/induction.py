@@ -70,8 +70,8 @@ def induction(
         Uses the repetition as given, and the latest earlier occurrence only.
 
     Limits:
-        Does not show that the head copies the token, for which its OV circuit has to be examined, nor that the model
-        needs the head.
+        Does not show that the head copies the token; examine its OV circuit for that. Does not show that the model
+        needs the head; run an ablation test for that.
     """
     return score_targets(
         model,

@@ -114,7 +114,7 @@ def razor_protected(
         rounds to none.
 
     Limits:
-        Does not show that the other heads can be cut, for which a model with a cut cache has to be evaluated.
+        Does not show that the other heads can be cut; evaluate the model with a cut cache for that.
     """
     layout = layout or induction.layout
     for scores in (induction, echo):

@@ -59,12 +59,14 @@ def retrieval(
     Args:
         model: A transformers causal language model, or a TransformerBridge over one.
         prompts: Prompts with a span "answer", such as `tasks.needle`.
-        form: "decode" is the method. "forced" appends the answer's own tokens and reads all steps in one forward pass,
-            a variant that is equal where greedy decoding gives these tokens; it counts every prompt.
+        form: "decode" reads the attention while the model generates its reply. "forced" is a cheaper variant: it
+            appends the tokens of the answer to the prompt, reads them in one forward pass, and counts every prompt. It
+            leaves out copied tokens that a reply adds after the answer.
         count: "steps" counts each step, as the authors' code does, so that a score can exceed 1. "set" counts each
             answer token once, as in the paper's Eq. 1.
         threshold: Score above which a head is called a retrieval head.
-        recall: A prompt counts where ROUGE-1 recall of the answer in the reply is above this; else its scores are NaN.
+        recall: A prompt counts where the ROUGE-1 recall of the answer in the reply is above this; otherwise its scores
+            are NaN.
         max_new_tokens: Number of new tokens of a reply, at most.
         batch_size: Number of prompts per forward pass.
         seed: Seed of the intervals.
@@ -87,11 +89,12 @@ def retrieval(
         Wu et al. 2404.15574, section 2: threshold 0.1, 50 new tokens, stop at a newline.
 
     Differs:
-        Spans are exact character offsets, and the chat template is used where the tokenizer has one. A reply has at
-        most 32 new tokens (20 in a run, see `--reply-tokens`) instead of 50.
+        The answer's tokens are located by exact character offsets, where the released code searches for similar tokens.
+        `tasks.needle` uses the chat template of any tokenizer that has one, where the released code uses it for two
+        models. A reply has at most 32 new tokens (20 in a run, see `--reply-tokens`) instead of 50.
 
     Limits:
-        Does not show that the head is needed, for which an ablation test is run. Does not find heads that retrieve
+        Does not show that the model needs the head; run an ablation test for that. Does not find heads that retrieve
         without copying words.
     """
     if form not in ("decode", "forced") or count not in ("steps", "set"):

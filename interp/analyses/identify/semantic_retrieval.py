@@ -71,11 +71,12 @@ def semantic_retrieval(
         CompressKV 2508.02401, by the released code, whose span is the needle.
 
     Differs:
-        Spans are exact character offsets. The default span is the answer itself, as in `retrieval`. Decoding stops at a
-        newline or the end token.
+        The span is located by exact character offsets. The default span is the answer itself, as in `retrieval`.
+        Decoding stops at a newline or the end token.
 
     Limits:
-        Does not show which token of the answer is read, nor that the head is needed, for which an ablation test is run.
+        Does not show which token of the answer is read. Does not show that the model needs the head; run an ablation
+        test for that.
     """
     one_place(prompts)
     one_place(prompts, span)

@@ -73,8 +73,8 @@ def sinks(
         torch.Size([2, 2, 4, 32])
 
     Source:
-        Gu et al. 2410.10781 (metric, threshold 0.3, T = 64). Yu et al. 2406.15765 (columns; the constant of the code,
-        not the paper's multiple of 1/N).
+        Gu et al. 2410.10781: the score and its threshold of 0.3, measured at T = 64. Yu et al. 2406.15765: the extra
+        "columns", with the constant threshold of their code rather than the multiple of 1/N in their paper.
 
     Differs:
         Uses the first *real* token, never column 0 of a padded batch.

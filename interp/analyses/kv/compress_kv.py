@@ -20,18 +20,18 @@ from interp.hooks.model.heads import HeadLayout, HeadSet
 @selector(name="compress_kv", title="CompressKV", order=4, needs=("semantic_retrieval",))
 @dataclass(frozen=True)
 class CompressKV(SnapKV):
-    """The keys that the best semantic retrieval heads of a layer attend to from the last tokens: one choice a layer.
+    """Keep the keys to which the best semantic retrieval heads attend from the last tokens: one choice for each layer.
 
-    `rank[b g k]` is the mean of `pattern[b h q k']` over the last `window` rows q, the `voters` h of the layer, and the
-    keys k' within a window of `kernel_size` around k.
+    `rank[b g k]` is the mean of `pattern[b h q k']` over the `voters` h of the layer, the last `window` rows q of the
+    prompt, and the `kernel_size` keys k' around k. It is the same for all kv heads g of the layer.
 
     Args:
         keep_ratio: Share of the prompt's keys that the model keeps.
-        n_sink: First keys that are kept.
-        n_recent: Last keys that are kept.
+        n_sink: Number of first keys that are kept.
+        n_recent: Number of last keys that are kept.
         full_cache_heads: Heads whose kv heads keep everything; none where `layer_weights` are given.
-        window: Number of last rows that rank the keys.
-        kernel_size: Width of the smoothing, an odd number.
+        window: Number of last rows of the prompt whose attention ranks the keys.
+        kernel_size: Number of neighbouring keys over which attention is averaged; an odd number.
         voters: Query heads that rank the keys; a layer without a voter uses all of its heads.
         layer_weights: A weight for the budget of each layer, as `layer_errors` measures them. The model still keeps
             `keep_ratio` of the keys.

@@ -26,11 +26,11 @@ class HeadKV(SnapKV):
 
     Args:
         keep_ratio: Share of the prompt's keys that the model keeps.
-        n_sink: First keys that are kept.
-        n_recent: Last keys that are kept.
+        n_sink: Number of first keys that are kept.
+        n_recent: Number of last keys that are kept.
         full_cache_heads: Must be empty, since budgets come from the importance.
-        window: Number of last rows that rank the keys.
-        kernel_size: Width of the smoothing, an odd number.
+        window: Number of last rows of the prompt whose attention ranks the keys.
+        kernel_size: Number of neighbouring keys over which attention is averaged; an odd number.
         importance: Importance `[l][g]` of each kv head.
         beta: Divisor of the part by importance, at least 1.
 

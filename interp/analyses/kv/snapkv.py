@@ -16,18 +16,18 @@ from interp.hooks.edit.edit import EditContext
 @selector(title="SnapKV", order=2)
 @dataclass(frozen=True)
 class SnapKV(KeySelector):
-    """The keys that get most attention from the last tokens of the prompt, smoothed along the text.
+    """Keep the keys that the last tokens of the prompt attend to most, by attention averaged over neighbouring keys.
 
-    `rank[b g k]` is the mean of `pattern[b h q k']` over the last `window` rows q, the query heads h of g, and the keys
-    k' within a window of `kernel_size` around k.
+    Each kv head g keeps its own keys, and its query heads share them. `rank[b g k]` is the mean of `pattern[b h q k']`
+    over the query heads h of g, the last `window` rows q of the prompt, and the `kernel_size` keys k' around k.
 
     Args:
         keep_ratio: Share of the prompt's keys that the model keeps.
-        n_sink: First keys that are kept.
-        n_recent: Last keys that are kept.
+        n_sink: Number of first keys that are kept.
+        n_recent: Number of last keys that are kept.
         full_cache_heads: Heads whose kv heads keep everything.
-        window: Number of last rows that rank the keys.
-        kernel_size: Width of the smoothing, an odd number.
+        window: Number of last rows of the prompt whose attention ranks the keys.
+        kernel_size: Number of neighbouring keys over which attention is averaged; an odd number.
 
     Raises:
         UsageError: If a setting is out of range, or, while the model runs, if the prompt is read in chunks.
@@ -41,8 +41,9 @@ class SnapKV(KeySelector):
         Li et al. 2404.14469.
 
     Differs:
-        The mean is over the rows that see a key and over the heads of a kv head, since those share a cache. `n_recent`
-        says how much of the window itself is kept.
+        The released code ranks keys for each query head and always keeps the keys of the last `window` rows. Here the
+        query heads of a kv head have one ranking, because they share a cache, and `n_recent` sets how many last keys
+        are kept. Other keys of the window are ranked by the mean over the rows that see them.
 
     Limits:
         Does not show which keys later tokens would attend to.

@@ -21,8 +21,8 @@ class Streaming(KeySelector):
 
     Args:
         keep_ratio: Share of the prompt's keys that the model keeps.
-        n_sink: First keys that are kept.
-        n_recent: Least number of last keys that are kept.
+        n_sink: Number of first keys that are kept.
+        n_recent: Number of last keys that are kept at least.
         full_cache_heads: Heads whose kv heads keep everything.
 
     Examples:

@@ -30,11 +30,11 @@ class TaskKV(SnapKV):
 
     Args:
         keep_ratio: Share of the prompt's keys that the model keeps.
-        n_sink: First keys that are kept.
-        n_recent: Last keys that are kept.
+        n_sink: Number of first keys that are kept.
+        n_recent: Number of last keys that are kept.
         full_cache_heads: Heads that keep everything whatever the prompt, in place of those by distance.
-        window: Number of last rows that rank the keys.
-        kernel_size: Width of the smoothing, an odd number.
+        window: Number of last rows of the prompt whose attention ranks the keys.
+        kernel_size: Number of neighbouring keys over which attention is averaged; an odd number.
         part: Part of the budget for heads with a full cache, in [0, 1).
         top: Keys whose values are averaged for the summary of a head.
 

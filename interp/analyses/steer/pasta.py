@@ -18,16 +18,18 @@ class Pasta(SpanEdit):
     In logits, this adds `log alpha` to those keys. By default only keys of the prompt are lowered, see `scope`. Several
     spans count as one set.
 
-    A prompt that ends before a range of positions is unchanged. A prompt without a named span is an error.
+    Where a span is given by positions, a prompt that is too short to have any of them is unchanged. Where it is given
+    by name, a prompt without it is an error.
 
     Args:
         spans: Names, positions or ranges of the spans.
         alpha: Factor of the attention outside of the span, above 0. The paper uses 0.01; 1 changes nothing.
-        mode: "exclude" lowers the keys outside of the span. "include" raises the span by `1 / alpha`, which is the same
-            except for generated keys, which then count with the rest of the prompt.
+        mode: "exclude" lowers the keys outside of the span. "include" multiplies attention to the span by `1 / alpha`
+            instead, before the row is renormalised; it ignores `scope` and `protect_first`. In a model without learned
+            sinks it equals "exclude" with scope "all".
         scope: Keys that "exclude" lowers: those of the "prompt" (the authors' code, which leaves generated keys
             neutral), "all" (the paper's rule, which counts generated keys as outside of the span), or "generated".
-        protect_first: Leave the first token unchanged, on which most heads put most of their attention.
+        protect_first: Do not lower the first token, which many heads use as an attention sink.
         heads: Heads to edit.
 
     Raises:

@@ -159,7 +159,7 @@ def explore(
     marks: Sequence[str] = (),
     seed: int = 0,
 ) -> Explored:
-    """Read the attention of every head on one prompt: a few numbers a head, block maps, and top keys of chosen heads.
+    """Read the attention of every head on one prompt: summaries, block maps, and the top keys of chosen heads.
 
     `maps[i n m] = mean over q in block n of sum over k in block m of pattern[q k]`. The summaries `[l h]` are means
     over queries:
@@ -167,8 +167,8 @@ def explore(
     - "first" is `pattern[q 0]` and "previous" is `pattern[q q-1]`, both for q >= 1.
     - "entropy" is the entropy of the row in nats.
     - "near" is the share of attention on the query's own block and the one before, from the maps.
-    - "distance" is `sum over m of maps[n m] (n - m) block / sum over m of maps[n m]`, in tokens, right to within a
-      block.
+    - "distance" is `sum over m of maps[n m] (n - m) block / sum over m of maps[n m]`, in tokens; it can be
+      wrong by up to one block.
 
     The model runs once. Memory grows with the length of the prompt, see `cost`.
 

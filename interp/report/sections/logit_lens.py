@@ -10,7 +10,7 @@ from interp.report.sections.dispatch import section
 def _(result: LogitLens, name: str, page: Page) -> Section:
     drawn = [page.figure(plots.logit_lens(result, number)) for number in range(len(result.labels))]
     note = (
-        "The output of each head at the last token, through the unembedding: the tokens that it raises most. Heads "
-        "that write for later layers raise tokens without a visible meaning."
+        "Each figure shows the tokens that the output of a head at the last token raises most, read through the "
+        "unembedding. Heads that write for later layers raise tokens without a visible meaning."
     )
     return Section(title_of(name), page.render("sections/figures.html.j2", note=note, drawn=drawn))

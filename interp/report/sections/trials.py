@@ -6,7 +6,7 @@ from interp import plots
 from interp.analyses.results.trials import Trials
 from interp.report.page import Page, Section, title_of
 from interp.report.sections.dispatch import section
-from interp.report.trials_tables import by_prompt, pivot, replies, table
+from interp.report.trials_tables import by_prompt, pivot, replies, replies_words, table
 from interp.report.trials_words import few_words, trials_words
 
 MAX_FIGURES = 4
@@ -43,6 +43,7 @@ def trials_body(result: Trials, page: Page, measures: tuple[str, ...] = ()) -> s
         "rows": [] if sized else table(result),
         "prompts": None if sized or tasks else by_prompt(result),
         "replies": replies(result),
+        "replies_words": replies_words(result),
         "control": result.control,
         "by_sets": result.claim is not None,
     }

@@ -51,7 +51,7 @@ def test_the_loss_of_the_second_copy_with_the_top_heads_ablated(chat):
     scores = identify.induction(model, prompts)
     trials = LOOKING(model, prompts, scores, **SETTINGS)
     (measure,) = trials.measures
-    assert (measure, trials.units) == ("loss of the second copy", {measure: "nats per token"})
+    assert (measure, trials.units) == ("loss on the second copy of repeated tokens", {measure: "nats per token"})
     # a quarter of eight heads
     assert trials.sizes("induction") == trials.sizes("random") == trials.sizes("random by layer") == (2,)
     (top,) = trials.select("induction")

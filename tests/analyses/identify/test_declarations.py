@@ -73,7 +73,7 @@ def test_names_are_known_before_anything_is_imported():
 
 
 def test_an_unknown_setting_is_refused_with_the_nearest_one():
-    with pytest.raises(UsageError, match="qada has no setting 'taw', did you mean 'tau'"):
+    with pytest.raises(UsageError, match=r"qada has no setting 'taw' \(did you mean 'tau'\?\); it has"):
         registry.get("qada").check_settings({"taw": 0.9})
 
 

@@ -93,11 +93,11 @@ def test_selectors_may_be_named_and_set():
 
 
 BAD = [
-    ({"names": ("snapvk",)}, "unknown selector 'snapvk', did you mean 'snapkv'"),
+    ({"names": ("snapvk",)}, r"unknown selector 'snapvk' \(did you mean 'snapkv'\?\); "),
     ({"names": ("duo_attention",)}, "selector 'duo_attention' needs the scores of duo_gates; add them"),
     ({"names": ("head_kv",)}, "needs the scores of retrieval_reasoning or retrieval"),
     ({"names": ("razor_attention",)}, "needs the scores of razor_induction and razor_echo"),
-    ({"settings": {"snapkv": {"widow": 3}}}, "snapkv has no setting 'widow', did you mean 'window'"),
+    ({"settings": {"snapkv": {"widow": 3}}}, r"snapkv has no setting 'widow' \(did you mean 'window'\?\); "),
     ({"settings": {"snapkv": {"keep_ratio": 0.3}}}, "snapkv has no setting 'keep_ratio'"),
     ({"settings": {"snapkv": {"window": "wide"}}}, "snapkv.window is 'wide', expected int"),
     ({"settings": {"duo_attention": {"part": 0.3}}}, "settings of 'duo_attention', which is not evaluated"),

@@ -143,8 +143,8 @@ def test_an_edit_that_this_process_declares_is_known(tmp_path):
 
 
 BAD = [
-    ("psta", {}, "unknown edit 'psta', did you mean 'pasta'"),
-    ("pasta", {"alhpa": 1}, "pasta has no setting 'alhpa', did you mean 'alpha'"),
+    ("psta", {}, r"unknown edit 'psta' \(did you mean 'pasta'\?\); "),
+    ("pasta", {"alhpa": 1}, r"pasta has no setting 'alhpa' \(did you mean 'alpha'\?\); "),
     ("pasta", {"heads": "L0"}, "pasta has no setting 'heads'"),
     ("pasta", {"alpha": "high"}, r"pasta.alpha is 'high', expected float; give such a value, as in pasta.alpha=0.01"),
     ("pasta", {"protect_first": 1}, "pasta.protect_first is 1, expected bool"),
