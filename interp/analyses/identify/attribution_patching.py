@@ -17,6 +17,7 @@ from interp.analyses.registry import analysis
 from interp.analyses.results.head_scores import HeadScores
 from interp.analyses.tasks import standard
 from interp.errors import ModelError, UsageError
+from interp.hooks.edit.layer_checkpoints import layer_checkpoints, without_cache
 from interp.hooks.model.heads import HeadLayout
 from interp.hooks.prompts.prompts import Prompts
 
@@ -124,7 +125,7 @@ def _first_order(
 
     with torch.no_grad():
         there = cache_activation_and_gradient(tl, ids(source, tl), total, names, compute_gradient=False)
-    with tl.hooks(fwd_hooks=[("hook_embed", _rooted)]):
+    with without_cache(tl), layer_checkpoints(tl), tl.hooks(fwd_hooks=[("hook_embed", _rooted)]):
         here = cache_activation_and_gradient(tl, ids(base, tl), total, sites)
     rows = []
     for name in names:

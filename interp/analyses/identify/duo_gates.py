@@ -48,6 +48,7 @@ def duo_gates(
     span: str = "tail",
     batch_size: int = 1,
     runs: int = 1,
+    checkpoint: bool = True,
     folder: str | Path | None = None,
     seed: int = 0,
     progress: bool = False,
@@ -77,6 +78,8 @@ def duo_gates(
         span: Span whose tokens the loss is taken on.
         batch_size: Number of prompts per step.
         runs: Number of trainings; run r has the seed `seed` + r.
+        checkpoint: Compute each layer again in the backward pass, so that only the inputs of the layers are stored.
+            False is faster and takes far more memory; the gates are the same.
         folder: Folder that keeps every step, so that an interrupted call continues with the same numbers.
         seed: Seed of the order of prompts.
         progress: Show a progress bar.
@@ -102,7 +105,7 @@ def duo_gates(
 
     Differs:
         Sizes suit short prompts. Distances are those of keys, not of blocks. The teacher runs separately and its z is
-        kept. q, k and v of the stream are stored, and its weights are computed again.
+        kept. The backward pass computes each layer again.
 
     Limits:
         Does not show which query head of a group matters, nor that a head with a low gate is idle. Gates depend on
@@ -143,7 +146,7 @@ def duo_gates(
                 chosen = Prompts(
                     tuple(prompts[i] for i in order[first : first + batch_size]), prompts.tokenizer, prompts.pad_id
                 )
-                state.advance(network, chosen, settings)
+                state.advance(network, chosen, settings, checkpoint)
                 state.save(path)
                 bar.update()
             rows.append(state.gates.detach().clamp(0, 1).repeat_interleave(layout.heads // layout.kv_heads, 1))

@@ -44,6 +44,7 @@ def gradient_importance(
     statistic: Statistic = "example",
     normalize: Literal["layer"] | None = "layer",
     batch_size: int = 8,
+    checkpoint: bool = True,
     seed: int = 0,
     progress: bool = False,
 ) -> HeadScores:
@@ -66,6 +67,8 @@ def gradient_importance(
             that norm, and heads of two layers compare as shares of their layers. None leaves slopes; tables of
             different prompts are joined with None, and `by_layer` normalises them after that.
         batch_size: Number of prompts per forward pass.
+        checkpoint: Compute each layer again in the backward pass, so that only the inputs of the layers are stored.
+            False is faster and takes far more memory; the scores are the same.
         seed: Seed of the intervals.
         progress: Show a progress bar.
 
@@ -106,7 +109,7 @@ def gradient_importance(
     parts = []
     with _frozen(network), torch.inference_mode(False), torch.enable_grad():
         for batch in prompts.batches(batch_size):
-            with gate_gradient(network, by_position=statistic == "position") as gates:
+            with gate_gradient(network, by_position=statistic == "position", checkpoint=checkpoint) as gates:
                 losses = batch_losses(network, batch, loss)
                 if not losses.requires_grad:
                     raise UsageError("the loss has no gradient; compute it from the logits, without detach or argmax.")
