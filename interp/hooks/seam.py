@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from interp.errors import ModelError, UsageError
 from interp.hooks.model.layers import attention_layers, n_recomputed_layers, unwrap, uses_interface
 from interp.hooks.model.mask import DeferredMask, MaskFacts
+from interp.hooks.model.repeats import is_repeating
 from interp.kernels.contract import Call, Request
 from interp.kernels.select import select
 
@@ -297,7 +298,8 @@ class Seam:
         site = self.site(module, query, key, value, mask, kw)
         for tap in taps:
             site = replace(site, call=tap.edit(site))
-        wants = [(tap, want) for tap in taps if (want := tap.want(site)) is not None]
+        readers = () if is_repeating() else taps
+        wants = [(tap, want) for tap in readers if (want := tap.want(site)) is not None]
         if not wants and not site.call.edited and hooked is None:
             return original()
         if kw.get("dropout") and (site.call.edited or hooked is not None):

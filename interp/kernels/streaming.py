@@ -4,6 +4,7 @@ The implementation is plain torch and differentiable. `stream` attends to those 
 other keys. Together they cover every key that a query sees, each exactly once.
 """
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
@@ -25,7 +26,7 @@ def stream(call: Call, sink: int, recent: int, first: Tensor | None = None) -> t
     Query i sees key j if the call makes it visible and `j - first < sink` or `0 <= i - j < recent`. Each block of
     queries is multiplied with the blocks of keys that it reaches and with the sink keys, which makes
     [b h q sink + recent + block] logits. At most MAX_LOGITS of them exist at a time, except in a backward pass, which
-    needs all of them. Gradients flow into q, k and v.
+    needs all of them unless the caller splits the call by `query_runs`. Gradients flow into q, k and v.
 
     Args:
         call: The attention call, without edits and with consecutive rows.
@@ -53,13 +54,11 @@ def stream(call: Call, sink: int, recent: int, first: Tensor | None = None) -> t
     if 0 in (b, h, n, m):
         return call.v.new_zeros(b, h, n, call.v.shape[-1]), call.q.new_full((b, h, n), -torch.inf, dtype=call.dtype)
     start = _first_columns(call, first) - call.k_start
-    size = max(MIN_BLOCK_QUERIES, min(recent, m))
-    back = -(-(recent - 1) // size)
-    most = max(size, MAX_LOGITS // (b * h * (sink + (back + 1) * size)))
-    if n > most:
-        runs = [_query_run(call, slice(i, min(n, i + most))) for i in range(0, n, most)]
+    runs = list(query_runs(call, sink, recent))
+    if len(runs) > 1:
         outs, lses = zip(*(stream(run, sink, recent, start + call.k_start) for run in runs), strict=True)
         return torch.cat(outs, 2), torch.cat(lses, 2)
+    size, back = _blocks(call, recent)
     begin = call.q_start - call.k_start
     # the band leaves out keys that no query can reach
     low = max(0, begin - recent + 1)
@@ -96,6 +95,34 @@ def stream(call: Call, sink: int, recent: int, first: Tensor | None = None) -> t
     lse = (peak + total.log()).masked_fill(dead, -torch.inf)
     out, lse = (x.transpose(2, 3).reshape(b, h, blocks * size, -1)[:, :, ahead : ahead + n] for x in (out, lse))
     return out.to(call.v.dtype), lse[..., 0]
+
+
+def query_runs(call: Call, sink: int, recent: int, limit: int = MAX_LOGITS) -> Iterator[Call]:
+    """Split a call into calls of consecutive queries, each with about `limit` logits in `stream`.
+
+    Args:
+        call: The attention call.
+        sink: Number of first keys.
+        recent: Number of last keys.
+        limit: Number of logits of a run; a run has at least one block of queries.
+
+    Yields:
+        Call: The call of a run, or the call itself where it is small enough.
+    """
+    b, h, _, n, _ = call.sizes
+    size, back = _blocks(call, recent)
+    most = max(size, limit // max(1, b * h * (sink + (back + 1) * size)))
+    if n <= most:
+        yield call
+        return
+    for start in range(0, n, most):
+        yield _query_run(call, slice(start, min(n, start + most)))
+
+
+def _blocks(call: Call, recent: int) -> tuple[int, int]:
+    """Number of queries of a block, and number of earlier blocks that it reaches."""
+    size = max(MIN_BLOCK_QUERIES, min(recent, call.sizes[4]))
+    return size, -(-(recent - 1) // size)
 
 
 def beyond(call: Call, sink: int, recent: int, first: Tensor | None = None) -> Call:

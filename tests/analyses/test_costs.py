@@ -12,6 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from interp.analyses import costs, registry, tasks
 from interp.analyses.tasks import standard
+from interp.hooks.model.repeats import is_repeating
 from interp.hooks.read.capture import Capture
 
 SIZES = standard.PromptSizes(
@@ -60,6 +61,9 @@ def counting(model):
     layers = model.model.layers
 
     def count(module, args, output):
+        if is_repeating():
+            # counted as arithmetic of the backward pass
+            return
         rows, queries = args[0].shape[:2]
         found["passes"] += rows / len(layers)
         found["tokens"] += rows * queries / len(layers)

@@ -1,6 +1,7 @@
 """The command line: exit codes, output, JSON that parses, and quick help."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -166,6 +167,14 @@ def test_cards_name_the_group_and_the_fields_that_a_run_sets(call, name, first, 
     assert code == 0
     assert out.splitlines()[0] == first
     assert line in out
+
+
+def test_list_prints_the_memory_of_gradients(call):
+    sentence = r"Memory\n    1\d\.\d GB of activations for one prompt of 32,768 tokens"
+    assert re.search(sentence, call("list", "gradient_importance")[1])
+    (card,) = json.loads(call("list", "duo_gates", "--json")[1])
+    assert card["memory"].startswith("25.2 GB of activations")
+    assert "Memory" not in call("list", "induction")[1]
 
 
 @pytest.mark.parametrize("name", sorted({name for kind in registry.KINDS for name in registry.names(kind)}))

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from interp.analyses.results.files import reason, write_atomic
 from interp.errors import ScoreError, UsageError
+from interp.hooks.edit.layer_checkpoints import layer_checkpoints
 from interp.hooks.edit.streaming_mix import streaming_mix
 from interp.hooks.model.heads import HeadLayout
 from interp.hooks.model.layers import attention_layers, projection_inputs
@@ -88,11 +89,11 @@ class State:
         """Number of steps taken."""
         return len(self.losses)
 
-    def advance(self, model: Any, batch: Prompts, settings: Settings) -> None:
-        """Take one step on a batch."""
+    def advance(self, model: Any, batch: Prompts, settings: Settings, checkpoint: bool = True) -> None:
+        """Take one step on a batch; with `checkpoint` the backward pass computes the layers again."""
         self.gates.data.clamp_(0, 1)
-        with torch.enable_grad():
-            lost = distillation(model, batch, self.gates.clamp(0, 1), settings)
+        gates = self.gates.clamp(0, 1)
+        with torch.enable_grad(), distillation(model, batch, gates, settings, checkpoint) as lost:
             loss = lost + settings.l1 * self.gates.abs().mean()
             (self.gates.grad,) = torch.autograd.grad(loss, self.gates)
         self.optimiser.param_groups[0]["lr"] = settings.rate(self.step)
@@ -119,8 +120,14 @@ class State:
         write_atomic(path, save({"gates": self.gates.detach(), "losses": self.losses, **moments}))
 
 
-def distillation(model: Any, batch: Prompts, gates: Float[Tensor, "l g"], settings: Settings) -> Tensor:
-    """Mean over labelled tokens and dimensions of the squared distance of two runs after the final norm, in float32."""
+@contextlib.contextmanager
+def distillation(
+    model: Any, batch: Prompts, gates: Float[Tensor, "l g"], settings: Settings, checkpoint: bool = True
+) -> Iterator[Tensor]:
+    """Mean over labelled tokens and dimensions of the squared distance of two runs after the final norm, in float32.
+
+    With `checkpoint` the backward pass computes the layers again, so that it has to run inside the context.
+    """
     inputs = model_inputs(model, batch)
     held: dict[int, Tensor] = {}
 
@@ -135,9 +142,11 @@ def distillation(model: Any, batch: Prompts, gates: Float[Tensor, "l g"], settin
     with torch.no_grad(), projection_inputs(model, layers, keep):
         teacher = body()
     full = held if settings.full == "teacher" else None
-    with streaming_mix(model, gates, sink=settings.sink, recent=settings.recent, full=full):
-        student = body()
-    return (teacher - student).pow(2).mean()
+    with (
+        streaming_mix(model, gates, sink=settings.sink, recent=settings.recent, full=full),
+        layer_checkpoints(model) if checkpoint else contextlib.nullcontext(),
+    ):
+        yield (teacher - body()).pow(2).mean()
 
 
 def labelled(batch: Prompts, span: str) -> Bool[Tensor, "b n"]:

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from interp.analyses import costs
+from interp.analyses import costs, memory
 from interp.analyses.identify._distillation import Full, Settings, State, frozen, order_of
 from interp.analyses.registry import analysis
 from interp.analyses.results.files import digest
@@ -48,6 +48,7 @@ def duo_gates(
     span: str = "tail",
     batch_size: int = 1,
     runs: int = 1,
+    checkpoint: bool = True,
     folder: str | Path | None = None,
     seed: int = 0,
     progress: bool = False,
@@ -77,6 +78,8 @@ def duo_gates(
         span: Span whose tokens the loss is taken on.
         batch_size: Number of prompts per step.
         runs: Number of trainings; run r has the seed `seed` + r.
+        checkpoint: Compute each layer again in the backward pass, so that only the inputs of the layers are stored.
+            False is faster and takes far more memory; the gates are the same.
         folder: Folder that keeps every step, so that an interrupted call continues with the same numbers.
         seed: Seed of the order of prompts.
         progress: Show a progress bar.
@@ -90,6 +93,7 @@ def duo_gates(
         SpanError: If a prompt has no such span.
         ModelError: If the model is in float16, whose gradients overflow, or has no body below its head.
         UsageError: If a setting is out of range.
+        CostError: If the activations of a step do not fit into the free memory.
 
     Examples:
         >>> scores = interp.identify.duo_gates(model, prompts, span="second", sink=1, recent=4, steps=2)
@@ -102,7 +106,7 @@ def duo_gates(
 
     Differs:
         Sizes suit short prompts. Distances are those of keys, not of blocks. The teacher runs separately and its z is
-        kept. q, k and v of the stream are stored, and its weights are computed again.
+        kept. The backward pass computes each layer again.
 
     Limits:
         Does not show which query head of a group matters, nor that a head with a low gate is idle. Gates depend on
@@ -118,6 +122,8 @@ def duo_gates(
         raise UsageError(f"runs={runs} is too small; train at least once.")
     check_eval(network)
     prompts.span(span)
+    given = {**asdict(settings), "checkpoint": checkpoint}
+    memory.check("duo_gates", memory.training, model, [(batch_size, max(prompts.lengths))], given)
     layout = HeadLayout.of(network)
     provenance = Provenance.of(model, prompts.tokenizer, seed=seed)
     identity = [
@@ -143,7 +149,7 @@ def duo_gates(
                 chosen = Prompts(
                     tuple(prompts[i] for i in order[first : first + batch_size]), prompts.tokenizer, prompts.pad_id
                 )
-                state.advance(network, chosen, settings)
+                state.advance(network, chosen, settings, checkpoint)
                 state.save(path)
                 bar.update()
             rows.append(state.gates.detach().clamp(0, 1).repeat_interleave(layout.heads // layout.kv_heads, 1))

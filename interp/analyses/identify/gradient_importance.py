@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from interp.analyses import costs
+from interp.analyses import costs, memory
 from interp.analyses.causal import controls
 from interp.analyses.measures.losses import Loss, batch_losses
 from interp.analyses.registry import analysis
@@ -44,6 +44,7 @@ def gradient_importance(
     statistic: Statistic = "example",
     normalize: Literal["layer"] | None = "layer",
     batch_size: int = 8,
+    checkpoint: bool = True,
     seed: int = 0,
     progress: bool = False,
 ) -> HeadScores:
@@ -66,6 +67,8 @@ def gradient_importance(
             that norm, and heads of two layers compare as shares of their layers. None leaves slopes; tables of
             different prompts are joined with None, and `by_layer` normalises them after that.
         batch_size: Number of prompts per forward pass.
+        checkpoint: Compute each layer again in the backward pass, so that only the inputs of the layers are stored.
+            False is faster and takes far more memory; the scores are the same.
         seed: Seed of the intervals.
         progress: Show a progress bar.
 
@@ -77,6 +80,7 @@ def gradient_importance(
         ModelError: If the model is in float16, whose gradients overflow. bfloat16 works (setting "gradients"), with
             sums in float32.
         UsageError: If the loss has the wrong shape, is not finite or has no gradient, or a setting is unknown.
+        CostError: If the activations of a batch do not fit into the free memory.
 
     Examples:
         >>> scores = interp.identify.gradient_importance(model, prompts)
@@ -102,11 +106,13 @@ def gradient_importance(
     kinds = {parameter.dtype for parameter in network.parameters()}
     if torch.float16 in kinds:
         raise ModelError("the model is in float16, whose gradients overflow; load it in bfloat16 or float32.")
+    given = {"loss": loss, "checkpoint": checkpoint}
+    memory.check("gradient_importance", memory.gradients, model, memory.batches(prompts, batch_size), given)
     bar = tqdm(total=len(prompts), desc="gradient_importance", disable=not progress, delay=2, leave=False)
     parts = []
     with _frozen(network), torch.inference_mode(False), torch.enable_grad():
         for batch in prompts.batches(batch_size):
-            with gate_gradient(network, by_position=statistic == "position") as gates:
+            with gate_gradient(network, by_position=statistic == "position", checkpoint=checkpoint) as gates:
                 losses = batch_losses(network, batch, loss)
                 if not losses.requires_grad:
                     raise UsageError("the loss has no gradient; compute it from the logits, without detach or argmax.")

@@ -8,12 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from interp.errors import UsageError
+from interp.hooks.edit.layer_checkpoints import LayerCheckpoints, layer_checkpoints
 from interp.hooks.model.heads import HeadLayout
 from interp.hooks.model.layers import attention_layers, projection_inputs, unwrap
+from interp.hooks.model.repeats import is_repeating
 
 
 @contextlib.contextmanager
-def gate_gradient(model: nn.Module, *, by_position: bool = False) -> Iterator["GateGradient"]:
+def gate_gradient(model: nn.Module, *, by_position: bool = False, checkpoint: bool = True) -> Iterator["GateGradient"]:
     """Record the gradient of a loss with respect to a gate on each head's output, for all heads in one backward pass.
 
     `gradient[b l h] = sum over q and d of (d loss / d z)[b l h q d] z[b l h q d]`. This is `d loss / d gate[b l h]` of
@@ -24,11 +26,14 @@ def gate_gradient(model: nn.Module, *, by_position: bool = False) -> Iterator["G
     which with labels of -100 it does not.
 
     Only outputs and their gradients are used. Attention runs forward and backward on the model's own fast path, at any
-    length, and nothing is n x n.
+    length, and nothing is n x n. The backward pass computes each layer again, so that only the inputs of the layers are
+    stored, see `layer_checkpoints`; a pass with a cache of keys stores everything, so give `use_cache=False`.
 
     Args:
         model: A transformers causal language model, or a TransformerBridge over one.
         by_position: Sum `|sum over d|` over q instead, so that positions of different signs do not cancel.
+        checkpoint: Compute the layers again in the backward pass. False stores what they computed, which is faster and
+            takes far more memory; the gradients are the same.
 
     Yields:
         GateGradient: Its `gradient` is Float32 `[b l h]`, on the CPU.
@@ -39,7 +44,8 @@ def gate_gradient(model: nn.Module, *, by_position: bool = False) -> Iterator["G
     Examples:
         >>> from interp.hooks.edit.head_gate_gradient import gate_gradient
         >>> with gate_gradient(model) as gates:
-        ...     model(**prompts.tensors(), labels=prompts.tensors()["input_ids"]).loss.backward()
+        ...     inputs = prompts.tensors()
+        ...     model(**inputs, labels=inputs["input_ids"], use_cache=False).loss.backward()
         >>> gates.gradient.shape
         torch.Size([2, 2, 4])
 
@@ -50,9 +56,11 @@ def gate_gradient(model: nn.Module, *, by_position: bool = False) -> Iterator["G
         Does not show what a head does that another would take over. A saturated head has no slope.
     """
     model = unwrap(model)
-    gates = GateGradient(HeadLayout.of(model), by_position)
     layers = attention_layers(model)
-    with projection_inputs(model, layers, gates.watch, inside=True):
+    with contextlib.ExitStack() as stack:
+        checkpoints = stack.enter_context(layer_checkpoints(model)) if checkpoint else None
+        gates = GateGradient(HeadLayout.of(model), by_position, checkpoints)
+        stack.enter_context(projection_inputs(model, layers, gates.watch, inside=True))
         yield gates
 
 
@@ -62,6 +70,7 @@ class GateGradient:
 
     layout: HeadLayout
     by_position: bool = False
+    checkpoints: LayerCheckpoints | None = None
     _sums: dict[int, Tensor] = field(default_factory=dict)
 
     def watch(self, layer: int, x: Tensor) -> None:
@@ -71,9 +80,16 @@ class GateGradient:
         if not x.requires_grad:
             # with frozen weights the loss still depends on x
             x.requires_grad_()
-        z = x.detach()
+        call = None if self.checkpoints is None else self.checkpoints.call
+        # z by a name, so that a layer that is computed again gives it anew
+        kept = {"z": x.detach()} if call is None else call.recomputed
+        if call is not None and is_repeating():
+            kept["z"] = x.detach()
+            # the gradient arrives at the x of the first call
+            return
 
         def add(gradient: Tensor) -> None:
+            z = kept.pop("z") if call is not None else kept["z"]
             # one row of the batch at a time keeps the float32 copies small
             rows = [
                 (g.float() * r.float()).unflatten(-1, (self.layout.heads, -1)).sum(2)

@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -14,7 +15,10 @@ from interp.hooks.model.heads import HeadLayout
 from interp.hooks.model.layers import projection_inputs, unwrap
 from interp.hooks.seam import AttentionTap, Site, tapping
 from interp.kernels.contract import Call
-from interp.kernels.streaming import stream
+from interp.kernels.streaming import query_runs, stream
+
+MAX_LOGITS = 1 << 24
+"""Number of logits of the streaming branch that exist at a time in a backward pass."""
 
 
 @contextlib.contextmanager
@@ -94,18 +98,21 @@ class StreamingMix(AttentionTap):
     def edit(self, site: Site) -> Call:
         call, first = site.call, site.first
 
-        def streaming(*qkv: Tensor) -> Tensor:
-            q, k, v = qkv
-            return stream(replace(call, q=q, k=k, v=v), self.sink, self.recent, first)[0]
+        def streaming(run: Call, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return stream(replace(run, q=q, k=k, v=v), self.sink, self.recent, first)[0]
 
-        qkv = call.q, call.k, call.v
-        learns = torch.is_grad_enabled() and any(x.requires_grad for x in qkv)
-        if learns:
-            # the backward pass computes the weights again, so only q, k and v are stored
-            made = checkpoint(streaming, *qkv, use_reentrant=False, preserve_rng_state=False)
+        if torch.is_grad_enabled() and any(x.requires_grad for x in (call.q, call.k, call.v)):
+            # the backward pass computes the weights again, some queries at a time, so only q, k and v are stored, and
+            # not even these where the whole layer is computed again: no other object may hold them
+            q, k, v = (x.new_empty(0, x.shape[1], 0, x.shape[3]) for x in (call.q, call.k, call.v))
+            settings: Any = {"use_reentrant": False, "preserve_rng_state": False}
+            made = []
+            for run in query_runs(call, self.sink, self.recent, MAX_LOGITS):
+                bare = replace(run, q=q, k=k, v=v)
+                made.append(checkpoint(streaming, bare, run.q, run.k, run.v, **settings))
+            self._streams[site.layer] = torch.cat(made, 2)
         else:
-            made = streaming(*qkv)
-        self._streams[site.layer] = made
+            self._streams[site.layer] = streaming(call, call.q, call.k, call.v)
         return call
 
     def mix(self, layer: int, x: Tensor) -> Tensor:

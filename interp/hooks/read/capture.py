@@ -202,7 +202,7 @@ class Capture:
                     self._take_stream(site.layer, item, x[:, :, -n:], index)
 
     def _take_z(self, layer: int, projected: Tensor) -> None:
-        index = self._rows_of_z.pop(layer)
+        index = self._rows_of_z.pop(layer, torch.empty(0))  # a layer that is computed again has no rows to read
         for item in self.keep:
             if type(item) is Z and (index is None or len(index)):
                 split = projected.unflatten(-1, (self.layout.heads, -1)).transpose(1, 2)
