@@ -31,7 +31,6 @@ OWN = {
     "retrieval_reasoning": {"max_new_tokens": 5},
     "lookback": {"max_new_tokens": 5},
     "duo_gates": {"steps": 4, "batch_size": 1, "sink": 1, "recent": 8},
-    "attention_tracker": {"k": 0.0},
 }
 DECODING = ("retrieval", "semantic_retrieval", "retrieval_reasoning", "lookback")
 MADE = {

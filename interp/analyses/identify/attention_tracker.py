@@ -31,9 +31,9 @@ __all__ = ["attention_tracker", "detect", "focus", "focus_by_head"]
     order=18,
     prompts=standard.injection,
     paired=True,
+    # the spread of a head is that of all prompts, so batches of them could not be joined
+    joint=True,
     own_prompts=False,
-    # with k above 0 the spread of a head is that of all prompts, and batches could not be joined
-    run_settings={"k": 0.0},
     cost=costs.reading(SPANS, queries=1),
 )
 def attention_tracker(
