@@ -76,5 +76,8 @@ def random_prompts(kind: str, vocab: int, lengths: tuple[int, ...], seed: int = 
             "documents": {"documents": apart, "gold": apart[1:3], "query": (len(ids[-1]) - 3, len(ids[-1]))},
             "options": {"options": apart},
         }
+        if kind == "options":
+            for _, stop in apart:
+                ids[-1][stop - 1] = planted.END
         spans.append(jobs.get(kind, {"answer": (1, 2 * (n // 2))}))
     return Prompts.from_ids(ids, spans=spans, meta=[{"option": 1}] * len(ids))

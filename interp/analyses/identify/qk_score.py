@@ -16,7 +16,7 @@ from interp.analyses.tasks import standard
 from interp.errors import PromptError, SpanError
 from interp.hooks.model.heads import HeadLayout
 from interp.hooks.model.provenance import Provenance
-from interp.hooks.prompts.prompts import Prompts
+from interp.hooks.prompts.prompts import Prompt, Prompts
 from interp.hooks.read.keep import Rows, rows
 from interp.hooks.transformerlens.without_rope import without_rope
 
@@ -26,12 +26,40 @@ def _kept(prompts: Prompts, settings: Mapping[str, Any]) -> tuple[Rows]:
     return (rows(logits=not settings.get("attention", False)),)
 
 
+def check_options(prompts: Prompts) -> None:
+    """Raise for a prompt that is no multiple-choice question, or whose options end with different tokens."""
+    prompts.span("options")
+    for number, prompt in enumerate(prompts):
+        right, options = prompt.meta.get("option"), len(prompt.spans["options"])
+        if options < 2:
+            raise SpanError(f'the span "options" of prompt {number} has one range; give a range for each option.')
+        if not isinstance(right, int) or not 0 <= right < options:
+            raise PromptError(
+                f'meta "option" of prompt {number} is {right!r}; give the number, from 0, of the right one of its '
+                f"{options} options."
+            )
+        ends = [prompt.ids[end] for end in _ends(prompt)]
+        if len(set(ends)) > 1:
+            tokenizer = prompts.tokenizer
+            shown = ends if tokenizer is None else [tokenizer.decode([token]) for token in ends]
+            raise PromptError(
+                f"the options of prompt {number} end with different tokens ({', '.join(map(repr, shown))}), which a "
+                "head could tell apart without reading the options; end each with the same text, and let nothing "
+                "follow the last one that the tokenizer joins to it, such as a second newline."
+            )
+
+
+def _ends(prompt: Prompt) -> list[int]:
+    return [stop - 1 for _, stop in prompt.spans["options"]]
+
+
 @analysis(
     title="QK-score",
     group="in-context tasks",
     order=15,
     prompts=standard.choice,
     own_prompts=False,
+    check=check_options,
     cost=costs.reading(_kept, queries=1),
 )
 def qk_score(
@@ -46,8 +74,8 @@ def qk_score(
     """Score each head by how often it points at the right option: the option whose line end its query matches best.
 
     `fit[n l h d] = q[n l h N] . k[n l g t_d]` before the rotary embedding, where N is the last token of the prompt and
-    t_d the token that ends the line of option d. `score[n l h] = 1` where argmax over d of fit is the right option,
-    else 0. A head that sees no option scores 0. Chance is 1 divided by the number of options.
+    t_d the token that ends the line of option d, the same one for all options. `score[n l h] = 1` where argmax over d
+    of fit is the right option, else 0. Chance is 1 divided by the number of options.
 
     q and k are read after norms, in a second run of each attention module without rotation (`unrotated`).
 
@@ -66,7 +94,8 @@ def qk_score(
 
     Raises:
         SpanError: If a prompt has no span "options", or only one range.
-        PromptError: If meta "option" is not the number of an option.
+        PromptError: If meta "option" is not the number of an option, or if the options of a prompt end with
+            different tokens.
         ModelError: If the rotation of the model cannot be left out.
 
     Examples:
@@ -86,16 +115,7 @@ def qk_score(
     Limits:
         Does not show that the model answers by this head. A small model may point at the right option and answer wrong.
     """
-    prompts.span("options")
-    for number, prompt in enumerate(prompts):
-        right, options = prompt.meta.get("option"), len(prompt.spans["options"])
-        if options < 2:
-            raise SpanError(f'the span "options" of prompt {number} has one range; give a range for each option.')
-        if not isinstance(right, int) or not 0 <= right < options:
-            raise PromptError(
-                f'meta "option" of prompt {number} is {right!r}; give the number, from 0, of the right one of its '
-                f"{options} options."
-            )
+    check_options(prompts)
     keep = rows(logits=not attention)
     most = max(len(prompt.spans["options"]) for prompt in prompts)
     fits, parts = [], []
@@ -103,7 +123,7 @@ def qk_score(
         title = "qk_score" if progress else None
         for batch, last in last_rows(model, prompts, keep, batch_size=batch_size, progress=title):
             for b, prompt in enumerate(batch):
-                ends = [stop - 1 for _, stop in prompt.spans["options"]]
+                ends = _ends(prompt)
                 fit = last[b, :, :, ends]
                 best, chosen = fit.max(-1)
                 # where a window does not reach the options, the head chooses none
