@@ -30,6 +30,8 @@ OWN = {
     "semantic_retrieval": {"max_new_tokens": 5},
     "retrieval_reasoning": {"max_new_tokens": 5},
     "lookback": {"max_new_tokens": 5},
+    # the estimate counts every prompt, and a random model answers none of them right
+    "function_vectors": {"right_only": False},
     "duo_gates": {"steps": 4, "batch_size": 1, "sink": 1, "recent": 8},
 }
 DECODING = ("retrieval", "semantic_retrieval", "retrieval_reasoning", "lookback")
@@ -118,6 +120,15 @@ def test_positional_holds_q_and_k(tiny):
     entry = registry.get("positional")
     with_bands, without = (entry.cost(model, prompts, BATCH, {"bands": bands}) for bands in (8, 0))
     assert with_bands.held_megabytes > 2 * without.held_megabytes
+
+
+def test_a_gate_is_a_pass_more(tiny):
+    model, tokenizer = tiny
+    prompts = standard.passages(SIZES, tokenizer)
+    plain, gated = costs.reading(), costs.gated(costs.reading())
+    one = plain(model, prompts, BATCH, {})
+    assert gated(model, prompts, BATCH, {}).forward_passes == 2 * one.forward_passes
+    assert gated(model, prompts, BATCH, {"right_only": False}) == one
 
 
 def test_arithmetic_by_hand(tiny):

@@ -47,8 +47,15 @@ METHODS = (
     Method("razor_induction", identify.razor_induction, "induction", ("weights", "data")),
     Method("razor_echo", identify.razor_echo, "echo", ("weights", "data")),
     Method("qrhead", qrhead, "documents", ("weights", "data")),
-    Method("qk_score", identify.qk_score, "options", ("weights", "data"), 0.6),
-    Method("qk_score_attention", partial(identify.qk_score, attention=True), "options", ("weights", "data"), 0.6),
+    # no planted head writes the letter of its option
+    Method("qk_score", partial(identify.qk_score, right_only=False), "options", ("weights", "data"), 0.6),
+    Method(
+        "qk_score_attention",
+        partial(identify.qk_score, attention=True, right_only=False),
+        "options",
+        ("weights", "data"),
+        0.6,
+    ),
     Method("positional", identify.positional, "previous_token"),
 )
 BY_NAME = {method.name: method for method in METHODS}

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from interp.analyses import costs
+from interp.analyses.identify._gate import chooses_right
 from interp.analyses.identify._last_token import last_rows
 from interp.analyses.registry import analysis
 from interp.analyses.results.head_scores import HeadScores
@@ -60,13 +61,14 @@ def _ends(prompt: Prompt) -> list[int]:
     prompts=standard.choice,
     own_prompts=False,
     check=check_options,
-    cost=costs.reading(_kept, queries=1),
+    cost=costs.gated(costs.reading(_kept, queries=1)),
 )
 def qk_score(
     model: nn.Module,
     prompts: Prompts,
     *,
     attention: bool = False,
+    right_only: bool = True,
     batch_size: int = 8,
     seed: int = 0,
     progress: bool = False,
@@ -77,30 +79,36 @@ def qk_score(
     t_d the token that ends the line of option d, the same one for all options. `score[n l h] = 1` where argmax over d
     of fit is the right option, else 0. Chance is 1 divided by the number of options.
 
+    Prompts count where the model gives a right answer a higher logit than every wrong one, by their first tokens; the
+    others are NaN. Where it answers none, no head has a score.
+
     q and k are read after norms, in a second run of each attention module without rotation (`unrotated`).
 
     Args:
         model: A transformers causal language model, or a TransformerBridge over one.
         prompts: Prompts such as `tasks.get("choice").prompts(...)`, or any with a span "options", whose ranges end at
-            the last token of each option's line, and meta "option", the number of the right one.
+            the last token of each option's line, and meta "option", the number of the right one. Meta "right" and
+            "wrong" hold the answers that the model may give.
         attention: Use `fit = pattern[n l h N t_d]` instead, with rotation.
+        right_only: Count only the prompts that the model answers right; False counts all, as the paper does.
         batch_size: Number of prompts per forward pass.
         seed: Seed of the intervals.
         progress: Show a progress bar.
 
     Returns:
-        HeadScores: float32 `per_prompt [n l h]`, 1 or 0. The extra "options" is fit, Float [n l h d]; without
+        HeadScores: float32 `per_prompt [n l h]`, 1 or 0; NaN where the prompt does not count. The extra "options" is fit, Float [n l h d]; without
             `attention` it includes the model's scale and its soft-cap.
 
     Raises:
         SpanError: If a prompt has no span "options", or only one range.
-        PromptError: If meta "option" is not the number of an option, or if the options of a prompt end with
-            different tokens.
+        PromptError: If meta "option" is not the number of an option, if the options of a prompt end with different
+            tokens, or if answers are missing.
         ModelError: If the rotation of the model cannot be left out.
 
     Examples:
         >>> spans = {"options": ["A. red;", "B. blue;"]}
-        >>> item = {"text": "A. red; B. blue; Answer:", "spans": spans, "meta": {"option": 1}}
+        >>> meta = {"option": 1, "right": [" B"], "wrong": [" A"]}
+        >>> item = {"text": "A. red; B. blue; Answer:", "spans": spans, "meta": meta}
         >>> questions = interp.Prompts.encode(tokenizer, [item])
         >>> interp.identify.qk_score(model, questions).extras["options"].shape
         torch.Size([1, 2, 4, 2])
@@ -109,13 +117,16 @@ def qk_score(
         QK-score and attention score, Tulchinskii et al. 2410.02343.
 
     Differs:
-        There are no added options such as "none of the above". The score is the accuracy on all prompts given, where
-        the paper chooses heads on 5 % and tests on the rest.
+        There are no added options such as "none of the above". The score is the accuracy on the prompts that the model
+        answers right, where the paper takes all, chooses heads on 5 % and tests on the rest.
 
     Limits:
-        Does not show that the model answers by this head. A small model may point at the right option and answer wrong.
+        Does not show that the model answers by this head. A model at chance answers some prompts right by luck, so
+        compare the number of prompts that count with the number of options. A small model may point at the right option
+        and answer wrong, which `right_only=False` shows.
     """
     check_options(prompts)
+    counts = chooses_right(model, prompts, batch_size) if right_only else torch.ones(len(prompts), dtype=torch.bool)
     keep = rows(logits=not attention)
     most = max(len(prompt.spans["options"]) for prompt in prompts)
     fits, parts = [], []
@@ -132,10 +143,10 @@ def qk_score(
                 fits.append(nn.functional.pad(fit, (0, most - len(ends)), value=torch.nan))
     return HeadScores(
         name="qk_score_attention" if attention else "qk_score",
-        per_prompt=torch.stack(parts),
+        per_prompt=torch.stack(parts).masked_fill(~counts[:, None, None], torch.nan),
         unit="accuracy",
         kv_heads=HeadLayout.of(model).kv_heads,
-        settings={"attention": attention},
+        settings={"attention": attention, "right_only": right_only},
         provenance=Provenance.of(model, prompts.tokenizer, seed=seed),
         extras={"options": torch.stack(fits)},
         seed=seed,

@@ -10,6 +10,7 @@ from interp.analyses import identify, tasks
 from interp.analyses.identify.qk_score import check_options
 from interp.errors import PromptError, SpanError
 from interp.hooks.prompts.prompts import Prompts
+from interp.report.words import summary
 from interp.testing.families import VOCAB
 
 FAMILIES = ("llama", "qwen3", "gpt2", "mistral", "gpt_oss")
@@ -29,7 +30,7 @@ def quiz(n=3):
 
 
 def assert_qk_score_equals_queries_and_keys(model, eager, prompts):
-    by_fit, by_pattern = (identify.qk_score(model, prompts, attention=a) for a in (False, True))
+    by_fit, by_pattern = (identify.qk_score(model, prompts, attention=a, right_only=False) for a in (False, True))
     assert (by_fit.name, by_pattern.name) == ("qk_score", "qk_score_attention")
     for i, prompt in enumerate(prompts):
         q, k = content(model, prompt)
@@ -50,13 +51,56 @@ def test_qk_score_equals_queries_and_keys_on_the_demo_model(demo, eager):
     assert_qk_score_equals_queries_and_keys(model, eager, tasks.get("choice").prompts(tokenizer, n=2))
 
 
+def answered(model, prompt, letters):
+    """The letter that a model prefers after a prompt, by the logits of its first token."""
+    with torch.no_grad():
+        logits = model(torch.tensor([prompt.ids])).logits[0, -1]
+    return max(letters, key=lambda letter: float(logits[letters[letter]]))
+
+
+def test_questions_count_where_the_demo_model_answers_right(demo):
+    model, tokenizer = demo
+    prompts = tasks.get("choice").prompts(tokenizer, n=12)
+    letters = {letter: tokenizer.encode(f" {letter}", add_special_tokens=False)[0] for letter in "ABCD"}
+    right = [answered(model, prompt, letters) == "ABCD"[prompt.meta["option"]] for prompt in prompts]
+    assert 0 < sum(right) < len(right)
+    gated, every = identify.qk_score(model, prompts), identify.qk_score(model, prompts, right_only=False)
+    assert (~gated.per_prompt.isnan()).flatten(1).all(1).tolist() == right
+    assert gated.counted == sum(right)
+    assert torch.equal(gated.per_prompt[right], every.per_prompt[right])
+
+
+def test_where_the_model_answers_none_no_head_has_a_score(tiny_model):
+    model, prompts = tiny_model("llama"), quiz()
+    best = []
+    for prompt in prompts:
+        with torch.no_grad():
+            best.append(int(model(torch.tensor([prompt.ids])).logits[0, -1].argmax()))
+
+    def with_answers(right, wrong):
+        meta = [
+            {**prompt.meta, "right": [[r]], "wrong": [[w]]} for prompt, r, w in zip(prompts, right, wrong, strict=True)
+        ]
+        return Prompts.from_ids([p.ids for p in prompts], spans=[dict(p.spans) for p in prompts], meta=meta)
+
+    others = [token + 1 for token in best]
+    none = identify.qk_score(model, with_answers(others, best))
+    assert none.per_prompt.isnan().all()
+    assert (none.counted, none.n_scored, none.top(3)) == (0, 0, [])
+    assert "0 of 3 prompts counted" in summary(none, None).certainty
+    one = identify.qk_score(model, with_answers([best[0], *others[1:]], [others[0], *best[1:]]))
+    assert one.counted == 1
+    with pytest.raises(PromptError, match='prompt 0 has no "right" continuations'):
+        identify.qk_score(model, prompts)
+
+
 def test_a_head_that_sees_no_option_points_at_none(tiny_model):
     model = tiny_model("gemma2")
     spans = [{"options": [(1, 3), (3, 5)]}]
     for option in range(2):
         prompts = Prompts.from_ids([[5] * 80], spans=spans, meta=[{"option": option}])
         for attention in (False, True):
-            scores = identify.qk_score(model, prompts, attention=attention)
+            scores = identify.qk_score(model, prompts, attention=attention, right_only=False)
             # layer 0 sees the last 32 tokens only
             assert (scores.per_prompt[0, 0] == 0).all()
 
@@ -103,7 +147,7 @@ def test_options_whose_ends_are_different_tokens_are_refused(tiny_model):
     model = tiny_model("llama")
     joined = options(tokenizer, ("\n", "\n", "\n\n"))
     with pytest.raises(PromptError, match=r"options of prompt 0 end with different tokens \('\\n', '\\n', '\\n\\n'\)"):
-        identify.qk_score(model, joined)
+        identify.qk_score(model, joined, right_only=False)
     # the same text, with a pattern that leaves newlines apart: the last option ends before the empty line
     check_options(options(byte_pairs(LLAMA_3), ("\n", "\n", "\n")))
     apart = options(byte_pairs(GPT_2.replace(r"\s+(?!\S)|\s+", r"\s")), ("\n", "\n", "\n\n"))
