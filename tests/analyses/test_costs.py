@@ -114,12 +114,13 @@ def test_costs_add_up_and_memory_does_not(tiny):
     assert costs.total(iter([one, costs.Cost(1, 5, 0.5, 7.0)])) == costs.Cost(3, 15, 1.5, 7.0)
 
 
-def test_positional_holds_q_and_k(tiny):
+def test_positional_holds_no_row(tiny):
     model, tokenizer = tiny
     prompts = standard.repeated(copies=1, times=2)(SIZES, tokenizer)
-    entry = registry.get("positional")
-    with_bands, without = (entry.cost(model, prompts, BATCH, {"bands": bands}) for bands in (8, 0))
-    assert with_bands.held_megabytes > 2 * without.held_megabytes
+    with counting(model) as found:
+        registry.get("positional").thing(model, prompts)
+    assert found["held"] == 0
+    assert registry.get("positional").cost(model, prompts, BATCH, {}).held_megabytes == 0
 
 
 def test_a_gate_is_a_pass_more(tiny):

@@ -65,7 +65,8 @@ def concept_induction(
         progress: Show a progress bar.
 
     Returns:
-        HeadScores: float32 `per_prompt [n l h]`, in shares of attention; NaN where the prompt does not count. With `control`, the extra "control" is the same number on the control prompts.
+        HeadScores: float32 `per_prompt [n l h]`, in shares of attention; NaN where the prompt does not count, or the
+            window of a layer hides e. With `control`, the extra "control" is the same number on the control prompts.
 
     Raises:
         SpanError: If the entity is not in one place before the last token.

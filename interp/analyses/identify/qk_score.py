@@ -1,6 +1,5 @@
 """Select-and-copy heads: heads whose query at the end of a multiple-choice question matches the right option's key."""
 
-import math
 from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import Any
@@ -96,7 +95,8 @@ def qk_score(
         progress: Show a progress bar.
 
     Returns:
-        HeadScores: float32 `per_prompt [n l h]`, 1 or 0; NaN where the prompt does not count. The extra "options" is fit, Float [n l h d]; without
+        HeadScores: float32 `per_prompt [n l h]`, 1 or 0; NaN where the prompt does not count, or the window of a layer
+            hides an option from the last token. The extra "options" is fit, Float [n l h d]; without
             `attention` it includes the model's scale and its soft-cap.
 
     Raises:
@@ -132,14 +132,12 @@ def qk_score(
     fits, parts = [], []
     with nullcontext() if attention else without_rope(model):
         title = "qk_score" if progress else None
-        for batch, last in last_rows(model, prompts, keep, batch_size=batch_size, progress=title):
+        for batch, last, seen in last_rows(model, prompts, keep, keys=_ends, batch_size=batch_size, progress=title):
             for b, prompt in enumerate(batch):
                 ends = _ends(prompt)
                 fit = last[b, :, :, ends]
-                best, chosen = fit.max(-1)
-                # where a window does not reach the options, the head chooses none
-                seen = best > (0.0 if attention else -math.inf)
-                parts.append((seen & (chosen == prompt.meta["option"])).float())
+                right = (fit.argmax(-1) == prompt.meta["option"]).float()
+                parts.append(right.masked_fill(~seen[b, ..., : len(ends)].all(-1), torch.nan))
                 fits.append(nn.functional.pad(fit, (0, most - len(ends)), value=torch.nan))
     return HeadScores(
         name="qk_score_attention" if attention else "qk_score",

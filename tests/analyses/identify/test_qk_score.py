@@ -94,17 +94,6 @@ def test_where_the_model_answers_none_no_head_has_a_score(tiny_model):
         identify.qk_score(model, prompts)
 
 
-def test_a_head_that_sees_no_option_points_at_none(tiny_model):
-    model = tiny_model("gemma2")
-    spans = [{"options": [(1, 3), (3, 5)]}]
-    for option in range(2):
-        prompts = Prompts.from_ids([[5] * 80], spans=spans, meta=[{"option": option}])
-        for attention in (False, True):
-            scores = identify.qk_score(model, prompts, attention=attention, right_only=False)
-            # layer 0 sees the last 32 tokens only
-            assert (scores.per_prompt[0, 0] == 0).all()
-
-
 # Llama 3 (also Qwen 2 and later, whose numbers have one digit): newlines join the spaces and signs before them
 LLAMA_3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|"
