@@ -200,6 +200,25 @@ def decoding_and_reading(*keep: Kept, max_new_tokens: int) -> CostModel:
     return cost
 
 
+def gated(cost: CostModel, *, side: int = 0) -> CostModel:
+    """Another cost, and a forward pass that finds the prompts on which the model shows the behaviour.
+
+    Args:
+        cost: Cost of the analysis on all prompts.
+        side: Which prompts of a pair are read first, as for `reading`.
+
+    Returns:
+        CostModel: The cost of both; that of the analysis alone where the setting `right_only` is False.
+    """
+    gate = reading(sides=(side,))
+
+    def both(model: nn.Module, prompts: Prompts | Pair, batch_size: int, settings: Settings) -> Cost:
+        found = cost(model, prompts, batch_size, settings)
+        return found + gate(model, prompts, batch_size, settings) if settings.get("right_only", True) else found
+
+    return both
+
+
 def patching(*, frozen: Callable[[Settings], bool] | None = None) -> CostModel:
     """Both prompts of each pair, and one pass for each head, which begins at the layer of the head.
 

@@ -71,7 +71,7 @@ def head_map(scores: HeadScores) -> "Figure":
         picture.add_scatter(
             x=xs, y=ys, mode="lines", line={"color": ORANGE, "width": 1.5}, hoverinfo="skip", showlegend=False
         )
-        notes.append(f"outlined: above {scores.threshold:g} ({int(above.sum())} of {len(scores)} heads)")
+        notes.append(f"outlined: above {scores.threshold:g} ({int(above.sum())} of {scores.n_scored} heads)")
     cell = 24 if scores.n_heads <= 12 else 16 if scores.n_heads <= 40 else 10
     picture.update_layout(
         **layout(f"{title_of(scores.name)}: score of each head", notes, cell * scores.n_heads + 120),

@@ -58,7 +58,7 @@ def _score(name: str, scores: HeadScores, head: Head) -> dict[str, Any]:
     scale = max([1.0, *(end for end in (value, high) if end == end)])
     return {
         "title": plots.title_of(name), "value": value, "low": low, "high": high, "rank": rank, "scale": scale,
-        "threshold": cut_of(name, scores), "of": len(scores),
+        "threshold": cut_of(name, scores), "of": scores.n_scored,
     }  # fmt: skip
 
 

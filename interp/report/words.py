@@ -63,7 +63,7 @@ def summary(scores: HeadScores, cut: float | None) -> Summary:
         high=high,
         scale=max([1.0, *(end for end in (value, high) if end == end)]),
         above=above,
-        heads=len(scores),
+        heads=scores.n_scored,
         threshold=cut,
         counted=scores.counted,
         prompts=n,
@@ -75,14 +75,17 @@ def summary(scores: HeadScores, cut: float | None) -> Summary:
 def _found(scores: HeadScores, above: int | None, cut: float | None) -> str:
     heads = scores.top(3)
     if not heads:
-        return "No prompt counted, so no head has a score. Needle prompts count where the model answers them."
+        return (
+            "No prompt counted, so no head has a score. Prompts with an answer count where the model gives it, and for "
+            "heads whose window reaches what is scored."
+        )
     unit = f" (unit: {scores.unit})" if scores.unit else ""
     text = f"{heads[0]} has the highest score, {number(scores[heads[0]])}{unit}"
     if heads[1:]:
         text += f", followed by {' and '.join(f'{head} ({number(scores[head])})' for head in heads[1:])}"
     if above is None:
         return f"{text}."
-    share = f"{above} of {len(scores)} heads ({above / len(scores):.1%})"
+    share = f"{above} of {scores.n_scored} heads ({above / scores.n_scored:.1%})"
     return f"{text}; {share} {'is' if above == 1 else 'are'} above {cut:g}."
 
 

@@ -31,8 +31,9 @@ OWN = {
     "semantic_retrieval": {"max_new_tokens": 5},
     "retrieval_reasoning": {"max_new_tokens": 5},
     "lookback": {"max_new_tokens": 5},
+    # the estimate counts every prompt, and a random model answers none of them right
+    "function_vectors": {"right_only": False},
     "duo_gates": {"steps": 4, "batch_size": 1, "sink": 1, "recent": 8},
-    "attention_tracker": {"k": 0.0},
 }
 DECODING = ("retrieval", "semantic_retrieval", "retrieval_reasoning", "lookback")
 MADE = {
@@ -117,12 +118,22 @@ def test_costs_add_up_and_memory_does_not(tiny):
     assert costs.total(iter([one, costs.Cost(1, 5, 0.5, 7.0)])) == costs.Cost(3, 15, 1.5, 7.0)
 
 
-def test_positional_holds_q_and_k(tiny):
+def test_positional_holds_no_row(tiny):
     model, tokenizer = tiny
     prompts = standard.repeated(copies=1, times=2)(SIZES, tokenizer)
-    entry = registry.get("positional")
-    with_bands, without = (entry.cost(model, prompts, BATCH, {"bands": bands}) for bands in (8, 0))
-    assert with_bands.held_megabytes > 2 * without.held_megabytes
+    with counting(model) as found:
+        registry.get("positional").thing(model, prompts)
+    assert found["held"] == 0
+    assert registry.get("positional").cost(model, prompts, BATCH, {}).held_megabytes == 0
+
+
+def test_a_gate_is_a_pass_more(tiny):
+    model, tokenizer = tiny
+    prompts = standard.passages(SIZES, tokenizer)
+    plain, gated = costs.reading(), costs.gated(costs.reading())
+    one = plain(model, prompts, BATCH, {})
+    assert gated(model, prompts, BATCH, {}).forward_passes == 2 * one.forward_passes
+    assert gated(model, prompts, BATCH, {"right_only": False}) == one
 
 
 def test_arithmetic_by_hand(tiny):

@@ -47,8 +47,15 @@ METHODS = (
     Method("razor_induction", identify.razor_induction, "induction", ("weights", "data")),
     Method("razor_echo", identify.razor_echo, "echo", ("weights", "data")),
     Method("qrhead", qrhead, "documents", ("weights", "data")),
-    Method("qk_score", identify.qk_score, "options", ("weights", "data"), 0.6),
-    Method("qk_score_attention", partial(identify.qk_score, attention=True), "options", ("weights", "data"), 0.6),
+    # no planted head writes the letter of its option
+    Method("qk_score", partial(identify.qk_score, right_only=False), "options", ("weights", "data"), 0.6),
+    Method(
+        "qk_score_attention",
+        partial(identify.qk_score, attention=True, right_only=False),
+        "options",
+        ("weights", "data"),
+        0.6,
+    ),
     Method("positional", identify.positional, "previous_token"),
 )
 BY_NAME = {method.name: method for method in METHODS}
@@ -76,5 +83,8 @@ def random_prompts(kind: str, vocab: int, lengths: tuple[int, ...], seed: int = 
             "documents": {"documents": apart, "gold": apart[1:3], "query": (len(ids[-1]) - 3, len(ids[-1]))},
             "options": {"options": apart},
         }
+        if kind == "options":
+            for _, stop in apart:
+                ids[-1][stop - 1] = planted.END
         spans.append(jobs.get(kind, {"answer": (1, 2 * (n // 2))}))
     return Prompts.from_ids(ids, spans=spans, meta=[{"option": 1}] * len(ids))

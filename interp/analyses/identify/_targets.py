@@ -12,6 +12,8 @@ from interp.hooks.model.provenance import Provenance
 from interp.hooks.prompts.prompts import Prompt, Prompts
 from interp.hooks.read.capture import read
 from interp.hooks.read.keep import At, at
+from interp.hooks.read.visibility import Visibility, keys_by_query
+from interp.hooks.seam import tapping
 
 Targets = list[list[int]]
 """for each query position, the key positions that count; an empty list where the query does not count"""
@@ -79,6 +81,8 @@ def score_targets(
     `score[n l h] = mean over q with targets of sum over k in targets[q] of pattern[n l h q k]`. The extra "mul" [n l h]
     divides the same sum by the number of all queries, which is TransformerLens' "mul" measure.
 
+    A target outside of the window of a layer gives 0, and a prompt is NaN for a head that can see none of its targets.
+
     Args:
         model: A transformers causal language model, or a TransformerBridge over one.
         prompts: Prompts with at least one target each.
@@ -97,18 +101,22 @@ def score_targets(
     """
     values, whole = [], []
     made: list[tuple[At, Tensor]] = []
+    sight = Visibility()
 
     def keep(batch: Prompts) -> At:
         check_targets(batch, name, targets)
         keys, rows = table([targets(prompt) for prompt in batch])
+        sight.start(keys_by_query(keys))
         made.append((at(keys=keys, by_value=by_value, total=True), rows))
         return made[-1][0]
 
-    for batch, cap in read(model, prompts, keep, batch_size=batch_size, progress=name if progress else None):
-        wanted, rows = made.pop()
-        total = (cap[wanted].nan_to_num(0.0) * rows[:, None, None]).sum(-1)
-        values.append(total / rows.sum(1)[:, None, None])
-        whole.append(total / torch.tensor(batch.lengths)[:, None, None])
+    with tapping(model, sight):
+        for batch, cap in read(model, prompts, keep, batch_size=batch_size, progress=name if progress else None):
+            wanted, rows = made.pop()
+            total = (cap[wanted].nan_to_num(0.0) * rows[:, None, None]).sum(-1)
+            total = total.masked_fill(~sight.seen.any(-1), torch.nan)
+            values.append(total / rows.sum(1)[:, None, None])
+            whole.append(total / torch.tensor(batch.lengths)[:, None, None])
     return HeadScores(
         name=name,
         per_prompt=torch.cat(values),

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from interp.analyses import costs
 from interp.analyses.identify._detection import Detection
-from interp.analyses.identify._last_token import at_last
+from interp.analyses.identify._last_token import last_rows
 from interp.analyses.identify._spread import spread
 from interp.analyses.registry import analysis
 from interp.analyses.results.head_scores import HeadScores
@@ -16,7 +16,7 @@ from interp.analyses.tasks import standard
 from interp.errors import PromptError, UsageError
 from interp.hooks.model.heads import HeadLayout, HeadSet
 from interp.hooks.model.provenance import Provenance
-from interp.hooks.prompts.prompts import Prompts
+from interp.hooks.prompts.prompts import Prompt, Prompts
 from interp.hooks.read.keep import mass
 
 SPANS = mass("instruction", "data")
@@ -31,9 +31,9 @@ __all__ = ["attention_tracker", "detect", "focus", "focus_by_head"]
     order=18,
     prompts=standard.injection,
     paired=True,
+    # the spread of a head is that of all prompts, so batches of them could not be joined
+    joint=True,
     own_prompts=False,
-    # with k above 0 the spread of a head is that of all prompts, and batches could not be joined
-    run_settings={"k": 0.0},
     cost=costs.reading(SPANS, queries=1),
 )
 def attention_tracker(
@@ -53,7 +53,8 @@ def attention_tracker(
     (std_normal + std_attacked)`, with the population std over prompts, a constant of the head. Its mean over the pairs
     n is the paper's candidate score, and a head above 0 is important. Intervals are those of the mean at that spread.
 
-    f is NaN where a_I + a_D < 1e-3. A head for which fewer than half of the pairs count is NaN.
+    f is NaN where a_I + a_D < 1e-3, or the window of a layer hides a span from the last token. A head for which fewer
+    than half of the pairs count is NaN.
 
     Args:
         model: A transformers causal language model, or a TransformerBridge over one.
@@ -128,7 +129,7 @@ def focus_by_head(
 ) -> Float[Tensor, "n l h"]:
     """Share of its attention to both spans that the last token of a prompt keeps on the instruction, by head.
 
-    `focus[n l h] = a_I / (a_I + a_D)`, as for `attention_tracker`; NaN where a_I + a_D < 1e-3.
+    `focus[n l h] = a_I / (a_I + a_D)`, as for `attention_tracker`; NaN where a_I + a_D < 1e-3 or a window hides a span.
 
     Args:
         model: A transformers causal language model, or a TransformerBridge over one.
@@ -144,9 +145,17 @@ def focus_by_head(
     """
     for span in SPANS.spans:
         prompts.span(str(span))
-    both = at_last(model, prompts, SPANS, batch_size=batch_size, progress="attention tracker" if progress else None)
-    total = both.sum(-1)
-    return (both[..., 0] / total).masked_fill(total < MIN_MASS, torch.nan)
+    title, parts = "attention tracker" if progress else None, []
+    for _, both, seen in last_rows(model, prompts, SPANS, keys=_ends, batch_size=batch_size, progress=title):
+        total = both.sum(-1)
+        # a head whose window hides the instruction did not turn away from it
+        parts.append((both[..., 0] / total).masked_fill((total < MIN_MASS) | ~seen.all(-1), torch.nan))
+    return torch.cat(parts)
+
+
+def _ends(prompt: Prompt) -> list[int]:
+    """The last tokens of both spans, which a window hides last."""
+    return [prompt.spans[str(span)][-1][1] - 1 for span in SPANS.spans]
 
 
 def focus(model: nn.Module, prompts: Prompts, heads: Any, *, batch_size: int = 8) -> Float[Tensor, "n"]:

@@ -1,6 +1,7 @@
 """Function vectors: heads whose output at the last token carries the task that the examples of a prompt show."""
 
 from dataclasses import replace
+from itertools import compress
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from tqdm.auto import tqdm
 
 from interp.analyses import costs
 from interp.analyses.causal.sweep import Batch, Cell
+from interp.analyses.identify._gate import predicts
 from interp.analyses.identify._last_token import at_last
 from interp.analyses.measures.continuations import Options
 from interp.analyses.registry import analysis
@@ -20,7 +22,7 @@ from interp.hooks.edit.ablation import Intervention, ReferenceOutputs
 from interp.hooks.model.heads import HeadLayout, HeadSet
 from interp.hooks.model.layers import attention_layers, projection_name, unwrap
 from interp.hooks.model.provenance import Provenance
-from interp.hooks.prompts.prompts import Prompts
+from interp.hooks.prompts.prompts import Prompt, Prompts
 from interp.hooks.read import keep as keeps
 
 __all__ = ["function_vector", "function_vectors"]
@@ -36,13 +38,14 @@ ANSWER = "id of the answer"
     paired=True,
     partners_first=True,
     own_prompts=False,
-    cost=costs.patching_means(),
+    cost=costs.gated(costs.patching_means(), side=1),
 )
 def function_vectors(
     model: nn.Module,
     clean: Prompts,
     shuffled: Prompts,
     *,
+    right_only: bool = True,
     batch_size: int = 4,
     rows: int | None = None,
     seed: int = 0,
@@ -53,23 +56,30 @@ def function_vectors(
     This is the causal indirect effect.
 
     `zbar[l h d] = mean over the clean prompts of a relation of z[n l h d]` at the last token, and y is the first token
-    of meta["right"]. `score[n l h] = P(y | shuffled prompt n, z of the head at its last token := zbar) - P(y | shuffled
-    prompt n)`.
+    of the first text in meta "right". `score[n l h] = P(y | shuffled prompt n, z of the head at its last token := zbar)
+    - P(y | shuffled prompt n)`.
 
-    There is one forward pass for each prompt and head, from the head's layer on; many run side by side.
+    The model has to do the task: the mean is over the clean prompts whose most probable next token is y. A shuffled
+    prompt counts where its clean twin, the prompt with the same meta "id", is one of them. Without a twin it counts
+    where any clean prompt of its relation is. The others are NaN, and where none counts, no head has a score.
+
+    There is one forward pass for each prompt that counts and each head, from the head's layer on; many run side by
+    side.
 
     Args:
         model: A transformers causal language model, or a TransformerBridge over one.
         clean: Few-shot prompts, such as `tasks.relations`. Meta "relation" names the group whose mean is taken. They
             may be the twins of the shuffled prompts, or others, of any number.
         shuffled: Few-shot prompts whose answers are shuffled, such as `tasks.relations(shuffled=True)`.
+        right_only: Use only the clean prompts that the model answers right, and their twins; False uses all.
         batch_size: Number of shuffled prompts that are read together.
         rows: Number of rows of a forward pass; by default as many as fit into the free memory.
         seed: Seed of the intervals.
         progress: Show a progress bar.
 
     Returns:
-        HeadScores: float32 `per_prompt [n l h]`, in probability. The extra "patched" is the first of the two terms.
+        HeadScores: float32 `per_prompt [n l h]`, in probability; NaN where the prompt does not count. The extra
+            "patched" is the first of the two terms.
 
     Raises:
         PromptError: If there are no prompts, a relation has no clean prompts, or a prompt has no answer.
@@ -80,10 +90,12 @@ def function_vectors(
         torch.Size([2, 2, 4])
 
     Source:
-        Todd et al. 2310.15213; averaged over prompts and relations as there.
+        Todd et al. 2310.15213, by the released code: the first token of the answer, means and effects on prompts that
+        the model answers right, averaged over prompts and relations.
 
     Differs:
-        Uses the first token of the answer, other relations, and fewer prompts.
+        Uses lists of words of this project, and as many prompts as given, where the code has 25 clean and 25 shuffled
+        ones with 10 examples for each data set. The twins share their examples; the code draws them anew.
 
     Limits:
         Does not show that heads need each other, nor that a head carries the task rather than the kind of word that the
@@ -94,17 +106,20 @@ def function_vectors(
             f"{len(clean)} clean and {len(shuffled)} shuffled prompts are too few; give at least one of each."
         )
     layout = HeadLayout.of(model)
-    answers = [ids[0][0] for ids in Options.of(shuffled).ids]
-    items = tuple(
-        replace(prompt, meta={**prompt.meta, ANSWER: answer}) for prompt, answer in zip(shuffled, answers, strict=True)
-    )
-    means = _means(model, clean, batch_size)
-    if missing := sorted({_relation(prompt) for prompt in shuffled} - set(means)):
+    answers = _answers(shuffled)
+    if missing := sorted({_relation(prompt) for prompt in shuffled} - {_relation(prompt) for prompt in clean}):
         raise PromptError(
             f"no clean prompt has the relation {missing[0]!r} of a shuffled one; give clean prompts of each relation."
         )
+    right = predicts(model, clean, _answers(clean), batch_size).tolist() if right_only else [True] * len(clean)
+    means = _means(model, replace(clean, items=tuple(compress(clean, right))), batch_size)
+    counts = [_counts(prompt, clean, right) for prompt in shuffled]
+    items = tuple(
+        replace(prompt, meta={**prompt.meta, ANSWER: answer})
+        for prompt, answer in compress(zip(shuffled, answers, strict=True), counts)
+    )
     heads = layout.all()
-    patched, before = [], []
+    patched, before = [torch.empty(0, layout.layers, layout.heads)], [torch.empty(0)]
     bar = tqdm(total=len(items), desc="function vectors", disable=not progress, delay=2, leave=False)
     for batch in replace(shuffled, items=items).batches(batch_size):
         change = Intervention("patch", reference=batch)
@@ -120,13 +135,16 @@ def function_vectors(
         before.append(_of_answer(reader.logits, batch).cpu())
         bar.update(len(batch))
     bar.close()
-    after = torch.cat(patched)
+    after = torch.full((len(shuffled), layout.layers, layout.heads), torch.nan)
+    effects, used = after.clone(), torch.tensor(counts)
+    after[used] = torch.cat(patched)
+    effects[used] = after[used] - torch.cat(before)[:, None, None]
     return HeadScores(
         name="function_vectors",
-        per_prompt=after - torch.cat(before)[:, None, None],
+        per_prompt=effects,
         unit="probability",
         kv_heads=layout.kv_heads,
-        settings={"clean": clean.fingerprint()},
+        settings={"clean": clean.fingerprint(), "right_only": right_only},
         provenance=Provenance.of(model, clean.tokenizer, seed=seed),
         extras={"patched": after},
         seed=seed,
@@ -193,9 +211,24 @@ def _of_answer(logits: Float[Tensor, "r v"], prompts: Prompts) -> Float[Tensor, 
     return logits.softmax(-1).gather(1, ids[:, None])[:, 0]
 
 
+def _answers(prompts: Prompts) -> list[int]:
+    """The first token of the right answer of each prompt."""
+    return [ids[0][0] for ids in Options.of(prompts).ids]
+
+
+def _counts(prompt: Prompt, clean: Prompts, right: list[bool]) -> bool:
+    """Whether the model does the task of a shuffled prompt: in its clean twin, else in any prompt of its relation."""
+    pairs = list(zip(clean, right, strict=True))
+    own = prompt.meta.get("id")
+    twins = [yes for other, yes in pairs if own is not None and other.meta.get("id") == own]
+    return any(twins or [yes for other, yes in pairs if _relation(other) == _relation(prompt)])
+
+
 def _means(model: nn.Module, clean: Prompts, batch_size: int) -> dict[str, Float[Tensor, "l h d"]]:
     """Mean z at the last token of the prompts of each relation."""
     kinds = [_relation(prompt) for prompt in clean]
+    if not kinds:
+        return {}
     z = at_last(model, clean, keeps.z(), batch_size=batch_size)
     return {kind: z[[other == kind for other in kinds]].mean(0) for kind in dict.fromkeys(kinds)}
 

@@ -52,8 +52,9 @@ def induction(
         progress: Show a progress bar.
 
     Returns:
-        HeadScores: float32 `per_prompt [n l h]`, in shares of attention (0 to 1). The extra "mul" [n l h] divides by
-            the number of all queries, which is TransformerLens' "mul" measure.
+        HeadScores: float32 `per_prompt [n l h]`, in shares of attention (0 to 1); NaN where the window of a layer hides
+            every target of a prompt. The extra "mul" [n l h] divides by the number of all queries, which is
+            TransformerLens' "mul" measure.
 
     Raises:
         PromptError: If a prompt repeats no token.

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from interp.analyses import costs
-from interp.analyses.identify._replies import REPLY_TOKENS
+from interp.analyses.identify._replies import REPLY_TOKENS, span_keys
 from interp.analyses.registry import analysis
 from interp.analyses.results.head_scores import HeadScores
 from interp.analyses.tasks import standard
@@ -18,7 +18,9 @@ from interp.hooks.model.heads import HeadLayout
 from interp.hooks.model.provenance import Provenance
 from interp.hooks.prompts.prompts import Prompt, Prompts
 from interp.hooks.read.capture import read
-from interp.hooks.read.keep import mass
+from interp.hooks.read.keep import Mass, mass
+from interp.hooks.read.visibility import Visibility
+from interp.hooks.seam import tapping
 
 CONTEXT, REPLY = "context of the lookback", "reply so far"
 """names of the two spans"""
@@ -67,7 +69,8 @@ def lookback(
         progress: Show a progress bar.
 
     Returns:
-        HeadScores: float32 `per_prompt [n l h]`, from 0 to 1; NaN for a reply of fewer than two tokens.
+        HeadScores: float32 `per_prompt [n l h]`, from 0 to 1; NaN for a reply of fewer than two tokens, and where the
+            window of a layer hides the context from the whole reply.
 
     Raises:
         PromptError: If replies and prompts differ in number.
@@ -129,7 +132,8 @@ def lookback_features(
         progress: Show a progress bar.
 
     Returns:
-        Tensor: Float [n l h t], where t counts the tokens of the reply; NaN at t = 0 and past the end of a reply.
+        Tensor: Float [n l h t], where t counts the tokens of the reply; NaN at t = 0, past the end of a reply,
+            and where the window of a layer hides the context from the whole reply.
 
     Raises:
         PromptError: If replies and prompts differ in number.
@@ -149,17 +153,24 @@ def lookback_features(
     items = tuple(_with_reply(prompts[number], replies[number], context) for number in numbers)
     title = "lookback" if progress else None
     at = iter(numbers)
-    for batch, cap in read(
-        model, replace(prompts, items=items), keep, queries=REPLY, batch_size=batch_size, progress=title
-    ):
-        both = cap[keep]
-        steps = both.shape[3]
-        sizes = torch.tensor([sum(stop - start for start, stop in prompt.spans[CONTEXT]) for prompt in batch])
-        context_mean = both[..., 0] / sizes[:, None, None, None]
-        reply_mean = both[..., 1] / torch.arange(1, steps + 1)
-        ratio = context_mean / (context_mean + reply_mean)
-        for row in ratio:
-            found[next(at), :, :, 1 : steps + 1] = row
+    sight = Visibility()
+
+    def kept(batch: Prompts) -> Mass:
+        sight.start(span_keys(batch, CONTEXT, first=REPLY))
+        return keep
+
+    with tapping(model, sight):
+        for batch, cap in read(
+            model, replace(prompts, items=items), kept, queries=REPLY, batch_size=batch_size, progress=title
+        ):
+            both = cap[keep]
+            steps = both.shape[3]
+            sizes = torch.tensor([sum(stop - start for start, stop in prompt.spans[CONTEXT]) for prompt in batch])
+            context_mean = both[..., 0] / sizes[:, None, None, None]
+            reply_mean = both[..., 1] / torch.arange(1, steps + 1)
+            ratio = (context_mean / (context_mean + reply_mean)).masked_fill(~sight.seen.any(-1)[..., None], torch.nan)
+            for row in ratio:
+                found[next(at), :, :, 1 : steps + 1] = row
     return found
 
 

@@ -2,7 +2,7 @@
 
 import inspect
 import sys
-from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,7 +10,6 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from interp.analyses import costs
-from interp.analyses.identify._spread import spread
 from interp.analyses.registry import analysis
 from interp.analyses.results.head_scores import HeadScores
 from interp.analyses.tasks import standard
@@ -19,19 +18,18 @@ from interp.hooks.model.heads import HeadLayout
 from interp.hooks.model.layers import attention_layers, unwrap
 from interp.hooks.model.provenance import Provenance
 from interp.hooks.prompts.prompts import Prompts
-from interp.hooks.read import keep as keeps
-from interp.hooks.read.capture import read
+from interp.hooks.read.attention_calls import AttentionCallTap, read_attention_calls
+from interp.hooks.read.visibility import visible_at
+from interp.hooks.seam import ReadRequest, Site
+from interp.kernels.contract import At
 
 MAX_OFFSET = 8
 """largest number of tokens that a head can look back"""
 N_BANDS = 8
 """default number of fastest frequencies"""
-OFFSETS = keeps.at(*range(0, -MAX_OFFSET - 1, -1))
-
-
-def _streams(prompts: Prompts, settings: Mapping[str, Any]) -> tuple[keeps.Keep, ...]:
-    """Keeps that the extra "band" needs, from which its cost follows."""
-    return (keeps.q(), keeps.k()) if settings.get("bands", N_BANDS) else ()
+BACK = tuple(range(0, -MAX_OFFSET - 1, -1))
+N_POSITIONS = 4096
+"""number of positions whose norms are computed at once"""
 
 
 @analysis(
@@ -39,7 +37,7 @@ def _streams(prompts: Prompts, settings: Mapping[str, Any]) -> tuple[keeps.Keep,
     group="attention patterns",
     order=8,
     prompts=standard.repeated(copies=1, times=2),
-    cost=costs.reading(OFFSETS, _streams),
+    cost=costs.reading(),
 )
 def positional(
     model: nn.Module,
@@ -52,15 +50,16 @@ def positional(
 ) -> HeadScores:
     """Score each head by its mean attention to the key at the best fixed distance.
 
-    `offsets[n l h delta] = mean over q >= delta of pattern[n l h q q-delta]`, and
-    `score[n l h] = max over delta in 0..8 of offsets[n l h delta]`.
+    `offsets[n l h delta] = mean over q >= delta of pattern[n l h q q-delta]`, and `score[n l h] = max over delta in
+    0..8 of offsets[n l h delta]`. A distance that the window of a layer does not reach is NaN.
+
+    Each layer is averaged when its attention runs, so that the memory does not grow with the layers.
 
     Args:
         model: A transformers causal language model, or a TransformerBridge over one.
         prompts: Prompts of random tokens, such as `tasks.repeated(copies=1)`, in which a head can only look for a
             position. On text, a head that looks for the nearest words scores too.
-        bands: Number of fastest frequencies in the extra "band"; 0 leaves it out, and with it the reading of q and k,
-            which takes memory.
+        bands: Number of fastest frequencies in the extra "band"; 0 leaves it out, and with it the reading of q and k.
         batch_size: Number of prompts per forward pass.
         seed: Seed of the intervals.
         progress: Show a progress bar.
@@ -96,27 +95,13 @@ def positional(
             f"bands={bands} is negative; give how many of the fastest frequencies to count, or 0 for none."
         )
     rotated = pairs_of_dimensions(model) if bands else None
-    keep = OFFSETS
-    streams = [] if rotated is None else [keeps.q(), keeps.k()]
-    found = {"offsets": [], "delta": [], "std": [], "band": []}
-    for _, cap in read(
-        model, prompts, [keep, *streams], batch_size=batch_size, progress="positional" if progress else None
-    ):
-        back = cap[keep]
-        early = torch.arange(back.shape[3])[:, None] < torch.arange(MAX_OFFSET + 1)
-        back = back.masked_fill(early, torch.nan)
-        mean = back.nanmean(3)
-        # a shorter prompt has no such distance
-        delta = mean.nan_to_num(-1.0).argmax(-1)
-        best = back.gather(-1, delta[:, :, :, None, None].expand(*back.shape[:4], 1))[..., 0]
-        found["offsets"].append(mean)
-        found["delta"].append(delta)
-        found["std"].append(spread(best, 3))
-        if rotated is None:
-            found["band"].append(torch.full(delta.shape, torch.nan))
-        else:
-            found["band"].append(_band(cap[keeps.q()], cap[keeps.k()], rotated, bands))
-    extras = {name: torch.cat(parts) for name, parts in found.items()}
+    title = "positional" if progress else None
+    extras = read_attention_calls(
+        model, prompts, lambda: _Reader(rotated, bands), batch_size=batch_size, progress=title
+    )
+    # a shorter prompt or window has no such distance
+    extras["delta"] = extras["offsets"].nan_to_num(-1.0).argmax(-1)
+    extras["std"] = extras["std"].gather(-1, extras["delta"][..., None])[..., 0]
     if unrotated := [at for at, module in attention_layers(model).items() if not getattr(module, "use_rope", True)]:
         extras["band"][:, unrotated] = torch.nan
     return HeadScores(
@@ -169,11 +154,52 @@ def pairs_of_dimensions(model: Any) -> Int[Tensor, "m 2"] | None:
     return torch.tensor(sorted(pairs, key=lambda pair: -pairs[pair])) if pairs else None
 
 
-def _band(
-    q: Float[Tensor, "b l h q d"], k: Float[Tensor, "b l g q d"], pairs: Int[Tensor, "m 2"], bands: int
-) -> Float[Tensor, "b l h"]:
-    """Share of the fastest pairs in the largest score that all pairs together can give."""
-    sizes = [x.float()[..., pairs].norm(dim=-1) for x in (q, k)]
-    own = sizes[1].repeat_interleave(q.shape[2] // k.shape[2], 2)
-    each = (sizes[0] * own).nanmean(3)
-    return each[..., :bands].sum(-1) / each.sum(-1)
+@dataclass(eq=False)
+class _Reader(AttentionCallTap):
+    """Averages each layer over its queries as its attention call passes, so that no row is held."""
+
+    pairs: Int[Tensor, "m 2"] | None
+    bands: int
+
+    def want(self, site: Site) -> ReadRequest | None:
+        band = torch.full(site.call.q.shape[:2], torch.nan)
+        if self.pairs is not None:
+            mean = _mean_norms(site, self.pairs)
+            band = mean[..., : self.bands].sum(-1) / mean.sum(-1)
+        self.found[site.layer] = {"band": band.float().cpu()}
+        columns = _back(site)
+        columns = torch.where(columns >= site.first[:, None, None], columns, -1)
+        return ReadRequest((At(columns),))
+
+    def take(self, site: Site, want: ReadRequest, values: tuple[Any, ...]) -> None:
+        columns = _back(site)
+        rows = torch.arange(columns.shape[1], device=columns.device)
+        counts = ((columns >= site.first[:, None, None]) & (columns >= 0))[:, None]
+        seen = visible_at(site.call, rows, columns).any(2)
+        (back,), total = values, counts.sum(2)
+        mean = (back * counts).sum(2) / total
+        std = (((back - mean[:, :, None]) * counts).square().sum(2) / total).sqrt()
+        hidden = ~seen.expand(mean.shape)
+        found = {name: x.masked_fill(hidden, torch.nan).float().cpu() for name, x in (("offsets", mean), ("std", std))}
+        self.found[site.layer] |= found
+
+
+def _back(site: Site) -> Int[Tensor, "b q n"]:
+    """Columns of the keys at distances 0 to 8 from each query, before the prompt included."""
+    rows = site.call.rows
+    return (rows[:, None] + torch.tensor(BACK, device=rows.device)).expand(len(site.first), -1, -1)
+
+
+def _mean_norms(site: Site, pairs: Int[Tensor, "m 2"]) -> Float[Tensor, "b h m"]:
+    """`u[b h m] = mean over positions of |q_m| |k_m|`, some positions at a time."""
+    call, pairs = site.call, pairs.to(site.call.q.device)
+    b, h, g, n, _ = call.sizes
+    k = call.k[:, :, -n:]
+    live = (call.rows >= site.first[:, None]).to(torch.float64)
+    total = torch.zeros(b, h, len(pairs), dtype=torch.float64, device=pairs.device)
+    for start in range(0, n, N_POSITIONS):
+        part = slice(start, start + N_POSITIONS)
+        q_norm, k_norm = (x[:, :, part].detach().float()[..., pairs].norm(dim=-1) for x in (call.q, k))
+        both = q_norm * k_norm.repeat_interleave(h // g, 1)
+        total += torch.einsum("bhqm,bq->bhm", both.double(), live[:, part])
+    return total / live.sum(1)[:, None, None]

@@ -18,6 +18,8 @@ from interp.hooks.model.provenance import Provenance
 from interp.hooks.prompts.prompts import Prompt, Prompts
 from interp.hooks.read.capture import read
 from interp.hooks.read.keep import Columns, columns
+from interp.hooks.read.visibility import Visibility, keys_from
+from interp.hooks.seam import tapping
 
 NDCG_DEPTH = 10
 """number of documents in nDCG"""
@@ -60,7 +62,8 @@ def qrhead(
         progress: Show a progress bar.
 
     Returns:
-        HeadScores: float32 `per_prompt [n l h]`. The extra "documents" is doc, Float [n l h s].
+        HeadScores: float32 `per_prompt [n l h]`; NaN where the window of a layer hides the "gold" documents from the
+            query, and for "ndcg" any document. The extra "documents" is doc, Float [n l h s].
 
     Raises:
         PromptError: If partners differ in their documents.
@@ -89,15 +92,17 @@ def qrhead(
         raise UsageError(f"unknown metric {metric!r}; choose from 'score', 'ndcg'.")
     _check(prompts, null)
     found = [
-        _received(model, side, batch_size, title if progress else None)
+        _received(model, side, prompts, batch_size, title if progress else None)
         for side, title in ((prompts, "qrhead"), (null, "qrhead, null query"))
     ]
-    rows = zip(prompts, *found, strict=True)
-    documents = [_by_document(mine - other, prompt.spans["documents"]) for prompt, mine, other in rows]
-    parts = []
-    for prompt, doc in zip(prompts, documents, strict=True):
+    documents, parts = [], []
+    for prompt, (mine, seen), (other, _) in zip(prompts, *found, strict=True):
+        doc = _by_document(mine - other, prompt.spans["documents"])
         gold = [prompt.spans["documents"].index(place) for place in prompt.spans["gold"]]
-        parts.append(doc[..., gold].sum(-1) if metric == "score" else _ndcg(doc, gold))
+        score = doc[..., gold].sum(-1) if metric == "score" else _ndcg(doc, gold)
+        wanted = seen[..., gold].any(-1) if metric == "score" else seen.all(-1)
+        parts.append(score.masked_fill(~wanted, torch.nan))
+        documents.append(doc.masked_fill(~seen, torch.nan))
     most = max(doc.shape[-1] for doc in documents)
     wide = [nn.functional.pad(doc, (0, most - doc.shape[-1]), value=torch.nan) for doc in documents]
     return HeadScores(
@@ -132,20 +137,30 @@ def _ndcg(doc: Float[Tensor, "l h s"], gold: Sequence[int]) -> Float[Tensor, "l 
     return (hit * gain).sum(-1) / gain[: len(gold)].sum()
 
 
-def _received(model: nn.Module, prompts: Prompts, batch_size: int, title: str | None) -> list[Tensor]:
-    """Attention that each token up to the end of the last document receives from the query, mean over its rows; [l h k]
-    each."""
+def _received(
+    model: nn.Module, prompts: Prompts, marked: Prompts, batch_size: int, title: str | None
+) -> list[tuple[Tensor, Tensor]]:
+    """Attention that each token up to the end of the last document receives from the query, mean over its rows, [l h k]
+    each; and whether the query can see the documents that `marked` marks, Bool [l h s]."""
     made: list[Columns] = []
+    sight, numbers = Visibility(), iter(range(len(prompts)))
 
     def keep(batch: Prompts) -> Columns:
+        # the end of a document is what a window hides last
+        ends = [[stop - 1 for _, stop in marked[next(numbers)].spans["documents"]] for _ in batch]
+        sight.start(keys_from([prompt.spans["query"][0][0] for prompt in batch], ends))
         rows = batch.span_mask("query").float()
         made.append(columns("sum", rows / rows.sum(1, keepdim=True)))
         return made[-1]
 
-    found = []
-    for batch, cap in read(model, prompts, keep, queries="query", batch_size=batch_size, progress=title):
-        received = cap[made.pop()]
-        found += [received[b, :, :, : _end(prompt)].clone() for b, prompt in enumerate(batch)]
+    found, marks = [], iter(marked)
+    with tapping(model, sight):
+        for batch, cap in read(model, prompts, keep, queries="query", batch_size=batch_size, progress=title):
+            received, seen = cap[made.pop()], sight.seen
+            for b in range(len(batch)):
+                prompt = next(marks)
+                own = seen[b, :, :, : len(prompt.spans["documents"])]
+                found.append((received[b, :, :, : _end(prompt)].clone(), own))
     return found
 
 

@@ -46,7 +46,8 @@ def razor_echo(
 
     Returns:
         HeadScores: float32 `per_prompt [n l h]`, in shares of attention. A perfect head scores 1 with two copies and
-            0.5 with four, since pairs are averaged, not summed over a query.
+            0.5 with four, since pairs are averaged, not summed over a query. NaN where the window of a layer hides
+            all copies; a pair that it hides counts as 0.
 
     Raises:
         PromptError: If the spans of a prompt mark no copies.

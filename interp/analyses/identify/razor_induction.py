@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import torch
 from torch import nn
 
 from interp.analyses import costs
@@ -50,7 +51,8 @@ def razor_induction(
 
     Returns:
         HeadScores: float32 `per_prompt [n l h]`, in shares of attention. A perfect head scores 1 with two copies and
-            0.5 with four, since pairs are averaged, not summed over a query.
+            0.5 with four, since pairs are averaged, not summed over a query. NaN where the window of a layer hides
+            all copies; a pair that it hides counts as 0.
 
     Raises:
         PromptError: If the spans of a prompt mark no copies.
@@ -83,8 +85,8 @@ def razor_protected(
     """Choose the heads whose whole cache RazorAttention keeps: the first by induction, and the first by echo.
 
     `group[l g] = max over the query heads h of kv head g of score[l h]`. Of all n kv heads of the model, round(share *
-    n) are taken from each ranking, at least one, and ties go to the earlier head. All query heads of these are
-    returned.
+    n) are taken from each ranking, at least one, and ties go to the earlier head. Heads without a score are left
+    out. All query heads of the others are returned.
 
     Args:
         induction: Scores of `razor_induction`.
@@ -132,6 +134,7 @@ def razor_protected(
         best = scores.by_group(layout.kv_heads).flatten()
         count = max(1, round(part * len(best)))
         first = best.sort(descending=True, stable=True).indices[:count].tolist()
-        groups |= HeadSet(tuple(Head(*divmod(i, layout.kv_heads)) for i in first))
+        # a layer whose window hides all copies has no score, and keeps no more than its window anyway
+        groups |= HeadSet(tuple(Head(*divmod(i, layout.kv_heads)) for i in first if best[i] > -torch.inf))
     each = layout.heads // layout.kv_heads
     return HeadSet(tuple(Head(layer, group * each + i) for layer, group in groups for i in range(each)))

@@ -4,11 +4,12 @@ from dataclasses import replace
 from typing import Literal
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor, nn
 
 from interp.analyses import costs
 from interp.analyses.causal import controls
-from interp.analyses.identify._replies import REPLY_TOKENS, answer, counted, decoded, one_place
+from interp.analyses.identify._replies import REPLY_TOKENS, answer, counted, decoded, one_place, span_keys
 from interp.analyses.registry import analysis
 from interp.analyses.results.head_scores import HeadScores
 from interp.analyses.tasks import standard
@@ -18,7 +19,9 @@ from interp.hooks.model.heads import HeadLayout
 from interp.hooks.model.provenance import Provenance
 from interp.hooks.prompts.prompts import Prompt, Prompts
 from interp.hooks.read.capture import Capture, read
-from interp.hooks.read.keep import top_keys
+from interp.hooks.read.keep import TopKeys, top_keys
+from interp.hooks.read.visibility import Visibility
+from interp.hooks.seam import tapping
 
 TOP = top_keys(1)
 
@@ -73,7 +76,8 @@ def retrieval(
         progress: Show a progress bar.
 
     Returns:
-        HeadScores: float32 `per_prompt [n l h]`, in copied tokens per answer token.
+        HeadScores: float32 `per_prompt [n l h]`, in copied tokens per answer token; NaN where the reply lacks the
+            answer, or the window of a layer hides the answer from every query of the reply.
 
     Raises:
         SpanError: If a prompt has no span "answer", or has it in several places; such a prompt is never scored as 0.
@@ -91,7 +95,9 @@ def retrieval(
     Differs:
         The answer's tokens are located by exact character offsets, where the released code searches for similar tokens.
         `tasks.needle` uses the chat template of any tokenizer that has one, where the released code uses it for two
-        models. A reply has at most 32 new tokens (20 in a run, see `--reply-tokens`) instead of 50.
+        models. The reply is begun: `tasks.needle` ends with the first words of the answer's sentence, where the
+        released code ends with the question, so that the model copies from its first new token on. A reply has at most
+        32 new tokens (20 in a run, see `--reply-tokens`) instead of 50.
 
     Limits:
         Does not show that the model needs the head; run an ablation test for that. Does not find heads that retrieve
@@ -105,21 +111,13 @@ def retrieval(
     parts = []
     if form == "decode":
         title = "retrieval" if progress else None
-        steps = decoded(model, prompts, TOP, max_new_tokens=max_new_tokens, batch_size=batch_size, progress=title)
-        for batch, cap, replies in steps:
-            parts += _hits(batch, cap, replies, count, recall)
-    else:
-        longer = replace(prompts, items=tuple(_with_answer(prompt) for prompt in prompts))
-        chosen = read(
-            model,
-            longer,
-            TOP,
-            batch_size=batch_size,
-            queries="forced",
-            progress="retrieval" if progress else None,
+        steps = decoded(
+            model, prompts, TOP, spans=("answer",), max_new_tokens=max_new_tokens, batch_size=batch_size, progress=title
         )
-        for batch, cap in chosen:
-            parts += _hits(batch, cap, [Reply(answer(prompt), "") for prompt in batch], count, None)
+        for batch, cap, replies, seen in steps:
+            parts += _hits(batch, cap, replies, count, recall, seen["answer"])
+    else:
+        parts = _forced(model, prompts, count, batch_size, "retrieval" if progress else None)
     return HeadScores(
         name="retrieval" if form == "decode" else "retrieval_forced",
         per_prompt=torch.stack(parts),
@@ -133,13 +131,31 @@ def retrieval(
     )
 
 
+def _forced(model: nn.Module, prompts: Prompts, count: str, batch_size: int, progress: str | None) -> list[Tensor]:
+    """Scores [l h] of each prompt with the answer's own tokens in place of a reply."""
+    longer, sight = replace(prompts, items=tuple(_with_answer(prompt) for prompt in prompts)), Visibility()
+
+    def keep(batch: Prompts) -> TopKeys:
+        sight.start(span_keys(batch, "answer", first="forced"))
+        return TOP
+
+    parts = []
+    with tapping(model, sight):
+        for batch, cap in read(model, longer, keep, batch_size=batch_size, queries="forced", progress=progress):
+            replies = [Reply(answer(prompt), "") for prompt in batch]
+            parts += _hits(batch, cap, replies, count, None, sight.seen.any(-1))
+    return parts
+
+
 def _with_answer(prompt: Prompt) -> Prompt:
     # the last answer token is predicted, never a query
     ids = prompt.ids + answer(prompt)[:-1]
     return replace(prompt, ids=ids, spans={**prompt.spans, "forced": ((len(prompt.ids) - 1, len(ids)),)})
 
 
-def _hits(batch: Prompts, cap: Capture, replies: list[Reply], count: str, recall: float | None) -> list[Tensor]:
+def _hits(
+    batch: Prompts, cap: Capture, replies: list[Reply], count: str, recall: float | None, seen: Bool[Tensor, "b l h"]
+) -> list[Tensor]:
     keys = cap[TOP].keys[..., 0]
 
     def score(b: int, prompt: Prompt, reply: Reply) -> Tensor:
@@ -155,4 +171,4 @@ def _hits(batch: Prompts, cap: Capture, replies: list[Reply], count: str, recall
         pasted = (hit[..., None] & (ids[..., None] == wanted)).any(-2)
         return pasted.sum(-1) / len(wanted)
 
-    return counted(batch, replies, recall, score)
+    return counted(batch, replies, recall, score, seen)

@@ -65,9 +65,10 @@ def retrieval_reasoning(
         progress: Show a progress bar.
 
     Returns:
-        HeadScores: float32 `per_prompt [n l h]`, in attention per answer token. The extra "distractor" is the same for
-            the tokens of the prompt's span "distractor", NaN without one; a head that distinguishes the right fact from
-            others scores low there.
+        HeadScores: float32 `per_prompt [n l h]`, in attention per answer token; NaN where the reply lacks the answer,
+            or the window of a layer hides the span from every query of the reply. The extra "distractor" is the same
+            for the tokens of the prompt's span "distractor", NaN without one; a head that distinguishes the right fact
+            from others scores low there.
 
     Raises:
         SpanError: If a prompt has no such span or no "answer", or has it in several places.
@@ -80,11 +81,14 @@ def retrieval_reasoning(
         torch.Size([1, 2, 4])
 
     Source:
-        HeadKV-R2, Fu et al. (ICLR 2025), by the released code.
+        HeadKV-R2, Fu et al. (ICLR 2025), by the released code: attention on the span without a comparison of tokens, as
+        many steps as the answer has tokens, and K the number of span tokens.
 
     Differs:
-        There is no factor of 10 and no second division by the number of answer tokens, which only rescale a prompt. A
-        prompt counts by ROUGE-1 recall, not by a QA F1 score. The needles hold no chain of facts to reason over.
+        The code multiplies by 10 and divides by the number of answer tokens as well, which rescales each prompt. It
+        counts a prompt by a QA F1 score above 0.5 in place of ROUGE-1 recall, takes all K of a long span, and marks a
+        sentence with the facts to reason from, where the span is the answer here. The reply is begun: `tasks.needle`
+        ends with the first words of the answer's sentence, where the code ends with "Answer:".
 
     Limits:
         Does not show that the head reasons; only attention on the answer is measured.
@@ -99,8 +103,11 @@ def retrieval_reasoning(
         return made[-1]
 
     title = "retrieval_reasoning" if progress else None
-    steps = decoded(model, prompts, keep, max_new_tokens=max_new_tokens, batch_size=batch_size, progress=title)
-    for batch, cap, replies in steps:
+    both = (span, "distractor")
+    steps = decoded(
+        model, prompts, keep, spans=both, max_new_tokens=max_new_tokens, batch_size=batch_size, progress=title
+    )
+    for batch, cap, replies, seen in steps:
         top = cap[made.pop()]
 
         def inside(b: int, prompt: Prompt, reply: Reply, where: str, top: tuple[Tensor, Tensor] = top) -> Tensor:
@@ -112,8 +119,8 @@ def retrieval_reasoning(
             tokens = sum(stop - start for start, stop in ranges)
             return (probs * here).sum((-1, -2)) / (tokens or torch.nan)
 
-        parts += counted(batch, replies, recall, lambda *row, f=inside: f(*row, span))
-        others += counted(batch, replies, recall, lambda *row, f=inside: f(*row, "distractor"))
+        parts += counted(batch, replies, recall, lambda *row, f=inside: f(*row, span), seen[span])
+        others += counted(batch, replies, recall, lambda *row, f=inside: f(*row, "distractor"), seen["distractor"])
     return HeadScores(
         name="retrieval_reasoning",
         per_prompt=torch.stack(parts),

@@ -55,7 +55,8 @@ def semantic_retrieval(
         progress: Show a progress bar.
 
     Returns:
-        HeadScores: float32 `per_prompt [n l h]`, in attention on the answer, summed over copied tokens.
+        HeadScores: float32 `per_prompt [n l h]`, in attention on the answer, summed over copied tokens; NaN where the
+            reply lacks the answer, or the window of a layer hides the span from every query of the reply.
 
     Raises:
         SpanError: If a prompt has no such span or no "answer", or has it in several places.
@@ -71,8 +72,9 @@ def semantic_retrieval(
         CompressKV 2508.02401, by the released code, whose span is the needle.
 
     Differs:
-        The span is located by exact character offsets. The default span is the answer itself, as in `retrieval`.
-        Decoding stops at a newline or the end token.
+        The span is located by exact character offsets. The default span is the answer itself, as in `retrieval`. The
+        reply is begun: `tasks.needle` ends with the first words of the answer's sentence. Decoding stops at a newline
+        or the end token.
 
     Limits:
         Does not show which token of the answer is read. Does not show that the model needs the head; run an ablation
@@ -82,8 +84,10 @@ def semantic_retrieval(
     one_place(prompts, span)
     keep, parts = mass(span), []
     title = "semantic_retrieval" if progress else None
-    steps = decoded(model, prompts, keep, max_new_tokens=max_new_tokens, batch_size=batch_size, progress=title)
-    for batch, cap, replies in steps:
+    steps = decoded(
+        model, prompts, keep, spans=(span,), max_new_tokens=max_new_tokens, batch_size=batch_size, progress=title
+    )
+    for batch, cap, replies, seen in steps:
         share = cap[keep][..., 0]
 
         def score(b: int, prompt: Prompt, reply: Reply, share: Tensor = share) -> Tensor:
@@ -91,7 +95,7 @@ def semantic_retrieval(
             times = torch.tensor([float(inside.count(token)) for token in reply.ids])
             return (share[b, :, :, : len(reply.ids)] * times).sum(-1)
 
-        parts += counted(batch, replies, recall, score)
+        parts += counted(batch, replies, recall, score, seen[span])
     return HeadScores(
         name="semantic_retrieval",
         per_prompt=torch.stack(parts),

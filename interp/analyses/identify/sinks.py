@@ -1,5 +1,7 @@
 """Sink heads: heads whose attention stays on the first token, and other keys that receive attention by default."""
 
+from typing import Literal, get_args
+
 import torch
 from torch import nn
 
@@ -8,6 +10,7 @@ from interp.analyses.causal import controls
 from interp.analyses.registry import analysis
 from interp.analyses.results.head_scores import HeadScores
 from interp.analyses.tasks import standard
+from interp.errors import UsageError
 from interp.hooks.model.heads import HeadLayout
 from interp.hooks.model.layers import attention_layers
 from interp.hooks.model.provenance import Provenance
@@ -18,6 +21,7 @@ from interp.hooks.read.keep import columns, mass
 
 N_POSITIONS = 32
 """number of positions whose received attention is kept"""
+Rows = Literal["all", "visible"]
 
 
 @analysis(
@@ -29,12 +33,13 @@ N_POSITIONS = 32
     role_order=1.0,
     prompts=standard.passages,
     control=controls.loss(span="second", n_tokens=300),
-    cost=costs.reading(keeps.columns("mean")),
+    cost=costs.reading(keeps.columns("sum")),
 )
 def sinks(
     model: nn.Module,
     prompts: Prompts,
     *,
+    rows: Rows = "all",
     threshold: float = 0.3,
     column_threshold: float = 0.1,
     by_value: bool = False,
@@ -44,14 +49,21 @@ def sinks(
 ) -> HeadScores:
     """Score each head by the mean attention that the first real token receives.
 
-    `alpha[n l h k] = mean over q >= k of pattern[n l h q k]`, the mean over the queries that see key k, itself
-    included. The score is alpha at k = 0. A head above `threshold` is called a sink head.
+    `alpha[n l h k] = 1 / (T - k) * sum over q >= k of pattern[n l h q k]`, where T is the number of tokens: the mean
+    over all queries from key k on, itself included. The score is alpha at k = 0. A head above `threshold` is called a
+    sink head.
 
-    alpha falls with the length T of a prompt, which the labels state, so compare scores at equal T.
+    In a layer with a window, queries farther from key k than the window give 0. With `rows="visible"` alpha is the mean
+    over the queries that see key k, and the table is called sinks_visible: a head with a window of 16 may look at the
+    first token as long as it can, which is 16 of 64 queries. Without windows both are equal.
+
+    alpha falls with T, which the labels state, so compare scores at equal T.
 
     Args:
         model: A transformers causal language model, or a TransformerBridge over one.
         prompts: Any prompts, such as `tasks.passages`.
+        rows: "all" takes the mean over all queries from the key on, as the paper does; "visible" over those whose
+            window reaches the key.
         threshold: Score above which a head is called a sink head.
         column_threshold: Mean attention above which a key counts as a sink in the extra "columns".
         by_value: Weight the attention by value norms, `alpha = sum over k = 0 of p |v| / sum over k of p |v|`; the
@@ -67,6 +79,9 @@ def sinks(
             are the sinks of ACT and include the first token; "learned", the mass of a learned sink (gpt-oss), 0 without
             one.
 
+    Raises:
+        UsageError: If `rows` is unknown.
+
     Examples:
         >>> scores = interp.identify.sinks(model, prompts)
         >>> scores.extras["positions"].shape
@@ -77,22 +92,30 @@ def sinks(
         "columns", with the constant threshold of their code rather than the multiple of 1/N in their paper.
 
     Differs:
-        Uses the first *real* token, never column 0 of a padded batch.
+        Uses the first *real* token, never column 0 of a padded batch. The paper has no models with windows.
 
     Limits:
         Does not show that the head is idle. It may attend to the first token and still write something.
     """
+    if rows not in get_args(Rows):
+        raise UsageError(
+            f"unknown rows {rows!r}; choose from 'all' (every query from the key on), 'visible' (those that see it)."
+        )
     learned = any(getattr(module, "sinks", None) is not None for module in attention_layers(model).values())
-    mean, found = columns("mean", by_value=by_value), {"positions": [], "columns": [], "learned": []}
+    received = columns("sum" if rows == "all" else "mean", by_value=by_value)
+    found = {"positions": [], "columns": [], "learned": []}
     everything = mass((0, 1 << 30))
-    for _, cap in read(
+    for batch, cap in read(
         model,
         prompts,
-        [mean, everything] if learned else [mean],
+        [received, everything] if learned else [received],
         batch_size=batch_size,
         progress="sinks" if progress else None,
     ):
-        alpha = cap[mean]
+        alpha = cap[received]
+        if rows == "all":
+            later = torch.tensor(batch.lengths)[:, None] - torch.arange(alpha.shape[-1])
+            alpha = alpha / later.clamp(min=1)[:, None, None]
         shown = torch.nn.functional.pad(
             alpha[..., :N_POSITIONS], (0, max(0, N_POSITIONS - alpha.shape[-1])), value=torch.nan
         )
@@ -102,12 +125,12 @@ def sinks(
     extras = {name: torch.cat(parts) for name, parts in found.items()}
     score = extras["positions"][..., 0]
     return HeadScores(
-        name="sinks",
+        name="sinks" if rows == "all" else "sinks_visible",
         per_prompt=score,
         unit="share of attention",
         kv_heads=HeadLayout.of(model).kv_heads,
         threshold=threshold,
-        settings={"column_threshold": column_threshold, "by_value": by_value},
+        settings={"rows": rows, "column_threshold": column_threshold, "by_value": by_value},
         provenance=Provenance.of(model, prompts.tokenizer, seed=seed),
         extras=extras | {"sink": (score > threshold).float()},
         seed=seed,

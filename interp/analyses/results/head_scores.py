@@ -118,6 +118,11 @@ class HeadScores(Result):
         """Number of prompts that count for at least one head."""
         return int((~self.per_prompt.isnan()).flatten(1).any(1).sum())
 
+    @property
+    def n_scored(self) -> int:
+        """Number of heads with a score; a head without a prompt that counts has none."""
+        return int((~self.values.isnan()).sum())
+
     @cached_property
     def values(self) -> Float32[Tensor, "l h"]:
         """Mean over the prompts that count for the head, each with the same weight; NaN where none counts."""

@@ -16,14 +16,15 @@ def items() -> Iterator[dict[str, Any]]:
     for i, (subject, (question, answer, *others)) in enumerate(rows):
         at = i % len(LETTERS)
         options = [*others[:at], answer, *others[at:]]
-        # each with the end of its line, where the model has read the whole option
+        # each with the end of its line, where the model has read the whole option; no empty line follows the last one,
+        # since Llama 3 and Qwen would join both newlines to one token
         lines = [f"{mark}. {option}\n" for mark, option in zip(LETTERS, options, strict=True)]
-        listed = "".join(lines).rstrip("\n")
+        listed = "".join(lines)
         yield {
             "id": f"choice/{i}",
-            "messages": [{"role": "user", "content": f"{question}\n{listed}\n\nWhich letter is the right answer?"}],
+            "messages": [{"role": "user", "content": f"{question}\n{listed}Which letter is the right answer?"}],
             "prefix": "The right answer is",
-            "spans": {"mark": f"{question}\n{listed}", "options": lines},
+            "spans": {"mark": f"{question}\n{listed}".rstrip("\n"), "options": lines},
             "question": question,
             "answer": answer,
             "option": at,

@@ -1,12 +1,16 @@
 """Attention Tracker: against eager attention, on a planted head, with its task and its errors."""
 
 import pytest
+import run_cases
+import tiny_chat_model
 import torch
 
 from interp.analyses import identify, tasks
 from interp.analyses.identify.attention_tracker import detect, focus, focus_by_head
+from interp.analyses.tasks import standard
 from interp.errors import HeadError, PromptError, SpanError, UsageError
 from interp.hooks.prompts.prompts import Prompts
+from interp.runs.run import Run
 from interp.testing import planted
 
 
@@ -230,3 +234,18 @@ def test_injection_without_a_system_role_or_template(demo):
 def test_injection_refuses(demo, given, said):
     with pytest.raises(UsageError, match=said):
         tasks.injection(demo[1], **given)
+
+
+def test_a_run_scores_all_pairs_at_once_with_the_k_of_the_paper(tmp_path):
+    model, tokenizer = tiny_chat_model.model(), tiny_chat_model.tokenizer()
+    # batches of two pairs of three: a spread of each batch would be another one
+    plan = run_cases.score_plan("attention_tracker", heads="")
+    made = Run.open(tmp_path / "run", plan, model, tokenizer).finish(progress=False)
+    table = made.scores["attention_tracker"]
+    normal, attacked = standard.injection(plan.sizes, tokenizer)
+    assert len(normal) == 3 > plan.batch_size
+    sides = [focus_by_head(model, side) for side in (normal, attacked)]
+    expected = literal_candidates(*sides, k=4.0)
+    torch.testing.assert_close(table.per_prompt, expected, atol=1e-5, rtol=0, equal_nan=True)
+    assert table.settings["k"] == 4.0
+    assert not expected.isnan().all()

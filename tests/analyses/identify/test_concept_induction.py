@@ -24,8 +24,8 @@ def repeated(lengths=(15, 22, 18), entity=(9, 13), seed=0):
 
 def check_against_eager(model, prompts, target):
     """Both kinds of scores of every head against the formula on eager patterns and values."""
-    weighed = identify.concept_induction(model, prompts, target=target, batch_size=2)
-    plain = identify.concept_induction(model, prompts, target=target, by_value=False)
+    weighed = identify.concept_induction(model, prompts, target=target, right_only=False, batch_size=2)
+    plain = identify.concept_induction(model, prompts, target=target, by_value=False, right_only=False)
     for i, prompt in enumerate(prompts):
         ((start, stop),) = prompt.spans["entity"]
         key = stop - 1 if target == "last" else start
@@ -53,11 +53,51 @@ def test_equals_eager_attention_on_the_demo_model(demo, target):
 def test_a_control_stands_beside_it(tiny_model):
     model = tiny_model("llama")
     prompts, control = repeated(), repeated(seed=1)
-    both = identify.concept_induction(model, prompts, control)
-    assert torch.equal(both.per_prompt, identify.concept_induction(model, prompts).per_prompt)
-    assert torch.equal(both.extras["control"], identify.concept_induction(model, control).per_prompt)
+    both = identify.concept_induction(model, prompts, control, right_only=False)
+    alone = [identify.concept_induction(model, side, right_only=False) for side in (prompts, control)]
+    assert torch.equal(both.per_prompt, alone[0].per_prompt)
+    assert torch.equal(both.extras["control"], alone[1].per_prompt)
     assert both.name == "concept_induction"
     assert identify.concept_induction(model, prompts, target="next").name == "token_induction"
+
+
+def goes_on_with(model, prompt):
+    with torch.no_grad():
+        return int(model(torch.tensor([prompt.ids])).logits[0, -1].argmax())
+
+
+def test_prompts_count_where_the_model_goes_on_with_the_word(tiny_model):
+    model, prompts = tiny_model("llama"), repeated()
+    # the second prompt gets the token at the start of its word that makes the model write it, where there is one
+    start, stop = prompts[1].spans["entity"][0]
+    for token in range(3, 128):
+        ids = (*prompts[1].ids[:start], token, *prompts[1].ids[start + 1 :])
+        if goes_on_with(model, replace(prompts[1], ids=ids)) == token:
+            break
+    else:
+        pytest.fail("no token makes the model write it")
+    made = replace(prompts, items=(prompts[0], replace(prompts[1], ids=ids), prompts[2]))
+    counts = [goes_on_with(model, prompt) == prompt.ids[start] for prompt in made]
+    assert counts == [False, True, False]
+    for target in ("last", "next"):
+        gated = identify.concept_induction(model, made, repeated(seed=1), target=target)
+        every = identify.concept_induction(model, made, repeated(seed=1), target=target, right_only=False)
+        assert gated.counted == 1
+        assert torch.equal(gated.per_prompt[1], every.per_prompt[1])
+        assert torch.equal(gated.extras["control"][1], every.extras["control"][1])
+        assert gated.extras["control"][[0, 2]].isnan().all()
+    assert stop - start == 4
+    none = identify.concept_induction(model, prompts[:1])
+    assert (none.counted, none.top(3)) == (0, [])
+
+
+def test_words_count_where_the_demo_model_writes_them(demo):
+    model, tokenizer = demo
+    prompts = tasks.entities(tokenizer, n=6)
+    counts = [goes_on_with(model, prompt) == prompt.ids[prompt.spans["entity"][0][0]] for prompt in prompts]
+    scores = identify.concept_induction(model, prompts)
+    assert (~scores.per_prompt.isnan()).flatten(1).all(1).tolist() == counts
+    assert any(counts)
 
 
 @pytest.mark.parametrize("family", planted.FAMILIES)
@@ -68,7 +108,10 @@ def test_the_head_that_copies_token_by_token_is_found_by_the_next_token_and_not_
             made = planted_prompts("retrieval", seed)
             spans = [{"entity": prompt.spans["answer"]} for prompt in made]
             batch = Prompts.from_ids([prompt.ids for prompt in made], spans=spans, pad_id=planted.PAD)
-            found = {kind: identify.concept_induction(truth.model, batch, target=kind) for kind in ("next", "last")}
+            found = {
+                kind: identify.concept_induction(truth.model, batch, target=kind, right_only=False)
+                for kind in ("next", "last")
+            }
             assert found["last"][truth.head] < 0.2, seed
             if shuffled:
                 assert found["next"][truth.head] < 0.45, seed
@@ -88,12 +131,15 @@ def test_the_head_that_looks_at_the_end_of_the_word_is_found_by_the_last_token(f
             rows.append([planted.BOS, *ids, ids[11]])
         batch = Prompts.from_ids(rows, spans=[{"entity": (9, 13)}] * 2, pad_id=planted.PAD)
         truth = planted.make("duplicate_token", seed, family)
-        found = {kind: identify.concept_induction(truth.model, batch, target=kind) for kind in ("next", "last")}
+        found = {
+            kind: identify.concept_induction(truth.model, batch, target=kind, right_only=False)
+            for kind in ("next", "last")
+        }
         assert found["last"].top(1) == [truth.head], seed
         assert found["last"][truth.head] > 0.9, seed
         assert found["next"][truth.head] < 0.1, seed
         control = planted.make("duplicate_token", seed, family, shuffled=True)
-        assert identify.concept_induction(control.model, batch)[truth.head] < 0.45, seed
+        assert identify.concept_induction(control.model, batch, right_only=False)[truth.head] < 0.45, seed
 
 
 def test_errors_say_what_to_do(tiny_model):

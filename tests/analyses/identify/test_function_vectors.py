@@ -54,7 +54,7 @@ def literal_effects(model, clean, prompt, answer):
 
 def check_against_eager(model, clean, shuffled, answers, atol):
     """Effects of every head on every prompt; answers: the token that each is about."""
-    scores = identify.function_vectors(model, clean, shuffled, batch_size=2)
+    scores = identify.function_vectors(model, clean, shuffled, right_only=False, batch_size=2)
     for i, (prompt, answer) in enumerate(zip(shuffled, answers, strict=True)):
         patched, base = literal_effects(model, clean, prompt, answer)
         torch.testing.assert_close(scores.per_prompt[i], patched - base, atol=atol, rtol=0)
@@ -69,7 +69,7 @@ def test_effects_equal_one_head_at_a_time(tiny_model, name):
     clean = few_shot(0, (12, 17), "one") + few_shot(1, (14,), "two")
     shuffled = few_shot(2, (15, 11), "one") + few_shot(3, (18,), "two")
     scores = check_against_eager(model, clean, shuffled, (5, 6, 5), 1e-5)
-    parts = [identify.function_vectors(model, clean, shuffled[i : i + 1], rows=3) for i in range(3)]
+    parts = [identify.function_vectors(model, clean, shuffled[i : i + 1], right_only=False, rows=3) for i in range(3)]
     torch.testing.assert_close(type(scores).concat(parts).per_prompt, scores.per_prompt, atol=1e-5, rtol=0)
 
 
@@ -84,6 +84,66 @@ def test_effects_equal_one_head_at_a_time_on_the_demo_model(demo):
         assert tuple(whole[: len(prompt)]) == prompt.ids
         answers.append(whole[len(prompt)])
     check_against_eager(model, clean, shuffled, answers, 1e-4)
+
+
+def best_token(model, prompt):
+    with torch.no_grad():
+        return int(model(torch.tensor([prompt.ids])).logits[0, -1].argmax())
+
+
+def with_answers(prompts, answers, ids):
+    meta = [
+        {"relation": "r", "right": [[answer]], "wrong": [[90]], "id": name}
+        for answer, name in zip(answers, ids, strict=True)
+    ]
+    return replace(prompts, items=tuple(replace(p, meta=m) for p, m in zip(prompts, meta, strict=True)))
+
+
+def test_means_and_effects_are_those_of_prompts_that_the_model_answers(tiny_model):
+    model = tiny_model("llama")
+    rows, mixed = few_shot(0, (12, 17, 14)), few_shot(2, (15, 11, 18, 13))
+    right = [best_token(model, prompt) for prompt in rows]
+    # of three clean prompts the second is answered wrong
+    clean = with_answers(rows, (right[0], right[1] + 1, right[2]), "abc")
+    # twins of the first and the second, a prompt without a twin, and a twin of the third
+    shuffled = with_answers(mixed, (right[0], right[1] + 1, 9, right[2]), "abxc")
+    scores = identify.function_vectors(model, clean, shuffled, batch_size=2)
+    counts = [True, False, True, True]
+    assert (~scores.per_prompt.isnan()).flatten(1).all(1).tolist() == counts
+    assert scores.counted == 3
+    used = replace(clean, items=(clean[0], clean[2]))
+    for number in (0, 2, 3):
+        prompt = shuffled[number]
+        patched, base = literal_effects(model, used, prompt, prompt.meta["right"][0][0])
+        torch.testing.assert_close(scores.per_prompt[number], patched - base, atol=1e-5, rtol=0)
+        torch.testing.assert_close(scores.extras["patched"][number], patched, atol=1e-5, rtol=0)
+    assert scores.extras["patched"][1].isnan().all()
+    every = identify.function_vectors(model, clean, shuffled, right_only=False)
+    assert every.counted == 4
+
+
+def test_where_the_model_does_no_task_no_head_has_a_score(tiny_model):
+    model, clean = tiny_model("llama"), few_shot(0, (12, 17))
+    wrong = with_answers(clean, [best_token(model, prompt) + 1 for prompt in clean], "ab")
+    scores = identify.function_vectors(model, wrong, wrong)
+    assert scores.per_prompt.isnan().all()
+    assert scores.top(3) == []
+    assert scores.counted == scores.n_scored == 0
+
+
+@pytest.mark.slow
+def test_relations_count_where_the_demo_model_answers_them(demo):
+    model, tokenizer = demo
+    clean, mixed = (tasks.relations(tokenizer, "capital", n=4, shuffled=s) for s in (False, True))
+    right = [tokenizer.decode([best_token(model, p)]) == _first(tokenizer, p) for p in clean]
+    scores = identify.function_vectors(model, clean, mixed)
+    assert (~scores.per_prompt.isnan()).flatten(1).all(1).tolist() == right
+    assert any(right)
+
+
+def _first(tokenizer, prompt):
+    """The first token of the answer, as it comes after the prompt."""
+    return tokenizer.decode([tokenizer(prompt.text + prompt.meta["right"][0])["input_ids"][len(prompt)]])
 
 
 def literal_vector(model, clean, relation, heads):
@@ -134,7 +194,9 @@ def test_the_planted_head_carries_the_answer_and_not_when_it_writes_something_el
         assert scores.top(1) == [truth.head], seed
         assert scores[truth.head] > 0.5, seed
         control = planted.refusing(seed, family, shuffled=True)
-        assert identify.function_vectors(control.model, clean, mixed)[truth.head] < 0.1, seed
+        # the control refuses nothing, so there is no task and no head with a score
+        assert identify.function_vectors(control.model, clean, mixed).n_scored == 0, seed
+        assert identify.function_vectors(control.model, clean, mixed, right_only=False)[truth.head] < 0.1, seed
         vector = identify.function_vector(truth.model, clean, [truth.head])
         output = truth.model.get_output_embeddings().weight
         assert int((output @ vector).argmax()) == planted.NO, seed

@@ -7,8 +7,10 @@ import torch
 from capture_oracle import content
 
 from interp.analyses import identify, tasks
+from interp.analyses.identify.qk_score import check_options
 from interp.errors import PromptError, SpanError
 from interp.hooks.prompts.prompts import Prompts
+from interp.report.words import summary
 from interp.testing.families import VOCAB
 
 FAMILIES = ("llama", "qwen3", "gpt2", "mistral", "gpt_oss")
@@ -20,11 +22,15 @@ def tokens(n, seed=0):
 
 def quiz(n=3):
     spans = [{"options": [(3 * d + 1, 3 * d + 4) for d in range(4 + i % 2)]} for i in range(n)]
-    return Prompts.from_ids([tokens(24 + i, i) for i in range(n)], spans=spans, meta=[{"option": i} for i in range(n)])
+    rows = [tokens(24 + i, i) for i in range(n)]
+    for row, marks in zip(rows, spans, strict=True):
+        for _, stop in marks["options"]:
+            row[stop - 1] = 7
+    return Prompts.from_ids(rows, spans=spans, meta=[{"option": i} for i in range(n)])
 
 
 def assert_qk_score_equals_queries_and_keys(model, eager, prompts):
-    by_fit, by_pattern = identify.qk_score(model, prompts), identify.qk_score(model, prompts, attention=True)
+    by_fit, by_pattern = (identify.qk_score(model, prompts, attention=a, right_only=False) for a in (False, True))
     assert (by_fit.name, by_pattern.name) == ("qk_score", "qk_score_attention")
     for i, prompt in enumerate(prompts):
         q, k = content(model, prompt)
@@ -45,15 +51,101 @@ def test_qk_score_equals_queries_and_keys_on_the_demo_model(demo, eager):
     assert_qk_score_equals_queries_and_keys(model, eager, tasks.get("choice").prompts(tokenizer, n=2))
 
 
-def test_a_head_that_sees_no_option_points_at_none(tiny_model):
-    model = tiny_model("gemma2")
-    spans = [{"options": [(1, 3), (3, 5)]}]
-    for option in range(2):
-        prompts = Prompts.from_ids([tokens(80)], spans=spans, meta=[{"option": option}])
-        for attention in (False, True):
-            scores = identify.qk_score(model, prompts, attention=attention)
-            # layer 0 sees the last 32 tokens only
-            assert (scores.per_prompt[0, 0] == 0).all()
+def answered(model, prompt, letters):
+    """The letter that a model prefers after a prompt, by the logits of its first token."""
+    with torch.no_grad():
+        logits = model(torch.tensor([prompt.ids])).logits[0, -1]
+    return max(letters, key=lambda letter: float(logits[letters[letter]]))
+
+
+def test_questions_count_where_the_demo_model_answers_right(demo):
+    model, tokenizer = demo
+    prompts = tasks.get("choice").prompts(tokenizer, n=12)
+    letters = {letter: tokenizer.encode(f" {letter}", add_special_tokens=False)[0] for letter in "ABCD"}
+    right = [answered(model, prompt, letters) == "ABCD"[prompt.meta["option"]] for prompt in prompts]
+    assert 0 < sum(right) < len(right)
+    gated, every = identify.qk_score(model, prompts), identify.qk_score(model, prompts, right_only=False)
+    assert (~gated.per_prompt.isnan()).flatten(1).all(1).tolist() == right
+    assert gated.counted == sum(right)
+    assert torch.equal(gated.per_prompt[right], every.per_prompt[right])
+
+
+def test_where_the_model_answers_none_no_head_has_a_score(tiny_model):
+    model, prompts = tiny_model("llama"), quiz()
+    best = []
+    for prompt in prompts:
+        with torch.no_grad():
+            best.append(int(model(torch.tensor([prompt.ids])).logits[0, -1].argmax()))
+
+    def with_answers(right, wrong):
+        meta = [
+            {**prompt.meta, "right": [[r]], "wrong": [[w]]} for prompt, r, w in zip(prompts, right, wrong, strict=True)
+        ]
+        return Prompts.from_ids([p.ids for p in prompts], spans=[dict(p.spans) for p in prompts], meta=meta)
+
+    others = [token + 1 for token in best]
+    none = identify.qk_score(model, with_answers(others, best))
+    assert none.per_prompt.isnan().all()
+    assert (none.counted, none.n_scored, none.top(3)) == (0, 0, [])
+    assert "0 of 3 prompts counted" in summary(none, None).certainty
+    one = identify.qk_score(model, with_answers([best[0], *others[1:]], [others[0], *best[1:]]))
+    assert one.counted == 1
+    with pytest.raises(PromptError, match='prompt 0 has no "right" continuations'):
+        identify.qk_score(model, prompts)
+
+
+# Llama 3 (also Qwen 2 and later, whose numbers have one digit): newlines join the spaces and signs before them
+LLAMA_3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|"
+    r"\s+(?!\S)|\s+"
+)
+GPT_2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+
+
+def byte_pairs(pattern):
+    """A tokenizer whose vocabulary has two newlines as one token, split by a pattern before that."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    vocab = {symbol: i for i, symbol in enumerate([*sorted(pre_tokenizers.ByteLevel.alphabet()), "ĊĊ", ".Ċ"])}
+    backend = Tokenizer(models.BPE(vocab=vocab, merges=[("Ċ", "Ċ"), (".", "Ċ")]))
+    split = pre_tokenizers.Split(Regex(pattern), "isolated")
+    backend.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(False, use_regex=False)])
+    backend.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="Ċ")
+
+
+@pytest.mark.parametrize("pattern", [LLAMA_3, GPT_2], ids=["Llama 3", "GPT-2"])
+def test_the_options_of_the_task_end_with_one_token(pattern):
+    tokenizer = byte_pairs(pattern)
+    prompts = tasks.get("choice").prompts(tokenizer, n=40)
+    check_options(prompts)
+    for prompt in prompts:
+        assert {prompt.ids[stop - 1] for _, stop in prompt.spans["options"]} == {tokenizer.convert_tokens_to_ids("Ċ")}
+
+
+def options(tokenizer, ends):
+    """A question with options that end as given, and a line after them."""
+    lines = [f"{mark}. {word}{end}" for mark, word, end in zip("ABC", ("red", "blue", "green"), ends, strict=True)]
+    item = {"text": f"Which?\n{''.join(lines)}Answer:", "spans": {"options": lines}, "meta": {"option": 0}}
+    return Prompts.encode(tokenizer, [item])
+
+
+def test_options_whose_ends_are_different_tokens_are_refused(tiny_model):
+    tokenizer = byte_pairs(LLAMA_3)
+    model = tiny_model("llama")
+    joined = options(tokenizer, ("\n", "\n", "\n\n"))
+    with pytest.raises(PromptError, match=r"options of prompt 0 end with different tokens \('\\n', '\\n', '\\n\\n'\)"):
+        identify.qk_score(model, joined, right_only=False)
+    # the same text, with a pattern that leaves newlines apart: the last option ends before the empty line
+    check_options(options(byte_pairs(LLAMA_3), ("\n", "\n", "\n")))
+    apart = options(byte_pairs(GPT_2.replace(r"\s+(?!\S)|\s+", r"\s")), ("\n", "\n", "\n\n"))
+    check_options(apart)
+    with pytest.raises(PromptError, match="different tokens"):
+        check_options(options(tokenizer, ("\n", ".\n", "\n")))
+    ids = Prompts.from_ids([tokens(20)], spans=[{"options": [(1, 3), (3, 5)]}], meta=[{"option": 0}])
+    with pytest.raises(PromptError, match=r"end with different tokens \(\d+, \d+\), which a head could tell apart"):
+        identify.qk_score(model, ids)
 
 
 def test_errors_of_qk_score(tiny_model):
