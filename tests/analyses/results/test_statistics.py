@@ -125,14 +125,6 @@ def test_correlation_is_numpys():
     assert math.isnan(statistics.correlation(one[:1], other[:1]))
 
 
-@pytest.mark.parametrize(("n", "k", "overlap"), [(32, 8, 3), (32, 8, 5), (100, 10, 1), (12, 6, 0)])
-def test_overlaps_are_hypergeometric(n, k, overlap):
-    found = statistics.overlap_p_value(n, k, overlap, n_permutations=4000)
-    assert found == pytest.approx(stats.hypergeom(n, k, k).sf(overlap - 1), abs=0.03)
-    assert found == statistics.overlap_p_value(n, k, overlap, n_permutations=4000)
-    assert found > 0
-
-
 def test_seeds_repeat_and_differ():
     rows = [VALUES.tolist()]
     for function in (statistics.mean_over_draws, statistics.pooled_mean):
