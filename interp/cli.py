@@ -248,13 +248,17 @@ def _print(found: Any, top: int, as_json: bool) -> None:
 
 
 def _data(result: Any, top: int) -> Any:
-    """A result as JSON can hold it: the rows of its table, the first `top` heads of a head table."""
+    """A result as JSON can hold it: the rows of its table, the leading heads of a head table."""
     from interp.analyses.results.head_scores import HeadScores
 
     if isinstance(result, HeadScores):
-        frame = result.to_frame().sort_values("value", ascending=False, kind="stable").head(top)
+        leading = {str(found.head): found for found in result.leading(top)}
+        frame = result.to_frame().set_index("name", drop=False).loc[list(leading)]
+        more = {key: [getattr(found, key) for found in leading.values()] for key in ("held_out", "top_share")}
+        rows = json.loads(frame.assign(**more).to_json(orient="records"))
         about = {"unit": result.unit, "threshold": result.threshold, "counted": result.counted}
-        return {**about, "top": json.loads(frame.to_json(orient="records"))}
+        halves = None if result.split_half != result.split_half else result.split_half
+        return {**about, "split_half": halves, "top": rows}
     return json.loads(result.to_frame().to_json(orient="records"))
 
 

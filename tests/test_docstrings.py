@@ -22,7 +22,17 @@ from interp.analyses.docstrings import argument_lines, sections_of
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = tuple(
     f"interp.analyses.results.{name}"
-    for name in ("codec", "head_list_formats", "head_scores", "result", "statistics", "trials")
+    for name in (
+        "codec",
+        "comparison",
+        "head_list_formats",
+        "head_scores",
+        "leading",
+        "result",
+        "statistics",
+        "table_statistics",
+        "trials",
+    )
 )
 RUNS = tuple(f"interp.runs.{name}" for name in ("run", "plan", "results", "safety", "stage", "steer", "estimate"))
 MODULES = ("interp", "interp.tasks", "interp.plots", "interp.keep", "interp.kv", "interp.testing", *RESULTS, *RUNS)

@@ -9,7 +9,7 @@ from pkgutil import iter_modules
 from interp.plots.atlas import atlas, depth
 from interp.plots.dispatch import figure
 from interp.plots.explorer import Explorer, block_map, explorer
-from interp.plots.heads import gains, head_map, positions, scatter, top_heads
+from interp.plots.heads import gains, head_map, p_text, positions, scatter, threshold_curve, top_heads
 from interp.plots.logit_lens import logit_lens, ov
 from interp.plots.qk_projection import qk_projection
 from interp.plots.rankings import rankings
@@ -34,12 +34,14 @@ __all__ = [
     "logit_lens",
     "number",
     "ov",
+    "p_text",
     "picture",
     "positions",
     "qk_projection",
     "rankings",
     "save",
     "scatter",
+    "threshold_curve",
     "title_of",
     "token_attention",
     "top_heads",

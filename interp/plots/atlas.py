@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 CONFIDENT, TENTATIVE, NO_ROLE = 1.0, 0.45, 0.16
-"""opacity of a head whose whole interval is above the cut, of one whose mean is, and of a head without a role"""
+"""opacity of a head that is confidently above the cut, of one whose mean is, and of a head without a role"""
 NUMBERED = {"texttemplate": "%{text}", "textfont": {"size": 10}}
 CELL_SIZE = 22
 """height of a head in pixels, where its number fits"""
@@ -30,8 +30,9 @@ def atlas(scores: Mapping[str, HeadScores] | HeadRoles) -> "Figure":
     """Draw every head under its role, stacked layer by layer.
 
     Within a layer, heads are sorted by role, so that a column is the profile of that layer. The number in a cell is the
-    number of the head; it is left out where the head has no role. A solid cell is confident: the whole 95 % interval
-    over prompts is above the cut. A pale cell is tentative: only the mean is. Grey cells have none of the roles.
+    number of the head; it is left out where the head has no role. A solid cell is confident: the head is above the cut
+    with a false discovery rate of at most 5 % over all heads of its table. A pale cell is tentative: only the mean is
+    above the cut. Grey cells have none of the roles.
 
     Args:
         scores: Score tables of one model by name, or the roles made of them, see `head_roles`.
@@ -47,7 +48,7 @@ def atlas(scores: Mapping[str, HeadScores] | HeadRoles) -> "Figure":
     found = scores if isinstance(scores, HeadRoles) else head_roles(scores)
     main = found.main
     layers, heads = main.shape
-    confident = found.confident & found.has
+    confident = found.confident
     kinds = len(found.names)
     # two colours for each role, tentative and confident, and one for no role
     code = torch.where(main < 0, 2 * kinds, 2 * main + confident.gather(0, main.clamp(min=0)[None])[0].int())
@@ -87,7 +88,7 @@ def atlas(scores: Mapping[str, HeadScores] | HeadRoles) -> "Figure":
     )
     notes = [
         f"{layers * heads} heads",
-        "solid: the whole 95 % interval is above the threshold, pale: only the mean is",
+        "solid: confidently above the threshold (false discovery rate 5 %), pale: only the mean is",
         "each head is drawn under one role; in brackets: all heads with the role",
     ]
     picture.update_layout(**layout("Roles of the heads", notes, size * heads + 184), meta=_table(found))
@@ -155,8 +156,8 @@ def _about(found: HeadRoles, head: Head) -> str:
     main = int(found.main[head.layer, head.head])
     lines = [str(head) if main < 0 else f"{head}: {safe(title_of(found.names[main]).lower())}"]
     for place, (name, cut) in enumerate(zip(found.names, found.cuts, strict=True)):
-        score, low = (float(t[place, head.layer, head.head]) for t in (found.scores, found.low))
-        mark = " ✓" if low > cut else " (?)" if score > cut else ""
+        score, confident = float(found.scores[place][head]), bool(found.confident[place][head])
+        mark = " ✓" if confident else " (?)" if score > cut else ""
         lines.append(f"{safe(title_of(name))} {number(score)}{mark}")
     return "<br>".join(lines)
 

@@ -177,9 +177,8 @@ def scatter(one: HeadScores, other: HeadScores, k: int = 10) -> "Figure":
 
     agreed = one.compare(other, k)
     heads = [head for head in one if not (one.values[head].isnan() or other.values[head].isnan())]
-    tops = [table.top(k) for table in (one, other)]
-    both = set(tops[0]) & set(tops[1])
-    named = both | set(tops[0][:3]) | set(tops[1][:3])
+    both = set(agreed.shared)
+    named = both | set(one.top(3)) | set(other.top(3))
     picture = go.Figure()
     for label, color, chosen in (
         ("other heads", BLUE, [head for head in heads if head not in both]),
@@ -203,13 +202,53 @@ def scatter(one: HeadScores, other: HeadScores, k: int = 10) -> "Figure":
         )
     notes = [
         f"Spearman {number(agreed.spearman)}",
-        f"{agreed.overlap} of the top {k} shared ({number(agreed.expected_overlap)} expected by chance, "
-        f"{'p ≤ 0.001' if agreed.p_overlap < 0.001 else f'p = {agreed.p_overlap:.2g}'})",
+        f"{agreed.overlap} of the top {k} shared",
+        f"by chance {number(agreed.expected_overlap)} over all heads, {number(agreed.expected_within_layers)} within "
+        f"layers ({p_text(agreed.p_overlap)}), {number(agreed.depth_overlap)} with the depth profile",
     ]
     picture.update_layout(**layout(f"{title_of(one.name)} against {title_of(other.name).lower()}", notes, 460))
     picture.update_layout(**ABOVE)
     picture.update_xaxes(title=lines(f"{title_of(one.name)}: {one.unit}"))
     picture.update_yaxes(title=lines(f"{title_of(other.name)}: {other.unit}"))
+    return picture
+
+
+def threshold_curve(scores: HeadScores, threshold: float | None = None) -> "Figure":
+    """Draw how many heads are above each cut, by their mean and confidently, with the usual threshold dotted.
+
+    Args:
+        scores: A score table.
+        threshold: The usual cut, by default the threshold of the table.
+
+    Returns:
+        Figure: A plotly figure.
+
+    Examples:
+        >>> [line.name for line in interp.plots.threshold_curve(scores).data]
+        ['mean above the cut', 'confidently above the cut']
+    """
+    import plotly.graph_objects as go
+
+    points, usual = scores.threshold_curve(), scores.threshold if threshold is None else threshold
+    cuts = [point.cut for point in points]
+    picture = go.Figure()
+    for name, counts, dash in (
+        ("mean above the cut", [point.above for point in points], "dot"),
+        ("confidently above the cut", [point.confident for point in points], "solid"),
+    ):
+        picture.add_scatter(
+            x=cuts, y=counts, mode="lines+markers", name=name, marker={"size": 4, "color": BLUE},
+            line={"width": 1.8, "color": BLUE, "dash": dash},
+            hovertemplate=f"{name}<br>cut %{{x:.3g}}: %{{y}} heads<extra></extra>",
+        )  # fmt: skip
+    notes = ["confidently: false discovery rate of 5 % over all heads"]
+    if usual is not None and usual > 0:
+        picture.add_vline(x=usual, line={"color": ORANGE, "width": 1.5, "dash": "dot"})
+        notes.append(f"dotted: threshold {usual:g}")
+    picture.update_layout(**layout(f"{title_of(scores.name)}: number of heads by threshold", notes, 340))
+    picture.update_layout(**ABOVE)
+    picture.update_xaxes(title=lines(f"cut, {scores.unit}"), rangemode="tozero")
+    picture.update_yaxes(title="heads", rangemode="tozero")
     return picture
 
 
@@ -277,6 +316,11 @@ def _about(name: str, value: float, low: float, high: float, frequency: float) -
         return f"{name}<br>no prompt counts"
     interval = f" [{low:.3f}, {high:.3f}]" if low == low else ""
     return f"{name}<br>{value:.3f}{interval}<br>above 0 in {frequency:.0%} of prompts"
+
+
+def p_text(p: float) -> str:
+    """A p-value as text, "no p" for NaN."""
+    return "no p" if p != p else "p < 0.001" if p < 0.001 else f"p = {p:.2g}"
 
 
 def values_at(table: Tensor, heads: Any) -> Tensor:

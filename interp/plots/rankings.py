@@ -5,6 +5,7 @@ from itertools import combinations
 from typing import TYPE_CHECKING
 
 from interp.analyses.results.head_scores import HeadScores
+from interp.plots.heads import p_text
 from interp.plots.style import SCALE, layout, safe, title_of
 
 if TYPE_CHECKING:
@@ -14,7 +15,8 @@ if TYPE_CHECKING:
 def rankings(scores: Mapping[str, HeadScores], k: int = 10) -> "Figure":
     """Draw how far rankings of heads agree: rank correlations below the diagonal, shared heads of the top k above it.
 
-    The cells above the diagonal also hold p, the probability of at least this overlap by chance.
+    The cells above the diagonal also hold the overlaps that are expected by chance over all heads and within layers,
+    and p, the probability of at least this overlap if heads are permuted within their layers.
 
     Args:
         scores: Score tables of one model, by name.
@@ -38,7 +40,8 @@ def rankings(scores: Mapping[str, HeadScores], k: int = 10) -> "Figure":
         z[j][i] = agreed.spearman
         z[i][j] = agreed.overlap / k
         text[j][i] = f"ρ {agreed.spearman:.2f}"
-        text[i][j] = f"{agreed.overlap} of {k}<br>p {agreed.p_overlap:.2g}"
+        chance = f"{agreed.expected_overlap:.1f}, {agreed.expected_within_layers:.1f}"
+        text[i][j] = f"{agreed.overlap} of {k}<br>chance {chance}<br>{safe(p_text(agreed.p_overlap))}"
     labels = [safe(title_of(name)) for name in names]
     picture = go.Figure(
         go.Heatmap(
@@ -46,8 +49,7 @@ def rankings(scores: Mapping[str, HeadScores], k: int = 10) -> "Figure":
             ygap=2, hovertemplate="%{text}<extra></extra>",
         )
     )  # fmt: skip
-    expected = k * k / len(next(iter(scores.values())))
-    notes = [f"below: rank correlation; above: shared by the top {k}, {expected:.1f} by chance"]
+    notes = [f"below: rank correlation; above: shared by the top {k}; chance over all heads, and within layers with p"]
     picture.update_layout(**layout("Rankings of heads compared", notes, 90 * size + 140))
     for axis in (picture.update_xaxes, picture.update_yaxes):
         axis(tickvals=list(range(size)), ticktext=labels, showgrid=False, zeroline=False)

@@ -1,10 +1,10 @@
 """Cards of single heads: scores, best prompts, and the tokens that a head would write."""
 
-from collections.abc import Mapping
 from typing import Any
 
 from interp import plots
 from interp.analyses.results.head_scores import HeadScores
+from interp.analyses.results.leading import leading_heads
 from interp.analyses.views.explore import Explored
 from interp.analyses.views.head_roles import HeadRoles, cut_of
 from interp.analyses.views.ov_tokens import OvTokens
@@ -16,17 +16,6 @@ N_EACH, MAX_CARDS = 3, 12
 """top heads of each analysis that get a card, and cards at most"""
 N_PROMPTS, MAX_CHARACTERS, N_READ = 2, 110, 3
 """best prompts of a card, characters of each, and attended tokens"""
-
-
-def leading(scores: Mapping[str, HeadScores]) -> list[Head]:
-    """The heads that get a card: the first of each analysis, then the second of each, each once.
-
-    Args:
-        scores: Score tables by name.
-    """
-    tops = [table.top(N_EACH) for table in scores.values()]
-    ranked = [top[place] for place in range(N_EACH) for top in tops if place < len(top)]
-    return list(dict.fromkeys(ranked))[:MAX_CARDS]
 
 
 def cards(results: RunResults, roles: HeadRoles | None) -> list[dict[str, Any]]:
@@ -48,13 +37,14 @@ def cards(results: RunResults, roles: HeadRoles | None) -> list[dict[str, Any]]:
             "explored": str(head) in explored,
             "written": [] if written is None else _written(written, head),
         }
-        for head in leading(results.scores)
+        for head in leading_heads(results.scores, N_EACH, MAX_CARDS)
     ]
 
 
 def _score(name: str, scores: HeadScores, head: Head) -> dict[str, Any]:
     value, low, high = (float(t[head]) for t in (scores.values, scores.low, scores.high))
-    rank = 1 + int((scores.values > scores.values[head]).sum()) if value == value else None
+    # a head at the floor of a table has no rank
+    rank = 1 + int((scores.values > scores.values[head]).sum()) if value > scores.floor else None
     scale = max([1.0, *(end for end in (value, high) if end == end)])
     return {
         "title": plots.title_of(name), "value": value, "low": low, "high": high, "rank": rank, "scale": scale,
@@ -67,7 +57,7 @@ def _best(results: RunResults, head: Head) -> list[dict[str, Any]]:
     ranked = [
         (int((scores.values > scores.values[head]).sum()), name)
         for name, scores in results.scores.items()
-        if float(scores.values[head]) == float(scores.values[head])
+        if float(scores.values[head]) > scores.floor
     ]
     if not ranked:
         return []

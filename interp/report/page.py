@@ -127,7 +127,7 @@ class Page:
             # a plain str is text from outside; Markup is HTML that was made here
             finalize=lambda value: plots.visible(value) if type(value) is str else value,
         )  # fmt: skip
-        environment.filters |= {"number": plots.number, "cut": words.cut, "title": title_of}
+        environment.filters |= {"number": plots.number, "p": plots.p_text, "cut": words.cut, "title": title_of}
         return environment
 
 

@@ -19,7 +19,7 @@ def rows_of(found: HeadRoles) -> list[dict[str, Any]]:
     rows = []
     for place, name in enumerate(found.names):
         scores, has = found.scores[place], found.has[place]
-        confident = has & found.confident[place]
+        confident = found.confident[place]
         order = scores.flatten().nan_to_num(-1.0).argsort(descending=True, stable=True).tolist()
         heads = [Head(*divmod(i, scores.shape[1])) for i in order[: int(has.sum())]]
         rows.append(

@@ -9,6 +9,8 @@ from typing import Any
 
 from interp import plots
 from interp.analyses.results.head_scores import HeadScores
+from interp.analyses.results.head_scores_text import unranked
+from interp.analyses.results.table_statistics import held_out_means, rank_correlation
 from interp.analyses.results.trials import Trials
 from interp.analyses.views.head_roles import cut_of
 from interp.plots import number
@@ -33,7 +35,11 @@ class Summary:
     high: float
     scale: float
     """right end of the bar: the highest end of an interval, or 1 where all scores are below 1"""
+    held_out: float
+    """mean of the best head of one half of the prompts on the other half"""
     above: int | None
+    confident: int | None
+    """heads above the cut with a controlled false discovery rate"""
     heads: int
     threshold: float | None
     counted: int
@@ -54,7 +60,9 @@ def summary(scores: HeadScores, cut: float | None) -> Summary:
     heads, n = scores.top(2), len(scores.per_prompt)
     best = heads[0] if heads else None
     value, low, high = (float(t[best]) if best else math.nan for t in (scores.values, scores.low, scores.high))
+    held_out = float(held_out_means(scores.per_prompt.flatten(1), 1, seed=scores.seed))
     above = None if cut is None else len(scores.heads(above=cut))
+    confident = None if cut is None else len(scores.confident(cut))
     return Summary(
         title=title_of(scores.name),
         best=str(best or "–"),
@@ -62,23 +70,27 @@ def summary(scores: HeadScores, cut: float | None) -> Summary:
         low=low,
         high=high,
         scale=max([1.0, *(end for end in (value, high) if end == end)]),
+        held_out=held_out,
         above=above,
+        confident=confident,
         heads=scores.n_scored,
         threshold=cut,
         counted=scores.counted,
         prompts=n,
-        found=_found(scores, above, cut),
-        certainty=_certainty(scores),
+        found=_found(scores, above, confident, cut),
+        certainty=_certainty(scores, held_out),
     )
 
 
-def _found(scores: HeadScores, above: int | None, cut: float | None) -> str:
+def _found(scores: HeadScores, above: int | None, confident: int | None, cut: float | None) -> str:
     heads = scores.top(3)
-    if not heads:
+    if not scores.counted:
         return (
             "No prompt counted, so no head has a score. Prompts with an answer count where the model gives it, and for "
             "heads whose window reaches what is scored."
         )
+    if not heads:
+        return f"No head leads: {unranked(scores)}"
     unit = f" (unit: {scores.unit})" if scores.unit else ""
     text = f"{heads[0]} has the highest score, {number(scores[heads[0]])}{unit}"
     if heads[1:]:
@@ -86,14 +98,25 @@ def _found(scores: HeadScores, above: int | None, cut: float | None) -> str:
     if above is None:
         return f"{text}."
     share = f"{above} of {scores.n_scored} heads ({above / scores.n_scored:.1%})"
-    return f"{text}; {share} {'is' if above == 1 else 'are'} above {cut:g}."
+    return f"{text}; {share} {'is' if above == 1 else 'are'} above {cut:g}, {confident} confidently."
 
 
-def _certainty(scores: HeadScores) -> str:
+def _certainty(scores: HeadScores, held_out: float) -> str:
+    """Sentences on the interval of the best head and on the scores of heads that other prompts chose."""
+    text = _interval(scores)
+    if held_out == held_out:
+        text += f" The best head of one half of the prompts scores {number(held_out)} on the other half, on average."
+    return text
+
+
+def _interval(scores: HeadScores) -> str:
     heads, counted = scores.top(2), scores.counted
-    if not heads:
+    if not heads and not counted:
         return f"0 of {len(scores.per_prompt)} prompts counted."
-    best, prompts = heads[0], f"{counted} of {len(scores.per_prompt)} prompts counted"
+    prompts = f"{counted} of {len(scores.per_prompt)} prompts counted"
+    if not heads:
+        return f"{prompts}."
+    best = heads[0]
     low, high = float(scores.low[best]), float(scores.high[best])
     if low != low:
         return f"{prompts}: too few for an interval."
@@ -105,13 +128,35 @@ def _certainty(scores: HeadScores) -> str:
     return f"{text} and {'is above' if above else 'overlaps'} that of the next head, {heads[1]}."
 
 
-def facts(scores: HeadScores) -> list[str]:
-    """Sentences about the side results of an analysis.
+def stability(scores: HeadScores) -> str:
+    """The rank correlation between halves of the prompts, as a sentence above the table.
 
     Args:
         scores: A score table.
     """
+    if scores.split_half != scores.split_half:
+        return "There are too few prompts or ranked heads to compare their order between halves of the prompts."
+    which = f"the {len(scores) - scores.n_unranked} heads with a rank" if scores.n_unranked else "all heads"
+    return f"Rank correlation of {which} between halves of the prompts: {scores.split_half:.2f}."
+
+
+def facts(scores: HeadScores, cut: float | None) -> list[str]:
+    """Sentences about the side results of an analysis.
+
+    Args:
+        scores: A score table.
+        cut: Score above which a head has the role of the table; None for none.
+    """
     sentences = []
+    if (weighted := scores.extras.get("by_value")) is not None:
+        means = weighted.float().nanmean(0)
+        agreed = rank_correlation(means.flatten(), scores.values.flatten())
+        text = f"With each key weighted by the norm of its value, the rank correlation with this table is {agreed:.2f}"
+        if cut is not None:
+            above = means > cut
+            both = int((above & (scores.values > cut)).sum())
+            text += f", and {int(above.sum())} heads are above {cut:g}, {both} of which are above it in this table too"
+        sentences.append(f"{text}.")
     if (sink := scores.extras.get("sink")) is not None:
         sentences.append(
             f"In a single prompt, {float(sink.float().nanmean()):.1%} of the heads are above the threshold, on average "

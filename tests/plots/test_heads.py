@@ -92,6 +92,8 @@ def test_scatter_shows_the_numbers_of_compare():
     figure, agreed = plots.scatter(one, other, 4), one.compare(other, 4)
     assert f"Spearman {plots.number(agreed.spearman)}" in title(figure)
     assert f"{agreed.overlap} of the top 4 shared" in title(figure)
+    chances = [plots.number(value) for value in (agreed.expected_overlap, agreed.expected_within_layers)]
+    assert f"by chance {chances[0]} over all heads, {chances[1]} within layers" in title(figure)
     found = {
         name: (x, y)
         for trace in figure.data
@@ -101,6 +103,17 @@ def test_scatter_shows_the_numbers_of_compare():
     assert found["L2H1"] == pytest.approx((one["L2H1"], other["L2H1"]))
     shared = [trace for trace in figure.data if trace.name == "in both top 4"]
     assert sum(len(trace.x) for trace in shared) == agreed.overlap
+
+
+def test_threshold_curves_draw_the_numbers_of_the_table():
+    table = scores()
+    points, figure = table.threshold_curve(), plots.threshold_curve(table)
+    above, confident = figure.data
+    assert list(above.x) == list(confident.x) == [point.cut for point in points]
+    assert list(above.y) == [point.above for point in points]
+    assert list(confident.y) == [point.confident for point in points]
+    assert plain(figure)["layout"]["shapes"][0]["x0"] == 0.5
+    assert plain(plots.threshold_curve(table, 0.2))["layout"]["shapes"][0]["x0"] == 0.2
 
 
 def test_positions_average_over_prompts_and_leave_out_missing_values():

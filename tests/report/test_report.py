@@ -24,6 +24,7 @@ from run_results import (
     curve,
     ov,
     run,
+    sinks,
     table,
     tables,
     whole,
@@ -126,8 +127,44 @@ def test_the_overview_shows_the_numbers_of_the_tables(results, page: Page):
 
 
 def test_roles_are_confident_or_tentative(page: Page):
-    assert "Confident: the whole 95 % interval is above the threshold. Tentative: only the mean is." in page.words
+    assert "Confident: above the threshold, with at most 5 % of such heads wrong on average" in page.words
+    assert "adjusted for all heads of its table by Benjamini and Hochberg's method" in page.words
+    assert "Tentative: only the mean is above it." in page.words
     assert "Role Threshold Confident Tentative Heads, strongest first" in page.words
+
+
+def test_leading_heads_are_shown_with_their_stability(results, page: Page):
+    assert "Head Score 95 % interval Held out Top 10 in Above 0 in" in page.words
+    for scores in results.scores.values():
+        assert f"Rank correlation of all heads between halves of the prompts: {scores.split_half:.2f}." in page.words
+        cut = 0.3 if scores.threshold is None else scores.threshold
+        above = f"{len(scores.heads(above=cut))} of {len(scores)}, {len(scores.confident(cut))} confident"
+        assert above in page.words
+        for found in scores.leading(10)[:1]:
+            assert (
+                f"{found.head} {found.value:.3f} {found.low:.3f} to {found.high:.3f} {found.held_out:.3f}" in page.words
+            )
+
+
+def test_overlaps_are_shown_with_both_chances_and_the_depth_profile(results, page: Page):
+    one, other, _ = results.scores.values()
+    agreed = one.compare(other)
+    numbers = [plots.number(getattr(agreed, f"expected_{over}")) for over in ("overlap", "within_layers")]
+    depth = plots.number(agreed.depth_overlap)
+    assert f"{agreed.overlap} {numbers[0]}; {numbers[1]}, {plots.p_text(agreed.p_overlap)}; {depth}" in page.words
+    assert "the depth profile of the analysis in the column" in page.words
+
+
+def test_heads_at_the_floor_are_in_no_list():
+    values = torch.zeros(N_PROMPTS, LAYERS, HEADS)
+    values[:, 2, 1] = 0.8
+    values[:, 3, 0] = 0.6
+    page = Page(render(run({"retrieval": HeadScores("retrieval", values, threshold=0.1), "sinks": sinks()})))
+    assert f"{LAYERS * HEADS - 2} heads score 0 and are not ranked." in page.words
+    silent = HeadScores("retrieval", torch.zeros(N_PROMPTS, LAYERS, HEADS), threshold=0.1)
+    page = Page(render(run({"retrieval": silent, "sinks": sinks()})))
+    assert f"No head leads: {LAYERS * HEADS} heads score 0 and are not ranked." in page.words
+    assert "0 0.00; 0.00, no p; 0.00" in page.words
 
 
 def test_the_header_and_the_contents(page: Page):
@@ -157,9 +194,9 @@ def test_sections_show_method_limits_and_source(monkeypatch):
 def test_every_figure_is_on_the_page_once(page: Page):
     figures = figures_of(page)
     places = [attrs for attrs in page.of("div") if "data-figure" in attrs]
-    # atlas, depth, scatter, the control, positions, and map and top heads of three tables
-    assert len(figures) == len(places) == 11
-    assert sorted(int(place["data-figure"] or -1) for place in places) == list(range(11))
+    # atlas, depth, scatter, the control, positions, and map, top heads and threshold curve of three tables
+    assert len(figures) == len(places) == 14
+    assert sorted(int(place["data-figure"] or -1) for place in places) == list(range(14))
     assert all((place["aria-label"] or "").strip(". ") for place in places)
     assert "L3H1" in json.dumps(figures[0])
     assert "Retrieval against induction" in page.words

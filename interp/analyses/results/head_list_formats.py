@@ -11,6 +11,7 @@ import torch
 
 from interp.analyses.results.files import read_text, write_atomic
 from interp.analyses.results.head_scores import HeadScores
+from interp.analyses.results.table_statistics import order_of
 from interp.errors import HeadError, ScoreError
 from interp.hooks.model.heads import Head, HeadLayout, HeadSet
 
@@ -206,23 +207,26 @@ def read_qrhead(path: str | Path, layout: HeadLayout | None = None) -> HeadScore
 
 
 def write_qrhead(scores: HeadScores, path: str | Path, top: int = 16, model: str = "") -> Path:
-    """Write the top heads, best first, as a QRHead configuration.
+    """Write the top heads, best first, as a QRHead configuration; heads at the floor of the table are left out.
 
     Args:
         scores: The scores.
         path: The YAML file.
-        top: Number of heads.
+        top: Number of heads; fewer are written where fewer are above the floor.
         model: Name of the model, by default the model of the scores.
 
     Returns:
         Path: The file.
 
     Raises:
-        ScoreError: If the file cannot be written.
+        ScoreError: If no head is above the floor of the table, or the file cannot be written.
     """
+    heads = scores.top(top)
+    if not heads:
+        raise ScoreError(f"'{scores.name}' ranks no head, which a list cannot hold; give scores that differ.")
     model = model or (scores.provenance.model if scores.provenance else str(scores.settings.get("model", "")))
     entries = {
-        "attn_head_set": ",".join(f"{head.layer}-{head.head}" for head in scores.top(top)),
+        "attn_head_set": ",".join(f"{head.layer}-{head.head}" for head in heads),
         "model_base_class": model.rpartition("/")[2],
         "model_name_or_path": model,
     }
@@ -272,7 +276,10 @@ def read_compresskv(path: str | Path, layout: HeadLayout | None = None) -> HeadS
 
 
 def write_compresskv(scores: HeadScores, path: str | Path) -> Path:
-    """Write the heads of each layer, best first, in the format of CompressKV; heads of equal score by their number.
+    """Write the heads of each layer, best first, in the format of CompressKV.
+
+    A layer lists its heads above their floor, see `table_statistics.floors`. The format has no empty layer, so a layer
+    in which no head is above the floor lists all of its heads. Ties are in a random order, by the seed of the table.
 
     Args:
         scores: The scores.
@@ -285,8 +292,12 @@ def write_compresskv(scores: HeadScores, path: str | Path) -> Path:
         ScoreError: If a head has no score, or the file cannot be written.
     """
     _check_scored(scores, "an order of all heads")
-    orders = scores.values.argsort(dim=1, descending=True, stable=True).tolist()
-    return _write(path, json.dumps({str(layer): order for layer, order in enumerate(orders)}) + "\n")
+    orders, ranked = order_of(scores.values, torch.Generator().manual_seed(scores.seed))
+    lists = {
+        str(layer): order[: count or len(order)]
+        for layer, (order, count) in enumerate(zip(orders.tolist(), ranked.tolist(), strict=True))
+    }
+    return _write(path, json.dumps(lists) + "\n")
 
 
 def _json(path: Path, what: str) -> Any:

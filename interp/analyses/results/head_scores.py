@@ -1,22 +1,28 @@
 """HeadScores: one number for each head and prompt, with intervals and provenance; the result of head identification."""
 
-import math
+import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from html import escape
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float32
+from jaxtyping import Float32, Float64, Int
 from torch import Tensor
 
-from interp.analyses.results import files as storage
-from interp.analyses.results import intervals, statistics
+from interp.analyses.results import (
+    head_scores_parts,
+    head_scores_text,
+    intervals,
+    leading,
+    statistics,
+    table_statistics,
+)
 from interp.analyses.results.codec import result
-from interp.analyses.results.comparison import Comparison
+from interp.analyses.results.comparison import Comparison, compare
+from interp.analyses.results.leading import Count, LeadingHead
 from interp.analyses.results.result import Result
-from interp.errors import HeadError, ScoreError, UsageError
+from interp.errors import UsageError
 from interp.hooks.model.heads import Head, HeadLayout, HeadSet
 from interp.hooks.model.provenance import Provenance
 
@@ -61,41 +67,8 @@ class HeadScores(Result):
     """one text for each prompt, or none"""
 
     def __post_init__(self) -> None:
-        try:
-            given = torch.as_tensor(self.per_prompt)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise ScoreError(
-                f"scores '{self.name}' are not numbers ({error}); give [prompts, layers, heads]."
-            ) from None
-        if given.ndim != 3 or not given.numel():
-            raise ScoreError(f"scores '{self.name}' have shape {list(given.shape)}; give [prompts, layers, heads].")
-        if given.isinf().any():
-            raise ScoreError(
-                f"scores '{self.name}' hold an infinite value; give numbers, or NaN where a prompt does not count."
-            )
-        settings, labels = storage.plain(self.settings, f"settings of '{self.name}'"), tuple(map(str, self.labels))
-        if labels and len(labels) != len(given):
-            raise ScoreError(
-                f"scores '{self.name}' have {len(labels)} labels for {len(given)} prompts; give one for each, or none."
-            )
-        for key, extra in self.extras.items():
-            if extra.shape[:3] != given.shape:
-                raise ScoreError(
-                    f"extra '{key}' of scores '{self.name}' has shape {list(extra.shape)}; "
-                    f"give a tensor whose shape begins with {list(given.shape)}."
-                )
-        try:
-            HeadLayout(given.shape[1], given.shape[2], self.kv_heads or given.shape[2])
-        except HeadError as error:
-            raise ScoreError(f"scores '{self.name}': {error}") from error
-        extras = {key: extra.detach().cpu().contiguous() for key, extra in self.extras.items()}
-        for key, value in (
-            ("per_prompt", given.detach().to("cpu", torch.float32, copy=True).contiguous()),
-            ("kv_heads", self.kv_heads or given.shape[2]),
-            ("settings", settings),
-            ("extras", extras),
-            ("labels", labels),
-        ):
+        given = (self.per_prompt, self.kv_heads, self.settings, self.extras, self.labels)
+        for key, value in head_scores_parts.checked(self.name, *given).items():
             object.__setattr__(self, key, value)
 
     @property
@@ -175,11 +148,8 @@ class HeadScores(Result):
                 f"level={level} and n_resamples={n_resamples} make no interval; give a level between 0 and 1 and at "
                 "least one resample."
             )
-        counted = self.per_prompt[~self.per_prompt.isnan()]
-        shares = len(counted) > 0 and bool((counted >= 0).all() and (counted <= 1).all())
-        ends = intervals.column_intervals(
-            self.per_prompt.flatten(1), level, n_resamples, self.seed, bounds=intervals.SHARE if shares else None
-        )
+        values = self.per_prompt.flatten(1)
+        ends = intervals.column_intervals(values, level, n_resamples, self.seed, bounds=intervals.bounds_of(values))
         low, high = ends.view(2, self.layers, self.n_heads)
         return low, high
 
@@ -197,11 +167,36 @@ class HeadScores(Result):
         """Upper end of the 95% interval."""
         return self._interval[1]
 
+    @cached_property
+    def _order(self) -> tuple[Int[Tensor, "x"], int]:
+        """Places of all heads in order, and how many of them have a rank."""
+        # tables break ties differently, so that tied heads are shared by chance alone
+        content = hashlib.sha256(self.values.numpy().tobytes() + str(self.seed).encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(content[:7], "big"))
+        order, ranked = table_statistics.order_of(self.values.flatten()[None], generator)
+        return order[0], int(ranked)
+
+    @cached_property
+    def floor(self) -> float:
+        """The score at or below which heads are never ranked; -inf where every scored head has a rank.
+
+        It is 0 in a table without negative scores, and where a tenth of the heads, at least two, score exactly 0.
+        Otherwise it is the lowest score, if a tenth of the heads, at least two, share it.
+        """
+        return float(table_statistics.floors(self.values.flatten()[None]))
+
+    @property
+    def n_unranked(self) -> int:
+        """Number of scored heads at or below the floor."""
+        return int((self.values <= self.floor).sum())
+
     def top(self, k: int = 10) -> list[Head]:
-        """The k heads with the highest scores, in that order; heads without a score are left out.
+        """The k heads with the highest scores, in that order; heads at the floor or without a score are left out.
+
+        Ties are in a random order, which depends on the seed and on the scores of the table.
 
         Args:
-            k: Number of heads. Ties are in the order of heads.
+            k: Number of heads; fewer are returned where fewer are above the floor.
 
         Returns:
             The heads.
@@ -211,15 +206,14 @@ class HeadScores(Result):
         """
         if k < 0:
             raise UsageError(f"k={k} is no number of heads; give 0 or more.")
-        flat = self.values.flatten()
-        order = flat.nan_to_num(nan=-math.inf).sort(descending=True, stable=True).indices.tolist()
-        return [Head(*divmod(i, self.n_heads)) for i in order[:k] if not flat[i].isnan()]
+        order, ranked = self._order
+        return [Head(*divmod(i, self.n_heads)) for i in order[: min(k, ranked)].tolist()]
 
     def heads(self, *, top: int | None = None, above: float | None = None) -> HeadSet:
         """The heads with the highest scores, those above a value, or both; by default those above the threshold.
 
         Args:
-            top: Number of heads.
+            top: Number of heads, see `top`.
             above: Value that the score exceeds.
 
         Returns:
@@ -228,12 +222,10 @@ class HeadScores(Result):
         Raises:
             UsageError: If neither is given and the table has no threshold.
         """
-        if top is None and above is None:
-            if self.threshold is None:
-                raise UsageError(f"scores '{self.name}' have no threshold; call heads(top=10) or heads(above=0.1).")
-            above = self.threshold
-        chosen = HeadSet(tuple(self.top(self.layers * self.n_heads if top is None else top)))
-        return chosen if above is None else chosen & HeadSet.from_mask(self.values > above)
+        chosen = self.layout.all() if top is None else HeadSet(tuple(self.top(top)))
+        if top is not None and above is None:
+            return chosen
+        return chosen & HeadSet.from_mask(self.values > self._cut(above))
 
     select = heads
 
@@ -251,17 +243,98 @@ class HeadScores(Result):
         chosen = self.heads(top=heads) if isinstance(heads, int) else heads
         return chosen.random_like(self.layout, seed, match)
 
-    def compare(self, other: "HeadScores", k: int = 10, n_permutations: int = 1000, seed: int = 0) -> Comparison:
+    def adjusted_p(self, cut: float | None = None) -> Float64[Tensor, "l h"]:
+        """The p-value of each head for a mean above a cut, adjusted for all heads of the table.
+
+        The tests are exact for scores of 0 and 1, and Gaffke's for all other scores of at least 0; see
+        `table_statistics.p_values_above`. Benjamini and Hochberg's method adjusts them, so that of the heads with a
+        value of at most 0.05, 5 % on average are not above the cut.
+
+        Args:
+            cut: Score that the mean exceeds, by default the threshold.
+
+        Returns:
+            Adjusted p-values `[l h]`, NaN for heads without a score.
+
+        Raises:
+            UsageError: If no cut is given and the table has no threshold.
+        """
+        p = table_statistics.p_values_above(self.per_prompt.flatten(1), self._cut(cut))
+        return table_statistics.benjamini_hochberg(p).view(self.layers, self.n_heads)
+
+    def confident(self, cut: float | None = None, level: float = 0.05) -> HeadSet:
+        """The heads that are above a cut with a controlled false discovery rate, see `adjusted_p`.
+
+        Args:
+            cut: Score that the mean exceeds, by default the threshold.
+            level: Share of these heads that are not above the cut, on average and at most.
+
+        Returns:
+            HeadSet: the heads.
+        """
+        return HeadSet.from_mask(self.adjusted_p(cut) <= level)
+
+    def threshold_curve(self, cuts: Sequence[float] | None = None) -> tuple[Count, ...]:
+        """How many heads are above each of several cuts, and how many of them confidently.
+
+        Args:
+            cuts: The cuts, by default 19 at equal steps between 0 and the highest score, and the threshold.
+
+        Returns:
+            For each cut: cut, number of heads with a higher score, number of heads in `confident(cut)`.
+
+        Examples:
+            >>> [found.above for found in scores.threshold_curve((-1.0, 2.0))]
+            [8, 0]
+        """
+        return leading.threshold_curve(self, cuts)
+
+    @cached_property
+    def split_half(self) -> float:
+        """Mean rank correlation of the heads above the floor between random halves of the prompts.
+
+        NaN for fewer than two prompts, or fewer than three such heads.
+        """
+        ranked = self.per_prompt[:, self.values > self.floor]
+        return table_statistics.split_half_correlation(ranked, seed=self.seed)
+
+    def leading(self, k: int = 10) -> tuple[LeadingHead, ...]:
+        """The heads of `top(k)` with their held-out scores and the stability of their rank.
+
+        The score of a head that was chosen for it is too high. The held-out score is that of the head which one half
+        of the prompts ranks at this place, on the other half; random splits are averaged, both ways.
+
+        Args:
+            k: Number of heads.
+
+        Returns:
+            For each head: head, value, low, high, held_out, and top_share, the share of the bootstrap resamples of the
+            prompts in which it is in the top k.
+        """
+        return leading.leading(self, k)
+
+    def depth_profile(self) -> "HeadScores":
+        """A table in which every head scores the mean of its layer: the ranking by depth alone, as a baseline.
+
+        Returns:
+            HeadScores: the table; heads of one layer tie, and their order is random.
+        """
+        means = self.per_prompt.nanmean(2, keepdim=True).expand_as(self.per_prompt)
+        return replace(self, name=f"{self.name}_depth", per_prompt=means, threshold=None, extras={})
+
+    def compare(self, other: "HeadScores", k: int = 10) -> Comparison:
         """Correlations over the heads that both tables score, and the overlap of their top k compared with chance.
+
+        The p-value permutes the heads within each layer, since heads with one job are in few layers. Heads at the
+        floor of a table are in no list, so a list may be shorter than k.
 
         Args:
             other: A table of the same shape.
             k: Length of the lists that overlap.
-            n_permutations: Number of permutations of the heads of one table, for the p value.
-            seed: Seed of the permutations.
 
         Returns:
-            Comparison: Correlations, overlap, expected overlap and p value.
+            Comparison: Correlations, overlap, the overlaps expected over all heads, within layers and with the depth
+                profile of the other table, and p.
 
         Raises:
             ScoreError: If the tables differ in shape.
@@ -274,42 +347,11 @@ class HeadScores(Result):
         Limits:
             Shows that both rank the heads alike, not that the heads do the same.
         """
-        from scipy.stats import rankdata
-
-        if self.values.shape != other.values.shape:
-            raise ScoreError(
-                f"'{self.name}' has {self.layers}x{self.n_heads} heads and '{other.name}' has "
-                f"{other.layers}x{other.n_heads}; compare tables of one shape."
-            )
-        both = ~(self.values.isnan() | other.values.isnan())
-        mine, theirs = self.values[both].double(), other.values[both].double()
-        if not 1 <= k <= len(mine):
-            raise UsageError(f"k={k} for {len(mine)} scored heads; give a k from 1 to {len(mine)}.")
-        ranks = [values.sort(descending=True, stable=True).indices[:k].tolist() for values in (mine, theirs)]
-        overlap = len(set(ranks[0]) & set(ranks[1]))
-        return Comparison(
-            spearman=statistics.correlation(*(torch.from_numpy(rankdata(values)) for values in (mine, theirs))),
-            pearson=statistics.correlation(mine, theirs),
-            overlap=overlap,
-            expected_overlap=k * k / len(mine),
-            p_overlap=statistics.overlap_p_value(len(mine), k, overlap, n_permutations, seed),
-            k=k,
-        )
+        return compare(self, other, k)
 
     def to_frame(self) -> Any:
         """A pandas DataFrame, one row per head: layer, head, name, value, low, high, frequency."""
-        import pandas as pd
-
-        heads = list(self)
-        columns = {"value": self.values, "low": self.low, "high": self.high, "frequency": self.frequency}
-        return pd.DataFrame(
-            {
-                "layer": [head.layer for head in heads],
-                "head": [head.head for head in heads],
-                "name": [str(head) for head in heads],
-                **{name: table.flatten().numpy() for name, table in columns.items()},
-            }
-        )
+        return head_scores_text.frame(self)
 
     @classmethod
     def concat(cls, parts: Sequence["HeadScores"]) -> "HeadScores":
@@ -324,44 +366,18 @@ class HeadScores(Result):
         Raises:
             ScoreError: If there are no parts, or they differ in name, shape, settings or model.
         """
-        if not parts:
-            raise ScoreError("no scores to join; give at least one table.")
-        first = parts[0]
-        for part in parts[1:]:
-            for key in ("name", "unit", "layers", "n_heads", "kv_heads", "threshold", "settings"):
-                if getattr(part, key) != getattr(first, key):
-                    raise ScoreError(
-                        f"scores differ in {key} ({getattr(first, key)!r} and {getattr(part, key)!r}); "
-                        "join parts of one analysis of one model."
-                    )
-            if part.extras.keys() != first.extras.keys():
-                raise ScoreError(
-                    f"scores differ in extras ({sorted(first.extras)} and {sorted(part.extras)}); join equal parts."
-                )
-            if first.provenance is not None and part.provenance is not None:
-                first.provenance.check_model(part.provenance)
-        labelled = all(part.labels for part in parts)
-        return cls(
-            per_prompt=torch.cat([part.per_prompt for part in parts]),
-            extras={key: storage.joined([part.extras[key] for part in parts], key) for key in first.extras},
-            labels=tuple(label for part in parts for label in part.labels) if labelled else (),
-            provenance=next((part.provenance for part in parts if part.provenance is not None), None),
-            **{key: getattr(first, key) for key in ("name", "unit", "kv_heads", "threshold", "settings", "seed")},
-        )
+        return cls(**head_scores_parts.joined(parts))
 
     def summary(self, top: int = 10) -> str:
-        """One line about the table, then the heads with the highest scores and their intervals, one a line.
+        """Lines about the table, then the heads with the highest scores, one a line.
+
+        A line has the score, its interval, the held-out score, and how often the head is in the list if the prompts
+        are resampled. "Confident" is controlled over all heads of the table, see `adjusted_p`.
 
         Args:
             top: Number of heads.
         """
-        limit = "" if self.threshold is None else f", {len(self.heads())} heads above {self.threshold:g}"
-        lines = [f"{self.name}: {self.unit}, {self.counted} prompts counted{limit}"]
-        for head in self.top(top):
-            low, high = float(self.low[head]), float(self.high[head])
-            interval = "" if math.isnan(low) else f"  [{low:.3f}, {high:.3f}]"
-            lines.append(f"  {head!s:8s} {self[head]:.3f}{interval}")
-        return "\n".join(lines)
+        return head_scores_text.summary(self, top)
 
     def __len__(self) -> int:
         return self.layers * self.n_heads
@@ -375,22 +391,13 @@ class HeadScores(Result):
         return float(self.values[found.layer, found.head])
 
     def __repr__(self) -> str:
-        best = "".join(f", top {self._described(head)}" for head in self.top(1))
+        best = "".join(f", top {head_scores_text.described(self, head)}" for head in self.top(1))
         return f"HeadScores({self.name!r}, {self.layers}x{self.n_heads}, n={self.counted}{best})"
 
-    def _described(self, head: Head) -> str:
-        low, high = float(self.low[head]), float(self.high[head])
-        interval = "" if math.isnan(low) else f" [{low:.2f}, {high:.2f}]"
-        return f"{head} {self[head]:.2f}{interval}"
-
     def _repr_html_(self) -> str:
-        rows = "".join(
-            f"<tr><td>{head}</td><td>{self[head]:.3f}</td><td>{float(self.low[head]):.3f}</td>"
-            f"<td>{float(self.high[head]):.3f}</td><td>{float(self.frequency[head]):.2f}</td></tr>"
-            for head in self.top(10)
-        )
-        unit = f" ({escape(self.unit)})" if self.unit else ""
-        return (
-            f"<table><caption>{escape(self.name)}{unit}, {self.layers}x{self.n_heads} heads, n={self.counted}</caption>"
-            f"<tr><th>head</th><th>value</th><th>low</th><th>high</th><th>frequency</th></tr>{rows}</table>"
-        )
+        return head_scores_text.html(self)
+
+    def _cut(self, given: float | None) -> float:
+        if given is None and self.threshold is None:
+            raise UsageError(f"scores '{self.name}' have no threshold; call heads(top=10) or heads(above=0.1).")
+        return float(self.threshold or 0.0) if given is None else given

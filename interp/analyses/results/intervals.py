@@ -40,6 +40,16 @@ class Bounds(NamedTuple):
 SHARE, SHARE_DIFFERENCE = Bounds(0.0, 1.0), Bounds(-1.0, 1.0)
 
 
+def bounds_of(values: Tensor) -> Bounds | None:
+    """The bounds 0 and 1 where all numbers lie between them, else None.
+
+    Args:
+        values: Numbers of any shape, NaN where one does not count.
+    """
+    counted = values[~values.isnan()]
+    return SHARE if len(counted) and bool(((counted >= 0) & (counted <= 1)).all()) else None
+
+
 def bootstrap(rows: Rows, level: float = 0.95, n_resamples: int = N_RESAMPLES, seed: int = 0) -> tuple[float, float]:
     """Interval of the mean over draws and prompts, by a bootstrap that resamples both.
 

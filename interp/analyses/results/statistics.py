@@ -1,4 +1,4 @@
-"""Statistics of tables of heads: weighted means, correlations, and the overlap of rankings."""
+"""Statistics of tables of heads: weighted means and correlations."""
 
 import math
 
@@ -39,29 +39,3 @@ def correlation(one: Float[Tensor, "c"], other: Float[Tensor, "c"]) -> float:
     """
     varied = len(one) > 1 and one.min() < one.max() and other.min() < other.max()
     return float(torch.corrcoef(torch.stack([one, other]))[0, 1]) if varied else math.nan
-
-
-def overlap_p_value(
-    n_heads: int, k: int, overlap: int, n_permutations: int = 1000, seed: int = 0, max_elements: int = 4_000_000
-) -> float:
-    """Share of random rankings whose top k share at least `overlap` heads with a fixed top k.
-
-    `p = (1 + hits) / (1 + n_permutations)`.
-
-    Args:
-        n_heads: Number of heads that are ranked.
-        k: Length of both lists.
-        overlap: Heads that both lists hold.
-        n_permutations: Number of random rankings.
-        seed: Seed of the rankings.
-        max_elements: Numbers held in memory at once.
-
-    Returns:
-        The p-value.
-    """
-    random = torch.Generator().manual_seed(seed)
-    hits, width = 0, max(max_elements // n_heads, 1)
-    for start in range(0, n_permutations, width):
-        shuffled = torch.rand(min(width, n_permutations - start), n_heads, generator=random)
-        hits += int(((shuffled.topk(k).indices < k).sum(1) >= overlap).sum())
-    return (1 + hits) / (1 + n_permutations)

@@ -15,6 +15,9 @@ from interp.analyses.results.result import Result
 from interp.errors import ScoreError
 from interp.hooks.model.heads import Head, HeadSet
 
+MAX_FALSE_SHARE = 0.05
+"""false discovery rate of the heads that have a role confidently"""
+
 
 @result
 @dataclass(frozen=True, eq=False)
@@ -26,8 +29,8 @@ class HeadRoles(Result):
     cuts: tuple[float, ...]
     """score above which a head has the role"""
     scores: Float[Tensor, "f l h"]
-    low: Float[Tensor, "f l h"]
-    """lower end of the 95 % interval, NaN where there is none"""
+    adjusted_p: Float[Tensor, "f l h"]
+    """p-value of a score above the cut, adjusted for all heads of the table, see `HeadScores.adjusted_p`"""
 
     @property
     def has(self) -> Bool[Tensor, "f l h"]:
@@ -36,8 +39,8 @@ class HeadRoles(Result):
 
     @property
     def confident(self) -> Bool[Tensor, "f l h"]:
-        """Whether the whole 95 % interval of a head is above the cut."""
-        return self.low > self._cut
+        """Whether a head is above the cut with a false discovery rate of at most 5 % over the heads of its table."""
+        return self.has & (self.adjusted_p <= MAX_FALSE_SHARE)
 
     @property
     def main(self) -> Int[Tensor, "l h"]:
@@ -107,8 +110,10 @@ class HeadRoles(Result):
 def head_roles(scores: Mapping[str, HeadScores], cuts: Mapping[str, float] | None = None) -> HeadRoles:
     """Sort heads into roles: a head has a role when its score is above the cut of that table.
 
-    `has[f l h] = scores[f l h] > cut[f]`; a role is confident where the whole 95 % interval over prompts is above the
-    cut.
+    `has[f l h] = scores[f l h] > cut[f]`. A role is confident if a test of the head over prompts rejects that its true
+    score is at most the cut. The tests of all heads of a table are adjusted by Benjamini and Hochberg's method: of the
+    heads that have a role confidently, at most 5 % on average are not above the cut. The test is exact for scores of 0
+    and 1, so a head with equal scores on all prompts is not certain. See `HeadScores.adjusted_p`.
 
     The cut of a table is that of `cuts`, else the table's threshold, else the threshold that its analysis declares.
     Tables without any of these are left out (gradients, patching: importance is no role). Roles keep the order of
@@ -120,7 +125,7 @@ def head_roles(scores: Mapping[str, HeadScores], cuts: Mapping[str, float] | Non
         cuts: Cuts that take the place of the tables' own.
 
     Returns:
-        HeadRoles: float32 `scores` and `low [f l h]`, one row for each role.
+        HeadRoles: float32 `scores` and `adjusted_p [f l h]`, one row for each role.
 
     Raises:
         ScoreError: If no table has a cut, or tables differ in shape.
@@ -135,8 +140,8 @@ def head_roles(scores: Mapping[str, HeadScores], cuts: Mapping[str, float] | Non
         other 0.3 are a convention.
 
     Limits:
-        Does not show roles that were not measured, nor that the model uses a head for its role. Of many heads near a
-        cut, some are above it by chance.
+        Does not show roles that were not measured, nor that the model uses a head for its role. With few prompts no
+        head of a large table can be confident: of 270 heads, one needs at least 8 prompts at a cut of 0.3.
     """
     known = {name: (cuts or {}).get(name, cut_of(name, table)) for name, table in scores.items()}
     names = [name for name, cut in known.items() if cut is not None]
@@ -150,7 +155,7 @@ def head_roles(scores: Mapping[str, HeadScores], cuts: Mapping[str, float] | Non
         tuple(names),
         tuple(float(known[name] or 0.0) for name in names),
         torch.stack([scores[name].values for name in names]),
-        torch.stack([scores[name].low for name in names]),
+        torch.stack([scores[name].adjusted_p(known[name]).float() for name in names]),
     )
 
 

@@ -320,3 +320,20 @@ def test_files_of_which_nothing_is_known_are_shown(tmp_path, capsys):
     published.main(tmp_path)
     told = capsys.readouterr().out
     assert "| full_attention_heads.tsv | 1x2 / - | 0.5000 / - | 0.0000 / - | 0.0000 / - | 0.5000 / - |" in told
+
+
+def test_heads_at_the_floor_are_in_no_exported_list(tmp_path):
+    values = torch.zeros(1, 3, 4)
+    values[0, 2, 1], values[0, 0, 3], values[0, 0, 0] = 0.9, 0.5, 0.7
+    scores = HeadScores("x", values)
+    path = write_qrhead(scores, tmp_path / "heads.yaml", top=10)
+    assert yaml.safe_load(path.read_text())["attn_head_set"] == "2-1,0-0,0-3"
+    with pytest.raises(ScoreError, match="ranks no head"):
+        write_qrhead(HeadScores("x", torch.zeros(1, 3, 4)), tmp_path / "none.yaml")
+    orders = json.loads(write_compresskv(scores, tmp_path / "heads.json").read_text())
+    # a layer without a ranked head keeps all of its heads, since the format has no empty layer
+    assert (orders["0"], orders["2"]) == ([0, 3], [1])
+    assert sorted(orders["1"]) == [0, 1, 2, 3]
+    assert json.loads(write_compresskv(scores, tmp_path / "again.json").read_text()) == orders
+    back = read_compresskv(tmp_path / "heads.json", scores.layout)
+    assert back.values[2].tolist() == [0.0, 1.0, 0.0, 0.0]

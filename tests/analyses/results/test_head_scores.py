@@ -48,11 +48,13 @@ def test_means_agree_with_float64():
     torch.testing.assert_close(scores.values, expected, rtol=0, atol=6e-8)
 
 
-def test_the_order_of_heads_is_by_value_then_by_head():
-    scores = HeadScores("x", torch.tensor([[[0.5, 0.9], [NAN, 0.5]]]))
-    assert scores.top(10) == [Head(0, 1), Head(0, 0), Head(1, 1)]
+def test_the_order_of_heads_is_by_value():
+    scores = HeadScores("x", torch.tensor([[[0.5, 0.9, 0.1], [NAN, 0.5, 0.2]]]))
+    assert scores.top(10) in (
+        [Head(0, 1), *tied, Head(1, 2), Head(0, 2)] for tied in ([Head(0, 0), Head(1, 1)], [Head(1, 1), Head(0, 0)])
+    )
     assert scores.top(1) == [Head(0, 1)]
-    assert scores.heads(top=2) == HeadSet.parse("L0H0 L0H1")
+    assert scores.heads(top=3) == HeadSet.parse("L0H0 L0H1 L1H1")
     assert scores.select(above=0.5) == HeadSet.parse("L0H1")
     assert scores.heads(top=1, above=0.0) == HeadSet.parse("L0H1")
     assert dataclasses.replace(scores, threshold=0.4).heads() == HeadSet.parse("L0H0 L0H1 L1H1")
@@ -148,12 +150,12 @@ def test_tables_that_agree_are_told_from_chance():
     assert same.spearman > 0.99
     assert same.pearson > 0.99
     assert same.overlap >= 7
-    assert same.p_overlap == 1 / 1001
+    assert same.p_overlap < 0.01
     assert same.expected_overlap == 1.0
     assert one.compare(far, k=8).p_overlap > 0.05
     assert abs(one.compare(far, k=8).spearman) < 0.4
     assert math.isnan(one.compare(flat, k=8).spearman)
-    assert one.compare(near, k=8, seed=1) == one.compare(near, k=8, seed=1)
+    assert one.compare(near, k=8) == one.compare(near, k=8)
 
 
 def test_ranks_of_a_comparison_are_scipys():
@@ -164,14 +166,14 @@ def test_ranks_of_a_comparison_are_scipys():
     assert one.compare(other, k=2).spearman == pytest.approx(expected)
 
 
-def test_the_p_of_an_overlap_is_hypergeometric():
+def test_the_p_of_an_overlap_in_one_layer_is_hypergeometric():
     from scipy.stats import hypergeom
 
-    one = HeadScores("one", torch.arange(24.0).view(1, 4, 6))
-    other = HeadScores("other", torch.arange(24.0).roll(4).view(1, 4, 6))
-    found = one.compare(other, k=8, n_permutations=4000)
+    one = HeadScores("one", torch.arange(1.0, 25.0).view(1, 1, 24))
+    other = HeadScores("other", torch.arange(1.0, 25.0).roll(4).view(1, 1, 24))
+    found = one.compare(other, k=8)
     assert found.overlap == 4
-    assert found.p_overlap == pytest.approx(hypergeom.sf(3, 24, 8, 8), abs=0.03)
+    assert found.p_overlap == pytest.approx(hypergeom.sf(3, 24, 8, 8))
 
 
 def test_comparisons_need_one_shape_and_a_k_within_it():

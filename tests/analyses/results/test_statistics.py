@@ -5,7 +5,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from scipy import stats
 
 from interp.analyses.results import statistics
 
@@ -31,11 +30,3 @@ def test_correlation_is_numpys():
     assert statistics.correlation(one, -2 * one) == pytest.approx(-1.0)
     assert math.isnan(statistics.correlation(one, torch.ones(20)))
     assert math.isnan(statistics.correlation(one[:1], other[:1]))
-
-
-@pytest.mark.parametrize(("n", "k", "overlap"), [(32, 8, 3), (32, 8, 5), (100, 10, 1), (12, 6, 0)])
-def test_overlaps_are_hypergeometric(n, k, overlap):
-    found = statistics.overlap_p_value(n, k, overlap, n_permutations=4000)
-    assert found == pytest.approx(stats.hypergeom(n, k, k).sf(overlap - 1), abs=0.03)
-    assert found == statistics.overlap_p_value(n, k, overlap, n_permutations=4000)
-    assert found > 0

@@ -18,17 +18,17 @@ def table(name: str, rows: dict[tuple[int, int], list[float]], threshold: float 
     return HeadScores(name, values, threshold=threshold)
 
 
-RETRIEVAL = table("retrieval", {(1, 0): [0.9, 0.8, 1.0, 0.9], (2, 1): [0.0, 0.0, 0.0, 1.0]}, 0.1)
-INDUCTION = table("induction", {(1, 0): [0.8] * 4, (0, 1): [0.5] * 4, (2, 1): [0.6] * 4})
-SINKS = table("sinks", {(1, 0): [0.9] * 4, (2, 0): [0.9] * 4}, 0.3)
+RETRIEVAL = table("retrieval", {(1, 0): [0.9, 0.8, 1.0, 0.9] * 3, (2, 1): [0.0, 0.0, 0.0, 1.0] * 3}, 0.1)
+INDUCTION = table("induction", {(1, 0): [0.8] * 12, (0, 1): [0.5] * 12, (2, 1): [0.6] * 12})
+SINKS = table("sinks", {(1, 0): [0.9] * 12, (2, 0): [0.9] * 12}, 0.3)
 
 
-def test_a_head_has_every_role_above_its_cut_and_is_confident_where_the_interval_is():
+def test_a_head_has_every_role_above_its_cut_and_is_confident_by_a_test():
     found = head_roles({"sinks": SINKS, "retrieval": RETRIEVAL, "induction": INDUCTION})
     assert found.names == ("retrieval", "induction", "sinks")
     assert found.cuts == (0.1, 0.3, 0.3)
     assert found.heads("retrieval") == HeadSet((Head(1, 0), Head(2, 1)))
-    # one prompt of four: the mean is above the cut, the interval reaches down to 0
+    # a quarter of the prompts: the mean is above the cut, but the test cannot tell it from a lower one
     assert found.confident[0, 1, 0]
     assert not found.confident[0, 2, 1]
     assert found.of(Head(1, 0)) == ["retrieval", "induction", "sinks"]
@@ -41,6 +41,18 @@ def test_a_head_is_sorted_under_its_first_confident_role():
     assert found.main.tolist() == [[-1, 1], [0, -1], [2, 1]]
     alone = head_roles({"retrieval": RETRIEVAL})
     assert alone.main.tolist() == [[-1, -1], [0, -1], [-1, 0]]
+
+
+def test_equal_scores_on_few_prompts_are_no_certainty():
+    values = torch.zeros(4, 30, 9)
+    values[:, 3, 4] = 1.0
+    few = HeadScores("induction", values)
+    found = head_roles({"induction": few})
+    assert found.heads("induction") == HeadSet((Head(3, 4),))
+    assert not found.confident.any()
+    # four successes at a cut of 0.3, the best of 270 tests
+    assert float(found.adjusted_p[0, 3, 4]) == pytest.approx(min(1.0, 270 * 0.3**4))
+    assert head_roles({"induction": HeadScores("induction", values.repeat(3, 1, 1))}).confident.sum() == 1
 
 
 def test_tables_without_a_cut_are_left_out_unless_one_is_given():
