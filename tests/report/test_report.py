@@ -134,7 +134,7 @@ def test_roles_are_confident_or_tentative(page: Page):
 
 
 def test_leading_heads_are_shown_with_their_stability(results, page: Page):
-    assert "Head Score 95 % interval Held out Top 10 in Above 0 in" in page.words
+    assert "Head Score 95 % interval Held out Top 10 in Prompts above 0" in page.words
     for scores in results.scores.values():
         assert f"Rank correlation of all heads between halves of the prompts: {scores.split_half:.2f}." in page.words
         cut = 0.3 if scores.threshold is None else scores.threshold
