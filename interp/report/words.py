@@ -70,7 +70,10 @@ def summary(scores: HeadScores, cut: float | None) -> Summary:
 def _found(scores: HeadScores, above: int | None, cut: float | None) -> str:
     heads = scores.top(3)
     if not heads:
-        return "No prompt counted, so no head has a score. Needle prompts count where the model answers them."
+        return (
+            "No prompt counted, so no head has a score. Prompts count only where the model shows the behaviour: needle "
+            "prompts where it answers them, pairs where the clean prompt favours the right answer more."
+        )
     unit = f" {scores.unit}" if scores.unit else ""
     text = f"{heads[0]} has the highest score, {number(scores[heads[0]])}{unit}"
     if heads[1:]:

@@ -347,6 +347,8 @@ class HeadScores(Result):
         """
         limit = "" if self.threshold is None else f", {len(self.heads())} heads above {self.threshold:g}"
         lines = [f"{self.name}: {self.unit}, {self.counted} prompts counted{limit}"]
+        if not self.counted:
+            lines += [f"  no head has a score, since none of the {len(self.per_prompt)} prompts counts."]
         for head in self.top(top):
             low, high = float(self.low[head]), float(self.high[head])
             interval = "" if math.isnan(low) else f"  [{low:.3f}, {high:.3f}]"
