@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -37,9 +38,31 @@ def metric(logits):
     return logits[0, -1, RIGHT] - logits[0, -1, WRONG]
 
 
-def each_pair():
-    for clean, corrupt in zip(CLEAN, CORRUPT, strict=True):
-        yield torch.tensor([clean.ids]), torch.tensor([corrupt.ids])
+def at(model, prompt):
+    """The metric after one prompt."""
+    with torch.no_grad():
+        return float(metric(model(torch.tensor([prompt.ids])).logits))
+
+
+def shown(model):
+    """(clean, corrupt), sides exchanged where needed, so that every pair shows the behaviour."""
+    pairs = [sorted(pair, key=lambda prompt: -at(model, prompt)) for pair in zip(CLEAN, CORRUPT, strict=True)]
+    return tuple(replace(CLEAN, items=side) for side in zip(*pairs, strict=True))
+
+
+def answered(model, prompts=CLEAN, pairs=((RIGHT, WRONG),) * 3):
+    """(right, wrong) of each prompt, exchanged where needed, so that the model is right."""
+    found = []
+    for prompt, pair in zip(prompts, pairs, strict=True):
+        with torch.no_grad():
+            logits = model(torch.tensor([prompt.ids])).logits[0, -1]
+        found.append(tuple(sorted(pair, key=lambda token: -float(logits[token]))))
+    return found
+
+
+def each_pair(clean=CLEAN, corrupt=CORRUPT):
+    for one, other in zip(clean, corrupt, strict=True):
+        yield torch.tensor([one.ids]), torch.tensor([other.ids])
 
 
 def projections(model):

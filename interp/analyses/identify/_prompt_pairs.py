@@ -9,7 +9,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from interp.analyses.causal.ablation_test import source_of_numbers
+from interp.analyses.causal.function_identity import function_identity
 from interp.analyses.measures.head_outputs import bridged, by_length
+from interp.analyses.results.files import Parts
 from interp.analyses.results.head_scores import HeadScores
 from interp.errors import PromptError, UsageError
 from interp.hooks.model.heads import HeadLayout
@@ -19,7 +22,7 @@ from interp.hooks.read.capture import check_context
 
 Metric = Callable[[Tensor, Prompts], Tensor]
 """function of the logits [b v] at the last position and the clean prompts of these rows that gives [b] numbers"""
-UNITS = {True: "share of the difference", False: "metric"}
+UNITS = {True: "share of the mean difference", False: "metric"}
 """unit of a score, by `normalize`"""
 Direction = Literal["denoise", "noise"]
 Measure = Callable[..., tuple[Float[Tensor, "b l h"], Float[Tensor, "b"], Float[Tensor, "b"]]]
@@ -79,6 +82,7 @@ def effects(
     normalize: bool,
     batch_size: int,
     seed: int,
+    folder: Any,
     progress: bool,
     **settings: Any,
 ) -> HeadScores:
@@ -92,43 +96,79 @@ def effects(
         metric: The metric, whose name is stored.
         measure: Function that runs the pairs of one length.
         direction: Which run is patched.
-        normalize: Divide by the metric's difference between the runs.
+        normalize: Divide by the mean difference between the runs.
         batch_size: Number of pairs that run together.
         seed: Seed of the intervals.
+        folder: Where finished batches are kept; None to keep nothing.
         progress: Show a progress bar.
         settings: Further settings to store.
     """
     check_pairs(model, clean, corrupt, direction)
     layout = HeadLayout.of(model)
-    found = torch.empty(len(clean), layout.layers, layout.heads)
+    effect = torch.empty(len(clean), layout.layers, layout.heads)
+    at_clean, at_corrupt = torch.empty(2, len(clean))
+    made = source_of_numbers(Provenance.of(model, clean.tokenizer))
+    about = None if folder is None else [clean.fingerprint(), corrupt.fingerprint(), function_identity(metric)]
+    parts = Parts.of(folder, name, [*made, about, direction, settings])
     bar = tqdm(total=len(clean) * layout.layers, desc=name, disable=not progress, delay=2, leave=False)
     with bar, bridged(model) as tl:
         for index, (ours, theirs) in by_length(clean, corrupt, batch_size=batch_size):
-            base, source = (theirs, ours) if direction == "denoise" else (ours, theirs)
-            toward, at_base, at_source = measure(tl, base, source, ours, partial(bar.update, len(index)))
-            found[index] = scored(toward, at_base, at_source, direction, normalize)
+            runs = (theirs, ours, ours) if direction == "denoise" else (ours, theirs, ours)
+            work = partial(_measured_pairs, measure, tl, runs, partial(bar.update, len(index)))
+            end, part = bar.n + len(index) * layout.layers, parts.get(index, work)
+            bar.update(end - bar.n)
+            ends = (part["source"], part["base"]) if direction == "denoise" else (part["base"], part["source"])
+            effect[index] = part["toward"] if direction == "denoise" else -part["toward"]
+            at_clean[index], at_corrupt[index] = ends
+    shares, mean = scored(effect, at_clean, at_corrupt, normalize)
     settings = {"metric": metric, "direction": direction, "normalize": normalize, **settings}
-    return table(name, model, clean, found, UNITS[normalize], seed, **settings)
+    # tables with other denominators have no common mean, and `concat` refuses to join tables with other settings
+    settings |= {"mean_difference": mean} if normalize else {}
+    extras = {"difference": (at_clean - at_corrupt)[:, None, None].expand_as(effect)}
+    return table(name, model, clean, shares, UNITS[normalize], seed, extras, **settings)
+
+
+def _measured_pairs(
+    measure: Measure, tl: Any, runs: tuple[Prompts, Prompts, Prompts], done: Callable[[], Any]
+) -> dict[str, Tensor]:
+    toward, base, source = measure(tl, *runs, done)
+    return {"toward": toward, "base": base, "source": source}
 
 
 def scored(
-    toward: Float[Tensor, "b l h"],
-    base: Float[Tensor, "b"],
-    source: Float[Tensor, "b"],
-    direction: str,
-    normalize: bool,
-) -> Float[Tensor, "b l h"]:
-    """Scores from the change of the base run's metric, positive for heads that support the clean answer.
+    effect: Float[Tensor, "n l h"], clean: Float[Tensor, "n"], corrupt: Float[Tensor, "n"], normalize: bool
+) -> tuple[Float[Tensor, "n l h"], float | None]:
+    """Scores from effects, and the mean difference that they are divided by.
 
-    With `normalize` they are divided by the metric's difference between the runs, and are NaN where there is none.
+    `score[n l h] = effect[n l h] / mean over the pairs that count of (clean - corrupt)`, so that the mean score is a
+    ratio of means, in which a pair with a small difference has a small weight. A pair counts where its metric is higher
+    on the clean prompt; the scores of others are NaN.
+
+    Args:
+        effect: Change of the metric by each patch, positive for heads that support the clean answer.
+        clean: Metric of the clean runs.
+        corrupt: Metric of the corrupt runs.
+        normalize: Divide by the mean difference; otherwise the scores are the effects.
+
+    Returns:
+        The scores, and the mean difference, None where no pair counts.
     """
-    if not normalize:
-        return toward if direction == "denoise" else -toward
-    return toward / torch.where(torch.isclose(base, source), torch.nan, source - base)[:, None, None]
+    # a difference that rounding makes shows nothing
+    shown = (clean > corrupt) & ~torch.isclose(clean, corrupt)
+    mean = float((clean - corrupt)[shown].double().mean()) if shown.any() else None
+    scores = effect / mean if normalize and mean is not None else effect
+    return torch.where(shown[:, None, None], scores, torch.nan), mean
 
 
 def table(
-    name: str, model: nn.Module, prompts: Prompts, values: Float[Tensor, "b l h"], unit: str, seed: int, **settings: Any
+    name: str,
+    model: nn.Module,
+    prompts: Prompts,
+    values: Float[Tensor, "b l h"],
+    unit: str,
+    seed: int,
+    extras: dict[str, Tensor] | None = None,
+    **settings: Any,
 ) -> HeadScores:
     """HeadScores of these prompts; a metric is stored by its name."""
     if "metric" in settings:
@@ -140,6 +180,7 @@ def table(
         kv_heads=HeadLayout.of(model).kv_heads,
         settings=settings,
         provenance=Provenance.of(model, prompts.tokenizer, seed=seed),
+        extras=extras or {},
         seed=seed,
         labels=tuple(str(prompt.meta.get("id", "")) for prompt in prompts),
     )

@@ -31,6 +31,8 @@ ROOT = "blocks.0.hook_resid_pre"
     order=24,
     prompts=standard.ioi,
     paired=True,
+    joint=True,
+    resumable=True,
     own_prompts=False,
     control=controls.logit_difference(),
     cost=costs.first_order(),
@@ -45,6 +47,7 @@ def attribution_patching(
     normalize: bool = True,
     batch_size: int = 8,
     seed: int = 0,
+    folder: Any = None,
     progress: bool = False,
 ) -> HeadScores:
     """Score each head by its effect under activation patching to first order.
@@ -53,8 +56,8 @@ def attribution_patching(
 
     `effect[b l h] = sum over q, d of (z_clean - z_corrupt)[b q h d] dM/dz[b q h d]`, with the gradient at the run that
     would be patched: the corrupt one for the direction "denoise", the clean one for "noise". It estimates the effect
-    that `activation_patching` measures, with the same sign, and by default it is divided by M_clean - M_corrupt as
-    there.
+    that `activation_patching` measures, with the same sign. As there, `score[b l h] = effect[b l h] / mean over the
+    pairs that count of (M_clean - M_corrupt)`, and a pair counts where M_clean > M_corrupt.
 
     `a.compare(b, k)` compares the two methods, or two circuits.
 
@@ -67,14 +70,18 @@ def attribution_patching(
             gradient.
         direction: "denoise" patches the clean run into the corrupt one (is the head sufficient?), "noise" the reverse
             (is it necessary?).
-        normalize: Divide by M_clean - M_corrupt, so that 1 is a head that carries all of the difference. A pair without
-            a difference is NaN. False gives the effect itself.
+        normalize: Divide by the mean of M_clean - M_corrupt, so that 1 is a head that carries all of the difference.
+            False gives the effect itself.
         batch_size: Number of pairs per forward pass.
         seed: Seed of the intervals.
+        folder: Where finished batches of pairs are kept, so that an interrupted analysis continues with the same
+            numbers.
         progress: Show a progress bar.
 
     Returns:
-        HeadScores: float32 `per_prompt [n l h]`, positive for a head that supports the clean answer.
+        HeadScores: float32 `per_prompt [n l h]`, positive for a head that supports the clean answer, NaN for a pair
+        that does not count. The extra "difference" holds M_clean - M_corrupt of each pair, the same for every head, and
+        the setting "mean_difference" the number that effects are divided by.
 
     Raises:
         PromptError: If the prompts are not pairs of equal length, or have no answers.
@@ -94,15 +101,18 @@ def attribution_patching(
         by position.
 
     Differs:
-        Scores are given for each pair and in both directions, without integrated gradients.
+        Scores are given for each pair and in both directions, without integrated gradients. Effects are divided by the
+        mean difference of the pairs that count, and pairs without the behaviour are left out.
 
     Limits:
         Does not show effects where attention or the final norm saturates: the gradient vanishes there and the effect of
-        patching does not.
+        patching does not. Intervals take the mean difference as known.
     """
     name, measure = "attribution_patching", partial(_first_order, metric)
     memory.check(name, memory.first_order, model, memory.sorted_batches(clean, batch_size), {})
-    return effects(name, model, clean, corrupt, metric, measure, direction, normalize, batch_size, seed, progress)
+    return effects(
+        name, model, clean, corrupt, metric, measure, direction, normalize, batch_size, seed, folder, progress
+    )
 
 
 @torch.enable_grad()

@@ -45,6 +45,9 @@ def logit_attribution(
     `score[b l h] = (z[b h d] W_O[h d m]) / s[b] . (gamma[m] (W_U[m right] - W_U[m wrong]))` at the last position, where
     s is the scale of the final norm in this run. LayerNorm centres what the head wrote, RMSNorm does not.
 
+    Only prompts count on which the model shows the behaviour, that is where the logit of the right answer is above that
+    of the wrong one. The scores of others are NaN, and without such a prompt no head has a score.
+
     Heads, MLPs and embeddings, together with the biases that belong to no head (of W_O, the final norm and the
     unembedding), sum to the difference of the two logits, before the soft-cap or scale that a model applies to its
     logits. A norm after attention (Gemma 2 and 3, OLMo 2) is applied to each head with its scale in this run.
@@ -59,7 +62,7 @@ def logit_attribution(
         progress: Show a progress bar.
 
     Returns:
-        HeadScores: float32 `per_prompt [n l h]`, in logits.
+        HeadScores: float32 `per_prompt [n l h]`, in logits, NaN for a prompt that does not count.
 
     Raises:
         PromptError: If a prompt has no answers, or both begin with the same token.
@@ -75,7 +78,7 @@ def logit_attribution(
         Wang et al. 2211.00593; TransformerLens' stack_head_results and apply_ln_to_stack.
 
     Differs:
-        Weights need not be folded, since gamma is multiplied in.
+        Weights need not be folded, since gamma is multiplied in. Prompts on which the model is wrong are left out.
 
     Limits:
         Does not show what a head does through later layers, nor what they would do without it.
@@ -109,4 +112,6 @@ def _direct(tl: Any, prompts: Prompts, answers: Int[Tensor, "b 2"], layout: Head
     run.check_readout(answers)
     right, wrong = tl.W_U[:, answers].float().unbind(2)
     toward = torch.einsum("cbm,mb->bc", run.read(run.heads.flatten(0, 1)), right - wrong)
-    return toward.unflatten(1, (layout.layers, layout.heads))
+    # what leads to a wrong answer says nothing about the heads of a behaviour
+    right_first = run.logits.gather(1, answers).diff(dim=1) < 0
+    return torch.where(right_first, toward, torch.nan).unflatten(1, (layout.layers, layout.heads))

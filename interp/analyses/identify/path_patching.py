@@ -1,7 +1,7 @@
 """Path patching: how the answer changes through the direct path from a head to the logits."""
 
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 from torch import nn
 
@@ -23,6 +23,8 @@ from interp.hooks.prompts.prompts import Prompts
     order=23,
     prompts=standard.ioi,
     paired=True,
+    joint=True,
+    resumable=True,
     own_prompts=False,
     control=controls.logit_difference(),
     cost=costs.patching(frozen=lambda settings: settings.get("mlps", "frozen") == "frozen"),
@@ -38,6 +40,7 @@ def path_patching(
     normalize: bool = True,
     batch_size: int = 32,
     seed: int = 0,
+    folder: Any = None,
     progress: bool = False,
 ) -> HeadScores:
     """Score each head by its direct effect: its z comes from the other run, and z of all other heads is frozen.
@@ -47,7 +50,8 @@ def path_patching(
     scale is computed anew, and the unembedding. A norm after attention (Gemma 2 and 3, OLMo 2) is computed anew as
     well.
 
-    Scores and signs are those of `activation_patching`; `a.compare(b, k)` compares circuits.
+    Scores, signs and the pairs that count are those of `activation_patching`: `score[b l h] = effect[b l h] / mean over
+    the pairs with M_clean > M_corrupt of (M_clean - M_corrupt)`. `a.compare(b, k)` compares circuits.
 
     Args:
         model: A transformers causal language model, or a TransformerBridge over one.
@@ -58,14 +62,18 @@ def path_patching(
         mlps: "frozen" keeps the MLPs of the patched run; "live" lets later MLPs respond, as the authors do.
         direction: "denoise" patches the clean run into the corrupt one (is the head sufficient?), "noise" the reverse
             (is it necessary?).
-        normalize: Divide by M_clean - M_corrupt, so that 1 is a head that carries all of the difference. A pair without
-            a difference is NaN. False gives the effect itself.
+        normalize: Divide by the mean of M_clean - M_corrupt, so that 1 is a head that carries all of the difference.
+            False gives the effect itself.
         batch_size: Number of rows of a forward pass, which hold pairs of one length, each with as many heads as fit.
         seed: Seed of the intervals.
+        folder: Where finished batches of pairs are kept, so that an interrupted analysis continues with the same
+            numbers.
         progress: Show a progress bar.
 
     Returns:
-        HeadScores: float32 `per_prompt [n l h]`, positive for a head that supports the clean answer.
+        HeadScores: float32 `per_prompt [n l h]`, positive for a head that supports the clean answer, NaN for a pair
+        that does not count. The extra "difference" holds M_clean - M_corrupt of each pair, the same for every head, and
+        the setting "mean_difference" the number that effects are divided by.
 
     Raises:
         PromptError: If the prompts are not pairs of equal length, or have no answers.
@@ -84,10 +92,12 @@ def path_patching(
         of later heads, so this is its activation patching with everything else frozen.
 
     Differs:
-        MLPs are frozen by default.
+        MLPs are frozen by default. Effects are divided by the mean difference of the pairs that count, where the
+        authors' code divides within each batch and averages. Pairs without the behaviour are left out.
 
     Limits:
         Does not show what a head does through later heads. The final norm mixes effects, so they need not add up.
+        Intervals take the mean difference as known.
     """
     if mlps not in ("frozen", "live"):
         raise UsageError(
@@ -96,5 +106,17 @@ def path_patching(
     frozen = ("attn.hook_z",) if mlps == "live" else ("attn.hook_z", "hook_mlp_out")
     name, measure = "path_patching", partial(patched, metric, frozen, batch_size)
     return effects(
-        name, model, clean, corrupt, metric, measure, direction, normalize, batch_size, seed, progress, mlps=mlps
+        name,
+        model,
+        clean,
+        corrupt,
+        metric,
+        measure,
+        direction,
+        normalize,
+        batch_size,
+        seed,
+        folder,
+        progress,
+        mlps=mlps,
     )

@@ -49,6 +49,8 @@ def summary(scores: "HeadScores", top: int) -> str:
         first += f", {above} heads above {scores.threshold:g}"
         first += f" ({confident} confident)" if scores.threshold > 0 else ""
     lines = [first]
+    if not scores.counted:
+        lines += [f"  no head has a score, since none of the {len(scores.per_prompt)} prompts counts."]
     if not math.isnan(scores.split_half):
         lines.append(f"  rank correlation between halves of the prompts: {scores.split_half:.2f}")
     leading = scores.leading(top)

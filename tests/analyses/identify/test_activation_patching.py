@@ -3,6 +3,8 @@
 import contextlib
 import itertools
 import math
+from dataclasses import replace
+from unittest import mock
 
 import pytest
 import torch
@@ -15,6 +17,8 @@ from patching_oracle import (
     RIGHT,
     TWO,
     WRONG,
+    answered,
+    at,
     close,
     each_pair,
     hooked,
@@ -23,6 +27,7 @@ from patching_oracle import (
     projections,
     prompts,
     recorded,
+    shown,
     swept,
 )
 from transformer_lens import patching
@@ -30,8 +35,10 @@ from transformer_lens.tools.analysis import attribution_patching as lens_attribu
 
 import interp
 from interp.analyses import identify
+from interp.analyses.identify._prompt_pairs import scored
+from interp.analyses.results.files import Parts
 from interp.analyses.results.head_scores import HeadScores
-from interp.errors import ModelError, PromptError, UsageError
+from interp.errors import ModelError, PromptError, ScoreError, UsageError
 from interp.hooks.model.layers import attention_layers
 from interp.hooks.prompts.prompts import Prompts
 from interp.hooks.transformerlens.bridge import bridge
@@ -45,10 +52,11 @@ PAIRED = (identify.activation_patching, identify.attribution_patching, identify.
 @torch.no_grad()
 def test_activation_patching_is_that_of_transformer_lens(name, direction, capsys):
     model = make(name)
-    found = identify.activation_patching(model, CLEAN, CORRUPT, direction=direction, normalize=False)
+    clean_side, corrupt_side = shown(model)
+    found = identify.activation_patching(model, clean_side, corrupt_side, direction=direction, normalize=False)
     assert capsys.readouterr().err == ""
     with bridge(model) as tl:
-        for number, (clean, corrupt) in enumerate(each_pair()):
+        for number, (clean, corrupt) in enumerate(each_pair(clean_side, corrupt_side)):
             base, source = (corrupt, clean) if direction == "denoise" else (clean, corrupt)
             _, cache = tl.run_with_cache(source)
             values = patching.get_act_patch_attn_head_out_all_pos(tl, base, cache, metric) - metric(tl(base))
@@ -61,14 +69,19 @@ def test_activation_patching_is_that_of_transformer_lens(name, direction, capsys
 @pytest.mark.parametrize("batch_size", [1, 3, 64])
 def test_activation_patching_by_plain_hooks(name, batch_size):
     model = make(name)
+    clean_side, corrupt_side = shown(model)
+    mean = sum(at(model, one) - at(model, other) for one, other in zip(clean_side, corrupt_side, strict=True)) / 3
     for direction in ("denoise", "noise"):
-        found = identify.activation_patching(model, CLEAN, CORRUPT, direction=direction, batch_size=batch_size)
-        for number, (clean, corrupt) in enumerate(each_pair()):
+        found = identify.activation_patching(
+            model, clean_side, corrupt_side, direction=direction, batch_size=batch_size
+        )
+        for number, (clean, corrupt) in enumerate(each_pair(clean_side, corrupt_side)):
             base, source = (corrupt, clean) if direction == "denoise" else (clean, corrupt)
             values, at_base, at_source = swept(model, base, source)
             at_clean, at_corrupt = (at_source, at_base) if direction == "denoise" else (at_base, at_source)
             effect = values - at_corrupt if direction == "denoise" else at_clean - values
-            close(found.per_prompt[number], effect / (at_clean - at_corrupt), atol=1e-4)
+            close(found.per_prompt[number], effect / mean, atol=1e-4)
+            close(found.extras["difference"][number], (at_clean - at_corrupt).expand(LAYERS, HEADS))
 
 
 @pytest.mark.parametrize("name", TWO)
@@ -76,10 +89,11 @@ def test_activation_patching_by_plain_hooks(name, batch_size):
 @pytest.mark.parametrize("weights", [True, False])
 def test_attribution_patching_by_autograd(name, direction, weights):
     model = make(name).requires_grad_(weights)
+    clean_side, corrupt_side = shown(model)
     with torch.no_grad():
-        found = identify.attribution_patching(model, CLEAN, CORRUPT, direction=direction, normalize=False)
+        found = identify.attribution_patching(model, clean_side, corrupt_side, direction=direction, normalize=False)
     assert all(weight.grad is None for weight in model.parameters())
-    for number, (clean, corrupt) in enumerate(each_pair()):
+    for number, (clean, corrupt) in enumerate(each_pair(clean_side, corrupt_side)):
         z_clean, _ = recorded(model, clean, projections(model))
         z_corrupt, _ = recorded(model, corrupt, projections(model))
         here = z_corrupt if direction == "denoise" else z_clean
@@ -96,9 +110,10 @@ def test_attribution_patching_by_autograd(name, direction, weights):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_attribution_patching_is_that_of_transformer_lens(name):
     model = make(name)
-    found = identify.attribution_patching(model, CLEAN, CORRUPT, normalize=False)
+    clean_side, corrupt_side = shown(model)
+    found = identify.attribution_patching(model, clean_side, corrupt_side, normalize=False)
     with bridge(model) as tl:
-        for number, (clean, corrupt) in enumerate(each_pair()):
+        for number, (clean, corrupt) in enumerate(each_pair(clean_side, corrupt_side)):
             expected = torch.zeros(LAYERS, HEADS)
             config = lens_attribution.EdgeAttributionConfig(granularity="node")
             for node, score in lens_attribution.attribution_patch(
@@ -114,8 +129,9 @@ def test_attribution_is_patching_where_the_metric_is_linear_in_z():
     model = make("gpt2")
     model.transformer.h[1].attn.c_proj.weight.data *= 0.05
     model.transformer.h[1].mlp.c_proj.weight.data.zero_()
+    pairs = shown(model)
     exact, linear = (
-        f(model, CLEAN, CORRUPT, normalize=False).per_prompt[:, 1]
+        f(model, *pairs, normalize=False).per_prompt[:, 1]
         for f in (identify.activation_patching, identify.attribution_patching)
     )
     torch.testing.assert_close(linear, exact, atol=1e-7, rtol=0.01)
@@ -126,10 +142,11 @@ def test_attribution_is_patching_where_the_metric_is_linear_in_z():
 @pytest.mark.parametrize("direction", ["denoise", "noise"])
 def test_path_patching_moves_the_last_residual_by_what_the_head_writes(name, direction):
     model = make(name)
-    found = identify.path_patching(model, CLEAN, CORRUPT, direction=direction, normalize=False)
+    clean_side, corrupt_side = shown(model)
+    found = identify.path_patching(model, clean_side, corrupt_side, direction=direction, normalize=False)
     core, heads = model.base_model, projections(model)
     blocks, norm = (core.h, core.ln_f) if name == "gpt2" else (core.layers, core.norm)
-    for number, (clean, corrupt) in enumerate(each_pair()):
+    for number, (clean, corrupt) in enumerate(each_pair(clean_side, corrupt_side)):
         base, source = (corrupt, clean) if direction == "denoise" else (clean, corrupt)
         mine, at_base = recorded(model, base, heads)
         theirs, _ = recorded(model, source, heads)
@@ -146,24 +163,28 @@ def test_path_patching_moves_the_last_residual_by_what_the_head_writes(name, dir
 @pytest.mark.parametrize("mlps", ["frozen", "live"])
 def test_path_patching_by_plain_hooks(name, mlps):
     model = make(name)
-    found = identify.path_patching(model, CLEAN, CORRUPT, mlps=mlps)
+    clean_side, corrupt_side = shown(model)
+    found = identify.path_patching(model, clean_side, corrupt_side, mlps=mlps)
+    mean = sum(at(model, one) - at(model, other) for one, other in zip(clean_side, corrupt_side, strict=True)) / 3
     blocks = model.base_model.h if name == "gpt2" else model.base_model.layers
     frozen = [block.mlp for block in blocks] if mlps == "frozen" else []
-    for number, (clean, corrupt) in enumerate(each_pair()):
-        values, at_clean, at_corrupt = swept(model, clean, corrupt, frozen)
-        close(found.per_prompt[number], (at_clean - values) / (at_clean - at_corrupt), atol=1e-4)
+    for number, (clean, corrupt) in enumerate(each_pair(clean_side, corrupt_side)):
+        values, at_clean, _ = swept(model, clean, corrupt, frozen)
+        close(found.per_prompt[number], (at_clean - values) / mean, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 @torch.no_grad()
 def test_logit_attribution_sums_to_the_logit_difference(name):
     model = make(name)
-    scores = identify.logit_attribution(model, CLEAN)
+    answers = answered(model)
+    scores = identify.logit_attribution(model, CLEAN, answers)
     with bridge(model) as tl:
         weight = getattr(tl.ln_final, "weight", torch.ones(()))
         weight, bias = weight + tl.ln_final.uses_weight_offset, getattr(tl.ln_final, "bias", None)
-        toward = tl.W_U[:, RIGHT] - tl.W_U[:, WRONG]
         for number, (clean, _) in enumerate(each_pair()):
+            good, bad = answers[number]
+            toward = tl.W_U[:, good] - tl.W_U[:, bad]
             logits, cache = tl.run_with_cache(clean)
             rest = [cache["blocks.0.hook_resid_pre"]] + [
                 cache[f"blocks.{layer}.hook_mlp_out"] for layer in range(LAYERS)
@@ -176,8 +197,8 @@ def test_logit_attribution_sums_to_the_logit_difference(name):
                     rest = rest + b_o
             rest = rest if tl.ln_final.uses_rms_norm else rest - rest.mean()
             rest = rest / cache["ln_final.hook_scale"][0, -1] * weight + (0 if bias is None else bias)
-            total = scores.per_prompt[number].sum() + rest @ toward + tl.b_U[RIGHT] - tl.b_U[WRONG]
-            right, wrong = logits[0, -1, [RIGHT, WRONG]].tolist()
+            total = scores.per_prompt[number].sum() + rest @ toward + tl.b_U[good] - tl.b_U[bad]
+            right, wrong = logits[0, -1, [good, bad]].tolist()
             cap = getattr(model.config, "final_logit_softcapping", None)
             if cap is not None:
                 right, wrong = (cap * math.atanh(logit / cap) for logit in (right, wrong))
@@ -189,7 +210,7 @@ def test_logit_attribution_sums_to_the_logit_difference(name):
 @torch.no_grad()
 def test_logit_attribution_by_plain_hooks(name):
     model = make(name)
-    answers = [(7, 8), (20, 30), (RIGHT, WRONG)]
+    answers = answered(model, pairs=[(7, 8), (20, 30), (RIGHT, WRONG)])
     found = identify.logit_attribution(model, CLEAN, answers)
     core = model.base_model
     blocks, norm = (core.h, core.ln_f) if name == "gpt2" else (core.layers, core.norm)
@@ -211,37 +232,159 @@ def test_logit_attribution_by_plain_hooks(name):
 @pytest.mark.parametrize("method", [*PAIRED, identify.logit_attribution])
 def test_prompts_of_several_lengths_are_as_one_by_one(method, tiny_model):
     model = tiny_model("llama")
+    clean, corrupt = shown(model)
 
     def run(part):
-        return method(model, CLEAN[part], *([CORRUPT[part]] if method in PAIRED else []), batch_size=2)
+        if method in PAIRED:
+            return method(model, clean[part], corrupt[part], normalize=False, batch_size=2)
+        return method(model, clean[part], answered(model, clean)[part], batch_size=2)
 
     together = run(slice(None))
     alone = HeadScores.concat([run(slice(i, i + 1)) for i in range(3)])
     close(together.per_prompt, alone.per_prompt, atol=1e-4)
+    assert together.counted == 3
     assert together.name == method.__name__
     together.provenance.check_model(model)
 
 
 @pytest.mark.parametrize("method", PAIRED)
-def test_a_pair_without_a_difference_does_not_count(method, tiny_model):
-    same = Prompts((CLEAN[0], CORRUPT[1]))
-    scores = method(tiny_model("llama"), CLEAN[:2], same)
-    assert scores.per_prompt[0].isnan().all()
-    assert not scores.per_prompt[1].isnan().any()
-    assert method(tiny_model("llama"), CLEAN[:2], same, normalize=False).per_prompt[0].abs().max() < 1e-6
+def test_a_pair_without_the_behaviour_does_not_count(method, tiny_model):
+    """Equal sides, and sides that are exchanged, with and without division: the others are as if alone."""
+    model = tiny_model("llama")
+    clean, corrupt = shown(model)
+    mixed = [clean[0], corrupt[1], clean[2]], [clean[0], clean[1], corrupt[2]]
+    for normalize in (True, False):
+        scores = method(model, *(replace(clean, items=tuple(side)) for side in mixed), normalize=normalize)
+        assert scores.counted == 1
+        assert scores.per_prompt[:2].isnan().all()
+        only = method(model, clean[2:], corrupt[2:], normalize=normalize)
+        close(scores.values, only.values)
+        means = [each.settings.get("mean_difference") for each in (scores, only)]
+        assert means == [None, None] if not normalize else means[0] == pytest.approx(means[1], rel=1e-5)
+        close(scores.extras["difference"][1, 0, 0], torch.tensor(at(model, corrupt[1]) - at(model, clean[1])))
+
+
+@pytest.mark.parametrize("method", PAIRED)
+def test_a_weak_pair_does_not_rule_the_others(method, tiny_model):
+    """Where the metric of the second pair is scaled to nearly 0, the scores are those of the first one."""
+    model = tiny_model("llama")
+    clean, corrupt = shown(model)
+
+    def scaled(logits, prompts):
+        values = logits[:, RIGHT] - logits[:, WRONG]
+        return values * torch.tensor([1e-4 if prompt.ids == clean[1].ids else 1.0 for prompt in prompts])
+
+    both, strong = method(model, clean[:2], corrupt[:2], scaled), method(model, clean[:1], corrupt[:1])
+    close(both.values, strong.values, atol=1e-3)
+
+
+def test_scores_are_a_ratio_of_means():
+    """By a literal loop, with one pair of a small difference, one without and one of the wrong sign."""
+    effect = torch.randn(5, 2, 3, generator=torch.Generator().manual_seed(0))
+    clean, corrupt = torch.tensor([2.0, 1.001, 0.5, 1.0, 7.0]), torch.tensor([1.0, 1.0, 0.5, 3.0, 4.0])
+    scores, mean = scored(effect, clean, corrupt, True)
+    counted = [0, 1, 4]
+    table = HeadScores("patching", scores)
+    for layer, head in itertools.product(range(2), range(3)):
+        total = sum(float(effect[n, layer, head]) for n in counted)
+        difference = sum(float(clean[n] - corrupt[n]) for n in counted)
+        assert table[layer, head] == pytest.approx(total / difference, rel=1e-5)
+    assert (table.counted, mean) == (3, pytest.approx(4.001 / 3))
+    # a ratio for each pair would give nearly all of the weight to the second one
+    ratios = (effect[counted] / (clean - corrupt)[counted, None, None]).abs().flatten(1).sum(1)
+    assert ratios[1] / ratios.sum() > 0.99
+    shares = table.per_prompt[counted].abs().flatten(1).sum(1)
+    assert shares[1] / shares.sum() < 0.6
+    raw, _ = scored(effect, clean, corrupt, False)
+    torch.testing.assert_close(raw[counted], effect[counted])
+    assert raw[[2, 3]].isnan().all()
+
+
+@pytest.mark.parametrize("method", PAIRED)
+@pytest.mark.parametrize("normalize", [True, False])
+def test_no_pair_with_the_behaviour_gives_no_ranking(method, normalize, tiny_model):
+    model = tiny_model("llama")
+    corrupt, clean = shown(model)
+    scores = method(model, clean, corrupt, normalize=normalize)
+    assert scores.counted == 0
+    assert scores.values.isnan().all()
+    assert scores.top(5) == []
+    assert scores.settings.get("mean_difference") is None
+    assert "no head has a score" in scores.summary()
+
+
+def test_prompts_that_the_model_gets_wrong_do_not_count(tiny_model):
+    model = tiny_model("llama")
+    right = answered(model)
+    answers = [right[0], right[1][::-1], right[2]]
+    scores = identify.logit_attribution(model, CLEAN, answers)
+    assert scores.counted == 2
+    assert scores.per_prompt[1].isnan().all()
+    close(scores.per_prompt[[0, 2]], identify.logit_attribution(model, CLEAN, right).per_prompt[[0, 2]])
+    none = identify.logit_attribution(model, CLEAN, [pair[::-1] for pair in right])
+    assert (none.counted, none.top(5)) == (0, [])
+    by_meta = identify.logit_attribution(model, CLEAN)
+    assert by_meta.per_prompt[:, 0, 0].isnan().tolist() == [at(model, prompt) < 0 for prompt in CLEAN]
+
+
+@pytest.mark.parametrize("method", PAIRED)
+def test_batches_change_no_number_and_parts_are_not_joined(method, tiny_model):
+    model = tiny_model("llama")
+    pairs = shown(model)
+    whole = method(model, *pairs, batch_size=64)
+    for size in (1, 2):
+        close(method(model, *pairs, batch_size=size).per_prompt, whole.per_prompt, atol=1e-5)
+    parts = [method(model, *(side[part] for side in pairs)) for part in (slice(0, 1), slice(1, 3))]
+    with pytest.raises(ScoreError, match="differ in settings"):
+        HeadScores.concat(parts)
+
+
+@pytest.mark.parametrize("method", PAIRED)
+def test_an_interrupted_patching_continues_with_the_same_numbers(method, tiny_model, tmp_path):
+    model = tiny_model("llama")
+    clean, corrupt = shown(model)
+    whole = method(model, clean, corrupt, batch_size=1)
+    get, left = Parts.get, [2]
+
+    def dying(self, piece, make):
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        return get(self, piece, make)
+
+    with mock.patch.object(Parts, "get", dying), pytest.raises(KeyboardInterrupt):
+        method(model, clean, corrupt, batch_size=1, folder=tmp_path)
+    kept = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    assert len(kept) == 2
+    again = method(model, clean, corrupt, batch_size=1, folder=tmp_path)
+    assert torch.equal(again.per_prompt, whole.per_prompt)
+    assert again.settings == whole.settings
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    assert len(list(tmp_path.iterdir())) == 3
+    # what other pairs, another metric or another direction would give is never taken from these files
+    other = method(model, clean, corrupt, log_probability, batch_size=1, folder=tmp_path, normalize=False)
+    torch.testing.assert_close(
+        other.per_prompt, method(model, clean, corrupt, log_probability, normalize=False).per_prompt, equal_nan=True
+    )
+    assert len(list(tmp_path.iterdir())) == 6
+
+
+def log_probability(logits, prompts):
+    return logits.log_softmax(-1)[:, 20]
 
 
 @pytest.mark.parametrize("method", PAIRED)
 def test_a_metric_of_ones_own(method, tiny_model):
     asked = []
 
-    def log_probability(logits, prompts):
+    def probability(logits, prompts):
         asked.append(prompts)
-        return logits.log_softmax(-1)[:, 20]
+        return log_probability(logits, prompts)
 
-    scores = method(tiny_model("llama"), CLEAN, CORRUPT, log_probability, normalize=False)
-    assert scores.settings["metric"] == "log_probability"
-    assert scores.per_prompt.abs().max() > 1e-4
+    scores = method(tiny_model("llama"), CLEAN, CORRUPT, probability, normalize=False)
+    assert scores.settings["metric"] == "probability"
+    assert scores.counted
+    assert scores.per_prompt.nan_to_num(0.0).abs().max() > 1e-4
     assert {prompt for batch in asked for prompt in batch} == set(CLEAN)
 
 
@@ -330,9 +473,10 @@ def test_the_model_is_left_as_it_was(name, fails):
 
 def test_an_open_bridge_is_used_and_stays_open():
     model = make("gpt2")
-    expected = [f(model, CLEAN, CORRUPT) for f in PAIRED] + [identify.logit_attribution(model, CLEAN)]
+    pairs, answers = shown(model), answered(model)
+    expected = [f(model, *pairs) for f in PAIRED] + [identify.logit_attribution(model, CLEAN, answers)]
     with bridge(model) as tl:
-        found = [f(tl, CLEAN, CORRUPT) for f in PAIRED] + [identify.logit_attribution(tl, CLEAN)]
+        found = [f(tl, *pairs) for f in PAIRED] + [identify.logit_attribution(tl, CLEAN, answers)]
         assert tl(torch.tensor([CLEAN[0].ids])).shape == (1, 9, families.VOCAB)
     for ours, theirs in zip(found, expected, strict=True):
         close(ours.per_prompt, theirs.per_prompt)
