@@ -3,8 +3,10 @@
 from typing import Any
 
 from interp.analyses import registry
+from interp.analyses.memory import REFERENCE, REFERENCE_LENGTH
 from interp.analyses.registry import Entry
 from interp.errors import UsageError
+from interp.hooks.read.capture_cost import format_bytes
 
 HEADINGS = {"analysis": "Analyses", "edit": "Edits", "selector": "Key selectors"}
 SECTIONS = ("returns", "raises", "source", "differs", "limits")
@@ -50,6 +52,7 @@ def card_data(name: str) -> list[dict[str, Any]]:
     return [
         {
             "kind": entry.kind, "name": entry.name, "title": entry.title, "group": entry.group, **entry.sections,
+            "memory": memory_at_reference(entry),
             "settings": [{"name": s.name, "default": _plain(s.default), "type": s.kind, "help": s.help}
                          for s in entry.settings.values()],
         }
@@ -70,12 +73,26 @@ def _card(entry: Entry) -> str:
         lines += ["", "Settings (--set " + f"{entry.name}.NAME=VALUE)"]
         lines += [f"    {s.name} = {_plain(s.default)!r}{_in_run(entry, s.name)}  {s.help}".rstrip()
                   for s in entry.settings.values()]  # fmt: skip
+    if memory := memory_at_reference(entry):
+        lines += ["", f"Memory\n    {memory}"]
     if needs := _needs(entry):
         lines += ["", f"Needs\n    {', '.join(needs)}"]
     for section in SECTIONS:
         if parts.get(section):
             lines += ["", section.capitalize(), *(f"    {line}" for line in parts[section].splitlines())]
     return "\n".join(lines)
+
+
+def memory_at_reference(entry: Entry) -> str:
+    """The memory of activations of one prompt on a model of 8B parameters; "" where a forward pass is all."""
+    model = getattr(getattr(entry, "cost", None), "activations", None)
+    if model is None:
+        return ""
+    size = format_bytes(model(REFERENCE, 1, REFERENCE_LENGTH, {}))
+    return (
+        f"{size} of activations for one prompt of {REFERENCE_LENGTH:,} tokens on a model of the shape of Llama 3.1 8B "
+        "in bfloat16, in addition to the weights; --dry-run computes it for your model and prompts."
+    )
 
 
 def _in_run(entry: Entry, setting: str) -> str:

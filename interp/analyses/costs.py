@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import nn
 
+from interp.analyses import memory
 from interp.hooks.model.heads import HeadLayout
 from interp.hooks.model.layers import unwrap
 from interp.hooks.prompts.prompts import Prompts
@@ -25,7 +26,7 @@ Kept = Keep | Callable[[Prompts, Settings], tuple[Keep, ...]]
 BYTES = 4
 """bytes of a number on the host, which is float32"""
 BACKWARD = 2
-"""arithmetic of a backward pass, in forward passes"""
+"""arithmetic of a backward pass, in forward passes: gradients of activations, and the layers computed again"""
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,9 @@ class Cost:
     """floating-point operations in units of 10^12: 2 for each parameter and token, and those of attention"""
     held_megabytes: float = 0.0
     """results and activations that are held at once"""
+    activation_megabytes: float = 0.0
+    """activations on the device of the model at once, in addition to its weights, where they are more than those of one
+    forward pass: what a backward pass needs, and the hidden states of a sweep; see `analyses.memory`"""
 
     def __add__(self, other: "Cost") -> "Cost":
         """Both, one after the other: work adds up, and the larger memory counts."""
@@ -49,12 +53,29 @@ class Cost:
             self.tokens + other.tokens,
             self.teraflops + other.teraflops,
             max(self.held_megabytes, other.held_megabytes),
+            max(self.activation_megabytes, other.activation_megabytes),
         )
 
 
 def total(costs: Iterator[Cost]) -> Cost:
     """The sum of costs, such as those of the batches of a run."""
     return sum(costs, Cost())
+
+
+@dataclass(frozen=True)
+class WithActivations:
+    """A cost model that includes the memory of activations."""
+
+    work: CostModel
+    activations: memory.MemoryModel
+    """bytes of a batch"""
+    sizes: Callable[[Prompts, int], Iterator[memory.Batch]] = memory.batches
+    """sizes of the batches of prompts"""
+
+    def __call__(self, model: nn.Module, prompts: "Prompts | Pair", batch_size: int, settings: Settings) -> Cost:
+        sizes = self.sizes(_sides(prompts)[0], settings.get("batch_size", batch_size))
+        most = memory.largest(self.activations, memory.Shape.of(model), sizes, settings)
+        return self.work(model, prompts, batch_size, settings) + Cost(activation_megabytes=most / 1e6)
 
 
 @dataclass(frozen=True)
@@ -218,7 +239,7 @@ def first_order() -> CostModel:
             found += Cost(held_megabytes=3 * BYTES * size * length * passes.width / 1e6)
         return found
 
-    return cost
+    return WithActivations(cost, memory.first_order, memory.sorted_batches)
 
 
 def writing() -> CostModel:
@@ -252,7 +273,7 @@ def patching_means() -> CostModel:
             found += Cost(held_megabytes=BYTES * rows * longest * passes.width / 1e6)
         return found
 
-    return cost
+    return WithActivations(cost, memory.reading)
 
 
 def sweeping() -> CostModel:
@@ -272,7 +293,7 @@ def sweeping() -> CostModel:
             found += passes.prompts(rows, longest) + passes.from_each_layer(rows * passes.layout.heads, longest)
         return found
 
-    return cost
+    return WithActivations(cost, memory.reading, memory.sorted_batches)
 
 
 def gradients() -> CostModel:
@@ -284,7 +305,7 @@ def gradients() -> CostModel:
             found += passes.prompts(len(batch), max(batch.lengths), backward=True)
         return found
 
-    return cost
+    return WithActivations(cost, memory.gradients)
 
 
 def training(*, steps: int) -> CostModel:
@@ -305,7 +326,10 @@ def training(*, steps: int) -> CostModel:
         held = BYTES * settings.get("batch_size", batch_size) * max(side.lengths) * passes.layout.layers
         return teacher + student + Cost(held_megabytes=held * _hidden(model) / 1e6)
 
-    return cost
+    def longest(prompts: Prompts, batch_size: int) -> Iterator[memory.Batch]:
+        yield batch_size, max(prompts.lengths)
+
+    return WithActivations(cost, memory.training, longest)
 
 
 def _sides(prompts: Prompts | Pair) -> tuple[Prompts, ...]:

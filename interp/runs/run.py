@@ -18,6 +18,7 @@ from interp.hooks.model.provenance import Provenance
 from interp.hooks.prompts.prompts import Prompts
 from interp.hooks.read.capture import check_context
 from interp.runs import folder as folders
+from interp.runs.estimate import check_memory
 from interp.runs.plan import Plan
 from interp.runs.results import (
     RunResults,
@@ -96,9 +97,13 @@ class Run:
 
         Returns:
             RunResults: every result by its name.
+
+        Raises:
+            CostError: If the activations of a stage do not fit into memory, before anything is computed.
         """
         from tqdm.auto import tqdm
 
+        check_memory([stage for stage in self.stages if stage_record(self.folder, stage.name) is None], self.model)
         with tqdm(total=sum(stage.n_cells for stage in self.stages), desc="run", disable=not progress, delay=2) as bar:
             for stage in self.stages:
                 bar.set_description(stage.name, refresh=False)

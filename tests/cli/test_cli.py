@@ -1,6 +1,7 @@
 """The command line: exit codes, output, JSON that parses, and quick help."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -123,6 +124,14 @@ def test_list_has_every_entry(call):
     rows = json.loads(call("list", "--json")[1])
     assert sorted(row["name"] for row in rows) == sorted(names)
     assert all(row["source"] for row in rows if row["group"] != "views")
+
+
+def test_list_prints_the_memory_of_gradients(call):
+    sentence = r"Memory\n    1\d\.\d GB of activations for one prompt of 32,768 tokens"
+    assert re.search(sentence, call("list", "gradient_importance")[1])
+    (card,) = json.loads(call("list", "duo_gates", "--json")[1])
+    assert card["memory"].startswith("25.2 GB of activations")
+    assert "Memory" not in call("list", "induction")[1]
 
 
 @pytest.mark.parametrize("name", sorted({name for kind in registry.KINDS for name in registry.names(kind)}))

@@ -1,15 +1,19 @@
 """The cost of a run: every stage of the plan, counted by the cost that its analysis or control declares."""
 
+import re
 from dataclasses import replace
 
 import pytest
 import run_cases
 import tiny_chat_model
 
-from interp.analyses import registry
+from interp.analyses import memory, registry
 from interp.analyses.kv.kv_curve import KEEP_RATIOS
 from interp.analyses.kv.kv_tasks import KVTask
+from interp.errors import CostError
+from interp.runs import estimate as estimates
 from interp.runs.estimate import estimate
+from interp.runs.run import Run
 from interp.runs.stages.analyses import settings_of
 
 
@@ -84,3 +88,37 @@ def test_the_sizes_of_the_plan_and_own_prompts_count(model, tokenizer):
     assert large.cost.tokens == 2 * small.cost.tokens
     own = registry.get("sinks").prompts(replace(plan.sizes, n_texts=7), tokenizer)
     assert estimate(plan, model, tokenizer, own).stages[0].n_prompts == 7
+
+
+def test_the_memory_of_gradients_is_printed(model, tokenizer):
+    plan = run_cases.score_plan("gradient_importance", "sinks", check=False)
+    cost = estimate(plan, model, tokenizer)
+    rows = {row.name: row for row in cost.stages}
+    prompts = registry.get("gradient_importance").prompts(plan.sizes, tokenizer)
+    expected = memory.largest(
+        memory.gradients, memory.Shape.of(model), memory.batches(prompts, plan.batch_size), {"checkpoint": True}
+    )
+    assert rows["gradient_importance"].cost.activation_megabytes == pytest.approx(expected / 1e6)
+    assert not rows["sinks"].cost.activation_megabytes
+    assert not cost.excess
+    assert "activations, MB" in str(cost)
+    assert f"{expected / 1e6:,.1f}" in str(cost)
+    assert cost.to_dict()["free_megabytes"] > 0
+
+
+def test_a_run_that_does_not_fit_is_refused_before_anything_is_computed(model, tokenizer, monkeypatch, tmp_path):
+    plan = run_cases.score_plan("sinks", "gradient_importance", check=False)
+    sentence = "gradient_importance needs .* for activations and 1.0 KB is free: give a smaller batch size"
+    monkeypatch.setattr(estimates, "free_memory", lambda where: 1000)
+    (found,) = estimate(plan, model, tokenizer).excess
+    assert re.match(sentence, found)
+    assert found in str(estimate(plan, model, tokenizer))
+    run = Run.open(tmp_path, plan, model, tokenizer)
+    with pytest.raises(CostError, match=sentence):
+        run.finish()
+    assert not run.scores
+    monkeypatch.undo()
+    finished = run.finish(progress=False)
+    # a finished run is read with any memory
+    monkeypatch.setattr(estimates, "free_memory", lambda where: 1000)
+    assert list(run.finish(progress=False)) == list(finished)

@@ -5,6 +5,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from interp.analyses.memory import free_memory
 from interp.errors import UsageError
 
 T = TypeVar("T")
@@ -32,15 +33,6 @@ def rows_that_fit(model: Any, tokens: int, vocabulary: int) -> int:
     each = tokens * (8 * width + 3 * inner) * weight.element_size() + 64 * vocabulary
     fast = MAX_TOKENS.get(weight.device.type, MAX_TOKENS["cpu"]) // max(tokens, 1)
     return max(1, min(fast, int(MEMORY_SHARE * free_memory(weight.device) / each)))
-
-
-def free_memory(device: torch.device) -> int:
-    """Number of bytes that are free on a device."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    import psutil
-
-    return psutil.virtual_memory().available
 
 
 def halved(work: Callable[[], T], again: bool) -> T | None:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from interp.analyses import memory
 from interp.analyses.causal.batch_size import halved, rows_that_fit
 from interp.errors import ModelError, PromptError
 from interp.hooks.edit.ablation import Intervention, ReferenceOutputs, intervene
@@ -54,6 +55,7 @@ class BatchedInterventions:
     Raises:
         PromptError: If there are no prompts, or a prompt is empty or longer than the context.
         ModelError: If the model has no output embeddings or is in training mode.
+        CostError: If the hidden states of the prompts do not fit into the free memory.
         UsageError: If memory runs out.
     """
 
@@ -72,6 +74,7 @@ class BatchedInterventions:
             raise PromptError("a prompt is empty, or there are no prompts; give prompts of at least one token.")
         check_context(self.model, self.prompts, 0)
         check_eval(self.model)
+        memory.check("a sweep", memory.reading, self.model, [(len(self.prompts), max(self.prompts.lengths))], {})
         halved(self._read_base, False)
 
     def _read_base(self) -> None:

@@ -3,12 +3,13 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from interp.analyses import memory
 from interp.analyses.causal.batched_interventions import BatchedInterventions
 from interp.analyses.causal.function_identity import function_identity
 from interp.analyses.results.files import Parts
@@ -170,6 +171,7 @@ def sweep(
         UsageError: If the metric does not return one finite number for each row, or there are no heads.
         PromptError: If a prompt is longer than the context.
         HeadError: If the model does not have a head.
+        CostError: If the hidden states of a batch do not fit into the free memory.
 
     Examples:
         >>> interp.sweep(model, prompts, "zero", heads="L0H1, L1H2").name
@@ -253,6 +255,7 @@ def sweep_sets(
         UsageError: If the metric returns a wrong shape or NaN, or there is no head set.
         PromptError: If there are no prompts, or a prompt is longer than the context.
         HeadError: If the model does not have a head.
+        CostError: If the hidden states of a batch do not fit into the free memory.
 
     Examples:
         >>> from interp.analyses.causal.sweep import sweep_sets
@@ -284,11 +287,21 @@ def sweep_sets(
     )
     found: list[Tensor | None] = [None] * len(prompts)
     forwards = 0.0
+
+    @cache
+    def check_memory() -> None:
+        # the longest prompts come last
+        memory.check("a sweep", memory.reading, model, memory.sorted_batches(prompts, batch_size), {})
+
+    def work(chunk: Chunk, cell: Cell) -> dict[str, Tensor]:
+        check_memory()
+        return chunk.work(cell)
+
     with _bar(len(prompts), sets, layout.layers, progress) as bar:
         for chunk in chunks(model, prompts, sets, intervention, metric, batch_size, rows, progress):
             values = []
             for cell in chunk.cells:
-                part = parts.get(chunk.about(cell), partial(chunk.work, cell))
+                part = parts.get(chunk.about(cell), partial(work, chunk, cell))
                 values.append(part["values"])
                 forwards += float(part["forwards"])
                 bar.update(len(cell.prompts) * sum(_share(heads, layout.layers) for heads in cell.sets))

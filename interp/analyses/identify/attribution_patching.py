@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from interp.analyses import costs
+from interp.analyses import costs, memory
 from interp.analyses.causal import controls
 from interp.analyses.identify._prompt_pairs import Direction, Metric, effects, measured
 from interp.analyses.measures.answer_logits import logit_difference
@@ -80,6 +80,7 @@ def attribution_patching(
         PromptError: If the prompts are not pairs of equal length, or have no answers.
         UsageError: If a setting is unknown, or the metric gives anything but finite numbers, or has no gradient.
         ModelError: If no bridge can be made, or the model is in training mode.
+        CostError: If the activations of a batch do not fit into the free memory.
 
     Examples:
         >>> answers = {"right": ["x"], "wrong": ["y"]}
@@ -100,6 +101,7 @@ def attribution_patching(
         patching does not.
     """
     name, measure = "attribution_patching", partial(_first_order, metric)
+    memory.check(name, memory.first_order, model, memory.sorted_batches(clean, batch_size), {})
     return effects(name, model, clean, corrupt, metric, measure, direction, normalize, batch_size, seed, progress)
 
 

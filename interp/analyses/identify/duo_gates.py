@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from interp.analyses import costs
+from interp.analyses import costs, memory
 from interp.analyses.identify._distillation import Full, Settings, State, frozen, order_of
 from interp.analyses.registry import analysis
 from interp.analyses.results.files import digest
@@ -93,6 +93,7 @@ def duo_gates(
         SpanError: If a prompt has no such span.
         ModelError: If the model is in float16, whose gradients overflow, or has no body below its head.
         UsageError: If a setting is out of range.
+        CostError: If the activations of a step do not fit into the free memory.
 
     Examples:
         >>> scores = interp.identify.duo_gates(model, prompts, span="second", sink=1, recent=4, steps=2)
@@ -121,6 +122,8 @@ def duo_gates(
         raise UsageError(f"runs={runs} is too small; train at least once.")
     check_eval(network)
     prompts.span(span)
+    given = {**asdict(settings), "checkpoint": checkpoint}
+    memory.check("duo_gates", memory.training, model, [(batch_size, max(prompts.lengths))], given)
     layout = HeadLayout.of(network)
     provenance = Provenance.of(model, prompts.tokenizer, seed=seed)
     identity = [

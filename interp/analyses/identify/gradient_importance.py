@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from interp.analyses import costs
+from interp.analyses import costs, memory
 from interp.analyses.causal import controls
 from interp.analyses.measures.losses import Loss, batch_losses
 from interp.analyses.registry import analysis
@@ -80,6 +80,7 @@ def gradient_importance(
         ModelError: If the model is in float16, whose gradients overflow. bfloat16 works (setting "gradients"), with
             sums in float32.
         UsageError: If the loss has the wrong shape, is not finite or has no gradient, or a setting is unknown.
+        CostError: If the activations of a batch do not fit into the free memory.
 
     Examples:
         >>> scores = interp.identify.gradient_importance(model, prompts)
@@ -105,6 +106,8 @@ def gradient_importance(
     kinds = {parameter.dtype for parameter in network.parameters()}
     if torch.float16 in kinds:
         raise ModelError("the model is in float16, whose gradients overflow; load it in bfloat16 or float32.")
+    given = {"loss": loss, "checkpoint": checkpoint}
+    memory.check("gradient_importance", memory.gradients, model, memory.batches(prompts, batch_size), given)
     bar = tqdm(total=len(prompts), desc="gradient_importance", disable=not progress, delay=2, leave=False)
     parts = []
     with _frozen(network), torch.inference_mode(False), torch.enable_grad():

@@ -11,8 +11,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from interp.analyses.causal.batch_size import free_memory
 from interp.analyses.measures.head_outputs import HeadOutputs, bridged, by_length
+from interp.analyses.memory import free_memory
 from interp.analyses.results.files import plain, reason, write_atomic
 from interp.errors import CostError, HeadError, ScoreError, UsageError
 from interp.hooks.model.heads import Head, HeadLayout
