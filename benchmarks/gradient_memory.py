@@ -162,8 +162,10 @@ def make(scale: str, length: int, device: torch.device, layers: int | None = Non
     """A model with random weights, in bfloat16 on a GPU and in float32 elsewhere."""
     import transformers
 
-    sizes = {**SHAPES[scale], "max_position_embeddings": max(2048, length)}
-    config = transformers.LlamaConfig(**sizes | ({"num_hidden_layers": layers} if layers else {}))
+    sizes: dict[str, Any] = {**SHAPES[scale], "max_position_embeddings": max(2048, length)}
+    if layers:
+        sizes["num_hidden_layers"] = layers
+    config = transformers.LlamaConfig(**sizes)
     torch.manual_seed(0)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     with device:
