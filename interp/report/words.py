@@ -86,8 +86,8 @@ def _found(scores: HeadScores, above: int | None, confident: int | None, cut: fl
     heads = scores.top(3)
     if not scores.counted:
         return (
-            "No prompt counted, so no head has a score. Prompts count where the model shows the behaviour (it gives the "
-            "answer, or favours it more on the clean prompt), and for heads whose window reaches what is scored."
+            "No prompt counted, so no head has a score. Prompts count where the model shows the behaviour (it gives "
+            "the answer, or favours it more on the clean prompt), and for heads whose window reaches what is scored."
         )
     if not heads:
         return f"No head leads: {unranked(scores)}"

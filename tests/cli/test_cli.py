@@ -175,11 +175,6 @@ def test_list_prints_the_memory_of_gradients(call):
     (card,) = json.loads(call("list", "duo_gates", "--json")[1])
     assert card["memory"].startswith("25.2 GB of activations")
     assert "Memory" not in call("list", "induction")[1]
-
-
-def test_list_prints_the_memory_of_gradients(call):
-    sentence = r"Memory\n    1\d\.\d GB of activations for one prompt of 32,768 tokens"
-    assert re.search(sentence, call("list", "gradient_importance")[1])
     (card,) = json.loads(call("list", "duo_gates", "--json")[1])
     assert card["memory"].startswith("25.2 GB of activations")
     assert "Memory" not in call("list", "induction")[1]

@@ -10,18 +10,12 @@ import torch
 from jaxtyping import Float32, Float64, Int
 from torch import Tensor
 
-from interp.analyses.results import (
-    head_scores_parts,
-    head_scores_text,
-    intervals,
-    leading,
-    statistics,
-    table_statistics,
-)
+from interp.analyses.results import head_scores_parts, head_scores_text, intervals, leading, table_statistics
 from interp.analyses.results.codec import result
 from interp.analyses.results.comparison import Comparison, compare
 from interp.analyses.results.leading import Count, LeadingHead
 from interp.analyses.results.result import Result
+from interp.analyses.results.statistics import weighted_means
 from interp.errors import UsageError
 from interp.hooks.model.heads import Head, HeadLayout, HeadSet
 from interp.hooks.model.provenance import Provenance
@@ -99,9 +93,7 @@ class HeadScores(Result):
     @cached_property
     def values(self) -> Float32[Tensor, "l h"]:
         """Mean over the prompts that count for the head, each with the same weight; NaN where none counts."""
-        means = statistics.weighted_means(
-            torch.ones(1, len(self.per_prompt), dtype=torch.float64), self.per_prompt.flatten(1)
-        )
+        means = weighted_means(torch.ones(1, len(self.per_prompt), dtype=torch.float64), self.per_prompt.flatten(1))
         return means.view(self.layers, self.n_heads).float()
 
     def by_group(self, kv_heads: int | None = None) -> Float32[Tensor, "l g"]:
