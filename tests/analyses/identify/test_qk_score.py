@@ -144,7 +144,7 @@ def test_options_whose_ends_are_different_tokens_are_refused(tiny_model):
     with pytest.raises(PromptError, match="different tokens"):
         check_options(options(tokenizer, ("\n", ".\n", "\n")))
     ids = Prompts.from_ids([tokens(20)], spans=[{"options": [(1, 3), (3, 5)]}], meta=[{"option": 0}])
-    with pytest.raises(PromptError, match=r"end with different tokens \(\d+, \d+\), which a head could tell apart"):
+    with pytest.raises(PromptError, match=r"end with different tokens \(\d+, \d+\), by which a head could distinguish"):
         identify.qk_score(model, ids)
 
 
