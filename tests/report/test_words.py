@@ -183,7 +183,7 @@ def test_the_provenance_names_the_analysis_of_each_control():
 
 def test_side_results_of_sinks_in_sentences():
     scores = sinks()
-    share, keys = words.facts(replace(scores, extras=scores.extras | {"columns": torch.full((12, 6, 4), 3.0)}))
+    share, keys = words.facts(replace(scores, extras=scores.extras | {"columns": torch.full((12, 6, 4), 3.0)}), None)
     assert share.startswith("In a single prompt, ")
     assert share.endswith("% of the heads are above the threshold, on average over the prompts.")
     assert keys.startswith("On average over heads and prompts, 3.00 keys of a prompt receive more than 0.1 of a head's")

@@ -43,8 +43,8 @@ def check_options(prompts: Prompts) -> None:
             tokenizer = prompts.tokenizer
             shown = ends if tokenizer is None else [tokenizer.decode([token]) for token in ends]
             raise PromptError(
-                f"the options of prompt {number} end with different tokens ({', '.join(map(repr, shown))}), which a "
-                "head could tell apart without reading the options; end each with the same text, and let nothing "
+                f"the options of prompt {number} end with different tokens ({', '.join(map(repr, shown))}), by which "
+                "a head could distinguish them unread; end each with the same text, and let nothing "
                 "follow the last one that the tokenizer joins to it, such as a second newline."
             )
 

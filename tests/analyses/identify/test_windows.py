@@ -56,7 +56,7 @@ class Case:
     name: str
     run: Callable[..., Any]
     prompts: Prompts
-    formula: Callable[[torch.Tensor], torch.Tensor]
+    formula: Callable[[torch.Tensor], Any]
     hidden: bool = True
     """whether the window of 16 hides every target"""
 

@@ -23,7 +23,7 @@ def test_an_estimate_excludes_zero_where_its_interval_lies_on_one_side():
 
 def test_many_prompts_have_the_percentile_bootstrap_widened_to_students_t():
     n = len(VALUES)
-    level = 2 * stats.norm.cdf(math.sqrt(n / (n - 1)) * stats.t.ppf(0.975, n - 1)) - 1
+    level = float(2 * stats.norm.cdf(math.sqrt(n / (n - 1)) * stats.t.ppf(0.975, n - 1)) - 1)
     wanted = stats.bootstrap(
         (VALUES,), np.mean, n_resamples=20_000, confidence_level=level, method="percentile", rng=1
     ).confidence_interval

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from scipy import stats
@@ -225,12 +226,13 @@ def test_numbers_that_are_not_finite_are_kept(tmp_path):
     assert str(again.trials[0].values) == str(made.trials[0].values)
 
 
-def _of_sets(tested: float, random: list[float], **more) -> Trials:
+def _of_sets(tested: float, random: list[float], **more: Any) -> Trials:
     heads = HeadSet.parse("L0H1")
     sets = [Trial("random by layer", {"loss": (x, x + 0.1)}, heads, 1, i, matched="top") for i, x in enumerate(random)]
     free = Trial("random", {"loss": (9.0, 9.0)}, heads, 1, matched="top")
     base, top = Trial("baseline", {"loss": (1.0, 1.1)}), Trial("top", {"loss": (tested, tested + 0.1)}, heads, 1)
-    return Trials("made", (base, top, free, *sets), control="random by layer", **{"claim": "larger effect"} | more)
+    settings: dict[str, Any] = {"claim": "larger effect", **more}
+    return Trials("made", (base, top, free, *sets), control="random by layer", **settings)
 
 
 def test_a_head_set_is_compared_with_sets_matched_by_layer():
