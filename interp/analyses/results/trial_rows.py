@@ -29,7 +29,7 @@ def _row(result: Any, condition: str, size: float, measure: str, task: str | Non
         gain = result.gain(condition, measure, size=size, task=task)
         row |= {"gain": gain.mean, "gain_low": gain.low, "gain_high": gain.high}
     if (test := result.set_test(condition, measure, size=size)) is not None:
-        row |= {"n_sets": test.n_sets, "n_beyond": test.n_beyond, "p_value": test.p_value}
+        row |= {"n_sets": test.n_sets, "n_beyond": test.n_beyond, "p_value": test.p_value, "decided": test.decided}
     return row
 
 

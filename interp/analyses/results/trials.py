@@ -342,7 +342,10 @@ class Trials(Result):
                 gain = self.show(row["measure"], row["gain"], row["gain_low"], row["gain_high"], signed=True)
                 line += f"  {gain} over {self.control}"
             if "p_value" in row:
-                line += f"  beyond {row['n_beyond']} of {row['n_sets']} random sets, p = {row['p_value']:.2g}"
+                beyond = f"beyond {row['n_beyond']} of {row['n_sets']} random sets"
+                line += (
+                    f"  {beyond}, {'p = ' + format(row['p_value'], '.2g') if row['decided'] else 'too few for a test'}"
+                )
             lines.append(line)
         return "\n".join(lines)
 
