@@ -74,8 +74,9 @@ def score(
         str,
         typer.Argument(
             metavar="ANALYSES",
-            help="Names separated by commas, or a set of them: all (the five basic analyses), long (analyses of long "
-            "contexts), every (all that need no results of another). `interp list` prints names and sets.",
+            help="Names separated by commas, or a set of them: all (only the five basic analyses), long (analyses of "
+            "long contexts), every (each analysis that does not need the results of another analysis). `interp list` "
+            "prints names and sets.",
         ),
     ],
     model: Model,

@@ -47,7 +47,8 @@ def table() -> str:
     title_width = max(len(row["title"]) for row in rows if row["kind"] in registry.KINDS)
     for kind in registry.KINDS:
         of_kind = [row for row in rows if row["kind"] == kind]
-        lines += ["", HEADINGS[kind]] if of_kind else []
+        columns = f"    {'Name':{width}s}  {'Title':{title_width}s}  Source"
+        lines += ["", HEADINGS[kind], columns] if of_kind else []
         for group in dict.fromkeys(row["group"] for row in of_kind):
             lines += [f"  {group}"] if group else []
             for row in (row for row in of_kind if row["group"] == group):

@@ -66,18 +66,19 @@ def retrieval(
             appends the tokens of the answer to the prompt, reads them in one forward pass, and counts every prompt. It
             leaves out copied tokens that a reply adds after the answer.
         count: "steps" counts each step, as the authors' code does, so that a score can exceed 1. "set" counts each
-            answer token once, as in the paper's Eq. 1.
+            distinct answer token once and divides by the number of distinct answer tokens, as in the paper's Eq. 1.
         threshold: Score above which a head is called a retrieval head.
-        recall: A prompt counts where the ROUGE-1 recall of the answer in the reply is above this; otherwise its scores
-            are NaN.
+        recall: A prompt counts where the reply contains more than this share of the words of the answer (ROUGE-1
+            recall); otherwise its scores are NaN.
         max_new_tokens: Number of new tokens of a reply, at most.
         batch_size: Number of prompts per forward pass.
         seed: Seed of the intervals.
         progress: Show a progress bar.
 
     Returns:
-        HeadScores: float32 `per_prompt [n l h]`, in copied tokens per answer token; NaN where the reply lacks the
-            answer, or the window of a layer hides the answer from every query of the reply.
+        HeadScores: float32 `per_prompt [n l h]`, in copied tokens per answer token. NaN where the prompt does not count
+            (by default, where the reply contains at most half of the words of the answer), or where the window of a
+            layer hides the answer from every query of the reply.
 
     Raises:
         SpanError: If a prompt has no span "answer", or has it in several places; such a prompt is never scored as 0.
@@ -93,11 +94,11 @@ def retrieval(
         Wu et al. 2404.15574, section 2: threshold 0.1, 50 new tokens, stop at a newline.
 
     Differs:
-        The answer's tokens are located by exact character offsets, where the released code searches for similar tokens.
-        `tasks.needle` uses the chat template of any tokenizer that has one, where the released code uses it for two
-        models. The reply is begun: `tasks.needle` ends with the first words of the answer's sentence, where the
-        released code ends with the question, so that the model copies from its first new token on. A reply has at most
-        32 new tokens (20 in a run, see `--reply-tokens`) instead of 50.
+        The answer's tokens are located by exact character offsets, whereas the released code searches for similar
+        tokens. `tasks.needle` uses the chat template of any tokenizer that has one, whereas the released code uses it
+        for two models. The reply is prefilled: `tasks.needle` ends with the first words of the answer's sentence, so
+        that the model copies from its first new token on, whereas the prompts of the released code end with the
+        question. A reply has at most 32 new tokens (20 in a run, see `--reply-tokens`) instead of 50.
 
     Limits:
         Does not show that the model needs the head; run an ablation test for that. Does not find heads that retrieve

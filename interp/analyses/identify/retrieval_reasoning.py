@@ -58,14 +58,15 @@ def retrieval_reasoning(
         prompts: Prompts with a span "answer". `tasks.needle(needles=3, kind="inferred")` asks for a fact in other words
             among distractors.
         span: Span on which attention counts.
-        recall: A prompt counts where ROUGE-1 recall of the answer in the reply is above this; else its scores are NaN.
+        recall: A prompt counts where the reply contains more than this share of the words of the answer (ROUGE-1
+            recall); otherwise its scores are NaN.
         max_new_tokens: Number of new tokens of a reply, at most.
         batch_size: Number of prompts per forward pass.
         seed: Seed of the intervals.
         progress: Show a progress bar.
 
     Returns:
-        HeadScores: float32 `per_prompt [n l h]`, in attention per answer token; NaN where the reply lacks the answer,
+        HeadScores: float32 `per_prompt [n l h]`, in attention per answer token; NaN where the prompt does not count,
             or the window of a layer hides the span from every query of the reply. The extra "distractor" is the same
             for the tokens of the prompt's span "distractor", NaN without one; a head that distinguishes the right fact
             from others scores low there.
@@ -87,8 +88,8 @@ def retrieval_reasoning(
     Differs:
         The code multiplies by 10 and divides by the number of answer tokens as well, which rescales each prompt. It
         counts a prompt by a QA F1 score above 0.5 in place of ROUGE-1 recall, takes all K of a long span, and marks a
-        sentence with the facts to reason from, where the span is the answer here. The reply is begun: `tasks.needle`
-        ends with the first words of the answer's sentence, where the code ends with "Answer:".
+        sentence with the facts to reason from, where the span is the answer here. The reply is prefilled:
+        `tasks.needle` ends with the first words of the answer's sentence, whereas the code ends with "Answer:".
 
     Limits:
         Does not show that the head reasons; only attention on the answer is measured.

@@ -42,21 +42,22 @@ def semantic_retrieval(
     k])`, where r_t is the query whose logits give token w_t, and count[w] is the number of times that w occurs in the
     span.
 
-    The score is not divided by the span's length, so use it to rank heads and set no threshold.
+    The score is not divided by the span's length, so use it to rank heads, without a threshold.
 
     Args:
         model: A transformers causal language model, or a TransformerBridge over one.
         prompts: Prompts with a span "answer", such as `tasks.needle`.
         span: Span whose attention is summed; "needle" takes the sentence that holds the answer.
-        recall: A prompt counts where ROUGE-1 recall of the answer in the reply is above this; else its scores are NaN.
+        recall: A prompt counts where the reply contains more than this share of the words of the answer (ROUGE-1
+            recall); otherwise its scores are NaN.
         max_new_tokens: Number of new tokens of a reply, at most.
         batch_size: Number of prompts per forward pass.
         seed: Seed of the intervals.
         progress: Show a progress bar.
 
     Returns:
-        HeadScores: float32 `per_prompt [n l h]`, in attention on the answer, summed over copied tokens; NaN where the
-            reply lacks the answer, or the window of a layer hides the span from every query of the reply.
+        HeadScores: float32 `per_prompt [n l h]`, in attention on the answer, summed over copied tokens. NaN where the
+            prompt does not count, or where the window of a layer hides the span from every query of the reply.
 
     Raises:
         SpanError: If a prompt has no such span or no "answer", or has it in several places.
@@ -73,8 +74,8 @@ def semantic_retrieval(
 
     Differs:
         The span is located by exact character offsets. The default span is the answer itself, as in `retrieval`. The
-        reply is begun: `tasks.needle` ends with the first words of the answer's sentence. Decoding stops at a newline
-        or the end token.
+        reply is prefilled: `tasks.needle` ends with the first words of the answer's sentence. Decoding stops at a
+        newline or the end token.
 
     Limits:
         Does not show which token of the answer is read. Does not show that the model needs the head; run an ablation

@@ -23,15 +23,15 @@ class CompressKV(SnapKV):
     """Keep the keys to which the best semantic retrieval heads attend from the last tokens: one choice for each layer.
 
     `rank[b g k]` is the mean of `pattern[b h q k']` over the `voters` h of the layer, the last `window` rows q of the
-    prompt, and the `kernel_size` keys k' around k. It is the same for all kv heads g of the layer.
+    prompt, and the `kernel_size` keys k' centred on k. It is the same for all kv heads g of the layer.
 
     Args:
         keep_ratio: Share of the prompt's keys that the model keeps.
-        n_sink: Number of first keys that are kept.
-        n_recent: Number of last keys that are kept.
+        n_sink: Number of first keys, which are part of `keep_ratio` and kept before all other keys.
+        n_recent: Number of last keys, which are part of `keep_ratio` and kept before the ranked keys.
         full_cache_heads: Heads whose kv heads keep everything; none where `layer_weights` are given.
         window: Number of last rows of the prompt whose attention ranks the keys.
-        kernel_size: Number of neighbouring keys over which attention is averaged; an odd number.
+        kernel_size: Width, in keys, of the averaging window centred on each key, itself included; an odd number.
         voters: Query heads that rank the keys; a layer without a voter uses all of its heads.
         layer_weights: A weight for the budget of each layer, as `layer_errors` measures them. The model still keeps
             `keep_ratio` of the keys.

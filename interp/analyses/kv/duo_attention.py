@@ -19,7 +19,7 @@ class DuoAttention(Streaming):
 
     Args:
         keep_ratio: Share of the prompt's keys that the model keeps.
-        n_sink: First keys that streaming heads keep.
+        n_sink: Number of first keys that streaming heads keep, which are part of `keep_ratio`.
         n_recent: Least number of last keys that streaming heads keep.
         full_cache_heads: Heads whose kv heads keep everything.
 

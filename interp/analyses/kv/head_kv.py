@@ -26,11 +26,11 @@ class HeadKV(SnapKV):
 
     Args:
         keep_ratio: Share of the prompt's keys that the model keeps.
-        n_sink: Number of first keys that are kept.
-        n_recent: Number of last keys that are kept.
+        n_sink: Number of first keys, which are part of `keep_ratio` and kept before all other keys.
+        n_recent: Number of last keys, which are part of `keep_ratio` and kept before the ranked keys.
         full_cache_heads: Must be empty, since budgets come from the importance.
         window: Number of last rows of the prompt whose attention ranks the keys.
-        kernel_size: Number of neighbouring keys over which attention is averaged; an odd number.
+        kernel_size: Width, in keys, of the averaging window centred on each key, itself included; an odd number.
         importance: Importance `[l][g]` of each kv head.
         beta: Divisor of the part by importance, at least 1.
 

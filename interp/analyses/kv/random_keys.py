@@ -22,8 +22,8 @@ class RandomKeys(KeySelector):
 
     Args:
         keep_ratio: Share of the prompt's keys that the model keeps.
-        n_sink: Number of first keys that are kept.
-        n_recent: Number of last keys that are kept.
+        n_sink: Number of first keys, which are part of `keep_ratio` and kept before all other keys.
+        n_recent: Number of last keys, which are part of `keep_ratio` and kept before the ranked keys.
         full_cache_heads: Heads whose kv heads keep everything.
         seed: Seed of the draw.
 

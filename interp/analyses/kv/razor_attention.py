@@ -47,7 +47,7 @@ class RazorAttention(DuoAttention):
 
     Args:
         keep_ratio: Share of the prompt's keys that the model keeps.
-        n_sink: Number of first keys that are kept.
+        n_sink: Number of first keys, which are part of `keep_ratio` and kept before all other keys.
         n_recent: Least number of last keys of the prompt that are kept.
         full_cache_heads: Heads whose kv heads keep everything; `from_scores` takes a ranking of induction and echo
             heads, such as `razor_ranking`.

@@ -19,15 +19,15 @@ class SnapKV(KeySelector):
     """Keep the keys that the last tokens of the prompt attend to most, by attention averaged over neighbouring keys.
 
     Each kv head g keeps its own keys, and its query heads share them. `rank[b g k]` is the mean of `pattern[b h q k']`
-    over the query heads h of g, the last `window` rows q of the prompt, and the `kernel_size` keys k' around k.
+    over the query heads h of g, the last `window` rows q of the prompt, and the `kernel_size` keys k' centred on k.
 
     Args:
         keep_ratio: Share of the prompt's keys that the model keeps.
-        n_sink: Number of first keys that are kept.
-        n_recent: Number of last keys that are kept.
+        n_sink: Number of first keys, which are part of `keep_ratio` and kept before all other keys.
+        n_recent: Number of last keys, which are part of `keep_ratio` and kept before the ranked keys.
         full_cache_heads: Heads whose kv heads keep everything.
         window: Number of last rows of the prompt whose attention ranks the keys.
-        kernel_size: Number of neighbouring keys over which attention is averaged; an odd number.
+        kernel_size: Width, in keys, of the averaging window centred on each key, itself included; an odd number.
 
     Raises:
         UsageError: If a setting is out of range, or, while the model runs, if the prompt is read in chunks.

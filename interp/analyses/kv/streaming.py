@@ -21,8 +21,8 @@ class Streaming(KeySelector):
 
     Args:
         keep_ratio: Share of the prompt's keys that the model keeps.
-        n_sink: Number of first keys that are kept.
-        n_recent: Number of last keys that are kept at least.
+        n_sink: Number of first keys, which are part of `keep_ratio` and kept before all other keys.
+        n_recent: Least number of keys before its own in the window of a later token.
         full_cache_heads: Heads whose kv heads keep everything.
 
     Examples:

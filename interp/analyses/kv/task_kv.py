@@ -30,11 +30,11 @@ class TaskKV(SnapKV):
 
     Args:
         keep_ratio: Share of the prompt's keys that the model keeps.
-        n_sink: Number of first keys that are kept.
-        n_recent: Number of last keys that are kept.
+        n_sink: Number of first keys, which are part of `keep_ratio` and kept before all other keys.
+        n_recent: Number of last keys, which are part of `keep_ratio` and kept before the ranked keys.
         full_cache_heads: Heads that keep everything whatever the prompt, in place of those by distance.
         window: Number of last rows of the prompt whose attention ranks the keys.
-        kernel_size: Number of neighbouring keys over which attention is averaged; an odd number.
+        kernel_size: Width, in keys, of the averaging window centred on each key, itself included; an odd number.
         part: Part of the budget for heads with a full cache, in [0, 1).
         top: Keys whose values are averaged for the summary of a head.
 

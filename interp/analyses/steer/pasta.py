@@ -12,11 +12,11 @@ from interp.kernels.contract import Call
 @edit(title="PASTA", group="spans", order=1)
 @dataclass(frozen=True)
 class Pasta(SpanEdit):
-    """Post-hoc attention steering: attention outside of marked spans is multiplied by `alpha` and renormalised.
+    """Attention outside of marked spans is multiplied by `alpha`, then each row is renormalised.
 
-    `pattern[b h q k]` is multiplied by `alpha` on the keys outside of the span, and the row is divided by its new sum.
-    In logits, this adds `log alpha` to those keys. By default only keys of the prompt are lowered, see `scope`. Several
-    spans count as one set.
+    Post-hoc attention steering multiplies `pattern[b h q k]` by `alpha` on the keys outside of the span, and divides
+    the row by its new sum. In logits, this adds `log alpha` to those keys. By default only keys of the prompt are
+    lowered, see `scope`. Several spans count as one set.
 
     Where a span is given by positions, a prompt that is too short to have any of them is unchanged. Where it is given
     by name, a prompt without it is an error.
@@ -26,7 +26,7 @@ class Pasta(SpanEdit):
         alpha: Factor of the attention outside of the span, above 0. The paper uses 0.01; 1 changes nothing.
         mode: "exclude" lowers the keys outside of the span. "include" multiplies attention to the span by `1 / alpha`
             instead, before the row is renormalised; it ignores `scope` and `protect_first`. In a model without learned
-            sinks it equals "exclude" with scope "all".
+            sinks it equals "exclude" with `scope="all"` and `protect_first=False`.
         scope: Keys that "exclude" lowers: those of the "prompt" (the authors' code, which leaves generated keys
             neutral), "all" (the paper's rule, which counts generated keys as outside of the span), or "generated".
         protect_first: Do not lower the first token, which many heads use as an attention sink.
@@ -47,8 +47,8 @@ class Pasta(SpanEdit):
         Spans are united before the bias is added. The released code adds it once for each span.
 
     Limits:
-        Does not show which heads to steer. Steering all of them at once can be much
-        worse than no steering: Qwen2.5-Coder-1.5B then answers none of 20 JSON items.
+        Does not show which heads to steer. Steering all of them at once can be much worse than no steering:
+        Qwen2.5-Coder-1.5B then gets none of 20 JSON items right.
     """
 
     alpha: float = 0.01

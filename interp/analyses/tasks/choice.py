@@ -1,4 +1,4 @@
-"""Multiple choice: questions of common knowledge with the options A to D."""
+"""Multiple choice: general-knowledge questions with options A to D."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -34,6 +34,6 @@ def items() -> Iterator[dict[str, Any]]:
         }
 
 
-CHOICE = Task("choice", "questions of common knowledge with the options A to D", letter, 8, "\n", items)
+CHOICE = Task("choice", "general-knowledge questions with options A to D", letter, 8, "\n", items)
 """Source: the multiple-choice tasks of Han et al. 2505.11739. Differs: easy questions written for this project; the
 model generates a letter."""

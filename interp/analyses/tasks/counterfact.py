@@ -34,7 +34,12 @@ def names(thing: str, relation: str) -> list[str]:
 
 
 COUNTERFACT = Task(
-    "counterfact", "an answer from a changed fact in the prompt, against what the model knows", first, 16, "\n", items
+    "counterfact",
+    "a question answered from an altered fact in the prompt that contradicts what the model knows",
+    first,
+    16,
+    "\n",
+    items,
 )
 """Source: the CounterFact task of Zhang et al. 2311.02262. Differs: other facts, and generated replies are judged
 too."""

@@ -46,8 +46,8 @@ def needle(
     """Make prompts that can be answered only from one sentence of a long text; each has a different text and fact.
 
     Spans: "needle", "answer" (inside the needle), "distractor" (other needles), "question", "context". Meta: answer,
-    kind, length and depth (as given), key (of the fact), question, prefix. The reply is begun with the prefix, with or
-    without a chat template.
+    kind, length and depth (as given), key (of the fact), question, prefix. The reply is prefilled with the prefix,
+    with or without a chat template.
 
     Args:
         tokenizer: The tokenizer of the model.
