@@ -216,6 +216,7 @@ def gated(cost: CostModel, *, side: int = 0) -> CostModel:
         found = cost(model, prompts, batch_size, settings)
         return found + gate(model, prompts, batch_size, settings) if settings.get("right_only", True) else found
 
+    vars(both).update(vars(cost))
     return both
 
 

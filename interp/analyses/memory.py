@@ -156,9 +156,9 @@ def batches(prompts: Prompts, batch_size: int) -> Iterator[Batch]:
 
 def sorted_batches(prompts: Prompts, batch_size: int) -> Iterator[Batch]:
     """Sizes of the batches of prompts that are sorted by length."""
-    lengths = sorted(prompts.lengths)
-    for start in range(0, len(lengths), max(1, batch_size)):
-        part = lengths[start : start + batch_size]
+    lengths, size = sorted(prompts.lengths), max(1, batch_size)
+    for start in range(0, len(lengths), size):
+        part = lengths[start : start + size]
         yield len(part), part[-1]
 
 

@@ -83,7 +83,7 @@ def _condition(result: Trials, name: str, measure: str) -> list[str]:
 
 
 def set_words(result: Trials, measure: str, test: SetTest) -> list[str]:
-    """The test of a head set against random head sets, in sentences. A null is told first.
+    """The test of a head set against random head sets, in sentences. A null comes first.
 
     Args:
         result: The trials.

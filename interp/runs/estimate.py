@@ -30,6 +30,7 @@ class Estimate:
     """The cost of a run by stage."""
 
     stages: tuple[StageCost, ...]
+    """the stages of the run"""
     free_megabytes: float = math.inf
     """memory that is free on the devices of the model"""
 
@@ -117,7 +118,16 @@ def check_memory(stages: Iterable[Stage], model: nn.Module) -> None:
 
 
 def excess(name: str, cost: Cost, free: float) -> str:
-    """A sentence where the activations of a stage exceed the free bytes; "" where they fit."""
+    """A sentence where the activations of a stage exceed the free bytes.
+
+    Args:
+        name: Name of the stage.
+        cost: Its cost.
+        free: Free bytes.
+
+    Returns:
+        The sentence; "" where the activations fit.
+    """
     needed = cost.activation_megabytes * 1e6
     if needed <= free:
         return ""

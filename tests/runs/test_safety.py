@@ -49,7 +49,9 @@ def test_the_planted_head_is_found_and_ablating_it_ends_refusals(whole):
         assert curve.mean("baseline", measure="refused")[0] == 1
         for ranking in ("ships", "sahara", "gradient"):
             assert curve.mean(ranking, measure="refused", size=1)[0] == 0
-        assert curve.mean("random", measure="refused", size=2)[0] == 1
+        assert curve.mean("random", measure="refused", size=1)[0] == 1
+        # every ranking ends where refusals end, so no set of two heads is needed
+        assert curve.sizes("random") == curve.sizes("random by layer") == (1,)
         assert curve.mean("random by layer", measure="refused", size=1)[0] == 1
         assert curve.measures == ("refused", "harmless refused", "easy right", "neutral loss")
     assert set(found.groups) == set(found.curves) == {"uniform", "zero"}

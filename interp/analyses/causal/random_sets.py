@@ -37,7 +37,7 @@ class RandomSets:
         heads: The tested heads.
         layout: Layers and heads of the model.
         n: Number of sets that are matched by layer. Up to 9 are also drawn freely.
-        seed: Seed of the run; every name and size has draws of its own.
+        seed: Seed of the run; draws differ by name and size.
         name: Name of the tested set.
         exclude: Further heads that are not drawn, such as heads that have the tested role as well.
 

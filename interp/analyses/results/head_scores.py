@@ -182,13 +182,14 @@ class HeadScores(Result):
         """Number of scored heads at or below the floor."""
         return int((self.values <= self.floor).sum())
 
-    def top(self, k: int = 10) -> list[Head]:
+    def top(self, k: int = 10, *, unranked: bool = False) -> list[Head]:
         """The k heads with the highest scores, in that order; heads at the floor or without a score are left out.
 
         Ties are in a random order, which depends on the seed and on the scores of the table.
 
         Args:
             k: Number of heads; fewer are returned where fewer are above the floor.
+            unranked: Let heads at the floor follow, in a random order.
 
         Returns:
             The heads.
@@ -199,6 +200,7 @@ class HeadScores(Result):
         if k < 0:
             raise UsageError(f"k={k} is no number of heads; give 0 or more.")
         order, ranked = self._order
+        ranked = int((~self.values.isnan()).sum()) if unranked else ranked
         return [Head(*divmod(i, self.n_heads)) for i in order[: min(k, ranked)].tolist()]
 
     def heads(self, *, top: int | None = None, above: float | None = None) -> HeadSet:

@@ -36,7 +36,7 @@ class Trials(Result):
         >>> before = Trial("baseline", {"accuracy": (1.0, 1.0, 0.0)})
         >>> after = Trial("top", {"accuracy": (0.0, 1.0, 0.0)}, size=2)
         >>> Trials("retrieval", (before, after)).gain("top", over="baseline")
-        Estimate(mean=-0.3333333333333333, low=-1.0, high=0.0)
+        Estimate(mean=-0.3333333333333333, low=-1.7..., high=1.1...)
     """
 
     name: str

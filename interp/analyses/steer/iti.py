@@ -114,7 +114,7 @@ def iti(
     theta = torch.nn.functional.normalize(theta, dim=-1)
     sigma = torch.einsum("nlhd,lhd->nlh", written, theta).std(0, correction=0)
     move = alpha * sigma[..., None] * theta
-    return Iti(Offset({str(head): move[head] for head in scores.top(k)}, at="last"), scores)
+    return Iti(Offset({str(head): move[head] for head in scores.top(k, unranked=True)}, at="last"), scores)
 
 
 def _probed(

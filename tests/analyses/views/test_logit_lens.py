@@ -84,12 +84,15 @@ def _square(norm, x):
 def test_differences_of_logits_are_those_of_logit_attribution(name):
     model, batch = make(name), prompts()
     answers = [(7, 8), (20, 30), (5, 9), (11, 12)]
-    scores = identify.logit_attribution(model, batch, answers)
+    # only prompts count on which the right answer has the higher logit, so each pair is given both ways
+    one, other = (identify.logit_attribution(model, batch, pairs) for pairs in (answers, [(w, r) for r, w in answers]))
+    assert torch.equal(one.per_prompt.isnan(), ~other.per_prompt.isnan())
+    scores = torch.where(one.per_prompt.isnan(), -other.per_prompt, one.per_prompt)
     found = logit_lens(model, batch, "all", k=ALL)
     for number, (right, wrong) in enumerate(answers):
-        for head in scores:
+        for head in one:
             logits = vector(found.of(head, number))
-            expected = scores.per_prompt[number, head.layer, head.head]
+            expected = scores[number, head.layer, head.head]
             difference = logits[right] - logits[wrong]
             torch.testing.assert_close(difference, expected, rtol=1e-3, atol=1e-4 * float(logits.abs().max()))
 
