@@ -43,8 +43,8 @@ class PromptSizes:
     text_length: int = 256
     n_repeated: int = 50
     n_pairs: int = 16
-    n_check_needles: int = 12
-    check_length: int = 224
+    n_check_needles: int = 10
+    check_length: int = 144
     training_steps: int = 100
     explorer_tokens: int = 1024
 

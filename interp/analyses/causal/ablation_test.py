@@ -50,7 +50,7 @@ def ablation_test(
     `accuracy[p] = judge(reply of prompt p, prompt p)`, for greedy replies. The heads are ablated while the prompt is
     read and while the reply is generated.
 
-    Random head sets are the control: `n_random_sets` with as many heads of each layer as the tested set, and up to 9
+    Random head sets are the control: `n_random_sets` with as many heads of each layer as the tested set, and up to 3
     that are drawn freely. `Trials.set_test` compares the tested set with the sets matched by layer. The draws end early
     where no further set can change the verdict.
 

@@ -290,7 +290,7 @@ def loss(span: str = "", n_tokens: int | None = None) -> Loss:
 
 
 def n_sets(n_random_sets: int) -> int:
-    """Number of random head sets of a test: those matched by layer, and up to 9 drawn freely.
+    """Number of random head sets of a test: those matched by layer, and up to 3 drawn freely.
 
     Args:
         n_random_sets: Number of random sets that are matched by layer.

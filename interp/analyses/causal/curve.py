@@ -43,7 +43,7 @@ def causal_curve(
     """Take every measure with the first heads of each ranking ablated, for several numbers of heads.
 
     Random heads are the control. Every ranking has its own for each size: `n_random_sets` sets with as many heads of
-    each layer, and up to 9 drawn freely. None has heads of the tested set or heads above the threshold of the ranking.
+    each layer, and up to 3 drawn freely. None has heads of the tested set or heads above the threshold of the ranking.
     The draws end early where no further set can change the verdict on the first measure, see `Trials.set_test`.
 
     Args:

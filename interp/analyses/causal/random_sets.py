@@ -10,7 +10,7 @@ from interp.analyses.results.trial import RANDOM, RANDOM_BY_LAYER, Trial
 from interp.errors import UsageError
 from interp.hooks.model.heads import HeadLayout, HeadSet
 
-N_FREE_SETS = 9
+N_FREE_SETS = 3
 """random head sets at most that are drawn freely, which describe the model and test nothing"""
 FROM_OTHER_LAYERS = "heads from other layers"
 """fact of a trial: heads that their layer could not provide, taken from the nearest layers that could"""
@@ -36,7 +36,7 @@ class RandomSets:
     Args:
         heads: The tested heads.
         layout: Layers and heads of the model.
-        n: Number of sets that are matched by layer. Up to 9 are also drawn freely.
+        n: Number of sets that are matched by layer. Up to 3 are also drawn freely.
         seed: Seed of the run; draws differ by name and size.
         name: Name of the tested set.
         exclude: Further heads that are not drawn, such as heads that have the tested role as well.

@@ -108,7 +108,7 @@ def sahara(
         ablation: "uniform" or "zero", see `ships`.
         components: Number of left singular vectors.
         heads: Anything that `HeadSet.parse` takes, by default all heads; only these can join the group.
-        n_random_sets: Number of random groups of each size that are matched by layer; up to 9 are drawn freely.
+        n_random_sets: Number of random groups of each size that are matched by layer; up to 3 are drawn freely.
         batch_size: Number of prompts that are read together.
         rows: Rows of one forward pass, by default as many as fit into free memory.
         seed: Seed of the random groups and of the intervals.

@@ -28,7 +28,7 @@ def test_random_heads_leave_the_top_out_and_match_layers():
     sets = RandomSets(top, LAYOUT, 12, seed=1, name="made", exclude=HeadSet.parse("L0H0"))
     free, by_layer = sets.free(), list(sets.by_layer())
     assert [condition.name for condition in (free[0], by_layer[0])] == ["random", "random by layer"]
-    assert (len(free), len(by_layer)) == (9, 12)
+    assert (len(free), len(by_layer)) == (3, 12)
     assert [condition.draw for condition in by_layer] == list(range(12))
     for condition in (*free, *by_layer):
         assert len(condition.heads) == 3
@@ -36,7 +36,7 @@ def test_random_heads_leave_the_top_out_and_match_layers():
     for condition in by_layer:
         assert sorted(head.layer for head in condition.heads) == [4, 4, 5]
         assert not condition.facts
-    assert len({condition.heads for condition in free}) > 5
+    assert len({condition.heads for condition in free}) > 1
     with pytest.raises(UsageError, match="at least 1 set of random heads"):
         RandomSets(top, LAYOUT, 0)
     with pytest.raises(UsageError, match="no heads to ablate"):
