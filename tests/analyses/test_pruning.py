@@ -96,8 +96,8 @@ def test_planted_heads_are_left_to_the_last(family, recompute):
         test = curve.set_test(curve.name, size=0.75)
         assert test is not None
         assert test.difference < -1.0, f"seed {seed}: {curve}"
-        # a random order spares both planted heads in 1 of 16 draws
-        assert test.p_value < 0.2, f"seed {seed}: {curve}"
+        # an order of twelve heads keeps both planted ones among its last three in 1 of 22 draws
+        assert test.p_value <= 0.125, f"seed {seed}: {curve}"
 
 
 def test_recomputing_ranks_the_heads_that_are_left(tiny_model):

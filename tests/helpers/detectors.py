@@ -87,4 +87,4 @@ def random_prompts(kind: str, vocab: int, lengths: tuple[int, ...], seed: int = 
             for _, stop in apart:
                 ids[-1][stop - 1] = planted.END
         spans.append(jobs.get(kind, {"answer": (1, 2 * (n // 2))}))
-    return Prompts.from_ids(ids, spans=spans, meta=[{"option": 1}] * len(ids))
+    return Prompts.from_ids(ids, spans=spans, meta=[{"option": number % 5} for number in range(len(ids))])

@@ -38,7 +38,8 @@ class SharedForwards:
 
     def __init__(self, model: nn.Module, first_layers: Collection[int]) -> None:
         self.network: Any = unwrap(model)
-        """the model"""
+        # a loss may call the whole model again on a finished body, which is no pass through its layers
+        self.body: nn.Module = self.network.base_model
         self.first_layers = sorted({layer for layer in first_layers if layer > 0})
         self._passes: dict[Inputs, _Pass] = {}
         self._bytes = 0
@@ -78,6 +79,8 @@ class SharedForwards:
             if not open_pass:
                 return
             key, made = open_pass.pop()
+            if made.hidden.keys() != set(self.first_layers):
+                return
             cache = kwargs.get("past_key_values")
             cache = getattr(output, "past_key_values", None) if cache is None else cache
             if cache is not None:
@@ -92,8 +95,8 @@ class SharedForwards:
             yield
             return
         handles = [
-            self.network.register_forward_pre_hook(begin, with_kwargs=True),
-            self.network.register_forward_hook(end, with_kwargs=True),
+            self.body.register_forward_pre_hook(begin, with_kwargs=True),
+            self.body.register_forward_hook(end, with_kwargs=True),
             *(
                 self._layers[layer].register_forward_pre_hook(layer_input(layer), with_kwargs=True)
                 for layer in self.first_layers
@@ -138,8 +141,8 @@ class SharedForwards:
                     cache.update(keys, values, layer)
 
         handles = [
-            self.network.register_forward_pre_hook(begin, with_kwargs=True),
-            self.network.register_forward_hook(end, with_kwargs=True, always_call=True),
+            self.body.register_forward_pre_hook(begin, with_kwargs=True),
+            self.body.register_forward_hook(end, with_kwargs=True, always_call=True),
         ]
         try:
             yield
