@@ -7,6 +7,7 @@ import torch
 
 import interp
 from interp.analyses.causal.curve import causal_curve
+from interp.analyses.causal.random_sets import N_FREE_SETS
 from interp.analyses.identify._subspace import angle
 from interp.analyses.identify.sahara import SaharaResult, sahara
 from interp.analyses.identify.ships import ships
@@ -113,14 +114,14 @@ def test_sahara_grows_greedily(tmp_path):
     for size in (1, 2, 3):
         (group,) = groups.select("sahara", size)
         drawn = [*groups.select("random", size), *groups.select("random by layer", size)]
-        assert len(drawn) == 8
+        assert len(drawn) == N_FREE_SETS + 4
         assert group.heads == found.heads(size)
         (degrees,), (apart,) = group.values["degrees"], group.values["one_minus_cos"]
         assert apart == pytest.approx(1 - math.cos(math.radians(degrees)), abs=1e-9)
         # the interval of one group is the one it holds; over draws it is the least and the largest
         assert groups.mean("sahara", size=size) == (degrees, *group.intervals["degrees"])
         angles = [trial.values["degrees"][0] for trial in groups.select("random", size)]
-        assert groups.mean("random", size=size) == (pytest.approx(sum(angles) / 4), min(angles), max(angles))
+        assert groups.mean("random", size=size) == (pytest.approx(sum(angles) / N_FREE_SETS), min(angles), max(angles))
         assert degrees >= max(angles) or size > 1
         assert not any(trial.heads & group.heads for trial in drawn)
     again = SaharaResult.load(found.save(tmp_path / "sahara"))
