@@ -24,7 +24,7 @@ from interp.hooks.read import keep as keeps
     prompts=standard.repeated(),
     check=partial(check_targets, name="duplicate_token", targets=earlier),
     control=controls.loss(span="second", n_tokens=800),
-    cost=costs.reading(keeps.at(-1)),
+    cost=costs.reading(keeps.at(-1), keeps.at(-1, by_value=True)),
 )
 def duplicate_token(
     model: nn.Module,
@@ -49,7 +49,8 @@ def duplicate_token(
 
     Returns:
         HeadScores: float32 `per_prompt [n l h]`, in shares of attention (0 to 1). The extra "mul" [n l h] divides by
-            the number of all queries, which is TransformerLens' "mul" measure.
+            the number of all queries, which is TransformerLens' "mul" measure. The extra "by_value" [n l h] is
+            the score with each key weighted by the norm of its value vector.
 
     Raises:
         PromptError: If a prompt repeats no token.
@@ -75,6 +76,7 @@ def duplicate_token(
         "duplicate_token",
         earlier,
         by_value=by_value,
+        both=True,
         batch_size=batch_size,
         seed=seed,
         progress=progress,

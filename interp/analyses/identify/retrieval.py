@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from interp.analyses import costs
 from interp.analyses.causal import controls
-from interp.analyses.identify._replies import REPLY_TOKENS, answer, counted, decoded, one_place
+from interp.analyses.identify._replies import REPLY_TOKENS, MostAttended, answer, counted, decoded, one_place
 from interp.analyses.registry import analysis
 from interp.analyses.results.head_scores import HeadScores
 from interp.analyses.tasks import standard
@@ -17,7 +17,7 @@ from interp.hooks.generate import Reply
 from interp.hooks.model.heads import HeadLayout
 from interp.hooks.model.provenance import Provenance
 from interp.hooks.prompts.prompts import Prompt, Prompts
-from interp.hooks.read.capture import Capture, read
+from interp.hooks.read.capture import read
 from interp.hooks.read.keep import top_keys
 
 TOP = top_keys(1)
@@ -42,6 +42,7 @@ def retrieval(
     *,
     form: Literal["decode", "forced"] = "decode",
     count: Literal["steps", "set"] = "steps",
+    by_value: bool = False,
     threshold: float = 0.1,
     recall: float = 0.5,
     max_new_tokens: int = REPLY_TOKENS,
@@ -63,6 +64,9 @@ def retrieval(
             a variant that is equal where greedy decoding gives these tokens; it counts every prompt.
         count: "steps" counts each step, as the authors' code does, so that a score can exceed 1. "set" counts each
             answer token once, as in the paper's Eq. 1.
+        by_value: Weight each key by the norm of its value vector: the most attended position is the argmax over k of
+            `pattern[n l h r_t k] |v_k|`. It keeps whole rows of attention of the replies, prompt length times new
+            tokens for each head.
         threshold: Score above which a head is called a retrieval head.
         recall: A prompt counts where ROUGE-1 recall of the answer in the reply is above this; else its scores are NaN.
         max_new_tokens: Number of new tokens of a reply, at most.
@@ -99,31 +103,29 @@ def retrieval(
             f"unknown form {form!r} or count {count!r}; form is 'decode' or 'forced', count is 'steps' or 'set'."
         )
     one_place(prompts)
-    parts = []
+    parts, title = [], "retrieval" if progress else None
+    keep = MostAttended(by_value, max_new_tokens)
     if form == "decode":
-        title = "retrieval" if progress else None
-        steps = decoded(model, prompts, TOP, max_new_tokens=max_new_tokens, batch_size=batch_size, progress=title)
+        steps = decoded(model, prompts, keep, max_new_tokens=max_new_tokens, batch_size=batch_size, progress=title)
         for batch, cap, replies in steps:
-            parts += _hits(batch, cap, replies, count, recall)
+            parts += _hits(batch, keep.keys(cap), replies, count, recall)
     else:
         longer = replace(prompts, items=tuple(_with_answer(prompt) for prompt in prompts))
-        chosen = read(
-            model,
-            longer,
-            TOP,
-            batch_size=batch_size,
-            queries="forced",
-            progress="retrieval" if progress else None,
-        )
-        for batch, cap in chosen:
-            parts += _hits(batch, cap, [Reply(answer(prompt), "") for prompt in batch], count, None)
+        for batch, cap in read(model, longer, keep, batch_size=batch_size, queries="forced", progress=title):
+            parts += _hits(batch, keep.keys(cap), [Reply(answer(prompt), "") for prompt in batch], count, None)
     return HeadScores(
         name="retrieval" if form == "decode" else "retrieval_forced",
         per_prompt=torch.stack(parts),
         unit="copied tokens per answer token",
         kv_heads=HeadLayout.of(model).kv_heads,
         threshold=threshold,
-        settings={"form": form, "count": count, "recall": recall, "max_new_tokens": max_new_tokens},
+        settings={
+            "form": form,
+            "count": count,
+            "by_value": by_value,
+            "recall": recall,
+            "max_new_tokens": max_new_tokens,
+        },
         provenance=Provenance.of(model, prompts.tokenizer, seed=seed),
         seed=seed,
         labels=tuple(str(prompt.meta.get("key", "")) for prompt in prompts),
@@ -136,9 +138,7 @@ def _with_answer(prompt: Prompt) -> Prompt:
     return replace(prompt, ids=ids, spans={**prompt.spans, "forced": ((len(prompt.ids) - 1, len(ids)),)})
 
 
-def _hits(batch: Prompts, cap: Capture, replies: list[Reply], count: str, recall: float | None) -> list[Tensor]:
-    keys = cap[TOP].keys[..., 0]
-
+def _hits(batch: Prompts, keys: Tensor, replies: list[Reply], count: str, recall: float | None) -> list[Tensor]:
     def score(b: int, prompt: Prompt, reply: Reply) -> Tensor:
         start, stop = prompt.spans["answer"][0]
         best = keys[b, :, :, : len(reply.ids)]

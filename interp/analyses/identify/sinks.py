@@ -29,7 +29,7 @@ N_POSITIONS = 32
     role_order=1.0,
     prompts=standard.passages,
     control=controls.loss(span="second", n_tokens=800),
-    cost=costs.reading(keeps.columns("mean")),
+    cost=costs.reading(keeps.columns("mean"), keeps.columns("mean", by_value=True)),
 )
 def sinks(
     model: nn.Module,
@@ -62,7 +62,8 @@ def sinks(
 
     Returns:
         HeadScores: float32 `per_prompt [n l h]`, in shares of attention. Extras for each prompt: "sink", 1 where alpha
-            at k = 0 is above the threshold, whose mean over everything is the paper's Sink_1(threshold); "positions",
+            at k = 0 is above the threshold, whose mean over everything is the paper's Sink_1(threshold); "by_value",
+            the score with attention weighted by value norms, which is always measured; "positions",
             alpha of the first 32 positions; "columns", the number of keys with alpha above `column_threshold`, which
             are the sinks of ACT and include the first token; "learned", the mass of a learned sink (gpt-oss), 0 without
             one.
@@ -83,12 +84,13 @@ def sinks(
         Does not show that the head is idle. It may attend to the first token and still write something.
     """
     learned = any(getattr(module, "sinks", None) is not None for module in attention_layers(model).values())
-    mean, found = columns("mean", by_value=by_value), {"positions": [], "columns": [], "learned": []}
+    mean, weighted = (columns("mean", by_value=by) for by in (by_value, True))
+    found = {"positions": [], "columns": [], "by_value": [], "learned": []}
     everything = mass((0, 1 << 30))
     for _, cap in read(
         model,
         prompts,
-        [mean, everything] if learned else [mean],
+        [*dict.fromkeys((mean, weighted)), *([everything] if learned else [])],
         batch_size=batch_size,
         progress="sinks" if progress else None,
     ):
@@ -97,6 +99,7 @@ def sinks(
             alpha[..., :N_POSITIONS], (0, max(0, N_POSITIONS - alpha.shape[-1])), value=torch.nan
         )
         found["positions"].append(shown)
+        found["by_value"].append(cap[weighted][..., 0])
         found["columns"].append((alpha > column_threshold).sum(-1).float())
         found["learned"].append(1 - cap[everything][..., 0].nanmean(-1) if learned else torch.zeros(alpha.shape[:3]))
     extras = {name: torch.cat(parts) for name, parts in found.items()}
