@@ -5,7 +5,7 @@ from contextlib import ExitStack
 from typing import Any
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -14,12 +14,40 @@ from interp.errors import SpanError
 from interp.hooks.generate import Reply, generate
 from interp.hooks.prompts.prompts import Prompt, Prompts
 from interp.hooks.read.capture import Capture, capture
-from interp.hooks.read.keep import Keep
+from interp.hooks.read.keep import Keep, at, top_keys
 from interp.hooks.read.visibility import KeysOf, Visibility, keys_from
 from interp.hooks.seam import tapping
 
 REPLY_TOKENS = 32
 """default number of new tokens of a reply"""
+
+
+class MostAttended:
+    """Keeps the most attended key of each query, by attention alone or weighted by the norms of the values."""
+
+    def __init__(self, by_value: bool, max_new_tokens: int) -> None:
+        """Choose the weights.
+
+        Args:
+            by_value: Whether keys are weighted by the norms of their values.
+            max_new_tokens: Number of tokens that may follow the prompts.
+        """
+        self.by_value, self.max_new_tokens = by_value, max_new_tokens
+        self._kept: Keep = top_keys(1)
+
+    def __call__(self, batch: Prompts) -> Keep:
+        """The keep of a batch."""
+        if self.by_value:
+            width = max(batch.lengths) + self.max_new_tokens
+            self._kept = at(keys=torch.arange(width).expand(len(batch), width, width), by_value=True)
+        return self._kept
+
+    def keys(self, cap: Capture) -> Int[Tensor, "b l h q"]:
+        """The keys, -1 for none."""
+        if not self.by_value:
+            return cap[self._kept].keys[..., 0]
+        most, keys = cap[self._kept].max(-1)
+        return keys.where(most > 0, -1)
 
 
 def decoded(

@@ -72,6 +72,7 @@ def score_targets(
     targets: Callable[[Prompt], Targets],
     *,
     by_value: bool = False,
+    both: bool = False,
     batch_size: int = 8,
     seed: int = 0,
     progress: bool = False,
@@ -79,7 +80,8 @@ def score_targets(
     """Score each head by its attention on the targets of each query, averaged over the queries that have a target.
 
     `score[n l h] = mean over q with targets of sum over k in targets[q] of pattern[n l h q k]`. The extra "mul" [n l h]
-    divides the same sum by the number of all queries, which is TransformerLens' "mul" measure.
+    divides the same sum by the number of all queries, which is TransformerLens' "mul" measure. With `both`,
+    the extra "by_value" [n l h] is the score with each key weighted by the norm of its value vector.
 
     A target outside of the window of a layer gives 0, and a prompt is NaN for a head that can see none of its targets.
 
@@ -89,6 +91,7 @@ def score_targets(
         name: Name of the scores.
         targets: Function of a prompt that gives the targets of each query.
         by_value: Weight each key by the norm of its value vector.
+        both: Measure the weighted score as well where `by_value` is not set.
         batch_size: Number of prompts per forward pass.
         seed: Seed of the intervals.
         progress: Show a progress bar.
@@ -99,24 +102,27 @@ def score_targets(
     Raises:
         PromptError: If no query of a prompt has a target.
     """
-    values, whole = [], []
-    made: list[tuple[At, Tensor]] = []
+    kinds = (by_value, True) if both and not by_value else (by_value,)
+    values, weighted, whole = [], [], []
+    made: list[tuple[list[At], Tensor]] = []
     sight = Visibility()
 
-    def keep(batch: Prompts) -> At:
+    def keep(batch: Prompts) -> list[At]:
         check_targets(batch, name, targets)
         keys, rows = table([targets(prompt) for prompt in batch])
         sight.start(keys_by_query(keys))
-        made.append((at(keys=keys, by_value=by_value, total=True), rows))
+        made.append(([at(keys=keys, by_value=by, total=True) for by in kinds], rows))
         return made[-1][0]
 
     with tapping(model, sight):
         for batch, cap in read(model, prompts, keep, batch_size=batch_size, progress=name if progress else None):
             wanted, rows = made.pop()
-            total = (cap[wanted].nan_to_num(0.0) * rows[:, None, None]).sum(-1)
-            total = total.masked_fill(~sight.seen.any(-1), torch.nan)
-            values.append(total / rows.sum(1)[:, None, None])
-            whole.append(total / torch.tensor(batch.lengths)[:, None, None])
+            hidden = ~sight.seen.any(-1)
+            sums = [(cap[each].nan_to_num(0.0) * rows[:, None, None]).sum(-1) for each in wanted]
+            sums = [total.masked_fill(hidden, torch.nan) for total in sums]
+            values.append(sums[0] / rows.sum(1)[:, None, None])
+            weighted.append(sums[-1] / rows.sum(1)[:, None, None])
+            whole.append(sums[0] / torch.tensor(batch.lengths)[:, None, None])
     return HeadScores(
         name=name,
         per_prompt=torch.cat(values),
@@ -124,7 +130,7 @@ def score_targets(
         kv_heads=HeadLayout.of(model).kv_heads,
         settings={"by_value": by_value},
         provenance=Provenance.of(model, prompts.tokenizer, seed=seed),
-        extras={"mul": torch.cat(whole)},
+        extras={"mul": torch.cat(whole), **({"by_value": torch.cat(weighted)} if both else {})},
         seed=seed,
         labels=tuple(f"{length} tokens" for length in prompts.lengths),
     )

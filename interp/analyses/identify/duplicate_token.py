@@ -24,7 +24,7 @@ from interp.hooks.read import keep as keeps
     prompts=standard.repeated(),
     check=partial(check_targets, name="duplicate_token", targets=earlier),
     control=controls.loss(span="second", n_tokens=300),
-    cost=costs.reading(keeps.at(-1)),
+    cost=costs.reading(keeps.at(-1), keeps.at(-1, by_value=True)),
 )
 def duplicate_token(
     model: nn.Module,
@@ -50,7 +50,8 @@ def duplicate_token(
     Returns:
         HeadScores: float32 `per_prompt [n l h]`, in shares of attention (0 to 1); NaN where the window of a layer hides
             every target of a prompt. The extra "mul" [n l h] divides by the number of all queries, which is
-            TransformerLens' "mul" measure.
+            TransformerLens' "mul" measure. The extra "by_value" [n l h] is the score with each key weighted by the
+            norm of its value vector.
 
     Raises:
         PromptError: If a prompt repeats no token.
@@ -76,6 +77,7 @@ def duplicate_token(
         "duplicate_token",
         earlier,
         by_value=by_value,
+        both=True,
         batch_size=batch_size,
         seed=seed,
         progress=progress,

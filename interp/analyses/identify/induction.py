@@ -24,7 +24,7 @@ from interp.hooks.read import keep as keeps
     prompts=standard.repeated(),
     check=partial(check_targets, name="induction", targets=after_earlier),
     control=controls.loss(span="second", n_tokens=300),
-    cost=costs.reading(keeps.at(-1)),
+    cost=costs.reading(keeps.at(-1), keeps.at(-1, by_value=True)),
 )
 def induction(
     model: nn.Module,
@@ -54,7 +54,8 @@ def induction(
     Returns:
         HeadScores: float32 `per_prompt [n l h]`, in shares of attention (0 to 1); NaN where the window of a layer hides
             every target of a prompt. The extra "mul" [n l h] divides by the number of all queries, which is
-            TransformerLens' "mul" measure.
+            TransformerLens' "mul" measure. The extra "by_value" [n l h] is the score with each key weighted by the
+            norm of its value vector.
 
     Raises:
         PromptError: If a prompt repeats no token.
@@ -80,6 +81,7 @@ def induction(
         "induction",
         after_earlier,
         by_value=by_value,
+        both=True,
         batch_size=batch_size,
         seed=seed,
         progress=progress,

@@ -21,7 +21,7 @@ from interp.hooks.read import keep as keeps
     threshold=0.3,
     prompts=standard.passages,
     control=controls.loss(span="second", n_tokens=300),
-    cost=costs.reading(keeps.at(-1)),
+    cost=costs.reading(keeps.at(-1), keeps.at(-1, by_value=True)),
 )
 def previous_token(
     model: nn.Module,
@@ -47,7 +47,8 @@ def previous_token(
     Returns:
         HeadScores: float32 `per_prompt [n l h]`, in shares of attention (0 to 1); NaN where the window of a layer hides
             every target of a prompt. The extra "mul" [n l h] divides by the number of all queries, which is
-            TransformerLens' "mul" measure.
+            TransformerLens' "mul" measure. The extra "by_value" [n l h] is the score with each key weighted by the
+            norm of its value vector.
 
     Raises:
         PromptError: If a prompt has fewer than two tokens.
@@ -69,6 +70,7 @@ def previous_token(
         "previous_token",
         _before,
         by_value=by_value,
+        both=True,
         batch_size=batch_size,
         seed=seed,
         progress=progress,

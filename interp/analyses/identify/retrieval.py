@@ -9,7 +9,15 @@ from torch import Tensor, nn
 
 from interp.analyses import costs
 from interp.analyses.causal import controls
-from interp.analyses.identify._replies import REPLY_TOKENS, answer, counted, decoded, one_place, span_keys
+from interp.analyses.identify._replies import (
+    REPLY_TOKENS,
+    MostAttended,
+    answer,
+    counted,
+    decoded,
+    one_place,
+    span_keys,
+)
 from interp.analyses.registry import analysis
 from interp.analyses.results.head_scores import HeadScores
 from interp.analyses.tasks import standard
@@ -18,8 +26,8 @@ from interp.hooks.generate import Reply
 from interp.hooks.model.heads import HeadLayout
 from interp.hooks.model.provenance import Provenance
 from interp.hooks.prompts.prompts import Prompt, Prompts
-from interp.hooks.read.capture import Capture, read
-from interp.hooks.read.keep import TopKeys, top_keys
+from interp.hooks.read.capture import read
+from interp.hooks.read.keep import Keep, top_keys
 from interp.hooks.read.visibility import Visibility
 from interp.hooks.seam import tapping
 
@@ -45,6 +53,7 @@ def retrieval(
     *,
     form: Literal["decode", "forced"] = "decode",
     count: Literal["steps", "set"] = "steps",
+    by_value: bool = False,
     threshold: float = 0.1,
     recall: float = 0.5,
     max_new_tokens: int = REPLY_TOKENS,
@@ -67,6 +76,9 @@ def retrieval(
             leaves out copied tokens that a reply adds after the answer.
         count: "steps" counts each step, as the authors' code does, so that a score can exceed 1. "set" counts each
             distinct answer token once and divides by the number of distinct answer tokens, as in the paper's Eq. 1.
+        by_value: Weight each key by the norm of its value vector: the most attended position is the argmax over k of
+            `pattern[n l h r_t k] |v_k|`. It keeps whole rows of attention of the replies, prompt length times new
+            tokens for each head.
         threshold: Score above which a head is called a retrieval head.
         recall: A prompt counts where the reply contains more than this share of the words of the answer (ROUGE-1
             recall); otherwise its scores are NaN.
@@ -109,42 +121,56 @@ def retrieval(
             f"unknown form {form!r} or count {count!r}; form is 'decode' or 'forced', count is 'steps' or 'set'."
         )
     one_place(prompts)
-    parts = []
+    parts, title = [], "retrieval" if progress else None
+    keep = MostAttended(by_value, max_new_tokens)
     if form == "decode":
-        title = "retrieval" if progress else None
         steps = decoded(
-            model, prompts, TOP, spans=("answer",), max_new_tokens=max_new_tokens, batch_size=batch_size, progress=title
+            model,
+            prompts,
+            keep,
+            spans=("answer",),
+            max_new_tokens=max_new_tokens,
+            batch_size=batch_size,
+            progress=title,
         )
         for batch, cap, replies, seen in steps:
-            parts += _hits(batch, cap, replies, count, recall, seen["answer"])
+            parts += _hits(batch, keep.keys(cap), replies, count, recall, seen["answer"])
     else:
-        parts = _forced(model, prompts, count, batch_size, "retrieval" if progress else None)
+        parts = _forced(model, prompts, keep, count, batch_size, title)
     return HeadScores(
         name="retrieval" if form == "decode" else "retrieval_forced",
         per_prompt=torch.stack(parts),
         unit="copied tokens per answer token",
         kv_heads=HeadLayout.of(model).kv_heads,
         threshold=threshold,
-        settings={"form": form, "count": count, "recall": recall, "max_new_tokens": max_new_tokens},
+        settings={
+            "form": form,
+            "count": count,
+            "by_value": by_value,
+            "recall": recall,
+            "max_new_tokens": max_new_tokens,
+        },
         provenance=Provenance.of(model, prompts.tokenizer, seed=seed),
         seed=seed,
         labels=tuple(str(prompt.meta.get("key", "")) for prompt in prompts),
     )
 
 
-def _forced(model: nn.Module, prompts: Prompts, count: str, batch_size: int, progress: str | None) -> list[Tensor]:
+def _forced(
+    model: nn.Module, prompts: Prompts, kept: MostAttended, count: str, batch_size: int, progress: str | None
+) -> list[Tensor]:
     """Scores [l h] of each prompt with the answer's own tokens in place of a reply."""
     longer, sight = replace(prompts, items=tuple(_with_answer(prompt) for prompt in prompts)), Visibility()
 
-    def keep(batch: Prompts) -> TopKeys:
+    def keep(batch: Prompts) -> Keep:
         sight.start(span_keys(batch, "answer", first="forced"))
-        return TOP
+        return kept(batch)
 
     parts = []
     with tapping(model, sight):
         for batch, cap in read(model, longer, keep, batch_size=batch_size, queries="forced", progress=progress):
             replies = [Reply(answer(prompt), "") for prompt in batch]
-            parts += _hits(batch, cap, replies, count, None, sight.seen.any(-1))
+            parts += _hits(batch, kept.keys(cap), replies, count, None, sight.seen.any(-1))
     return parts
 
 
@@ -155,10 +181,13 @@ def _with_answer(prompt: Prompt) -> Prompt:
 
 
 def _hits(
-    batch: Prompts, cap: Capture, replies: list[Reply], count: str, recall: float | None, seen: Bool[Tensor, "b l h"]
+    batch: Prompts,
+    keys: Tensor,
+    replies: list[Reply],
+    count: str,
+    recall: float | None,
+    seen: Bool[Tensor, "b l h"],
 ) -> list[Tensor]:
-    keys = cap[TOP].keys[..., 0]
-
     def score(b: int, prompt: Prompt, reply: Reply) -> Tensor:
         start, stop = prompt.spans["answer"][0]
         best = keys[b, :, :, : len(reply.ids)]

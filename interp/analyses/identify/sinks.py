@@ -33,7 +33,7 @@ Rows = Literal["all", "visible"]
     role_order=1.0,
     prompts=standard.passages,
     control=controls.loss(span="second", n_tokens=300),
-    cost=costs.reading(keeps.columns("sum")),
+    cost=costs.reading(keeps.columns("sum"), keeps.columns("sum", by_value=True)),
 )
 def sinks(
     model: nn.Module,
@@ -74,7 +74,8 @@ def sinks(
 
     Returns:
         HeadScores: float32 `per_prompt [n l h]`, in shares of attention. Extras for each prompt: "sink", 1 where alpha
-            at k = 0 is above the threshold, whose mean over everything is the paper's Sink_1(threshold); "positions",
+            at k = 0 is above the threshold, whose mean over everything is the paper's Sink_1(threshold); "by_value",
+            the score with attention weighted by value norms, which is always measured; "positions",
             alpha of the first 32 positions; "columns", the number of keys with alpha above `column_threshold`, which
             are the sinks of ACT and include the first token; "learned", the mass of a learned sink (gpt-oss), 0 without
             one.
@@ -102,24 +103,25 @@ def sinks(
             f"unknown rows {rows!r}; choose from 'all' (every query from the key on), 'visible' (those that see it)."
         )
     learned = any(getattr(module, "sinks", None) is not None for module in attention_layers(model).values())
-    received = columns("sum" if rows == "all" else "mean", by_value=by_value)
-    found = {"positions": [], "columns": [], "learned": []}
+    received, weighted = (columns("sum" if rows == "all" else "mean", by_value=by) for by in (by_value, True))
+    found = {"positions": [], "columns": [], "by_value": [], "learned": []}
     everything = mass((0, 1 << 30))
     for batch, cap in read(
         model,
         prompts,
-        [received, everything] if learned else [received],
+        [*dict.fromkeys((received, weighted)), *([everything] if learned else [])],
         batch_size=batch_size,
         progress="sinks" if progress else None,
     ):
-        alpha = cap[received]
+        alpha, by_norm = cap[received], cap[weighted]
         if rows == "all":
             later = torch.tensor(batch.lengths)[:, None] - torch.arange(alpha.shape[-1])
-            alpha = alpha / later.clamp(min=1)[:, None, None]
+            alpha, by_norm = (sums / later.clamp(min=1)[:, None, None] for sums in (alpha, by_norm))
         shown = torch.nn.functional.pad(
             alpha[..., :N_POSITIONS], (0, max(0, N_POSITIONS - alpha.shape[-1])), value=torch.nan
         )
         found["positions"].append(shown)
+        found["by_value"].append(by_norm[..., 0])
         found["columns"].append((alpha > column_threshold).sum(-1).float())
         found["learned"].append(1 - cap[everything][..., 0].nanmean(-1) if learned else torch.zeros(alpha.shape[:3]))
     extras = {name: torch.cat(parts) for name, parts in found.items()}

@@ -132,3 +132,45 @@ def test_what_has_no_target_or_answer_is_an_error(tiny_model):
         identify.retrieval(model, twice)
     with pytest.raises(UsageError, match="form is 'decode' or 'forced'"):
         identify.retrieval(model, twice, form="greedy")  # pyright: ignore[reportArgumentType]
+
+
+def _weighted(model, prompts, eager):
+    """Attention of one prompt, weighted by the norms of the values and divided by the sum of each row."""
+    from interp.hooks.read import keep
+    from interp.hooks.read.capture import capture, run
+
+    with capture(model, keep.v(), prompts) as cap:
+        run(model, prompts)
+    norm = cap[keep.v()][0].norm(dim=-1)
+    p = eager(model, prompts[0])
+    weighted = p * norm.repeat_interleave(p.shape[1] // norm.shape[1], 1)[:, :, None]
+    return weighted / weighted.sum(-1, keepdim=True)
+
+
+@pytest.mark.parametrize("name", ["sinks", "duplicate_token", "induction", "previous_token"])
+def test_scores_weighted_by_value_come_along_with_plain_ones(tiny_model, name):
+    model = tiny_model("qwen3")
+    prompts = Prompts.from_ids([[5, 6, 7, 5, 8, 5, 6, 7, 9], [5, 6, 5, 6]])
+    detector = getattr(identify, name)
+    plain, weighted = detector(model, prompts), detector(model, prompts, by_value=True)
+    torch.testing.assert_close(plain.extras["by_value"], weighted.per_prompt)
+    torch.testing.assert_close(weighted.extras["by_value"], weighted.per_prompt)
+    assert not torch.allclose(plain.per_prompt, weighted.per_prompt)
+
+
+def test_retrieval_by_value_takes_the_key_with_the_largest_weighted_attention(tiny_model, eager):
+    model, ids = tiny_model("qwen3"), [5, 6, 7, 8, 9, 10, 11, 12, 6, 13, 7]
+    answer = (1, 4)
+    prompts = Prompts.from_ids([ids], spans=[{"answer": [answer]}])
+    found = identify.retrieval(model, prompts, form="forced", by_value=True)
+    whole = Prompts.from_ids([ids + ids[1:3]])
+    weighted = _weighted(model, whole, eager)
+    hits = torch.zeros(weighted.shape[:2])
+    for step, token in enumerate(ids[1:4]):
+        best = weighted[:, :, len(ids) - 1 + step].argmax(-1)
+        here = (best >= answer[0]) & (best < answer[1])
+        hits += here & (torch.tensor(whole[0].ids)[best] == token)
+    torch.testing.assert_close(found.per_prompt[0], hits / 3)
+    decoded = identify.retrieval(model, prompts, recall=-1.0, max_new_tokens=3, by_value=True)
+    assert decoded.settings["by_value"]
+    assert decoded.per_prompt.shape == found.per_prompt.shape
