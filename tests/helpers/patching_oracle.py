@@ -38,6 +38,11 @@ def metric(logits):
     return logits[0, -1, RIGHT] - logits[0, -1, WRONG]
 
 
+def log_probability(logits, prompts):
+    """Another metric, of a token that the prompts do not name."""
+    return logits.log_softmax(-1)[:, 20]
+
+
 def at(model, prompt):
     """The metric after one prompt."""
     with torch.no_grad():
