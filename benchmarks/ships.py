@@ -36,7 +36,7 @@ def main() -> None:
     for kind in ("zero", "uniform"):
         before, _ = separate(loaded.model, prompts, layout, kind, arguments.sample, 0)
         start = time.perf_counter()
-        found = ships(loaded.model, prompts, ablation=kind, batch_size=arguments.prompts)
+        found = ships(loaded.model, prompts, ablation=kind, judge=None, batch_size=arguments.prompts)
         seconds = time.perf_counter() - start
         after, pairs = separate(loaded.model, prompts, layout, kind, arguments.sample, 1)
         apart = max(abs(value - float(found.per_prompt[n, head.layer, head.head])) for n, head, value in pairs)

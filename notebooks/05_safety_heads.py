@@ -148,9 +148,9 @@ for name, measure in measures.items():
 # to a gate on each head.
 
 # %%
-ships = {kind: interp.identify.ships(subject, scored, ablation=kind) for kind in ("uniform", "zero")}
+ships = {kind: interp.identify.ships(subject, scored, judge=None, ablation=kind) for kind in ("uniform", "zero")}
 gradient = interp.identify.gradient_importance(subject, scored, loss=loss, normalize=None)
-sahara = interp.identify.sahara(subject, scored, size=2, ablation="zero", n_random_sets=4)
+sahara = interp.identify.sahara(subject, scored, judge=None, size=2, ablation="zero", n_random_sets=4)
 for name, table in {**ships, "gradient": gradient}.items():
     print(f"{name:8s}", ", ".join(f"{head} {table[head]:.3f}" for head in table.top(4)))
 print("sahara  ", sahara.ranking)
@@ -183,7 +183,7 @@ plots.trials(curve, "refused")
 
 # %%
 empty, same, _ = plant(seed=0, size=0.0)
-nothing = interp.identify.ships(empty, requests(1, harm=True), ablation="zero")
+nothing = interp.identify.ships(empty, requests(1, harm=True), judge=None, ablation="zero")
 print(nothing, "score of the planted head:", same, round(nothing[same], 3))
 
 # %% [markdown]
@@ -214,4 +214,4 @@ else:
     assert curve.mean("random by layer", "refused", size=3).mean > 0.9
     for seed in range(1, 5):
         other, place, _ = plant(seed)
-        assert interp.identify.ships(other, requests(1, harm=True)).top(1) == [place]
+        assert interp.identify.ships(other, requests(1, harm=True), judge=None).top(1) == [place]

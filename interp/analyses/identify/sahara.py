@@ -1,7 +1,7 @@
 """Sahara: the group of heads whose ablation turns the model's representation of a set of prompts furthest."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -12,6 +12,7 @@ from interp.analyses.causal.random_sets import Condition, RandomSets
 from interp.analyses.causal.sweep import last_hidden, sweep_sets
 from interp.analyses.identify._subspace import angle, angle_interval
 from interp.analyses.identify.ships import Ablation
+from interp.analyses.measures.refusals import REPLY_TOKENS, refused_numbers
 from interp.analyses.registry import analysis
 from interp.analyses.results.codec import result
 from interp.analyses.results.files import digest
@@ -19,6 +20,8 @@ from interp.analyses.results.head_scores import HeadScores
 from interp.analyses.results.result import Result
 from interp.analyses.results.trial import Trial
 from interp.analyses.results.trials import Trials
+from interp.analyses.tasks.refused import refused
+from interp.analyses.tasks.task import Judge
 from interp.errors import UsageError
 from interp.hooks.model.heads import Head, HeadLayout, HeadSet
 from interp.hooks.model.provenance import Provenance
@@ -86,6 +89,8 @@ def sahara(
     size: int = 3,
     ablation: Ablation = "uniform",
     components: int = 1,
+    judge: Judge | None = refused,
+    max_new_tokens: int = REPLY_TOKENS,
     heads: Any = None,
     n_random_sets: int = 10,
     batch_size: int = 8,
@@ -101,12 +106,17 @@ def sahara(
     between the two subspaces, in degrees, computed in float64. The cost is `size * l * h` forward passes of each
     prompt, less the parts that they share.
 
+    Only requests are used that the unmodified model refuses.
+
     Args:
         model: A transformers causal language model, or a TransformerBridge over one.
-        prompts: Requests that the model refuses, see `tasks.refusal`.
+        prompts: Requests, see `tasks.refusal`.
         size: Number of heads of the largest group.
         ablation: "uniform" or "zero", see `ships`.
         components: Number of left singular vectors.
+        judge: Function of a reply and its prompt that returns whether it refuses. None uses all requests, for those
+            that the model is known to refuse.
+        max_new_tokens: Number of new tokens of a reply that is judged.
         heads: Anything that `HeadSet.parse` takes, by default all heads; only these can join the group.
         n_random_sets: Number of random groups of each size that are matched by layer; up to 3 are drawn freely.
         batch_size: Number of prompts that are read together.
@@ -121,11 +131,12 @@ def sahara(
         and the largest.
 
     Raises:
-        UsageError: If there are fewer than `components + 1` prompts, since one prompt always spans the same line, or
-            the group would take more than half of the heads.
+        UsageError: If the model refuses fewer than `components + 1` requests, since one prompt always spans the same
+            line, the prompts have no tokenizer and there is a judge, or the group would take more than half of the
+            heads.
 
     Examples:
-        >>> found = interp.identify.sahara(model, prompts, size=1, n_random_sets=1)
+        >>> found = interp.identify.sahara(model, prompts, size=1, n_random_sets=1, judge=None)
         >>> found.groups.conditions
         ('sahara', 'random', 'random by layer')
 
@@ -134,7 +145,8 @@ def sahara(
 
     Differs:
         Small angles are computed by their sines, where the released code takes the arccos of a clamped product.
-        `1 - cos` is reported together with the degrees, and random groups are added.
+        `1 - cos` is reported together with the degrees, and random groups are added. Requests that the model does not
+        refuse are left out.
 
     Limits:
         Does not show in which direction the representation turned, nor that replies change; the angle has no sign.
@@ -142,18 +154,22 @@ def sahara(
     layout = HeadLayout.of(model)
     chosen = layout.all() if heads is None else HeadSet.parse(heads, layout)
     layout.check(chosen)
-    if len(prompts) <= components or components < 1:
+    n_given, reading = len(prompts), {"batch_size": batch_size, "progress": progress}
+    counted = refused_numbers(model, prompts, judge, max_new_tokens=max_new_tokens, **reading)
+    if len(counted) <= components or components < 1:
+        which = "" if judge is None else f" that the model refuses, of {n_given},"
         raise UsageError(
-            f"{len(prompts)} prompts span no subspace that could turn with components={components}; give at least 1 "
-            "component and more prompts than components."
+            f"{len(counted)} prompts{which} span no subspace that could turn with components={components}; give at "
+            "least 1 component and more such prompts than components."
         )
+    prompts = replace(prompts, items=tuple(prompts[number] for number in counted))
     largest = min(len(chosen), layout.size // 2)
     if not 0 < size <= largest or n_random_sets < 1:
         raise UsageError(
             f"size={size} and n_random_sets={n_random_sets} make no groups; give 1 to {largest} heads and at least one "
             "random set."
         )
-    settings: dict[str, Any] = {"batch_size": batch_size, "rows": rows, "folder": folder, "progress": progress}
+    settings: dict[str, Any] = {**reading, "rows": rows, "folder": folder}
     hidden = partial(sweep_sets, model, prompts, intervention=ablation, metric=last_hidden, **settings)
     base = hidden([HeadSet(())]).values[:, 0].double()
     added: list[Head] = []
@@ -181,7 +197,7 @@ def sahara(
         settings={"components": components, "prompts": prompts.fingerprint(), "ranking": list(map(str, added))},
         provenance=source,
         seed=seed,
-        labels=(f"{len(prompts)} prompts together, {digest(prompts.fingerprint())}",),
+        labels=(f"{len(prompts)} of {n_given} prompts together, {digest(prompts.fingerprint())}",),
     )
     groups = Trials(
         name=f"sahara:{ablation}",

@@ -1,13 +1,20 @@
 """Ships: how far the distribution of the next token moves when a head is ablated."""
 
+from dataclasses import replace
 from typing import Any, Literal
 
+import torch
 from torch import nn
 
 from interp.analyses import costs
 from interp.analyses.causal.sweep import kl, sweep
+from interp.analyses.measures.refusals import REPLY_TOKENS, refused_numbers
 from interp.analyses.registry import analysis
 from interp.analyses.results.head_scores import HeadScores
+from interp.analyses.tasks.refused import refused
+from interp.analyses.tasks.task import Judge
+from interp.hooks.model.heads import HeadLayout
+from interp.hooks.model.provenance import Provenance
 from interp.hooks.prompts.prompts import Prompts
 
 Ablation = Literal["uniform", "zero"]
@@ -28,6 +35,8 @@ def ships(
     prompts: Prompts,
     *,
     ablation: Ablation = "uniform",
+    judge: Judge | None = refused,
+    max_new_tokens: int = REPLY_TOKENS,
     heads: Any = None,
     batch_size: int = 8,
     rows: int | None = None,
@@ -40,14 +49,20 @@ def ships(
     `ships[p l h] = KL(P || P') = sum over v of P log(P / P')` in nats, over the next token after prompt p, where P is
     the unmodified model and P' the model with head h of layer l ablated. It is computed in float64.
 
+    Only requests count that the unmodified model refuses; the scores of others are NaN. Where it refuses none, no head
+    has a score.
+
     In 16 bits the error of this divergence is as large as the tenth highest score of a model of 1.5B parameters, so
     load the model in float32.
 
     Args:
         model: A transformers causal language model, or a TransformerBridge over one.
-        prompts: Requests that the model refuses, see `tasks.refusal`.
+        prompts: Requests, see `tasks.refusal`.
         ablation: "uniform" for the undifferentiated attention of the paper (its query times 1e-4, here exactly flat
             attention), or "zero" for its scaling contribution (the output times 1e-4, here 0).
+        judge: Function of a reply and its prompt that returns whether it refuses. None counts all requests, for those
+            that the model is known to refuse.
+        max_new_tokens: Number of new tokens of a reply that is judged.
         heads: Anything that `HeadSet.parse` takes, by default all heads; others are NaN.
         batch_size: Number of prompts that are read together.
         rows: Rows of one forward pass, by default as many as fit into free memory.
@@ -56,10 +71,10 @@ def ships(
         progress: Show a progress bar.
 
     Returns:
-        HeadScores: float32 `per_prompt [n l h]`, in nats.
+        HeadScores: float32 `per_prompt [n l h]`, in nats, NaN for a request that is not refused.
 
     Raises:
-        UsageError: If there are no heads.
+        UsageError: If there are no heads, or the prompts have no tokenizer and there is a judge.
         PromptError: If there are no prompts, or a prompt is longer than the context.
 
     Examples:
@@ -77,16 +92,21 @@ def ships(
         Does not show that the head makes the model refuse: the next token may change without the verdict. Test heads
         with `causal_curve`.
     """
-    return sweep(
-        model,
-        prompts,
-        ablation,
-        kl,
-        heads=heads,
-        name=f"ships:{ablation}",
-        batch_size=batch_size,
-        rows=rows,
+    layout, name = HeadLayout.of(model), f"ships:{ablation}"
+    size: dict[str, Any] = {"batch_size": batch_size, "progress": progress}
+    counted = refused_numbers(model, prompts, judge, max_new_tokens=max_new_tokens, **size)
+    table = HeadScores(
+        name=name,
+        per_prompt=torch.full((len(prompts), layout.layers, layout.heads), torch.nan),
+        unit="nats",
+        kv_heads=layout.kv_heads,
+        provenance=Provenance.of(model, prompts.tokenizer, seed=seed),
         seed=seed,
-        folder=folder,
-        progress=progress,
+        labels=tuple(str(prompt.meta.get("id", number)) for number, prompt in enumerate(prompts)),
     )
+    if not counted:
+        return table
+    asked = replace(prompts, items=tuple(prompts[number] for number in counted))
+    found = sweep(model, asked, ablation, kl, heads=heads, name=name, rows=rows, seed=seed, folder=folder, **size)
+    per_prompt = table.per_prompt.index_copy(0, torch.tensor(counted), found.per_prompt)
+    return replace(found, per_prompt=per_prompt, labels=table.labels)

@@ -164,6 +164,41 @@ def reply_to_requests(
     return Replies(prompts, tuple(texts), verdicts, tuple(first))
 
 
+def refused_numbers(
+    model: nn.Module,
+    prompts: Prompts,
+    judge: Judge | None,
+    *,
+    max_new_tokens: int = REPLY_TOKENS,
+    batch_size: int = 8,
+    progress: bool = False,
+) -> list[int]:
+    """Numbers of the requests that the model refuses, which are those that an analysis of refusals may use.
+
+    Args:
+        model: A transformers causal language model, or a TransformerBridge over one.
+        prompts: The requests.
+        judge: Function of a reply and its prompt that returns whether it refuses; None takes all requests.
+        max_new_tokens: Number of new tokens of a reply.
+        batch_size: Number of prompts per forward pass.
+        progress: Show a progress bar.
+
+    Raises:
+        UsageError: If there is a judge, and the prompts have no tokenizer that makes a text of a reply.
+    """
+    if judge is None:
+        return list(range(len(prompts)))
+    if prompts.tokenizer is None:
+        raise UsageError(
+            "the prompts have no tokenizer, so replies have no text that could be a refusal; give prompts with a "
+            "tokenizer, or judge=None for requests that the model is known to refuse."
+        )
+    replies = reply_to_requests(
+        model, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size, progress=progress
+    ).texts
+    return [number for number, text in enumerate(replies) if judge(text, prompts[number])]
+
+
 def check_contrast(harmful: Replies, harmless: Replies, min_refused: int = MIN_REFUSED, level: float = 0.01) -> None:
     """Raise where a model shows no refusals that could be attributed to heads.
 

@@ -160,7 +160,11 @@ class Refusals:
         return (REPLIES.format(HARMFUL), REPLIES.format(HARMLESS))
 
     def _settings(self, ablation: str, steps: Path) -> dict[str, Any]:
-        return {"ablation": ablation, "batch_size": self.plan.batch_size, "seed": self.plan.seed, "folder": steps}
+        # the requests were refused before, so they are not judged again
+        return {
+            "ablation": ablation, "judge": None, "batch_size": self.plan.batch_size, "seed": self.plan.seed,
+            "folder": steps,
+        }  # fmt: skip
 
     def _replies(self, run: "Run", name: str) -> Replies:
         """The replies that were stored, on their prompts."""

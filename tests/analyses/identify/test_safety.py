@@ -1,8 +1,10 @@
 """Ships, Sahara and causal curves: a planted refusal head, the formulas of the papers, and refused input."""
 
+import itertools
 import math
 
 import pytest
+import run_cases
 import torch
 
 import interp
@@ -44,10 +46,10 @@ def test_the_planted_refusal_head_is_first_in_every_seed(family, ablation, seeds
     for seed in seeds:
         model, place = (made := planted.refusing(seed, family)).model, Head(*made.head)
         prompts = encoded(planted.requests(seed))
-        found = ships(model, prompts, ablation=ablation)
+        found = ships(model, prompts, judge=None, ablation=ablation)
         assert found.top(1) == [place]
         assert found[place] > 20 * found[found.top(2)[1]]
-        group = sahara(model, prompts, ablation=ablation, size=1, n_random_sets=2)
+        group = sahara(model, prompts, judge=None, ablation=ablation, size=1, n_random_sets=2)
         assert group.ranking == (place,)
         assert group.groups.mean("sahara").mean > 10 * group.groups.mean("random").high
         assert group.scores.top(1) == [place]
@@ -79,7 +81,7 @@ def test_a_head_that_writes_something_else_is_no_refusal_head(family):
 def test_ships_is_the_divergence_of_transformers_own_logits():
     model = make("llama")
     prompts = Prompts.from_ids([[5, 9, 33, 20, 7, 8], [5, 9, 33, 20, 50]])
-    found = ships(model, prompts, ablation="zero")
+    found = ships(model, prompts, judge=None, ablation="zero")
     for number, prompt in enumerate(prompts):
         ids = torch.tensor([prompt.ids])
         with torch.no_grad():
@@ -105,9 +107,9 @@ def test_angles_are_exact_where_arccos_is_not():
 def test_sahara_grows_greedily(tmp_path):
     model = make("llama", layers=2)
     prompts = Prompts.from_ids([[5, 9, 33, 20, 7, 8 + i] for i in range(6)])
-    found = sahara(model, prompts, size=3, n_random_sets=4, ablation="zero")
+    found = sahara(model, prompts, judge=None, size=3, n_random_sets=4, ablation="zero")
     assert len(found.ranking) == 3
-    one, two = (sahara(model, prompts, size=n, n_random_sets=1, ablation="zero") for n in (1, 2))
+    one, two = (sahara(model, prompts, judge=None, size=n, n_random_sets=1, ablation="zero") for n in (1, 2))
     assert found.ranking[:1] == one.ranking
     assert found.ranking[:2] == two.ranking
     groups = found.groups
@@ -145,7 +147,7 @@ def test_a_curve_compares_rankings_with_random_heads(tmp_path):
     def harmless(model):
         return 1 - refusals(planted.requests(3, harmful=False))(model)
 
-    scores = ships(made.model, encoded(rows))
+    scores = ships(made.model, encoded(rows), judge=None)
     lowest = scores.top(12)[::-1]
     settings = {"sizes": (1, 2), "n_random_sets": 2, "until": 0.5, "folder": tmp_path, "about": rows}
     rankings = {"ships": scores, "lowest first": lowest}
@@ -203,14 +205,14 @@ def test_bad_curves(settings, text):
     [
         ({"size": 0}, "size=0"),
         ({"size": 5}, "give 1 to 4 heads"),
-        ({"components": 4}, "more prompts than components"),
+        ({"components": 4}, "more such prompts than components"),
         ({"components": 0}, "at least 1 component"),
         ({"n_random_sets": 0}, "at least one random set"),
     ],
 )
 def test_bad_groups(settings, text):
     with pytest.raises(UsageError, match=text):
-        sahara(make("llama"), Prompts.from_ids([[3, 4], [4, 5], [5, 6]]), **settings)
+        sahara(make("llama"), Prompts.from_ids([[3, 4], [4, 5], [5, 6]]), judge=None, **settings)
 
 
 def test_a_short_ranking_leaves_no_size_without_a_control():
@@ -241,8 +243,50 @@ def test_points_of_another_seed_are_not_taken_for_these(tmp_path):
 
 
 def test_one_prompt_spans_a_line_that_cannot_turn():
-    with pytest.raises(UsageError, match="1 prompts"):
-        sahara(make("llama"), Prompts.from_ids([[3, 4, 5]]))
+    with pytest.raises(UsageError, match="1 prompts span no subspace"):
+        sahara(make("llama"), Prompts.from_ids([[3, 4, 5]]), judge=None)
+
+
+def asked(seed, harmful=3, harmless=2):
+    """Requests with a tokenizer, whose reply to those with HARM reads as a refusal, and harmless ones between them."""
+    refuse, answer = (planted.requests(seed, harmful=kind, batch=4) for kind in (True, False))
+    rows = [row for pair in itertools.zip_longest(refuse[:harmful], answer[:harmless]) for row in pair if row]
+    return Prompts.from_ids(rows, tokenizer=run_cases.refusing_tokenizer(), pad_id=planted.PAD)
+
+
+@pytest.mark.parametrize("family", planted.FAMILIES)
+def test_only_refused_requests_count(family, tmp_path):
+    made = planted.refusing(1, family)
+    mixed, only = asked(1), asked(1, harmless=0)
+    settings = {"ablation": "zero", "max_new_tokens": 3}
+    scores = ships(made.model, mixed, folder=tmp_path, **settings)
+    assert scores.per_prompt[:, 0, 0].isnan().tolist() == [False, True, False, True, False]
+    assert (scores.counted, len(scores.labels)) == (3, 5)
+    torch.testing.assert_close(scores.values, ships(made.model, only, judge=None, ablation="zero").values)
+    assert scores.top(1) == [Head(*made.head)]
+    again = ships(made.model, mixed, folder=tmp_path, **settings)
+    assert torch.equal(again.per_prompt.nan_to_num(-1), scores.per_prompt.nan_to_num(-1))
+    group = sahara(made.model, mixed, size=1, n_random_sets=1, **settings)
+    known = sahara(made.model, only, judge=None, size=1, n_random_sets=1, ablation="zero")
+    assert group.groups.trials == known.groups.trials
+    assert group.scores.labels[0].startswith("3 of 5 prompts together")
+
+
+def test_a_model_that_refuses_nothing_has_no_ranking():
+    made = planted.refusing(1, "llama", shuffled=True)
+    scores = ships(made.model, asked(1), max_new_tokens=3)
+    assert (scores.counted, scores.top(5)) == (0, [])
+    assert "no head has a score" in scores.summary()
+    with pytest.raises(UsageError, match="0 prompts that the model refuses, of 5, span no subspace"):
+        sahara(made.model, asked(1), max_new_tokens=3)
+    with pytest.raises(UsageError, match="1 prompts that the model refuses, of 3, span no subspace"):
+        sahara(planted.refusing(1, "llama").model, asked(1, harmful=1), max_new_tokens=3)
+
+
+@pytest.mark.parametrize("method", [ships, sahara])
+def test_replies_without_a_tokenizer_cannot_be_judged(method):
+    with pytest.raises(UsageError, match="give prompts with a tokenizer, or judge=None"):
+        method(make("llama"), Prompts.from_ids([[3, 4], [4, 5], [5, 6]]))
 
 
 def test_both_are_at_the_front():
