@@ -14,11 +14,13 @@ class PromptSizes:
         n_needles: Number of needle prompts.
         needle_length: Number of tokens of a needle prompt.
         needle_depths: Depths of the needle, as fractions of the text.
+        long_length: Number of tokens of a needle prompt of an analysis that reads some of the keys, as Task-KV does.
         reply_tokens: Number of new tokens of a reply to a needle prompt.
         n_texts: Number of prompts each: plain texts, repeated tokens, and prompts of each task of the key selectors.
         text_length: Number of tokens of a plain text.
         n_repeated: Number of random tokens that are repeated.
         n_pairs: Number of pairs of prompts for patching and for methods that contrast two kinds of prompts.
+        n_few_shot: Number of few-shot prompts of function vectors, over all relations.
         n_check_needles: Number of needle prompts of a causal test.
         check_length: Number of tokens of a needle prompt of a causal test.
         training_steps: Number of optimisation steps of a method that trains, such as DuoAttention.
@@ -37,11 +39,13 @@ class PromptSizes:
     n_needles: int = 16
     needle_length: int = 320
     needle_depths: tuple[float, ...] = (0.1, 0.3, 0.5, 0.7, 0.9)
+    long_length: int = 768
     reply_tokens: int = 20
     n_texts: int = 12
     text_length: int = 256
     n_repeated: int = 50
     n_pairs: int = 16
+    n_few_shot: int = 28
     n_check_needles: int = 12
     check_length: int = 224
     training_steps: int = 100

@@ -30,6 +30,8 @@ __all__ = ["lookback", "lookback_features"]
     group="attention patterns",
     order=11,
     prompts=standard.needles,
+    own_prompts=standard.with_context,
+    run_settings={"context": "context"},
     max_new_tokens=REPLY_TOKENS,
     cost=costs.decoding_and_reading(mass(CONTEXT, REPLY), max_new_tokens=REPLY_TOKENS),
 )
@@ -86,7 +88,8 @@ def lookback(
 
     Limits:
         Does not show that what is read is used, nor that a reply is true; the paper fits a classifier for that. A head
-        that attends to the first token looks back at every step, so name a `context` to leave that token out.
+        that attends to the first token looks back at every step, so name a `context` to leave that token out. A run
+        takes the span "context" where a prompt has it.
     """
     if replies is None:
         replies = [

@@ -31,7 +31,7 @@ def _kept(prompts: Prompts, settings: Mapping[str, Any]) -> tuple[TopKeys]:
     group="long context",
     order=10,
     sets=("long",),
-    prompts=standard.needles,
+    prompts=standard.inferred_needles,
     check=one_place,
     max_new_tokens=REPLY_TOKENS,
     cost=costs.decoding(_kept, max_new_tokens=REPLY_TOKENS),
