@@ -18,6 +18,10 @@ Out = Annotated[Path, typer.Option("--out", "-o", help="Run folder; an unfinishe
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda or cuda:1; by default CUDA where there is one.")]
 Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; by default float32 on a CPU.")]
+Bos = Annotated[
+    bool | None,
+    typer.Option("--bos/--no-bos", help="Whether prompts begin with BOS; by default as the tokenizer begins them."),
+]
 T = TypeVar("T")
 
 

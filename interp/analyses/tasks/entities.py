@@ -7,7 +7,8 @@ from typing import Any, Literal
 from interp.analyses.tasks import haystack, needle
 from interp.analyses.tasks.task import data
 from interp.errors import PromptError, UsageError
-from interp.hooks.prompts.encoding import first_tokens, padding_id
+from interp.hooks.model.bos import first_tokens
+from interp.hooks.prompts.encoding import padding_id
 from interp.hooks.prompts.prompts import Prompt, Prompts
 
 FRAMES = (

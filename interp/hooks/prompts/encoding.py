@@ -101,17 +101,6 @@ def tokenize(tokenizer: Any, text: str, number: int, special: bool) -> Mapping[s
     return encoded
 
 
-def first_tokens(tokenizer: Any) -> tuple[int, ...]:
-    """Ids of the special tokens, such as BOS, that the tokenizer's own call puts before a text; often there are none.
-
-    Args:
-        tokenizer: The tokenizer of the model.
-    """
-    encoded = tokenizer("a", return_special_tokens_mask=True)
-    ids, special = encoded["input_ids"], encoded["special_tokens_mask"]
-    return tuple(ids[: next((place for place, mark in enumerate(special) if not mark), 0)])
-
-
 def padding_id(tokenizer: Any) -> int:
     """Return the id of the padding token, else of the end token, else 0."""
     known = (getattr(tokenizer, name, None) for name in ("pad_token_id", "eos_token_id"))
