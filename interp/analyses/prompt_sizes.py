@@ -5,6 +5,10 @@ from dataclasses import dataclass, fields
 from interp.errors import UsageError
 
 
+REPLY_TOKENS = 32
+"""default number of new tokens of a reply, of every analysis and test that lets the model reply"""
+
+
 @dataclass(frozen=True, kw_only=True)
 class PromptSizes:
     """Number and length of the prompts of a run.
@@ -15,7 +19,7 @@ class PromptSizes:
         needle_length: Number of tokens of a needle prompt.
         needle_depths: Depths of the needle, as fractions of the text.
         long_length: Number of tokens of a needle prompt of an analysis that reads some of the keys, as Task-KV does.
-        reply_tokens: Number of new tokens of a reply to a needle prompt.
+        reply_tokens: Number of new tokens of a reply to a needle prompt, also in causal tests.
         n_texts: Number of prompts each: plain texts, repeated tokens, and prompts of each task of the key selectors.
         text_length: Number of tokens of a plain text.
         n_repeated: Number of random tokens that are repeated.
@@ -40,7 +44,7 @@ class PromptSizes:
     needle_length: int = 320
     needle_depths: tuple[float, ...] = (0.1, 0.3, 0.5, 0.7, 0.9)
     long_length: int = 768
-    reply_tokens: int = 20
+    reply_tokens: int = REPLY_TOKENS
     n_texts: int = 12
     text_length: int = 256
     n_repeated: int = 50

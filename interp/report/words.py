@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from interp.analyses.results.head_scores import HeadScores
+from interp.analyses.results.reply_limit import sentence_of_scores
 from interp.analyses.results.trials import Trials
 from interp.analyses.views.head_roles import cut_of
 from interp.plots import number, title_of
@@ -116,6 +117,8 @@ def facts(scores: HeadScores) -> list[str]:
         sentences.append(f"A head has {mean} keys on average that receive {bar} of the attention.")
     if (learned := scores.extras.get("learned")) is not None and bool((learned > 0).any()):
         sentences.append(f"Learned sinks of the model take {float(learned.float().nanmean()):.1%} of the attention.")
+    if ended := sentence_of_scores(scores.extras, scores.settings):
+        sentences.append(ended)
     return sentences
 
 

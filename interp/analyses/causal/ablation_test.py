@@ -8,8 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from interp.analyses.causal.function_identity import function_identity
+from interp.analyses.prompt_sizes import REPLY_TOKENS
 from interp.analyses.results.files import Parts, texts_from_tensor, texts_to_tensor
 from interp.analyses.results.head_scores import HeadScores
+from interp.analyses.results.reply_limit import AT_LIMIT, WRONG_AT_LIMIT
 from interp.analyses.results.trial import BASELINE, RANDOM, RANDOM_BY_LAYER, Trial
 from interp.analyses.results.trials import Trials
 from interp.analyses.tasks.needle import judge
@@ -23,8 +25,6 @@ from interp.hooks.prompts.prompts import Prompts
 
 TOP = "top"
 """condition of the tested heads"""
-REPLY_TOKENS = 16
-"""new tokens of a reply"""
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,9 @@ def ablation_test(
 
     Returns:
         Trials: The measure "accuracy" under the conditions "baseline", "top", "random" and "random by layer", with
-        replies. Intervals are over prompts, and over draws and prompts for random heads.
+        replies. Intervals are over prompts, and over draws and prompts for random heads. The facts of a trial,
+        "at_limit" and "wrong_at_limit", are the shares of replies that ended at `max_new_tokens`, and of those that did
+        and are wrong.
 
     Raises:
         UsageError: If there are no heads, no random sets or too few other heads to draw from, or if `folder` is given
@@ -160,7 +162,9 @@ def ablation_test(
                 model, prompts, heads, ablation, max_new_tokens, batch_size, reference=reference, seed=seed
             )
             right = [bool(judge(reply.text, prompt)) for reply, prompt in zip(replies, prompts, strict=True)]
-            return {"right": torch.tensor(right), "replies": texts_to_tensor([reply.text for reply in replies])}
+            ended = [reply.at_limit for reply in replies]
+            texts = texts_to_tensor([reply.text for reply in replies])
+            return {"right": torch.tensor(right), "at_limit": torch.tensor(ended), "replies": texts}
 
         made = parts.get(str(condition.heads), work)
         trials.append(
@@ -171,6 +175,10 @@ def ablation_test(
                 size=len(condition.heads),
                 draw=condition.draw,
                 replies=texts_from_tensor(made["replies"]),
+                facts={
+                    AT_LIMIT: made["at_limit"].float().mean().item(),
+                    WRONG_AT_LIMIT: (made["at_limit"] & ~made["right"]).float().mean().item(),
+                },
             )
         )
     questions, answers = (tuple(str(prompt.meta.get(key, "")) for prompt in prompts) for key in ("question", "answer"))

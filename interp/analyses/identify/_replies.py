@@ -14,9 +14,6 @@ from interp.hooks.prompts.prompts import Prompt, Prompts
 from interp.hooks.read.capture import Capture, capture
 from interp.hooks.read.keep import Keep
 
-REPLY_TOKENS = 32
-"""default number of new tokens of a reply"""
-
 
 def decoded(
     model: nn.Module,

@@ -8,9 +8,11 @@ from torch import Tensor, nn
 
 from interp.analyses import costs
 from interp.analyses.causal import controls
-from interp.analyses.identify._replies import REPLY_TOKENS, answer, counted, decoded, one_place
+from interp.analyses.identify._replies import answer, counted, decoded, one_place
+from interp.analyses.prompt_sizes import REPLY_TOKENS
 from interp.analyses.registry import analysis
 from interp.analyses.results.head_scores import HeadScores
+from interp.analyses.results.reply_limit import AT_LIMIT, at_limit
 from interp.analyses.tasks import standard
 from interp.errors import UsageError
 from interp.hooks.generate import Reply
@@ -71,7 +73,8 @@ def retrieval(
         progress: Show a progress bar.
 
     Returns:
-        HeadScores: float32 `per_prompt [n l h]`, in copied tokens per answer token.
+        HeadScores: float32 `per_prompt [n l h]`, in copied tokens per answer token. The extra "at_limit" marks the
+            replies that ended at `max_new_tokens`, except in the form "forced".
 
     Raises:
         SpanError: If a prompt has no span "answer", or has it in several places; such a prompt is never scored as 0.
@@ -88,7 +91,7 @@ def retrieval(
 
     Differs:
         Spans are exact character offsets, and the chat template is used where the tokenizer has one. A reply has at
-        most 32 new tokens (20 in a run, see `--reply-tokens`) instead of 50.
+        most 32 new tokens instead of 50.
 
     Limits:
         Does not show that the head is needed, for which an ablation test is run. Does not find heads that retrieve
@@ -99,12 +102,14 @@ def retrieval(
             f"unknown form {form!r} or count {count!r}; form is 'decode' or 'forced', count is 'steps' or 'set'."
         )
     one_place(prompts)
-    parts = []
+    parts: list[Tensor] = []
+    ended: list[bool] = []
     if form == "decode":
         title = "retrieval" if progress else None
         steps = decoded(model, prompts, TOP, max_new_tokens=max_new_tokens, batch_size=batch_size, progress=title)
         for batch, cap, replies in steps:
             parts += _hits(batch, cap, replies, count, recall)
+            ended += [reply.at_limit for reply in replies]
     else:
         longer = replace(prompts, items=tuple(_with_answer(prompt) for prompt in prompts))
         chosen = read(
@@ -117,14 +122,16 @@ def retrieval(
         )
         for batch, cap in chosen:
             parts += _hits(batch, cap, [Reply(answer(prompt), "") for prompt in batch], count, None)
+    found = torch.stack(parts)
     return HeadScores(
         name="retrieval" if form == "decode" else "retrieval_forced",
-        per_prompt=torch.stack(parts),
+        per_prompt=found,
         unit="copied tokens per answer token",
         kv_heads=HeadLayout.of(model).kv_heads,
         threshold=threshold,
         settings={"form": form, "count": count, "recall": recall, "max_new_tokens": max_new_tokens},
         provenance=Provenance.of(model, prompts.tokenizer, seed=seed),
+        extras={AT_LIMIT: at_limit(ended, found)} if form == "decode" else {},
         seed=seed,
         labels=tuple(str(prompt.meta.get("key", "")) for prompt in prompts),
     )

@@ -7,9 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from interp.analyses import costs
-from interp.analyses.identify._replies import REPLY_TOKENS, answer, counted, decoded, one_place
+from interp.analyses.identify._replies import answer, counted, decoded, one_place
+from interp.analyses.prompt_sizes import REPLY_TOKENS
 from interp.analyses.registry import analysis
 from interp.analyses.results.head_scores import HeadScores
+from interp.analyses.results.reply_limit import AT_LIMIT, at_limit
 from interp.analyses.tasks import standard
 from interp.hooks.generate import Reply
 from interp.hooks.model.heads import HeadLayout
@@ -33,7 +35,8 @@ def _kept(prompts: Prompts, settings: Mapping[str, Any]) -> tuple[TopKeys]:
     sets=("long",),
     prompts=standard.inferred_needles,
     check=one_place,
-    max_new_tokens=REPLY_TOKENS,
+    max_new_tokens="reply_tokens",
+    run_settings={"max_new_tokens": "$reply_tokens"},
     cost=costs.decoding(_kept, max_new_tokens=REPLY_TOKENS),
 )
 def retrieval_reasoning(
@@ -67,7 +70,7 @@ def retrieval_reasoning(
     Returns:
         HeadScores: float32 `per_prompt [n l h]`, in attention per answer token. The extra "distractor" is the same for
             the tokens of the prompt's span "distractor", NaN without one; a head that distinguishes the right fact from
-            others scores low there.
+            others scores low there. The extra "at_limit" marks the replies that ended at `max_new_tokens`.
 
     Raises:
         SpanError: If a prompt has no such span or no "answer", or has it in several places.
@@ -92,6 +95,7 @@ def retrieval_reasoning(
     one_place(prompts)
     one_place(prompts, span)
     parts, others = [], []
+    ended: list[bool] = []
     made: list[TopKeys] = []
 
     def keep(batch: Prompts) -> TopKeys:
@@ -114,14 +118,16 @@ def retrieval_reasoning(
 
         parts += counted(batch, replies, recall, lambda *row, f=inside: f(*row, span))
         others += counted(batch, replies, recall, lambda *row, f=inside: f(*row, "distractor"))
+        ended += [reply.at_limit for reply in replies]
+    found = torch.stack(parts)
     return HeadScores(
         name="retrieval_reasoning",
-        per_prompt=torch.stack(parts),
+        per_prompt=found,
         unit="attention per answer token",
         kv_heads=HeadLayout.of(model).kv_heads,
         settings={"span": span, "recall": recall, "max_new_tokens": max_new_tokens},
         provenance=Provenance.of(model, prompts.tokenizer, seed=seed),
-        extras={"distractor": torch.stack(others)},
+        extras={"distractor": torch.stack(others), AT_LIMIT: at_limit(ended, found)},
         seed=seed,
         labels=tuple(str(prompt.meta.get("key", "")) for prompt in prompts),
     )

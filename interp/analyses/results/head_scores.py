@@ -15,6 +15,7 @@ from interp.analyses.results import files as storage
 from interp.analyses.results import statistics
 from interp.analyses.results.codec import result
 from interp.analyses.results.comparison import Comparison
+from interp.analyses.results.reply_limit import sentence_of_scores
 from interp.analyses.results.result import Result
 from interp.errors import HeadError, ScoreError, UsageError
 from interp.hooks.model.heads import Head, HeadLayout, HeadSet
@@ -347,6 +348,7 @@ class HeadScores(Result):
         """
         limit = "" if self.threshold is None else f", {len(self.heads())} heads above {self.threshold:g}"
         lines = [f"{self.name}: {self.unit}, {self.counted} prompts counted{limit}"]
+        lines += [f"  {text}" for text in (sentence_of_scores(self.extras, self.settings),) if text]
         for head in self.top(top):
             low, high = float(self.low[head]), float(self.high[head])
             interval = "" if math.isnan(low) else f"  [{low:.3f}, {high:.3f}]"

@@ -7,6 +7,7 @@ from typing import Any
 from interp.analyses.results import statistics
 from interp.analyses.results.codec import result
 from interp.analyses.results.files import plain
+from interp.analyses.results.reply_limit import sentence_of_trials
 from interp.analyses.results.result import Result
 from interp.analyses.results.statistics import Estimate
 from interp.analyses.results.trial import BASELINE, RANDOM, RANDOM_BY_LAYER, Trial
@@ -288,7 +289,7 @@ class Trials(Result):
         )  # fmt: skip
 
     def summary(self, top: int = 10) -> str:
-        """One line for each condition, size and measure: mean [95 % interval]."""
+        """One line for each condition, size and measure: mean [95 % interval]; then the replies cut by a limit."""
         lines = []
         for row in self.rows():
             numbers = self.show(row["measure"], row["mean"], row["low"], row["high"])
@@ -299,7 +300,8 @@ class Trials(Result):
                 gain = self.show(row["measure"], row["gain"], row["gain_low"], row["gain_high"], signed=True)
                 line += f"  {gain} over {self.control}"
             lines.append(line)
-        return "\n".join(lines)
+        ended = sentence_of_trials(self.trials, self.settings)
+        return "\n".join([*lines, *([ended] if ended else [])])
 
     def show(self, measure: str, mean: float, low: float, high: float, signed: bool = False) -> str:
         """Numbers of a measure as text: shares in percent, differences of shares in points.
