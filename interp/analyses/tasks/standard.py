@@ -7,7 +7,7 @@ from operator import add
 from typing import Any
 
 from interp.analyses import tasks
-from interp.analyses.prompt_sizes import PromptSizes
+from interp.analyses.prompt_sizes import PromptSizes, doubling
 from interp.hooks.prompts.prompts import Prompts
 
 Pair = tuple[Prompts, Prompts]
@@ -18,8 +18,8 @@ EXPLORED_SEED = 2_000_003
 KV_SEED = 3_000_017
 """added to the seed of a run for the tasks of key selectors"""
 N_FEW_NEEDLES = 4
-N_FACTS = 3
-"""facts in the text of an inferred needle"""
+SWEEP_LONGEST = 2048
+"""largest length of a needle sweep where no model is known"""
 RELATIONS = ("antonym", "capital", "past", "plural")
 """relations of few-shot prompts"""
 
@@ -27,7 +27,12 @@ RELATIONS = ("antonym", "capital", "past", "plural")
 def needles(sizes: PromptSizes, tokenizer: Any) -> Prompts:
     """Needle prompts, see `tasks.needle`."""
     return tasks.needle(
-        tokenizer, lengths=(sizes.needle_length,), depths=sizes.needle_depths, n=sizes.n_needles, seed=sizes.seed
+        tokenizer,
+        lengths=(sizes.needle_length,),
+        depths=sizes.needle_depths,
+        n=sizes.n_needles,
+        haystack=sizes.haystack or None,
+        seed=sizes.seed,
     )
 
 
@@ -46,8 +51,24 @@ def inferred_needles(sizes: PromptSizes, tokenizer: Any) -> Prompts:
         lengths=(sizes.needle_length,),
         depths=sizes.needle_depths,
         n=2 * sizes.n_needles,
-        needles=N_FACTS,
         kind="inferred",
+        haystack=sizes.haystack or None,
+        seed=sizes.seed,
+    )
+
+
+def needle_grid(sizes: PromptSizes, tokenizer: Any) -> Prompts:
+    """Needle prompts of `sweep_lengths`, each at all depths.
+
+    Without lengths, which a run takes from the context of the model, they double up to 2,048 tokens.
+    """
+    lengths = sizes.sweep_lengths or doubling(SWEEP_LONGEST)
+    return tasks.needle(
+        tokenizer,
+        lengths=lengths,
+        depths=sizes.needle_depths,
+        n=len(lengths) * len(sizes.needle_depths) * sizes.n_sweep,
+        haystack=sizes.haystack or None,
         seed=sizes.seed,
     )
 

@@ -51,11 +51,11 @@ def test_causal_tests_and_the_explorer_draw_other_prompts(demo):
     check = standard.check_needles(SIZES, tokenizer)
     depths = SIZES.needle_depths
     assert ids(check) == ids(tasks.needle(tokenizer, lengths=(224,), depths=depths, n=12, seed=1_000_003))
-    sizes = replace(SIZES, explorer_tokens=150)
+    sizes = replace(SIZES, explorer_tokens=170)
     (text,) = standard.explored(sizes, tokenizer)
-    assert [text.ids] == ids(tasks.needle(tokenizer, lengths=(150,), depths=depths, n=1, seed=2_000_003))
+    assert [text.ids] == ids(tasks.needle(tokenizer, lengths=(170,), depths=depths, n=1, seed=2_000_003))
     (passage,) = standard.explored_passage(sizes, tokenizer)
-    assert [passage.ids] == ids(tasks.passages(tokenizer, n=1, length=150, seed=2_000_003))
+    assert [passage.ids] == ids(tasks.passages(tokenizer, n=1, length=170, seed=2_000_003))
 
 
 @pytest.mark.parametrize("name", ["ioi", "documents", "entities", "injection", "relations"])
