@@ -23,6 +23,10 @@ Dtype = Annotated[
         help="float32, bfloat16 or float16; by default float32 on a CPU, and the type of the stored weights on a GPU."
     ),
 ]
+Bos = Annotated[
+    bool | None,
+    typer.Option("--bos/--no-bos", help="Whether prompts begin with BOS; by default as the tokenizer begins them."),
+]
 T = TypeVar("T")
 
 

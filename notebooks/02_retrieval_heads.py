@@ -64,7 +64,7 @@ plots.top_heads(scores)
 # and shorter prompts.
 
 # %%
-again = interp.identify.retrieval(model, interp.tasks.needle(tokenizer, lengths=(140,), n=8, seed=2))
+again = interp.identify.retrieval(model, interp.tasks.needle(tokenizer, lengths=(180,), n=8, seed=2))
 plots.scatter(scores, again)
 
 # %% [markdown]

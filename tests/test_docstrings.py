@@ -142,7 +142,7 @@ def test_method_names_its_source_and_limits(name):
 def namespace():
     """The names that examples may use, except for the folder."""
     model, tokenizer = tiny_chat_model.model(), tiny_chat_model.tokenizer()
-    prompts = interp.tasks.repeated(tokenizer, n=8, batch=2)
+    prompts = interp.tasks.repeated(tokenizer, n=8, batch=2, bos=True)
     scores = interp.identify.induction(model, prompts)
     return {
         "interp": interp, "torch": torch, "model": model, "tokenizer": tokenizer, "prompts": prompts, "scores": scores,

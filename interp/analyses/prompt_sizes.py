@@ -4,6 +4,25 @@ from dataclasses import dataclass, fields
 
 from interp.errors import UsageError
 
+REPLY_TOKENS = 32
+"""default number of new tokens of a reply, of every analysis and test that lets the model reply"""
+
+
+SHORTEST_SWEEP = 256
+"""smallest number of tokens of a needle sweep, where the user gives none"""
+
+
+def doubling(longest: int) -> tuple[int, ...]:
+    """Lengths that double from 256 tokens, up to the longest one, which is always there.
+
+    Args:
+        longest: Largest number of tokens.
+    """
+    lengths = [SHORTEST_SWEEP]
+    while 2 * lengths[-1] < longest:
+        lengths.append(2 * lengths[-1])
+    return (*(length for length in lengths if length < longest), longest)
+
 
 @dataclass(frozen=True, kw_only=True)
 class PromptSizes:
@@ -14,12 +33,17 @@ class PromptSizes:
         n_needles: Number of needle prompts: long texts that hide a made-up fact, with a question about it.
         needle_length: Number of tokens of a needle prompt, at most.
         needle_depths: Depths of the needle, as fractions of the text.
-        reply_tokens: Number of new tokens of a reply to a needle prompt, at most.
-        n_texts: Number of plain texts. It is also the number of prompts of repeated tokens, and of prompts in each task
-            of the key selectors.
+        long_length: Number of tokens of a needle prompt of an analysis that reads some of the keys, as Task-KV does.
+        haystack: Folder of texts (.txt, .md or .rst) in which needles are hidden; by default prose from a grammar.
+        reply_tokens: Number of new tokens of a reply to a needle prompt, at most, also in ablation tests.
+        n_texts: Number of plain texts, of prompts of repeated tokens, and of prompts in each of the three tests of the
+            analysis kv.
         text_length: Number of tokens of a plain text.
         n_repeated: Number of random tokens that are repeated.
         n_pairs: Number of pairs of prompts for patching and for methods that contrast two kinds of prompts.
+        n_few_shot: Number of few-shot prompts of function vectors, over all relations.
+        sweep_lengths: Numbers of tokens of the needle sweep; by default they double from 256 to the model's context.
+        n_sweep: Number of needle prompts of each length and depth of the needle sweep.
         n_check_needles: Number of needle prompts of an ablation test.
         check_length: Number of tokens of a needle prompt of an ablation test, at most.
         training_steps: Number of optimisation steps of a method that trains, such as DuoAttention.
@@ -38,19 +62,24 @@ class PromptSizes:
     n_needles: int = 16
     needle_length: int = 320
     needle_depths: tuple[float, ...] = (0.1, 0.3, 0.5, 0.7, 0.9)
-    reply_tokens: int = 20
+    long_length: int = 768
+    haystack: str = ""
+    reply_tokens: int = REPLY_TOKENS
     n_texts: int = 12
     text_length: int = 256
     n_repeated: int = 50
     n_pairs: int = 16
+    n_few_shot: int = 28
+    sweep_lengths: tuple[int, ...] = ()
+    n_sweep: int = 2
     n_check_needles: int = 10
-    check_length: int = 144
+    check_length: int = 176
     training_steps: int = 100
     explorer_tokens: int = 1024
 
     def __post_init__(self) -> None:
         for name in (field.name for field in fields(self)):
-            if name in ("seed", "needle_depths", "explorer_tokens"):
+            if name in ("seed", "needle_depths", "haystack", "sweep_lengths", "explorer_tokens"):
                 continue
             if getattr(self, name) < 1:
                 raise UsageError(f"{name}={getattr(self, name)} is too small; give a number of at least 1.")
@@ -59,6 +88,8 @@ class PromptSizes:
                 f"explorer_tokens={self.explorer_tokens} is negative; give the length of the explorer's text, "
                 "or 0 for no explorer."
             )
+        if min(self.sweep_lengths, default=1) < 1:
+            raise UsageError(f"sweep_lengths={self.sweep_lengths} has a length below 1; give numbers of tokens.")
         if not self.needle_depths or not all(0 <= depth <= 1 for depth in self.needle_depths):
             raise UsageError(
                 f"needle_depths={self.needle_depths} has a depth outside of the text; give numbers between 0 and 1."

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from interp.analyses.causal.ablation_test import REPLY_TOKENS, generate_ablated, source_of_numbers
+from interp.analyses.causal.ablation_test import generate_ablated, source_of_numbers
 from interp.analyses.causal.function_identity import function_identity
 from interp.analyses.identify.gradient_importance import gradient_importance
 from interp.analyses.measures.losses import Loss, token_losses
+from interp.analyses.prompt_sizes import REPLY_TOKENS
 from interp.analyses.results.files import Parts
 from interp.analyses.results.head_scores import HeadScores
 from interp.analyses.results.trial import RANDOM, Trial

@@ -19,6 +19,8 @@ class Reply:
     """The token ids."""
     text: str
     """The decoded text without special tokens; "" where the prompts have no tokenizer."""
+    at_limit: bool = False
+    """Whether it ended at the largest number of new tokens, without an end token or the stop text."""
 
 
 def generate(model: nn.Module, prompts: Prompts, *, max_new_tokens: int = 32, stop: str | None = None) -> list[Reply]:
@@ -68,16 +70,16 @@ def generate(model: nn.Module, prompts: Prompts, *, max_new_tokens: int = 32, st
     finally:
         network.generation_config = own
     new = tokens[:, inputs["input_ids"].shape[1] :].tolist()
-    return [_reply(row, ends, stop, tokenizer) for row in new]
+    return [_reply(row, ends, stop, tokenizer, max_new_tokens) for row in new]
 
 
-def _reply(row: list[int], ends: list[int], stop: str | None, tokenizer: Any) -> Reply:
+def _reply(row: list[int], ends: list[int], stop: str | None, tokenizer: Any, limit: int) -> Reply:
     length = next((i for i, token in enumerate(row) if token in ends), len(row))
     ids = row[:length]
     if tokenizer is None:
-        return Reply(tuple(ids), "")
+        return Reply(tuple(ids), "", len(ids) == limit)
     if stop is not None:
         # the token that completes the stop text is not part of the reply
         cut = next((i for i in range(len(ids)) if stop in tokenizer.decode(ids[: i + 1])), len(ids))
         ids = ids[:cut]
-    return Reply(tuple(ids), tokenizer.decode(ids, skip_special_tokens=True))
+    return Reply(tuple(ids), tokenizer.decode(ids, skip_special_tokens=True), len(ids) == limit)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from interp.errors import ModelError, UsageError
+from interp.hooks.model.bos import with_bos
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -55,6 +56,7 @@ def load(
     attn_implementation: str | None = None,
     revision: str | None = None,
     allow_pickle: bool = False,
+    bos: bool | None = None,
 ) -> LoadedModel:
     """Load a `transformers` causal language model and its tokenizer.
 
@@ -70,6 +72,8 @@ def load(
             in the config of the model is ignored, because it may name code on the hub.
         revision: Revision of a hub name.
         allow_pickle: Also load weights that are pickled, which can run code when they are read.
+        bos: Whether prompts begin with the BOS token; None for the rule of the tokenizer: what its own call and its
+            chat template do.
 
     Returns:
         LoadedModel: the model in eval mode, and its tokenizer, None for a folder without one.
@@ -77,6 +81,7 @@ def load(
     Raises:
         ModelError: If the model does not exist, is not a causal language model, or its weights do not fit its config.
         UsageError: If `device`, `dtype` or `revision` is not valid.
+        PromptError: If `bos` is given and the tokenizer cannot follow it.
 
     Examples:
         >>> model.save_pretrained(folder)
@@ -100,6 +105,8 @@ def load(
         model, tokenizer = _from_folder(source, allow_pickle, options)
     else:
         model, tokenizer = _from_gguf(source, options)
+    if bos is not None:
+        tokenizer = with_bos(tokenizer, bos)
     return LoadedModel(model.eval(), tokenizer)
 
 

@@ -11,6 +11,7 @@ from interp.plots.dispatch import figure
 from interp.plots.explorer import Explorer, block_map, explorer
 from interp.plots.heads import gains, head_map, p_text, positions, scatter, threshold_curve, top_heads
 from interp.plots.logit_lens import logit_lens, ov
+from interp.plots.needle_sweep import needle_sweep
 from interp.plots.qk_projection import qk_projection
 from interp.plots.rankings import rankings
 from interp.plots.static import picture, save
@@ -32,6 +33,7 @@ __all__ = [
     "gains",
     "head_map",
     "logit_lens",
+    "needle_sweep",
     "number",
     "ov",
     "p_text",

@@ -4,6 +4,7 @@ import math
 from typing import Any, get_args
 
 from interp.analyses.results.intervals import Estimate
+from interp.analyses.results.reply_limit import sentence_of_trials
 from interp.analyses.results.set_test import ALPHA, MIN_COUNTED_PROMPTS, MIN_RANDOM_SETS, SetTest
 from interp.analyses.results.trial import BASELINE, RANDOM, RANDOM_BY_LAYER
 from interp.analyses.results.trials import Trials
@@ -18,9 +19,16 @@ DRAWN = {RANDOM: "drawn freely", RANDOM_BY_LAYER: "matched by layer"}
 def trials_words(result: Trials) -> list[str]:
     """The first measure of trials in sentences: baseline, tested conditions, and their difference from the controls.
 
+    The last sentence counts the replies that ended at the limit of new tokens, where there were replies.
+
     Args:
         result: The trials.
     """
+    ended = sentence_of_trials(result.trials, result.settings)
+    return [*_measured(result), *([ended] if ended else [])]
+
+
+def _measured(result: Trials) -> list[str]:
     measure = result.measures[0]
     found = []
     base = _mean(result, BASELINE, measure)

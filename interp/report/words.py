@@ -10,6 +10,7 @@ from typing import Any
 from interp import plots
 from interp.analyses.results.head_scores import HeadScores
 from interp.analyses.results.head_scores_text import unranked
+from interp.analyses.results.reply_limit import sentence_of_scores
 from interp.analyses.results.table_statistics import held_out_means, rank_correlation
 from interp.analyses.results.trials import Trials
 from interp.analyses.views.head_roles import cut_of
@@ -172,6 +173,8 @@ def facts(scores: HeadScores, cut: float | None) -> list[str]:
         )
     if (learned := scores.extras.get("learned")) is not None and bool((learned > 0).any()):
         sentences.append(f"Learned sinks of the model take {float(learned.float().nanmean()):.1%} of the attention.")
+    if ended := sentence_of_scores(scores.extras, scores.settings):
+        sentences.append(ended)
     return sentences
 
 

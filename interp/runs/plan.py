@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, get_args
 
 from interp.analyses import registry
-from interp.analyses.prompt_sizes import PromptSizes
+from interp.analyses.prompt_sizes import PromptSizes, doubling
 from interp.analyses.registry import Analysis
 from interp.analyses.results.set_test import MIN_RANDOM_SETS
 from interp.errors import UsageError
@@ -146,12 +146,14 @@ class ScorePlan:
         return (self.sizes.explorer_tokens > 0 or not explored) and all(self._has(need) for need in entry.needs)
 
     def _fitted(self, model: "nn.Module") -> "ScorePlan":
-        """The plan with the text of the explorer no longer than the context of the model."""
+        """The plan with texts of the explorer and of the needle sweep no longer than the context of the model."""
         from interp.hooks.model.layers import context_length
 
-        context = context_length(model)
-        tokens = self.sizes.explorer_tokens
-        return replace(self, sizes=replace(self.sizes, explorer_tokens=min(tokens, context or tokens)))
+        context, sizes = context_length(model), self.sizes
+        if context:
+            lengths = sizes.sweep_lengths or doubling(max(1, context - sizes.reply_tokens))
+            sizes = replace(sizes, explorer_tokens=min(sizes.explorer_tokens, context), sweep_lengths=lengths)
+        return replace(self, sizes=sizes)
 
 
 def check_settings(settings: Settings) -> None:

@@ -8,9 +8,9 @@ import pytest
 import tiny_chat_model
 
 SMALL = [
-    *("--n-needles", "2", "--needle-length", "400", "--n-texts", "2", "--text-length", "40", "--heads", "L0H1"),
-    *("--n-random-sets", "1", "--n-check-needles", "2", "--check-length", "400", "--batch-size", "2"),
-    *("--reply-tokens", "3", "--explorer-tokens", "400"),
+    *("--n-needles", "2", "--needle-length", "560", "--n-texts", "2", "--text-length", "40", "--heads", "L0H1"),
+    *("--n-random-sets", "1", "--n-check-needles", "2", "--check-length", "560", "--batch-size", "2"),
+    *("--reply-tokens", "3", "--explorer-tokens", "560"),
 ]
 
 

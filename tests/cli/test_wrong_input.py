@@ -36,7 +36,7 @@ def own(analyses, text, *options, name="p.txt"):
 
 LOST = json.dumps({"text": "a cat sat on the mat", "spans": {"where": "on the hat"}})
 # a byte-level tokenizer needs more tokens for a needle prompt
-LONGER = ("--needle-length", 400, "--check-length", 400, "--explorer-tokens", 400, "--n-texts", 1)
+LONGER = ("--needle-length", 560, "--check-length", 560, "--explorer-tokens", 560, "--n-texts", 1)
 MADE = "takes prompts that are made for it"
 SCORE = {
     "no such folder": (lambda t, f, r: ["score", "sinks", t / "nowhere", "--out", t / "x"], "nowhere"),

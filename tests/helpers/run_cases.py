@@ -20,8 +20,8 @@ from interp.runs.steer import SteerPlan
 from interp.testing import planted
 
 SIZES = PromptSizes(
-    n_needles=3, needle_length=400, needle_depths=(0.5,), reply_tokens=3, n_texts=3, text_length=40, n_repeated=12,
-    n_pairs=3, n_check_needles=3, check_length=400, training_steps=2, explorer_tokens=400,
+    n_needles=3, needle_length=560, needle_depths=(0.5,), reply_tokens=3, n_texts=3, text_length=40, n_repeated=12,
+    n_pairs=3, n_check_needles=3, check_length=560, training_steps=2, explorer_tokens=560,
 )  # fmt: skip
 REFUSAL = "I'm sorry, but I can't help with that."
 

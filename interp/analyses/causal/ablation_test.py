@@ -10,8 +10,10 @@ from torch import Tensor, nn
 from interp.analyses.causal.function_identity import function_identity
 from interp.analyses.causal.random_sets import Condition, RandomSets, excluded, mean
 from interp.analyses.causal.shared_forwards import SharedForwards
+from interp.analyses.prompt_sizes import REPLY_TOKENS
 from interp.analyses.results.files import Parts, texts_from_tensor, texts_to_tensor
 from interp.analyses.results.head_scores import HeadScores
+from interp.analyses.results.reply_limit import AT_LIMIT, WRONG_AT_LIMIT
 from interp.analyses.results.set_test import N_RANDOM_SETS
 from interp.analyses.results.trial import BASELINE, RANDOM_BY_LAYER, Trial
 from interp.analyses.results.trials import Trials
@@ -25,8 +27,6 @@ from interp.hooks.prompts.prompts import Prompts
 
 TOP = "top"
 """condition of the tested heads"""
-REPLY_TOKENS = 16
-"""new tokens of a reply"""
 
 
 def ablation_test(
@@ -73,7 +73,9 @@ def ablation_test(
 
     Returns:
         Trials: The measure "accuracy" under the conditions "baseline", "top", "random" and "random by layer", with
-        replies. Intervals are over prompts, and over draws and prompts for random heads.
+        replies. Intervals are over prompts, and over draws and prompts for random heads. The facts of a trial,
+        "at_limit" and "wrong_at_limit", are the shares of replies that ended at `max_new_tokens`, and of those that did
+        and are wrong.
 
     Raises:
         UsageError: If there are no heads, no random sets or too few other heads to draw from, or if `folder` is given
@@ -114,10 +116,13 @@ def ablation_test(
             with shared.record() if not len(condition.heads) else shared.resume(condition.heads):
                 replies = generate_ablated(model, prompts, condition.heads, ablation, **settings)
             right = [bool(judge(reply.text, prompt)) for reply, prompt in zip(replies, prompts, strict=True)]
-            return {"right": torch.tensor(right), "replies": texts_to_tensor([reply.text for reply in replies])}
+            ended = [reply.at_limit for reply in replies]
+            texts = texts_to_tensor([reply.text for reply in replies])
+            return {"right": torch.tensor(right), "at_limit": torch.tensor(ended), "replies": texts}
 
         made = parts.get(str(condition.heads), work)
         bar.update()
+        cut, wrong = made["at_limit"], ~made["right"]
         return Trial(
             condition=condition.name,
             values={"accuracy": tuple(map(float, made["right"].tolist()))},
@@ -125,7 +130,11 @@ def ablation_test(
             size=len(condition.heads),
             draw=condition.draw,
             replies=texts_from_tensor(made["replies"]),
-            facts=condition.facts,
+            facts={
+                **condition.facts,
+                AT_LIMIT: cut.float().mean().item(),
+                WRONG_AT_LIMIT: (cut & wrong).float().mean().item(),
+            },
         )
 
     with bar:

@@ -9,12 +9,13 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from interp.analyses.causal.ablation_test import REPLY_TOKENS, ablation_test
+from interp.analyses.causal.ablation_test import ablation_test
 from interp.analyses.causal.curve import Measure, causal_curve
 from interp.analyses.causal.random_sets import N_FREE_SETS
 from interp.analyses.costs import Cost, Passes, total
 from interp.analyses.measures.answer_logits import logit_differences
 from interp.analyses.measures.losses import span_loss, token_losses
+from interp.analyses.prompt_sizes import REPLY_TOKENS
 from interp.analyses.results.head_scores import HeadScores
 from interp.analyses.results.trials import Trials
 from interp.analyses.tasks import standard
@@ -47,6 +48,19 @@ class Control:
     def chooses(self) -> bool:
         """Whether scores that name this control are made of its measure, so that it needs other prompts than they."""
         return True
+
+    @property
+    def new_tokens(self) -> int:
+        """New tokens that must fit after a prompt."""
+        return 0
+
+    def with_sizes(self, sizes: standard.PromptSizes) -> "Control":
+        """The control with the sizes of a run, such as the number of new tokens of a reply.
+
+        Args:
+            sizes: Number and length of the prompts of the run.
+        """
+        return self
 
     def prompts(self, sizes: standard.PromptSizes, tokenizer: Any) -> Prompts | None:
         """The prompts of the control, None where it takes those of the analysis.
@@ -154,6 +168,9 @@ class Control:
 class Answers(Control):
     """Accuracy of greedy replies to needle prompts that were not used to score the heads, see `ablation_test`."""
 
+    max_new_tokens: int = REPLY_TOKENS
+    """number of new tokens of a reply, at most; in a run that of the analyses"""
+
     title: ClassVar[str] = "Accuracy with heads ablated"
     measure: ClassVar[str] = "accuracy"
     own_prompts: ClassVar[bool] = False
@@ -161,6 +178,13 @@ class Answers(Control):
     @property
     def chooses(self) -> bool:
         return False
+
+    @property
+    def new_tokens(self) -> int:
+        return self.max_new_tokens
+
+    def with_sizes(self, sizes: standard.PromptSizes) -> "Control":
+        return replace(self, max_new_tokens=sizes.reply_tokens)
 
     def prompts(self, sizes: standard.PromptSizes, tokenizer: Any) -> Prompts | None:
         return standard.check_needles(sizes, tokenizer)
@@ -191,6 +215,7 @@ class Answers(Control):
             n_heads=n_heads,
             n_random_sets=n_random_sets,
             ablation=ablation,
+            max_new_tokens=self.max_new_tokens,
             batch_size=batch_size,
             seed=seed,
             folder=folder,
@@ -199,7 +224,7 @@ class Answers(Control):
         return replace(found, name=scores.name, title=self.title)
 
     def cost(self, model: nn.Module, prompts: Prompts, batch_size: int, *, n_heads: int, n_random_sets: int) -> Cost:
-        return _cost(model, prompts, batch_size, 2 + n_sets(n_random_sets), REPLY_TOKENS)
+        return _cost(model, prompts, batch_size, 2 + n_sets(n_random_sets), self.max_new_tokens)
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,6 @@ from interp.hooks.read.keep import Keep, at, top_keys
 from interp.hooks.read.visibility import KeysOf, Visibility, keys_from
 from interp.hooks.seam import tapping
 
-REPLY_TOKENS = 32
-"""default number of new tokens of a reply"""
-
 
 class MostAttended:
     """Keeps the most attended key of each query, by attention alone or weighted by the norms of the values."""

@@ -8,9 +8,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from interp.analyses import costs
-from interp.analyses.identify._replies import REPLY_TOKENS, span_keys
+from interp.analyses.identify._replies import span_keys
+from interp.analyses.prompt_sizes import REPLY_TOKENS
 from interp.analyses.registry import analysis
 from interp.analyses.results.head_scores import HeadScores
+from interp.analyses.results.reply_limit import AT_LIMIT, at_limit
 from interp.analyses.tasks import standard
 from interp.errors import PromptError
 from interp.hooks.generate import Reply, generate
@@ -32,7 +34,9 @@ __all__ = ["lookback", "lookback_features"]
     group="attention patterns",
     order=11,
     prompts=standard.needles,
-    max_new_tokens=REPLY_TOKENS,
+    own_prompts=standard.with_context,
+    run_settings={"context": "context", "max_new_tokens": "$reply_tokens"},
+    max_new_tokens="reply_tokens",
     cost=costs.decoding_and_reading(mass(CONTEXT, REPLY), max_new_tokens=REPLY_TOKENS),
 )
 def lookback(
@@ -70,7 +74,8 @@ def lookback(
 
     Returns:
         HeadScores: float32 `per_prompt [n l h]`, from 0 to 1; NaN for a reply of fewer than two tokens, and where the
-            window of a layer hides the context from the whole reply.
+            window of a layer hides the context from the whole reply. For generated replies, the extra "at_limit" marks
+            those that ended at `max_new_tokens`.
 
     Raises:
         PromptError: If replies and prompts differ in number.
@@ -89,8 +94,10 @@ def lookback(
 
     Limits:
         Does not show that what is read is used, nor that a reply is true; the paper fits a classifier for that. A head
-        that attends to the first token looks back at every step, so name a `context` to leave that token out.
+        that attends to the first token looks back at every step, so name a `context` to leave that token out. A run
+        takes the span "context" where a prompt has it.
     """
+    generated = replies is None
     if replies is None:
         replies = [
             reply
@@ -106,6 +113,7 @@ def lookback(
         settings={"context": context, "max_new_tokens": max_new_tokens},
         provenance=Provenance.of(model, prompts.tokenizer, seed=seed),
         seed=seed,
+        extras={AT_LIMIT: at_limit([reply.at_limit for reply in replies], ratios[..., 0])} if generated else {},
         labels=tuple(f"{len(reply.ids)} tokens written" for reply in replies),
     )
 

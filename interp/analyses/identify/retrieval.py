@@ -9,17 +9,11 @@ from torch import Tensor, nn
 
 from interp.analyses import costs
 from interp.analyses.causal import controls
-from interp.analyses.identify._replies import (
-    REPLY_TOKENS,
-    MostAttended,
-    answer,
-    counted,
-    decoded,
-    one_place,
-    span_keys,
-)
+from interp.analyses.identify._replies import MostAttended, answer, counted, decoded, one_place, span_keys
+from interp.analyses.prompt_sizes import REPLY_TOKENS
 from interp.analyses.registry import analysis
 from interp.analyses.results.head_scores import HeadScores
+from interp.analyses.results.reply_limit import AT_LIMIT, at_limit
 from interp.analyses.tasks import standard
 from interp.errors import UsageError
 from interp.hooks.generate import Reply
@@ -90,7 +84,8 @@ def retrieval(
     Returns:
         HeadScores: float32 `per_prompt [n l h]`, in copied tokens per answer token. NaN where the prompt does not count
             (by default, where the reply contains at most half of the words of the answer), or where the window of a
-            layer hides the answer from every query of the reply.
+            layer hides the answer from every query of the reply. The extra "at_limit" marks the replies that ended at
+            `max_new_tokens`, except in the form "forced".
 
     Raises:
         SpanError: If a prompt has no span "answer", or has it in several places; such a prompt is never scored as 0.
@@ -110,7 +105,7 @@ def retrieval(
         tokens. `tasks.needle` uses the chat template of any tokenizer that has one, whereas the released code uses it
         for two models. The reply is prefilled: `tasks.needle` ends with the first words of the answer's sentence, so
         that the model copies from its first new token on, whereas the prompts of the released code end with the
-        question. A reply has at most 32 new tokens (20 in a run, see `--reply-tokens`) instead of 50.
+        question. A reply has at most 32 new tokens (see `--reply-tokens`) instead of 50.
 
     Limits:
         Does not show that the model needs the head; run an ablation test for that. Does not find heads that retrieve
@@ -121,7 +116,9 @@ def retrieval(
             f"unknown form {form!r} or count {count!r}; form is 'decode' or 'forced', count is 'steps' or 'set'."
         )
     one_place(prompts)
-    parts, title = [], "retrieval" if progress else None
+    parts: list[Tensor] = []
+    ended: list[bool] = []
+    title = "retrieval" if progress else None
     keep = MostAttended(by_value, max_new_tokens)
     if form == "decode":
         steps = decoded(
@@ -135,11 +132,13 @@ def retrieval(
         )
         for batch, cap, replies, seen in steps:
             parts += _hits(batch, keep.keys(cap), replies, count, recall, seen["answer"])
+            ended += [reply.at_limit for reply in replies]
     else:
         parts = _forced(model, prompts, keep, count, batch_size, title)
+    found = torch.stack(parts)
     return HeadScores(
         name="retrieval" if form == "decode" else "retrieval_forced",
-        per_prompt=torch.stack(parts),
+        per_prompt=found,
         unit="copied tokens per answer token",
         kv_heads=HeadLayout.of(model).kv_heads,
         threshold=threshold,
@@ -151,6 +150,7 @@ def retrieval(
             "max_new_tokens": max_new_tokens,
         },
         provenance=Provenance.of(model, prompts.tokenizer, seed=seed),
+        extras={AT_LIMIT: at_limit(ended, found)} if form == "decode" else {},
         seed=seed,
         labels=tuple(str(prompt.meta.get("key", "")) for prompt in prompts),
     )

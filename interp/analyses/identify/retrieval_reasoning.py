@@ -7,9 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from interp.analyses import costs
-from interp.analyses.identify._replies import REPLY_TOKENS, answer, counted, decoded, one_place
+from interp.analyses.identify._replies import answer, counted, decoded, one_place
+from interp.analyses.prompt_sizes import REPLY_TOKENS
 from interp.analyses.registry import analysis
 from interp.analyses.results.head_scores import HeadScores
+from interp.analyses.results.reply_limit import AT_LIMIT, at_limit
 from interp.analyses.tasks import standard
 from interp.hooks.generate import Reply
 from interp.hooks.model.heads import HeadLayout
@@ -31,9 +33,10 @@ def _kept(prompts: Prompts, settings: Mapping[str, Any]) -> tuple[TopKeys]:
     group="long context",
     order=10,
     sets=("long",),
-    prompts=standard.needles,
+    prompts=standard.inferred_needles,
     check=one_place,
-    max_new_tokens=REPLY_TOKENS,
+    max_new_tokens="reply_tokens",
+    run_settings={"max_new_tokens": "$reply_tokens"},
     cost=costs.decoding(_kept, max_new_tokens=REPLY_TOKENS),
 )
 def retrieval_reasoning(
@@ -69,7 +72,7 @@ def retrieval_reasoning(
         HeadScores: float32 `per_prompt [n l h]`, in attention per answer token; NaN where the prompt does not count,
             or the window of a layer hides the span from every query of the reply. The extra "distractor" is the same
             for the tokens of the prompt's span "distractor", NaN without one; a head that distinguishes the right fact
-            from others scores low there.
+            from others scores low there. The extra "at_limit" marks the replies that ended at `max_new_tokens`.
 
     Raises:
         SpanError: If a prompt has no such span or no "answer", or has it in several places.
@@ -97,6 +100,7 @@ def retrieval_reasoning(
     one_place(prompts)
     one_place(prompts, span)
     parts, others = [], []
+    ended: list[bool] = []
     made: list[TopKeys] = []
 
     def keep(batch: Prompts) -> TopKeys:
@@ -122,14 +126,16 @@ def retrieval_reasoning(
 
         parts += counted(batch, replies, recall, lambda *row, f=inside: f(*row, span), seen[span])
         others += counted(batch, replies, recall, lambda *row, f=inside: f(*row, "distractor"), seen["distractor"])
+        ended += [reply.at_limit for reply in replies]
+    found = torch.stack(parts)
     return HeadScores(
         name="retrieval_reasoning",
-        per_prompt=torch.stack(parts),
+        per_prompt=found,
         unit="attention per answer token",
         kv_heads=HeadLayout.of(model).kv_heads,
         settings={"span": span, "recall": recall, "max_new_tokens": max_new_tokens},
         provenance=Provenance.of(model, prompts.tokenizer, seed=seed),
-        extras={"distractor": torch.stack(others)},
+        extras={"distractor": torch.stack(others), AT_LIMIT: at_limit(ended, found)},
         seed=seed,
         labels=tuple(str(prompt.meta.get("key", "")) for prompt in prompts),
     )

@@ -4,9 +4,11 @@ import torch
 from torch import Tensor, nn
 
 from interp.analyses import costs
-from interp.analyses.identify._replies import REPLY_TOKENS, counted, decoded, one_place
+from interp.analyses.identify._replies import counted, decoded, one_place
+from interp.analyses.prompt_sizes import REPLY_TOKENS
 from interp.analyses.registry import analysis
 from interp.analyses.results.head_scores import HeadScores
+from interp.analyses.results.reply_limit import AT_LIMIT, at_limit
 from interp.analyses.tasks import standard
 from interp.hooks.generate import Reply
 from interp.hooks.model.heads import HeadLayout
@@ -22,7 +24,8 @@ from interp.hooks.read.keep import mass
     sets=("long",),
     prompts=standard.needles,
     check=one_place,
-    max_new_tokens=REPLY_TOKENS,
+    max_new_tokens="reply_tokens",
+    run_settings={"max_new_tokens": "$reply_tokens"},
     cost=costs.decoding(mass("answer"), max_new_tokens=REPLY_TOKENS),
 )
 def semantic_retrieval(
@@ -57,7 +60,8 @@ def semantic_retrieval(
 
     Returns:
         HeadScores: float32 `per_prompt [n l h]`, in attention on the answer, summed over copied tokens. NaN where the
-            prompt does not count, or where the window of a layer hides the span from every query of the reply.
+            prompt does not count, or where the window of a layer hides the span from every query of the reply. The
+            extra "at_limit" marks the replies that ended at `max_new_tokens`.
 
     Raises:
         SpanError: If a prompt has no such span or no "answer", or has it in several places.
@@ -84,6 +88,7 @@ def semantic_retrieval(
     one_place(prompts)
     one_place(prompts, span)
     keep, parts = mass(span), []
+    ended: list[bool] = []
     title = "semantic_retrieval" if progress else None
     steps = decoded(
         model, prompts, keep, spans=(span,), max_new_tokens=max_new_tokens, batch_size=batch_size, progress=title
@@ -97,13 +102,16 @@ def semantic_retrieval(
             return (share[b, :, :, : len(reply.ids)] * times).sum(-1)
 
         parts += counted(batch, replies, recall, score, seen[span])
+        ended += [reply.at_limit for reply in replies]
+    found = torch.stack(parts)
     return HeadScores(
         name="semantic_retrieval",
-        per_prompt=torch.stack(parts),
+        per_prompt=found,
         unit="attention on the answer, summed over copied tokens",
         kv_heads=HeadLayout.of(model).kv_heads,
         settings={"span": span, "recall": recall, "max_new_tokens": max_new_tokens},
         provenance=Provenance.of(model, prompts.tokenizer, seed=seed),
+        extras={AT_LIMIT: at_limit(ended, found)},
         seed=seed,
         labels=tuple(str(prompt.meta.get("key", "")) for prompt in prompts),
     )

@@ -30,7 +30,7 @@ __all__ = ["heterogeneous", "task_kv"]
     group="long context",
     order=12,
     sets=("long",),
-    prompts=standard.needles,
+    prompts=standard.long_needles,
     cost=costs.reading(),
 )
 def task_kv(
@@ -81,7 +81,8 @@ def task_kv(
         The weighted variant is our addition.
 
     Limits:
-        Does not show that a far head matters. The distance bounds what is lost only together with the size of W_O.
+        Does not show that a far head matters. The distance bounds what is lost only together with the size of W_O. In a
+        prompt with no more than `top` keys, every key is summed and the choice of keys plays no part.
     """
     if min(rows, top) < 1:
         raise UsageError(f"rows={rows}, top={top} are too small; give at least one query and one key.")

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from interp.analyses.measures.losses import Loss, token_losses
+from interp.analyses.prompt_sizes import REPLY_TOKENS
 from interp.analyses.results.codec import result
 from interp.analyses.results.result import Result
 from interp.analyses.results.trials import Trials
@@ -21,8 +22,6 @@ from interp.hooks.prompts.prompts import Prompt, Prompts
 
 Measure = Callable[[nn.Module], Tensor]
 """a function of the model that returns `[p]` numbers, one for each prompt of the measure"""
-REPLY_TOKENS = 32
-"""new tokens of a reply to a request"""
 MIN_REFUSED = 8
 """number of refused requests below which no refusal is attributed to heads"""
 SHOWN_CHARACTERS = 40

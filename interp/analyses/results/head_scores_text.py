@@ -4,6 +4,7 @@ import math
 from html import escape
 from typing import TYPE_CHECKING, Any
 
+from interp.analyses.results.reply_limit import sentence_of_scores
 from interp.hooks.model.heads import Head
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ def summary(scores: "HeadScores", top: int) -> str:
     lines = [first]
     if not scores.counted:
         lines += [f"  no head has a score, since none of the {len(scores.per_prompt)} prompts counts."]
+    lines += [f"  {text}" for text in (sentence_of_scores(scores.extras, scores.settings),) if text]
     if not math.isnan(scores.split_half):
         lines.append(f"  rank correlation between halves of the prompts: {scores.split_half:.2f}")
     leading = scores.leading(top)

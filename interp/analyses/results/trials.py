@@ -10,6 +10,7 @@ from interp.analyses.results.codec import result
 from interp.analyses.results.files import plain
 from interp.analyses.results.intervals import SHARE, SHARE_DIFFERENCE, Estimate
 from interp.analyses.results.joined_trials import joined
+from interp.analyses.results.reply_limit import sentence_of_trials
 from interp.analyses.results.result import Result
 from interp.analyses.results.set_test import Claim, SetTest, set_test
 from interp.analyses.results.trial import BASELINE, RANDOM, RANDOM_BY_LAYER, Trial, by_task
@@ -331,7 +332,7 @@ class Trials(Result):
         )  # fmt: skip
 
     def summary(self, top: int = 10) -> str:
-        """One line for each condition, size and measure: mean [95 % interval]."""
+        """One line for each condition, size and measure: mean [95 % interval]; then the replies cut by a limit."""
         lines = []
         for row in self.rows():
             numbers = self.show(row["measure"], row["mean"], row["low"], row["high"])
@@ -347,7 +348,8 @@ class Trials(Result):
                     f"  {beyond}, {'p = ' + format(row['p_value'], '.2g') if row['decided'] else 'too few for a test'}"
                 )
             lines.append(line)
-        return "\n".join(lines)
+        ended = sentence_of_trials(self.trials, self.settings)
+        return "\n".join([*lines, *([ended] if ended else [])])
 
     def show(self, measure: str, mean: float, low: float, high: float, signed: bool = False) -> str:
         """Numbers of a measure as text: shares in percent, differences of shares in points.

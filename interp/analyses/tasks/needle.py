@@ -10,14 +10,20 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from itertools import accumulate, product
+from pathlib import Path
 from random import Random
 from typing import Any, Literal
 
 from interp.analyses.tasks.haystack import paragraphs
+from interp.analyses.tasks.prose import prose, prose_name
 from interp.errors import PromptError, UsageError
 from interp.hooks.prompts.prompts import Prompt, Prompts
 
 INSTRUCTION = "Read the text and answer the question by quoting a sentence of the text."
+QUOTE = 'The text says: "'
+"""beginning of a reply that quotes the text"""
+N_FACTS = 3
+"""facts in a text: the one that the question is about, and two distractors"""
 FILLERS = frozenset({"a", "an", "the", "of", "in", "on", "at", "to", "and", "or", "from", "for", "with", "near"})
 
 
@@ -30,6 +36,8 @@ class Fact:
     answer: str
     question: str
     prefix: str
+    wording: int = 0
+    """number of the wording of sentence and question"""
 
 
 def needle(
@@ -38,16 +46,20 @@ def needle(
     lengths: Sequence[int] = (512,),
     depths: Sequence[float] = (0.1, 0.5, 0.9),
     n: int | None = None,
-    needles: int = 1,
+    needles: int = N_FACTS,
     kind: Literal["literal", "inferred"] = "literal",
+    haystack: str | Path | None = None,
     chat: bool | None = None,
     seed: int = 0,
 ) -> Prompts:
     """Make prompts that can be answered only from one sentence of a long text; each has a different text and fact.
 
-    Spans: "needle", "answer" (inside the needle), "distractor" (other needles), "question", "context". Meta: answer,
-    kind, length and depth (as given), key (of the fact), question, prefix. The reply is prefilled with the prefix,
-    with or without a chat template.
+    The text also has distractors: facts of the same kind that the question is not about. A fact has two wordings, each
+    with its question, one of which is drawn for each prompt.
+
+    Spans: "needle", "answer" (inside the needle), "distractor" (the other facts), "question", "context". Meta: answer,
+    kind, length and depth (as given), key and wording (of the fact), haystack, question, prefix. The reply is prefilled
+    with the prefix, with or without a chat template.
 
     Args:
         tokenizer: The tokenizer of the model.
@@ -55,10 +67,13 @@ def needle(
         depths: Places of the needle as fractions of the text, 0 first and 1 last, moved to the nearest sentence
             boundary.
         n: Number of prompts, which cycle over lengths x depths (depths fastest); None gives one of each.
-        needles: Number of facts in each text; the question is about one, and the others lie at random depths. 0 leaves
-            out that one too, which is the control on which no reply can be right.
+        needles: Number of facts in each text; the question is about one, and the others are distractors at random
+            depths. 1 leaves out the distractors. 0 leaves out that one too, which is the control on which no reply can
+            be right.
         kind: "literal" asks in the words of the needle; "inferred" in other words, so that only association leads to
             it.
+        haystack: A folder of texts (.txt, .md or .rst, in UTF-8) whose paragraphs hide the facts; None for prose from
+            the grammar of this package. A text begins at a random paragraph of the folder and goes on in its order.
         chat: Use the tokenizer's chat template; None uses it if there is one.
         seed: Seed from which all prompts are drawn; prompt i depends on the seed and on i, not on the number.
 
@@ -67,21 +82,22 @@ def needle(
 
     Raises:
         UsageError: If a size is out of range, or a length cannot hold the needle and one sentence.
-        PromptError: If the chat template changes the text.
+        PromptError: If the chat template changes the text, or the haystack cannot be read or is shorter than a prompt.
 
     Examples:
         >>> needles = interp.tasks.needle(tokenizer, lengths=(500,), depths=(0.5,))
         >>> sorted(needles[0].spans)
-        ['answer', 'context', 'needle', 'question']
+        ['answer', 'context', 'distractor', 'needle', 'question']
 
     Source:
         The set-up of Wu et al. 2404.15574.
 
     Differs:
-        Uses other texts and facts, and never the same fact twice in a call.
+        Uses other texts and facts, never the same fact twice in a call, and adds distractors.
 
     Limits:
-        Does not show understanding; a literal needle can be answered by copying what followed the prefix.
+        Does not show understanding; a literal needle can be answered by copying what followed the prefix. In the prose
+        of the grammar the facts stand out, so compare with texts of your own.
     """
     cells = list(product(lengths, depths))
     if not cells or min(lengths) < 1 or not all(0 <= depth <= 1 for depth in depths):
@@ -105,13 +121,15 @@ def needle(
         length, depth = cells[i % len(cells)]
         rng = Random(f"depths/{seed}/{i}")
         placed = [(depth if j == 0 else rng.random(), fact) for j, fact in enumerate(target)] if needles else []
-        item = hide(tokenizer, target[0], placed, length, chat, f"{seed}/{i}")
+        item = hide(tokenizer, target[0], placed, length, chat, f"{seed}/{i}", haystack)
         item["meta"] = {
             "answer": target[0].answer,
             "kind": kind,
             "length": length,
             "depth": depth,
             "key": target[0].key,
+            "wording": target[0].wording,
+            "haystack": "grammar" if haystack is None else prose_name(haystack),
             "question": target[0].question,
             "prefix": target[0].prefix,
         }
@@ -194,26 +212,33 @@ def draw(n: int, needles: int, kind: str, seed: int) -> list[list[Fact]]:
     return rows
 
 
-def fill(template: Mapping[str, str], kind: str, rng: Random) -> Fact:
+def fill(template: Mapping[str, Any], kind: str, rng: Random) -> Fact:
     """A fact with its slots filled: {town} and {town2} differ, and {Town} is {town} with capitals."""
     slots: dict[str, str] = {}
     for name, options in grammar()["lists"].items():
         for suffix, word in zip(("", "2", "3"), rng.sample(options.split(), 3), strict=True):
             slots[name + suffix], slots[name.title() + suffix] = word, word.title()
     answer = template["answer"].format_map(slots)
-    sentence = template["needle"].format_map({**slots, "answer": answer})
+    wording = rng.randrange(len(template["needle"]))
+    sentence = template["needle"][wording].format_map({**slots, "answer": answer})
     # without an instruction to quote, a small model rephrases, or continues from what it knows
-    question, prefix = template["question"], 'The text says: "' + template["needle"].removesuffix(" {answer}.")
+    question, prefix = template["question"][wording], QUOTE + template["needle"][wording].removesuffix(" {answer}.")
     if kind == "inferred":
         question, prefix = template["ask"], template["lead"]
-    return Fact(template["key"], sentence, answer, question.format_map(slots), prefix.format_map(slots))
+    return Fact(template["key"], sentence, answer, question.format_map(slots), prefix.format_map(slots), wording)
 
 
 def hide(
-    tokenizer: Any, target: Fact, placed: Sequence[tuple[float, Fact]], length: int, chat: bool, seed: str
+    tokenizer: Any,
+    target: Fact,
+    placed: Sequence[tuple[float, Fact]],
+    length: int,
+    chat: bool,
+    seed: str,
+    haystack: str | Path | None = None,
 ) -> dict[str, Any]:
     """The longest prompt of at most `length` tokens, as an item for Prompts.encode with spans in characters."""
-    sentences, ends = supply(tokenizer, length, seed)
+    sentences, ends = supply(tokenizer, length, seed, haystack)
 
     def render(count: int) -> tuple[dict[str, Any], str, list[tuple[int, int]]]:
         context, ranges = compose(sentences[:count], [(depth, fact.sentence) for depth, fact in placed])
@@ -259,14 +284,20 @@ def hide(
     return {**item, "spans": spans}
 
 
-def supply(tokenizer: Any, length: int, seed: str) -> tuple[list[str], list[int]]:
+def supply(tokenizer: Any, length: int, seed: str, haystack: str | Path | None = None) -> tuple[list[str], list[int]]:
     """More sentences than a prompt of `length` tokens can hold, and the tokens up to the end of each one."""
-    source = paragraphs(seed)
+    source = paragraphs(seed) if haystack is None else prose(haystack, seed)
     sentences: list[str] = []
     ends: list[int] = [0]
     # a fifth more, since a tokenizer may count the space before a single sentence as another token
     while ends[-1] <= 1.2 * length:
-        first, *rest = next(source)
+        paragraph = next(source, None)
+        if paragraph is None:
+            raise PromptError(
+                f"the haystack {haystack} has {ends[-1]:,} tokens of prose, but prompts of {length:,} tokens need "
+                f"{1.2 * length:,.0f}; add texts, or ask for shorter prompts."
+            )
+        first, *rest = paragraph
         new = ["\n\n" + first if sentences else first, *(" " + sentence for sentence in rest)]
         sizes = map(len, tokenizer(new, add_special_tokens=False)["input_ids"])
         sentences += new

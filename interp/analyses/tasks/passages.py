@@ -10,7 +10,7 @@ from interp.hooks.prompts.prompts import Prompt, Prompts
 def passages(tokenizer: Any, *, n: int = 8, length: int = 256, seed: int = 0) -> Prompts:
     """Make `n` prompts of haystack prose with exactly `length` tokens each, all of different texts.
 
-    A BOS comes first if the tokenizer adds one by itself, and it counts. The last word may be cut between two tokens.
+    A BOS comes first if the tokenizer's own call adds one, and it counts. The last word may be cut between two tokens.
     Meta: length.
 
     Args:

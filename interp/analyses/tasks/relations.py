@@ -18,10 +18,10 @@ def relations(
 
     Args:
         tokenizer: The tokenizer of the model.
-        relation: "antonym", "capital" (of a country) or "plural".
+        relation: "antonym", "capital" (of a country), "plural", "past" (tense of a verb) or "comparative".
         n: Number of prompts.
         shots: Number of examples.
-        shuffled: Let the answers of the examples change places so that none keeps its own and no relation is left.
+        shuffled: Permute the answers of the examples at random, so that none keeps its place and no relation is left.
             Words, their number and the question are those of the clean twin, the prompt of the same seed and number.
         seed: Seed from which all prompts are drawn; prompt i depends on the seed and on i, not on the number.
 
@@ -39,7 +39,8 @@ def relations(
         The format of Todd et al. 2310.15213.
 
     Differs:
-        Uses other lists of 42 to 48 pairs, and 5 examples where the paper has 10.
+        Uses other lists of 42 to 48 pairs, and 5 examples where the paper has 10. A permutation of the paper may leave
+        answers in their places.
 
     Limits:
         Does not show that a model knows the relation; check the probability of "right" in clean prompts.
@@ -56,10 +57,9 @@ def relations(
     for i in range(n):
         rng = Random(f"relations/{relation}/{seed}/{i}")
         (word, answer), *examples = rng.sample(pairs, shots + 1)
-        step = rng.randrange(1, shots)
         questions, answers = [pair[0] for pair in examples], [pair[1] for pair in examples]
         if shuffled:
-            answers = answers[step:] + answers[:step]
+            answers = [answers[place] for place in deranged(shots, rng)]
         shown = "".join(f"Q: {one}\nA: {other}\n\n" for one, other in zip(questions, answers, strict=True))
         text = f"{shown}Q: {word}\nA:"
         start = len(shown) + len("Q: ")
@@ -72,3 +72,12 @@ def relations(
             }
         )
     return Prompts.encode(tokenizer, items)
+
+
+def deranged(n: int, rng: Random) -> list[int]:
+    """A permutation of 0 ... n-1 without a fixed point, each with the same probability."""
+    while True:
+        # about one permutation in e has no fixed point, whatever n
+        order = rng.sample(range(n), n)
+        if all(place != number for number, place in enumerate(order)):
+            return order

@@ -4,6 +4,7 @@ from random import Random
 from typing import Any
 
 from interp.errors import UsageError
+from interp.hooks.model.bos import first_tokens
 from interp.hooks.prompts.prompts import Prompts
 
 
@@ -13,7 +14,7 @@ def repeated(
     n: int = 50,
     copies: int = 2,
     batch: int = 8,
-    bos: int | None = None,
+    bos: int | bool | None = None,
     seed: int = 0,
     shuffled: bool = False,
 ) -> Prompts:
@@ -24,12 +25,13 @@ def repeated(
     copy of i; for the last query of the second copy that is the first token of the second copy itself.
 
     Args:
-        vocab: A tokenizer, whose special and added tokens are not drawn and whose BOS, if it has one, comes first. Or
-            the number of ids, which gives 0 ... vocab-1 without `bos`.
+        vocab: A tokenizer, whose special and added tokens are not drawn. Or the number of ids, which gives 0 ...
+            vocab-1 without `bos`.
         n: Number of random tokens. Ids in a copy differ as long as there are enough.
         copies: Number of copies.
         batch: Number of prompts.
-        bos: Id of a first token.
+        bos: Id of a first token; True for the BOS of the tokenizer, False for no first token. None begins as the
+            tokenizer's own call begins a text.
         seed: Seed of the ids; prompt i depends on the seed and on i, not on `batch`.
         shuffled: Make the control, in which every later copy is a new draw, so that nothing in it can be predicted.
 
@@ -37,11 +39,11 @@ def repeated(
         Prompts: The prompts.
 
     Raises:
-        UsageError: If a size is below 1, or the vocabulary is empty.
+        UsageError: If a size is below 1, the vocabulary is empty, or `bos` is True without a BOS token.
 
     Examples:
         >>> interp.tasks.repeated(tokenizer, n=8, batch=2).lengths
-        (17, 17)
+        (16, 16)
 
     Source:
         Olsson et al. 2022 (2209.11895).
@@ -52,16 +54,14 @@ def repeated(
     if min(n, copies, batch) < 1:
         raise UsageError(f"n={n}, copies={copies}, batch={batch} are too small; each has to be at least 1.")
     tokenizer = None if isinstance(vocab, int) else vocab
+    prefix = first(tokenizer, bos)
     if tokenizer is None:
-        pool = [i for i in range(vocab) if i != bos]
+        pool = [i for i in range(vocab) if i not in prefix]
     else:
-        if bos is None:
-            bos = tokenizer.bos_token_id
-        special = {bos, *tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+        special = {*prefix, *tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
         pool = sorted(set(tokenizer.get_vocab().values()) - special)
     if not pool:
         raise UsageError(f"vocab={vocab!r} leaves no ordinary token to draw from; give a tokenizer or a larger number.")
-    prefix = [] if bos is None else [bos]
     rows = []
     for i in range(batch):
         rng = Random(f"repeated/{seed}/{i}")
@@ -74,6 +74,18 @@ def repeated(
     return Prompts.from_ids(
         rows, spans=[spans] * batch, meta=[meta] * batch, pad_id=0 if pad is None else pad, tokenizer=tokenizer
     )
+
+
+def first(tokenizer: Any, bos: int | bool | None) -> list[int]:
+    """The tokens before the first copy."""
+    if bos is None or bos is False:
+        return list(first_tokens(tokenizer)) if bos is None and tokenizer is not None else []
+    if bos is not True:
+        return [bos]
+    known = getattr(tokenizer, "bos_token_id", None)
+    if known is None:
+        raise UsageError("bos=True was given without a BOS token; give its id, or a tokenizer that has one.")
+    return [known]
 
 
 def sample(pool: list[int], n: int, rng: Random) -> list[int]:

@@ -2,10 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import reduce
+from operator import add
 from typing import Any
 
 from interp.analyses import tasks
-from interp.analyses.prompt_sizes import PromptSizes
+from interp.analyses.prompt_sizes import PromptSizes, doubling
 from interp.hooks.prompts.prompts import Prompts
 
 Pair = tuple[Prompts, Prompts]
@@ -16,12 +18,58 @@ EXPLORED_SEED = 2_000_003
 KV_SEED = 3_000_017
 """added to the seed of a run for the tasks of key selectors"""
 N_FEW_NEEDLES = 4
+SWEEP_LONGEST = 2048
+"""largest length of a needle sweep where no model is known"""
+RELATIONS = ("antonym", "capital", "past", "plural")
+"""relations of few-shot prompts"""
 
 
 def needles(sizes: PromptSizes, tokenizer: Any) -> Prompts:
     """Needle prompts, see `tasks.needle`."""
     return tasks.needle(
-        tokenizer, lengths=(sizes.needle_length,), depths=sizes.needle_depths, n=sizes.n_needles, seed=sizes.seed
+        tokenizer,
+        lengths=(sizes.needle_length,),
+        depths=sizes.needle_depths,
+        n=sizes.n_needles,
+        haystack=sizes.haystack or None,
+        seed=sizes.seed,
+    )
+
+
+def long_needles(sizes: PromptSizes, tokenizer: Any) -> Prompts:
+    """Needle prompts of `long_length` tokens, many more than the keys that an analysis chooses."""
+    return needles(replace(sizes, needle_length=sizes.long_length), tokenizer)
+
+
+def inferred_needles(sizes: PromptSizes, tokenizer: Any) -> Prompts:
+    """Needle prompts that ask in other words than those of the needle, with two distractors.
+
+    There are twice as many as other needle prompts, since a small model answers fewer of them.
+    """
+    return tasks.needle(
+        tokenizer,
+        lengths=(sizes.needle_length,),
+        depths=sizes.needle_depths,
+        n=2 * sizes.n_needles,
+        kind="inferred",
+        haystack=sizes.haystack or None,
+        seed=sizes.seed,
+    )
+
+
+def needle_grid(sizes: PromptSizes, tokenizer: Any) -> Prompts:
+    """Needle prompts of `sweep_lengths`, each at all depths.
+
+    Without lengths, which a run takes from the context of the model, they double up to 2,048 tokens.
+    """
+    lengths = sizes.sweep_lengths or doubling(SWEEP_LONGEST)
+    return tasks.needle(
+        tokenizer,
+        lengths=lengths,
+        depths=sizes.needle_depths,
+        n=len(lengths) * len(sizes.needle_depths) * sizes.n_sweep,
+        haystack=sizes.haystack or None,
+        seed=sizes.seed,
     )
 
 
@@ -109,12 +157,21 @@ def injection(sizes: PromptSizes, tokenizer: Any) -> Pair:
 
 
 def relations(sizes: PromptSizes, tokenizer: Any) -> Pair:
-    """Few-shot prompts with shuffled answers, and with the right ones, see `tasks.relations`.
+    """Few-shot prompts of four relations with permuted answers, and with the right ones, see `tasks.relations`.
 
-    There are a quarter as many as other pairs, at least 2.
+    There are `n_few_shot` of them, in equal parts as far as possible, and at least one of each relation.
     """
-    few = max(2, sizes.n_pairs // 4)
-    shuffled, clean = (tasks.relations(tokenizer, n=few, shuffled=s, seed=sizes.seed) for s in (True, False))
+    counts = [max(1, len(range(place, sizes.n_few_shot, len(RELATIONS)))) for place in range(len(RELATIONS))]
+    shuffled, clean = (
+        reduce(
+            add,
+            [
+                tasks.relations(tokenizer, relation, n=count, shuffled=permuted, seed=sizes.seed)
+                for relation, count in zip(RELATIONS, counts, strict=True)
+            ],
+        )
+        for permuted in (True, False)
+    )
     return shuffled, clean
 
 
@@ -131,6 +188,15 @@ def passkeys(sizes: PromptSizes, tokenizer: Any) -> Prompts:
 def choice(sizes: PromptSizes, tokenizer: Any) -> Prompts:
     """Multiple-choice questions, see the task "choice"."""
     return tasks.get("choice").prompts(tokenizer, "all", sizes.n_pairs)
+
+
+def with_context(own: Prompts, sizes: PromptSizes) -> Prompts:
+    """A user's own prompts, in which a prompt without a span "context" is a context as a whole."""
+    items = [
+        prompt if "context" in prompt.spans else replace(prompt, spans={**prompt.spans, "context": ((0, len(prompt)),)})
+        for prompt in own
+    ]
+    return replace(own, items=tuple(items))
 
 
 def longest(own: Prompts, sizes: PromptSizes) -> Prompts:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from interp.errors import ScoreError
+from interp.hooks.model.bos import bos_rule
 from interp.kernels.select import usual
 
 _SAMPLE_SIZE = 4096
@@ -54,6 +55,8 @@ class Provenance:
     """Fingerprint of the vocabulary, merges and processing of the tokenizer."""
     template_hash: str = ""
     """Fingerprint of the chat template."""
+    bos: str = ""
+    """First token of texts and of chats, and whether a setting changed the rule of the tokenizer."""
     versions: dict[str, str] = field(default_factory=dict, hash=False)
     """Versions of Python and of the packages that affect results."""
     seed: int = 0
@@ -100,6 +103,7 @@ class Provenance:
             weights_hash=weights_hash(model),
             tokenizer_hash=tokenizer_hash(tokenizer),
             template_hash=template_hash(tokenizer),
+            bos=bos_rule(tokenizer),
             versions=_versions(),
             seed=seed,
             dtype=str(first.dtype).removeprefix("torch."),

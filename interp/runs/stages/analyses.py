@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from interp.analyses.causal import controls
-from interp.analyses.causal.ablation_test import REPLY_TOKENS, ablation_test
+from interp.analyses.causal.ablation_test import ablation_test
 from interp.analyses.registry import Analysis
 from interp.analyses.results.head_scores import HeadScores
 from interp.analyses.results.result import Result
@@ -78,7 +78,7 @@ def analysis_stage(
 
 def control_stage(entry: Analysis, plan: "ScorePlan", tokenizer: Any, own: Prompts | None) -> Stage:
     """The stage that tests the top heads of an analysis against random heads."""
-    control, standard_prompts = entry.control, entry.prompts
+    control, standard_prompts = entry.control.with_sizes(plan.sizes), entry.prompts
     given = control.prompts(plan.sizes, tokenizer)
     of_analysis = given is None
     prompts: Any = given
@@ -106,7 +106,7 @@ def control_stage(entry: Analysis, plan: "ScorePlan", tokenizer: Any, own: Promp
         work,
         needs=(entry.name,),
         ready=ready,
-        prompts=() if of_analysis else ((prompts, REPLY_TOKENS),),
+        prompts=() if of_analysis else ((prompts, control.new_tokens),),
         cost=lambda model: control.cost(
             model, prompts, plan.batch_size, n_heads=plan.n_heads, n_random_sets=plan.n_random_sets
         ),
@@ -115,19 +115,19 @@ def control_stage(entry: Analysis, plan: "ScorePlan", tokenizer: Any, own: Promp
 
 def named_heads_stage(plan: "ScorePlan", tokenizer: Any) -> Stage:
     """The stage that tests the heads that a user names, where no analysis of the plan is tested by answers."""
-    control = controls.answers()
+    control = controls.answers().with_sizes(plan.sizes)
     prompts = standard.check_needles(plan.sizes, tokenizer)
 
     def work(run: "Run", steps: Path) -> Result:
         return ablation_test(
             run.model, prompts, run.named_heads, n_random_sets=plan.n_random_sets, ablation=plan.ablation,
-            batch_size=plan.batch_size, seed=plan.seed, folder=steps,
+            max_new_tokens=control.new_tokens, batch_size=plan.batch_size, seed=plan.seed, folder=steps,
         )  # fmt: skip
 
     return single(
         "heads.control",
         work,
-        prompts=((prompts, REPLY_TOKENS),),
+        prompts=((prompts, control.new_tokens),),
         cost=lambda model: control.cost(
             model, prompts, plan.batch_size, n_heads=plan.n_heads, n_random_sets=plan.n_random_sets
         ),

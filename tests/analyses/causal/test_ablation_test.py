@@ -141,7 +141,7 @@ def test_a_reference_reaches_the_ablation(demo):
 
 def test_replies_are_judged_and_kept(tmp_path):
     model, tokenizer = tiny_chat_model.model(), tiny_chat_model.tokenizer()
-    batch = tasks.needle(tokenizer, lengths=(420,), n=3, seed=3)
+    batch = tasks.needle(tokenizer, lengths=(560,), n=3, seed=3)
     heads = HeadSet.parse("L0H1, L1H2")
     settings: dict[str, Any] = {"n_random_sets": 2, "max_new_tokens": 3, "judge": even}
     trials = ablation_test(model, batch, heads, **settings)

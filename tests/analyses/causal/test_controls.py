@@ -17,7 +17,7 @@ from interp.hooks.model.heads import HeadLayout, HeadSet
 from interp.hooks.prompts.prompts import Prompts
 
 SETTINGS: dict[str, Any] = {"n_heads": 4, "n_random_sets": 2, "seed": 0, "batch_size": 4}
-SMALL = PromptSizes(n_check_needles=3, check_length=420)
+SMALL = PromptSizes(n_check_needles=3, check_length=560)
 LOOKING = controls.loss(span="second", n_tokens=300)
 KINDS = {"answers": controls.answers(), "logits": controls.logit_difference(), "loss": controls.loss(), "span": LOOKING}
 

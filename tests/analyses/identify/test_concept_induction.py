@@ -1,13 +1,16 @@
 """Concept induction: against eager attention weighed by values, on planted heads, with its task and errors."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 from detectors import prompts as planted_prompts
 from eager_calls import calls
+from tokenizers_tiny import byte_level
 
 from interp.analyses import identify, tasks
+from interp.analyses.tasks.haystack import paragraphs
 from interp.errors import PromptError, SpanError, UsageError
 from interp.hooks.prompts.prompts import Prompts
 from interp.testing import planted
@@ -155,30 +158,56 @@ def test_errors_say_what_to_do(tiny_model):
             identify.concept_induction(model, Prompts.from_ids([[5, 6, 7]], spans=[spans]))
 
 
-def test_entities_come_again_up_to_the_word(demo):
+@pytest.mark.parametrize("context", ["shuffled", "text"])
+def test_entities_come_again_up_to_the_word(demo, context):
     _, tokenizer = demo
-    prompts, mixed = tasks.entities(tokenizer, n=12), tasks.entities(tokenizer, n=12, random=True)
+    entities = partial(tasks.entities, tokenizer, context=context)
+    prompts, mixed = entities(n=12), entities(n=12, random=True)
     assert len({prompt.meta["entity"] for prompt in prompts}) > 5
+    sizes = {stop - start for prompt in prompts for start, stop in prompt.spans["entity"]}
+    assert len(sizes) > 1
+    assert sizes <= {2, 3, 4, 5}
     for real, random in zip(prompts, mixed, strict=True):
         start, stop = real.spans["entity"][0]
-        assert stop - start >= 3
         assert tokenizer.decode(real.ids[start:stop]).strip() == real.meta["entity"]
-        first, second = real.text.split("\n")
-        assert first.startswith(f"{second} {real.meta['entity']}")
         assert real.ids[-start:] == real.ids[:start]
+        assert tokenizer.decode(real.ids[-start - 1]) == "\n"
         assert random.spans == real.spans
         assert random.ids[:start] + random.ids[stop:] == real.ids[:start] + real.ids[stop:]
         assert random.ids[start:stop] != real.ids[start:stop]
-    assert tasks.entities(tokenizer, n=3, random=True).items == mixed.items[:3]
-    assert tasks.entities(tokenizer, n=3, seed=1) != tasks.entities(tokenizer, n=3)
+    assert entities(n=3, random=True).items == mixed.items[:3]
+    assert entities(n=3, seed=1) != entities(n=3)
 
 
-@pytest.mark.parametrize("given", [{"n": 0}, {"min_tokens": 1}])
+def test_a_shuffled_context_has_the_length_of_the_paper_and_no_order(demo):
+    _, tokenizer = demo
+    orders = set()
+    for prompt in tasks.entities(tokenizer, n=12):
+        start, stop = prompt.spans["entity"][0]
+        assert 15 <= start <= 30 - (stop - start)
+        assert len(prompt) == 30 + 1 + start
+        text = tokenizer(" ".join(next(paragraphs(f"{prompt.meta['id']}/0"))), add_special_tokens=False)["input_ids"]
+        assert sorted(prompt.ids[:start]) == sorted(text[:start])
+        orders.add(prompt.ids[:start] == tuple(text[:start]))
+    assert orders == {False}
+
+
+def test_a_shuffled_context_begins_as_the_tokenizer_begins_a_text():
+    for bos in (False, True):
+        tokenizer = byte_level(bos=bos, chat=False)
+        (prompt,) = tasks.entities(tokenizer, n=1)
+        start, stop = prompt.spans["entity"][0]
+        assert (prompt.ids[0] == tokenizer.bos_token_id) is bos
+        assert len(prompt) == bos + 30 + 1 + start - bos
+        assert tokenizer.decode(list(prompt.ids[start:stop])).strip() == prompt.meta["entity"]
+
+
+@pytest.mark.parametrize("given", [{"n": 0}, {"min_tokens": 1}, {"min_tokens": 6}, {"context": "none"}])
 def test_entities_refuse(demo, given):
-    with pytest.raises(UsageError, match="ask for one prompt or more, with words of 2 tokens or more"):
+    with pytest.raises(UsageError, match="ask for one prompt or more, with words of 2 to 5 tokens"):
         tasks.entities(demo[1], **given)
-    with pytest.raises(PromptError, match="words have 40 tokens or more for this tokenizer"):
-        tasks.entities(demo[1], min_tokens=40)
+    with pytest.raises(PromptError, match="words have the same number of tokens from 5 to 5 for this tokenizer"):
+        tasks.entities(demo[1], min_tokens=5)
 
 
 def test_the_control_changes_nothing_in_the_originals(demo):

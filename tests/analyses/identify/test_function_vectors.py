@@ -1,17 +1,23 @@
 """Function vectors: against plain hooks, one head at a time, on a planted head, with their task and errors."""
 
+from collections import Counter
 from dataclasses import replace
+from itertools import permutations
+from random import Random
 
 import pytest
 import torch
 from eager_calls import attending, calls
 
 from interp.analyses import identify, tasks
+from interp.analyses.tasks.relations import deranged
 from interp.analyses.tasks.task import data
 from interp.errors import HeadError, PromptError, UsageError
 from interp.hooks.model.layers import attention_layers, projection_name
 from interp.hooks.prompts.prompts import Prompts
 from interp.testing import planted
+
+RELATIONS = ("antonym", "capital", "plural", "past", "comparative")
 
 
 def few_shot(seed, lengths, relation="r", vocab=128):
@@ -219,7 +225,7 @@ def test_errors_say_what_to_do(tiny_model):
 
 def test_relations_and_their_mixed_up_twins(demo):
     _, tokenizer = demo
-    for name in ("antonym", "capital", "plural"):
+    for name in RELATIONS:
         clean = tasks.relations(tokenizer, name, n=12)
         mixed = tasks.relations(tokenizer, name, n=12, shuffled=True)
         known = dict(data("relations.json")[name])
@@ -240,6 +246,15 @@ def test_relations_and_their_mixed_up_twins(demo):
     assert tasks.relations(tokenizer, n=3, seed=1) != tasks.relations(tokenizer, n=3)
 
 
+@pytest.mark.parametrize("n", [2, 3, 4, 5])
+def test_answers_are_permuted_in_every_way_that_leaves_none_in_its_place(n):
+    possible = [order for order in permutations(range(n)) if all(i != place for i, place in enumerate(order))]
+    drawn = Counter(tuple(deranged(n, Random(seed))) for seed in range(200 * len(possible)))
+    assert set(drawn) == set(possible)
+    # each is expected 200 times
+    assert max(abs(count - 200) for count in drawn.values()) < 70
+
+
 def _examples(text):
     lines = [part.removeprefix("Q: ").split("\nA: ") for part in text.split("\n\n")[:-1]]
     return [(word, answer) for word, answer in lines]
@@ -248,7 +263,7 @@ def _examples(text):
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"relation": "odd"}, "choose from antonym, capital, plural"),
+        ({"relation": "odd"}, "choose from antonym, capital, plural, past, comparative"),
         ({"n": 0}, "n=0, shots=5 are out of range; ask for at least one prompt"),
         ({"shots": 1, "shuffled": True}, "with 2 to 47 examples"),
     ],

@@ -45,7 +45,7 @@ def test_features_equal_eager_attention_token_by_token(tiny_model, eager, name, 
 @pytest.mark.parametrize("context", [None, "needle"])
 def test_features_equal_eager_attention_on_the_demo_model(demo, eager, context):
     model, tokenizer = demo
-    prompts = tasks.needle(tokenizer, lengths=(110,), n=2, seed=5)
+    prompts = tasks.needle(tokenizer, lengths=(160,), n=2, seed=5)
     replies = generate(model, prompts, max_new_tokens=12)
     assert min(len(reply.ids) for reply in replies) > 4
     found = lookback_features(model, prompts, replies, context=context)

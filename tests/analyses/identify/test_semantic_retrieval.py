@@ -72,7 +72,7 @@ def test_a_long_span_takes_64_keys(tiny_model, eager):
 )
 def test_scores_of_decode_steps_equal_eager_on_the_demo_model(demo, eager, kind, n, written):
     model, tokenizer = demo
-    prompts = tasks.needle(tokenizer, lengths=(140,), n=n, needles=3, kind=kind, seed=5)
+    prompts = tasks.needle(tokenizer, lengths=(180,), n=n, needles=3, kind=kind, seed=5)
     settings = {"recall": -1.0, "max_new_tokens": written}
     assert_semantic_and_reasoning_equal_the_steps(model, eager, prompts, settings, tokenizer)
 

@@ -100,7 +100,7 @@ def test_facts_are_many_and_distinct():
 
 
 def test_without_needles_only_the_needle_is_missing():
-    told, untold = needle(byte_level(), lengths=(900,)), needle(byte_level(), lengths=(900,), needles=0)
+    told, untold = (needle(byte_level(), lengths=(900,), needles=n) for n in (1, 0))
     for with_it, without in zip(told, untold, strict=True):
         assert with_it.meta == without.meta
         assert set(without.spans) == {"context", "question"}
@@ -115,14 +115,14 @@ def test_prompts_depend_on_seed_and_place_only():
     assert five[:2] == needle(tokenizer, lengths=(800,), n=2)
     other = needle(tokenizer, lengths=(800,), n=5, seed=1)
     assert len({prompt.text for prompt in (*five, *other)}) == 10
-    single, triple = needle(tokenizer, lengths=(900,)), needle(tokenizer, lengths=(900,), needles=3)
+    single, triple = needle(tokenizer, lengths=(900,), needles=1), needle(tokenizer, lengths=(900,))
     assert [p.meta for p in single] == [p.meta for p in triple]
 
 
 def test_the_same_in_another_process():
     code = (
         "from tokenizers_tiny import byte_level; from interp.analyses.tasks import needle, passages, repeated;"
-        "print(*(p.fingerprint() for p in (needle(byte_level(), lengths=(800,), needles=2), "
+        "print(*(p.fingerprint() for p in (needle(byte_level(), lengths=(800,)), "
         "passages(byte_level(), n=2), repeated(99, shuffled=True))))"
     )
     tests = Path(__file__).parents[2]

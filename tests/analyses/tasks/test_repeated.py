@@ -50,16 +50,25 @@ def test_a_small_vocabulary_is_drawn_from_again():
     assert control.ids[:20] != control.ids[20:]
 
 
-def test_a_tokenizer_gives_its_bos_and_keeps_its_special_tokens():
-    tokenizer = byte_level(pad=True)
+def test_a_tokenizer_gives_the_first_token_of_its_own_call_and_keeps_its_special_tokens():
+    tokenizer = byte_level(pad=True, bos=True)
     prompts = repeated(tokenizer, n=100, batch=4)
     assert prompts.pad_id == tokenizer.pad_token_id
     for prompt in prompts:
         assert prompt.ids[0] == tokenizer.bos_token_id
         assert not {0, 1, 2} & set(prompt.ids[1:])
-    tokenizer.bos_token = None
-    assert repeated(tokenizer, n=10, batch=1)[0].spans["first"] == ((0, 10),)
     assert repeated(tokenizer, n=10, batch=1, bos=9)[0].ids[0] == 9
+    assert repeated(tokenizer, n=10, batch=1, bos=False)[0].spans["first"] == ((0, 10),)
+
+
+def test_a_bos_token_that_the_tokenizer_does_not_add_comes_first_on_request_only():
+    tokenizer = byte_level()
+    assert repeated(tokenizer, n=10, batch=1)[0].spans["first"] == ((0, 10),)
+    assert repeated(tokenizer, n=10, batch=1, bos=True)[0].ids[0] == tokenizer.bos_token_id
+    tokenizer.bos_token = None
+    for given in (tokenizer, 50):
+        with pytest.raises(UsageError, match="bos=True was given without a BOS token"):
+            repeated(given, n=10, batch=1, bos=True)
 
 
 def test_seed_and_place_decide():

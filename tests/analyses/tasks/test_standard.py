@@ -1,10 +1,13 @@
 """Standard prompts: the sizes that a run checks, and makers that draw what `tasks` draws."""
 
+import inspect
+from collections import Counter
 from dataclasses import replace
 
 import pytest
 
 from interp.analyses import tasks
+from interp.analyses.identify.task_kv import task_kv
 from interp.analyses.tasks import standard
 from interp.analyses.tasks.standard import PromptSizes
 from interp.errors import UsageError
@@ -47,19 +50,47 @@ def test_causal_tests_and_the_explorer_draw_other_prompts(demo):
     tokenizer = demo.tokenizer
     check = standard.check_needles(SIZES, tokenizer)
     depths = SIZES.needle_depths
-    assert ids(check) == ids(tasks.needle(tokenizer, lengths=(144,), depths=depths, n=10, seed=1_000_003))
-    sizes = replace(SIZES, explorer_tokens=150)
+    assert ids(check) == ids(tasks.needle(tokenizer, lengths=(176,), depths=depths, n=10, seed=1_000_003))
+    sizes = replace(SIZES, explorer_tokens=170)
     (text,) = standard.explored(sizes, tokenizer)
-    assert [text.ids] == ids(tasks.needle(tokenizer, lengths=(150,), depths=depths, n=1, seed=2_000_003))
+    assert [text.ids] == ids(tasks.needle(tokenizer, lengths=(170,), depths=depths, n=1, seed=2_000_003))
     (passage,) = standard.explored_passage(sizes, tokenizer)
-    assert [passage.ids] == ids(tasks.passages(tokenizer, n=1, length=150, seed=2_000_003))
+    assert [passage.ids] == ids(tasks.passages(tokenizer, n=1, length=170, seed=2_000_003))
 
 
 @pytest.mark.parametrize("name", ["ioi", "documents", "entities", "injection", "relations"])
 def test_pairs_have_one_partner_for_each_prompt(demo, name):
-    first, second = getattr(standard, name)(SIZES, demo.tokenizer)
-    assert len(first) == len(second) == {"relations": 2}.get(name, 5)
+    first, second = getattr(standard, name)(replace(SIZES, n_few_shot=5), demo.tokenizer)
+    assert len(first) == len(second) == 5
     assert ids(first) != ids(second)
+
+
+def test_few_shot_prompts_of_a_run_have_four_relations(demo):
+    shuffled, clean = standard.relations(PromptSizes(), demo.tokenizer)
+    assert Counter(prompt.meta["relation"] for prompt in clean) == dict.fromkeys(standard.RELATIONS, 7)
+    assert len(standard.RELATIONS) >= 4
+    assert len(shuffled) >= 25
+    assert all(one.meta["shuffled"] and not other.meta["shuffled"] for one, other in zip(shuffled, clean, strict=True))
+    few = standard.relations(PromptSizes(n_few_shot=1), demo.tokenizer)[0]
+    assert [prompt.meta["relation"] for prompt in few] == list(standard.RELATIONS)
+
+
+def test_prompts_of_a_run_leave_something_to_choose(demo):
+    sizes = PromptSizes(n_needles=2)
+    for prompt in standard.long_needles(sizes, demo.tokenizer):
+        assert len(prompt) > 2 * inspect.signature(task_kv).parameters["top"].default
+    inferred = standard.inferred_needles(sizes, demo.tokenizer)
+    assert len(inferred) == 4
+    for prompt in inferred:
+        assert prompt.meta["kind"] == "inferred"
+        assert len(prompt.spans["distractor"]) == 2
+
+
+def test_own_prompts_of_lookback_are_contexts_where_they_name_none():
+    own = Prompts.from_ids([[5, 6, 7], [8, 9, 10]], spans=[{"context": (1, 2)}, {"mark": (0, 1)}])
+    one, other = standard.with_context(own, SIZES)
+    assert one.spans == {"context": ((1, 2),)}
+    assert other.spans == {"mark": ((0, 1),), "context": ((0, 3),)}
 
 
 @pytest.mark.parametrize("name", ["contexts", "passkeys", "choice"])

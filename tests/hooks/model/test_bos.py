@@ -1,0 +1,131 @@
+"""The first token: the rule of the tokenizer, its description, and copies that differ in it."""
+
+import pytest
+import tiny_chat_model
+from tokenizers_tiny import byte_fallback, byte_level, words
+
+import interp
+from interp.analyses import tasks
+from interp.errors import PromptError
+from interp.hooks.model.bos import begins_chat, bos_rule, first_tokens, with_bos
+from interp.hooks.model.provenance import Provenance, tokenizer_hash
+from interp.hooks.prompts.prompts import Prompts
+
+TEMPLATE = "{{ bos_token }}{% for m in messages %}{{ m['role'] + ':' + m['content'] + '</s>' }}{% endfor %}"
+WITHOUT = TEMPLATE.removeprefix("{{ bos_token }}")
+TOKENIZERS = {
+    "adds it": lambda: byte_level(bos=True, chat=False),
+    "adds both ends": lambda: byte_level(bos=True, eos=True, chat=False),
+    "adds nothing": lambda: byte_level(chat=False),
+    "adds the end": lambda: byte_level(eos=True, chat=False),
+    "trims offsets": lambda: byte_level(trim=True, chat=False),
+    "has no post-processor": byte_fallback,
+}
+
+
+def encoded(tokenizer, text="Paris in the rain"):
+    return Prompts.encode(tokenizer, [text], spans={"town": "Paris"})[0]
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+@pytest.mark.parametrize("bos", [True, False])
+def test_a_copy_begins_texts_as_it_is_told_and_changes_nothing_else(name, bos):
+    tokenizer = TOKENIZERS[name]()
+    before, stored = encoded(tokenizer), tokenizer_hash(tokenizer)
+    changed = with_bos(tokenizer, bos)
+    after = encoded(changed)
+    first = tokenizer.bos_token_id
+    plain = before.ids[1:] if before.ids[0] == first else before.ids
+    assert after.ids == ((first, *plain) if bos else plain)
+    (start, stop), (low, high) = before.spans["town"][0], after.spans["town"][0]
+    assert before.ids[start:stop] == after.ids[low:high]
+    # the original stays as it was
+    assert (encoded(tokenizer), tokenizer_hash(tokenizer)) == (before, stored)
+    assert first_tokens(changed) == ((first,) if bos else ())
+    assert encoded(with_bos(with_bos(tokenizer, not bos), bos)).ids == after.ids
+
+
+@pytest.mark.parametrize("template", [TEMPLATE, WITHOUT])
+@pytest.mark.parametrize("bos", [True, False])
+def test_chats_follow_it_too(template, bos):
+    tokenizer = byte_level(bos=True)
+    tokenizer.chat_template = template
+    assert begins_chat(tokenizer) is (template == TEMPLATE)
+    changed = with_bos(tokenizer, bos)
+    chat = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "yes"}]
+    prompt = Prompts.encode(changed, [chat], continue_final=False)[0]
+    assert prompt.text == ("<s>" if bos else "") + "user:hello</s>assistant:yes</s>"
+    assert (prompt.ids[0] == tokenizer.bos_token_id) is bos
+    assert begins_chat(changed) is bos
+    assert begins_chat(with_bos(changed, not bos)) is not bos
+
+
+def test_what_a_template_writes_as_text_remains():
+    tokenizer = byte_level()
+    assert begins_chat(with_bos(tokenizer, False)) is True
+    assert tokenizer.chat_template == with_bos(tokenizer, True).chat_template
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "rule"),
+    [
+        (byte_level(bos=True, chat=False), "text: <s> (by the tokenizer)"),
+        (byte_level(), "text: none, chat: <s> (by the tokenizer)"),
+        (with_bos(byte_level(), True), "text: <s>, chat: <s> (by the setting bos=True)"),
+        (with_bos(byte_level(bos=True, chat=False), False), "text: none (by the setting bos=False)"),
+        (words(), "text: none (by the tokenizer)"),
+        (None, ""),
+    ],
+)
+def test_the_rule_in_words_is_part_of_the_provenance(tiny_model, tokenizer, rule):
+    assert bos_rule(tokenizer) == rule
+    assert Provenance.of(tiny_model("llama"), tokenizer).bos == rule
+
+
+def test_tokenizers_without_bos_are_refused():
+    with pytest.raises(PromptError, match=r"^bos=True was given, but the tokenizer has no BOS token; leave bos=None"):
+        with_bos(words(), True)
+
+
+MAKERS = {
+    "needle": lambda t: tasks.needle(t, lengths=(320,), n=2, chat=False),
+    "passages": lambda t: tasks.passages(t, n=2, length=40),
+    "repeated": lambda t: tasks.repeated(t, n=9, batch=2),
+    "contexts": lambda t: tasks.contexts(t, questions=1, each=2, chat=False),
+    "documents": lambda t: sum(tasks.documents(t, n=1, count=2, chat=False), Prompts(())),
+    "entities": lambda t: tasks.entities(t, n=2) + tasks.entities(t, n=2, context="text", random=True),
+    "relations": lambda t: tasks.relations(t, n=2),
+    "ioi": lambda t: sum(tasks.ioi(t, n=2), Prompts(())),
+    "colored_objects": lambda t: sum(tasks.colored_objects(t, n=2), Prompts(())),
+    "passkeys": lambda t: tasks.passkeys(t, n=1, keys=2),
+}
+CHATS = {
+    "needle": lambda t: tasks.needle(t, lengths=(1200,), n=2),
+    "contexts": lambda t: tasks.contexts(t, questions=1, each=2, length=1200),
+    "documents": lambda t: sum(tasks.documents(t, n=1, count=2), Prompts(())),
+    "injection": lambda t: tasks.injection(t, n=2),
+}
+
+
+@pytest.mark.parametrize("bos", [None, True, False])
+@pytest.mark.parametrize("name", MAKERS)
+def test_texts_of_every_built_in_task_begin_as_the_tokenizer_begins_them(demo, name, bos):
+    tokenizer = demo.tokenizer if bos is None else with_bos(demo.tokenizer, bos)
+    for prompt in MAKERS[name](tokenizer):
+        assert (prompt.ids[0] == tokenizer.bos_token_id) is bool(bos)
+
+
+@pytest.mark.parametrize("bos", [True, False])
+@pytest.mark.parametrize("name", CHATS)
+def test_chats_of_every_built_in_task_begin_as_the_template_begins_them(name, bos):
+    tokenizer = byte_level(bos=not bos)
+    tokenizer.chat_template = TEMPLATE if bos else WITHOUT
+    for prompt in CHATS[name](tokenizer):
+        assert (prompt.ids[0] == tokenizer.bos_token_id) is bos
+        assert prompt.ids[1] != tokenizer.bos_token_id
+
+
+def test_a_model_is_loaded_with_the_rule_changed(tmp_path):
+    folder = tiny_chat_model.folder(tmp_path / "model")
+    assert first_tokens(interp.load(folder).tokenizer) == ()
+    assert first_tokens(interp.load(folder, bos=True).tokenizer) == (0,)

@@ -1,0 +1,60 @@
+"""Greedy replies: where they end, and whether it was the limit that ended them."""
+
+import pytest
+import tiny_chat_model
+
+from interp.hooks.generate import generate
+from interp.hooks.prompts.prompts import Prompts
+
+LIMIT = 6
+
+
+@pytest.fixture
+def model():
+    return tiny_chat_model.model()
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return tiny_chat_model.tokenizer()
+
+
+@pytest.fixture(scope="module")
+def prompts(tokenizer):
+    return Prompts.encode(tokenizer, ["Paris in the rain", "the"])
+
+
+def test_a_reply_without_an_end_is_at_the_limit(model, prompts):
+    for limit in (1, LIMIT):
+        replies = generate(model, prompts, max_new_tokens=limit)
+        assert [(len(reply.ids), reply.at_limit) for reply in replies] == [(limit, True)] * 2
+    bare = generate(model, Prompts(prompts.items, None, prompts.pad_id), max_new_tokens=2)
+    assert [(reply.text, reply.at_limit) for reply in bare] == [("", True)] * 2
+
+
+@pytest.mark.parametrize("place", [0, 2, LIMIT - 1])
+def test_an_end_token_ends_a_reply_even_as_the_last_one_allowed(model, prompts, place):
+    one = prompts[:1]
+    (whole,) = generate(model, one, max_new_tokens=LIMIT)
+    first = whole.ids.index(whole.ids[place])
+    model.generation_config.eos_token_id = whole.ids[place]
+    (reply,) = generate(model, one, max_new_tokens=first + 1)
+    assert (reply.ids, reply.at_limit) == (whole.ids[:first], False)
+
+
+def test_a_stop_text_ends_a_reply_too(model, prompts, tokenizer):
+    one = prompts[:1]
+    (whole,) = generate(model, one, max_new_tokens=LIMIT)
+    stop = tokenizer.decode([whole.ids[2]])
+    (reply,) = generate(model, one, max_new_tokens=LIMIT, stop=stop)
+    assert not reply.at_limit
+    assert stop not in reply.text
+
+
+def test_a_row_that_ends_before_the_others_is_not_at_the_limit(model, prompts):
+    one, other = (generate(model, prompts[i : i + 1], max_new_tokens=LIMIT)[0] for i in range(2))
+    ends = next((i, token) for i, token in enumerate(one.ids) if token not in other.ids)
+    model.generation_config.eos_token_id = ends[1]
+    both = generate(model, prompts, max_new_tokens=LIMIT)
+    assert [reply.at_limit for reply in both] == [False, True]
+    assert both[0].ids == one.ids[: ends[0]]
