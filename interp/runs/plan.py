@@ -68,7 +68,7 @@ class ScorePlan:
     """
 
     recipe: ClassVar[str] = "score"
-    analyses: tuple[str, ...] = ("all",)
+    analyses: tuple[str, ...] = ("basic",)
     sizes: PromptSizes = field(default_factory=PromptSizes)
     settings: dict[str, dict[str, Any]] = field(default_factory=dict)
     check: bool = True

@@ -18,7 +18,7 @@ from interp.hooks.read import keep as keeps
     title="Duplicate token",
     group="copying",
     order=4,
-    sets=("all",),
+    sets=("basic",),
     color="#cc79a7",
     threshold=0.3,
     prompts=standard.repeated(),

@@ -18,7 +18,7 @@ from interp.hooks.read import keep as keeps
     title="Induction",
     group="copying",
     order=2,
-    sets=("all",),
+    sets=("basic",),
     color="#3b82c4",
     threshold=0.3,
     prompts=standard.repeated(),

@@ -16,7 +16,7 @@ from interp.hooks.read import keep as keeps
     title="Previous token",
     group="copying",
     order=3,
-    sets=("all",),
+    sets=("basic",),
     color="#009e73",
     threshold=0.3,
     prompts=standard.passages,

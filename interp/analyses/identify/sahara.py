@@ -81,7 +81,7 @@ class SaharaResult(Result):
         return self.summary()
 
 
-@analysis(title="Sahara", group="safety", order=41, joint=True, resumable=True, own_prompts=False, in_every=False)
+@analysis(title="Sahara", group="safety", order=41, joint=True, resumable=True, own_prompts=False, in_all=False)
 def sahara(
     model: nn.Module,
     prompts: Prompts,

@@ -28,7 +28,7 @@ Ablation = Literal["uniform", "zero"]
     resumable=True,
     own_prompts=False,
     cost=costs.sweeping(),
-    in_every=False,
+    in_all=False,
 )
 def ships(
     model: nn.Module,

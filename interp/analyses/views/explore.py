@@ -142,7 +142,7 @@ class Explored(Result):
 
 @analysis(
     title="Explorer", group="views", order=31, prompts=standard.explored, own_prompts=standard.longest,
-    joint=True, in_every=False, automatic=True,
+    joint=True, in_all=False, automatic=True,
     needs=("heads",), inputs=lambda run: {"heads": HeadSet(tuple(run.leading))},
     run_settings={"max_map_bytes": MAX_REPORT_BYTES},
 )  # fmt: skip

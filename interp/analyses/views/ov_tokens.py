@@ -161,7 +161,7 @@ class OvTokens(Result):
 
 @analysis(
     title="Tokens that heads would write", group="views", order=34, prompts=standard.explored,
-    own_prompts=standard.longest, joint=True, in_every=False, automatic=True, needs=("heads",),
+    own_prompts=standard.longest, joint=True, in_all=False, automatic=True, needs=("heads",),
     inputs=lambda run: {"heads": HeadSet(tuple(run.leading))},
 )  # fmt: skip
 def ov_tokens(
