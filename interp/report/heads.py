@@ -6,7 +6,7 @@ from interp import plots
 from interp.analyses.results.head_scores import HeadScores
 from interp.analyses.results.leading import leading_heads
 from interp.analyses.views.explore import Explored
-from interp.analyses.views.head_roles import HeadRoles, cut_of
+from interp.analyses.views.head_roles import HeadRoles, threshold_of
 from interp.analyses.views.ov_tokens import OvTokens
 from interp.hooks.model.heads import Head
 from interp.report.words import cut
@@ -48,7 +48,7 @@ def _score(name: str, scores: HeadScores, head: Head) -> dict[str, Any]:
     scale = max([1.0, *(end for end in (value, high) if end == end)])
     return {
         "title": plots.title_of(name), "value": value, "low": low, "high": high, "rank": rank, "scale": scale,
-        "threshold": cut_of(name, scores), "of": scores.n_scored,
+        "threshold": threshold_of(name, scores), "of": scores.n_scored,
     }  # fmt: skip
 
 
