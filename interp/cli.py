@@ -174,7 +174,7 @@ def report(
     run: Annotated[
         Path | None, typer.Option(help="Run folder for a model that is scored; by default next to the output.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of prompts, random head sets and intervals.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of prompts, random head sets and confidence intervals.")] = 0,
     device: Device = None,
     dtype: Dtype = None,
     bos: Bos = None,

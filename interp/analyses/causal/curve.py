@@ -42,9 +42,10 @@ def causal_curve(
 ) -> Trials:
     """Take every measure with the first heads of each ranking ablated, for several numbers of heads.
 
-    Random heads are the control. Every ranking has its own for each size: `n_random_sets` sets with as many heads of
-    each layer, and up to 3 drawn freely. None has heads of the tested set or heads above the threshold of the ranking.
-    The draws end early where no further set can change the verdict on the first measure, see `Trials.set_test`.
+    Random heads are the control. Every ranking has its own for each size: `n_random_sets` sets with as many heads in
+    each layer, and up to 3 drawn from all layers. None has heads of the tested set or heads above the threshold of the
+    ranking. The draws end early where no further set can change the verdict on the first measure, see
+    `Trials.set_test`.
 
     Args:
         model: A transformers causal language model, or a TransformerBridge over one.
@@ -57,7 +58,7 @@ def causal_curve(
         n_random_sets: Number of random sets that are matched by layer, for each ranking and size; a verdict needs at
             least 39.
         until: A ranking ends at the size at which the first measure is at most this share of its baseline.
-        seed: Seed of the random heads, of "resample" and of the intervals.
+        seed: Seed of the random heads, of "resample" and of the confidence intervals.
         folder: Where finished points are kept, so that an interrupted curve continues with the same numbers.
         about: What the measures depend on, such as their prompts, as JSON can hold it. Needed with `folder`.
         progress: Show a progress bar.

@@ -101,7 +101,7 @@ def kv_selection(
         keep_ratios: Shares of the keys that are kept.
         scores: Analysis -> scores, by which selectors choose heads.
         batch_size: Number of contexts per forward pass.
-        seed: Seed of random keys and of the intervals.
+        seed: Seed of random keys and of the confidence intervals.
         folder: Finished tasks are stored here, so that a killed evaluation continues.
         progress: Show a progress bar.
 

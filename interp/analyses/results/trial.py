@@ -9,7 +9,7 @@ from interp.hooks.model.heads import HeadSet
 BASELINE = "baseline"
 """condition of the unmodified model"""
 RANDOM, RANDOM_BY_LAYER = "random", "random by layer"
-"""conditions of random heads: drawn freely, and as many from each layer as the tested set has"""
+"""conditions of random heads: drawn from all layers, and as many from each layer as the tested set has"""
 
 
 @result

@@ -208,7 +208,7 @@ def explore(
         This package.
 
     Limits:
-        Does not show that a head matters (see `ablation_test`), nor what it writes.
+        Does not show that a head matters; run an ablation test for that. Does not show what a head writes.
     """
     prompt, layout, size = _plan(model, prompts, block, max_map_bytes)
     if unknown := [name for name in marks if name not in prompt.spans]:

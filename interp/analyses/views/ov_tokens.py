@@ -218,7 +218,8 @@ def ov_tokens(
         Uses the values of this run, not those of the embedding alone.
 
     Limits:
-        Does not show that the head attends to the token (see `token_attention`), nor the effect through later layers.
+        Does not show whether the head attends to the token; its attention is given for one query only. Does not show
+        the effect through later layers.
     """
     layout = HeadLayout.of(model)
     chosen = chosen_heads(heads, layout)
