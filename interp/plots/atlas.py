@@ -89,7 +89,9 @@ def atlas(scores: Mapping[str, HeadScores] | HeadRoles) -> "Figure":
     notes = [
         f"{layers * heads} heads",
         "solid: confidently above the threshold (false discovery rate 5 %), pale: only the mean is",
-        "each head is drawn under one role; in brackets: all heads with the role",
+        "each head is drawn once, under one role",
+        "legend: heads drawn under the role (of all heads with it)",
+        "number in a cell: the head" if heads <= 16 and layers <= 40 else "",
     ]
     picture.update_layout(**layout("Roles of the heads", notes, size * heads + 184), meta=_table(found))
     picture.update_layout(**ABOVE)

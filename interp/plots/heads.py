@@ -145,7 +145,7 @@ def top_heads(scores: HeadScores, k: int = 10) -> "Figure":
         picture.add_vline(x=scores.threshold, line={"color": ORANGE, "width": 1.5, "dash": "dot"})
     notes = ["bars: 95 % interval over prompts"]
     if scores.threshold is not None:
-        notes.append(f"dotted: threshold {scores.threshold:g}")
+        notes.append(f"vertical line: threshold {scores.threshold:g}")
     picture.update_layout(**layout(f"{title_of(scores.name)}: top {len(heads)} heads", notes, 26 * len(heads) + 120))
     picture.update_xaxes(title=lines(scores.unit), rangemode="tozero")
     picture.update_yaxes(
@@ -204,7 +204,8 @@ def scatter(one: HeadScores, other: HeadScores, k: int = 10) -> "Figure":
         f"Spearman {number(agreed.spearman)}",
         f"{agreed.overlap} of the top {k} shared",
         f"by chance {number(agreed.expected_overlap)} over all heads, {number(agreed.expected_within_layers)} within "
-        f"layers ({p_text(agreed.p_overlap)}), {number(agreed.depth_overlap)} with the depth profile",
+        f"layers ({p_text(agreed.p_overlap)}), {number(agreed.depth_overlap)} with the depth profile of "
+        f"{title_of(other.name).lower()}",
     ]
     picture.update_layout(**layout(f"{title_of(one.name)} against {title_of(other.name).lower()}", notes, 460))
     picture.update_layout(**ABOVE)

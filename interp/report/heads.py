@@ -9,6 +9,7 @@ from interp.analyses.views.explore import Explored
 from interp.analyses.views.head_roles import HeadRoles, threshold_of
 from interp.analyses.views.ov_tokens import OvTokens
 from interp.hooks.model.heads import Head
+from interp.report.read_tokens import query_words, span_words
 from interp.report.words import cut
 from interp.runs.results import RunResults
 
@@ -36,6 +37,8 @@ def cards(results: RunResults, roles: HeadRoles | None) -> list[dict[str, Any]]:
             "prompts": _best(results, head),
             "explored": str(head) in explored,
             "written": [] if written is None else _written(written, head),
+            "read": "" if written is None else span_words(written),
+            "query": "" if written is None else query_words(written),
         }
         for head in leading_heads(results.scores, N_EACH, MAX_CARDS)
     ]

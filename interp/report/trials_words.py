@@ -12,7 +12,7 @@ from interp.hooks.edit.ablation import AblationKind
 from interp.plots import number
 from interp.report.lists import joined
 
-DRAWN = {RANDOM: "drawn freely", RANDOM_BY_LAYER: "matched by layer"}
+DRAWN = {RANDOM: "from all layers", RANDOM_BY_LAYER: "matched by layer"}
 """conditions of random heads in words"""
 
 
@@ -104,7 +104,9 @@ def set_words(result: Trials, measure: str, test: SetTest) -> list[str]:
     if not counted(result, measure):
         return [f"There is no verdict about shares of fewer than {MIN_COUNTED_PROMPTS} prompts."]
     p = f"p = {test.p_value:.2g}"
-    ended = " The draws ended early, since more could not change this." if test.ended_early else ""
+    ended = ""
+    if test.ended_early:
+        ended = f" The draws ended after {test.n_sets} of {test.n_planned} sets, since more could not change this."
     reached = test.n_sets - test.n_beyond
     claimed = {"smaller effect": "as small an effect", "higher": "as high a value"}.get(
         result.claim or "", "as large an effect"

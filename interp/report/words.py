@@ -21,7 +21,11 @@ N_LABELS, REPLY_CHARACTERS = 6, 80
 """labels of prompts that are listed, and characters of a reply"""
 CONTROL = ".control"
 """ending of the name of a control, after the name of its analysis"""
-SETTING_NAMES = {"prompts": "hash of the prompts", "sizes": "numbers of heads", "until": "stopping rule"}
+SETTING_NAMES = {
+    "prompts": "hash of the prompts",
+    "sizes": "numbers of heads",
+    "until": "stop when the measure falls to this share of the baseline",
+}
 """stored settings whose names are not clear without their values"""
 
 
@@ -137,8 +141,11 @@ def stability(scores: HeadScores) -> str:
     """
     if scores.split_half != scores.split_half:
         return "There are too few prompts or ranked heads to compare their order between halves of the prompts."
-    which = f"the {len(scores) - scores.n_unranked} heads with a rank" if scores.n_unranked else "all heads"
-    return f"Rank correlation of {which} between halves of the prompts: {scores.split_half:.2f}."
+    which = "all heads"
+    if scores.n_unranked:
+        ranked = int((scores.values > scores.floor).sum())
+        which = f"the {ranked} heads that have a rank (score above {number(scores.floor)})"
+    return f"Rank correlation between halves of the prompts: {scores.split_half:.2f}, over {which}."
 
 
 def facts(scores: HeadScores, threshold: float | None) -> list[str]:

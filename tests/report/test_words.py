@@ -18,8 +18,8 @@ def plain(sentences: list[str]) -> list[str]:
 
 
 ABLATED = (
-    "Accuracy with 2 heads ablated: top 8%, random heads matched by layer {}% (mean of {} draws), random heads drawn "
-    "freely 92% (mean of 2 draws)."
+    "Accuracy with 2 heads ablated: top 8%, random heads matched by layer {}% (mean of {} draws), random heads from "
+    "all layers 92% (mean of 2 draws)."
 )
 
 
@@ -42,7 +42,9 @@ def test_an_ablation_test_in_words(by_layer, mean, verdict):
     assert base == "Baseline accuracy: 100%."
     draws = f" (mean of {len(by_layer)} draws)" if len(by_layer) > 1 else ""
     assert ablated == ABLATED.replace(" (mean of {} draws)", draws).format(mean)
-    assert found == verdict + (" The draws ended early, since more could not change this." if early else "")
+    assert found == verdict + (
+        " The draws ended after 8 of 99 sets, since more could not change this." if early else ""
+    )
 
 
 def test_shares_of_few_prompts_have_no_verdict():

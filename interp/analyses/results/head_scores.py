@@ -296,8 +296,8 @@ class HeadScores(Result):
     def leading(self, k: int = 10) -> tuple[LeadingHead, ...]:
         """The heads of `top(k)` with their held-out scores and the stability of their rank.
 
-        The score of a head that was chosen for it is too high. The held-out score is that of the head which one half
-        of the prompts ranks at this place, on the other half; random splits are averaged, both ways.
+        The score of a head that was chosen for it is too high. For the held-out score, one half of the prompts picks
+        the head for this rank, and the other half scores it: the mean over random splits, with each half picking once.
 
         Args:
             k: Number of heads.

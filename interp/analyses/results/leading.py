@@ -24,7 +24,7 @@ class LeadingHead(NamedTuple):
     high: float
     """upper end of the 95 % interval"""
     held_out: float
-    """mean, on one half of the prompts, of the head that the other half ranks at this place; NaN for one prompt"""
+    """mean on one half of the prompts of the head that the other half picks for this rank; NaN for one prompt"""
     top_share: float
     """share of the bootstrap resamples in which the head is in the list; NaN for fewer than two prompts"""
 
