@@ -233,6 +233,15 @@ def test_every_block_has_a_language_that_is_run_or_shown(path):
     assert {*languages(path)} <= {"python", *COMMANDS, *SHOWN}
 
 
+def test_the_readme_shows_commands_to_install_and_the_output_below_its_example():
+    first, *blocks = parsed(ROOT / "README.md")
+    assert "make install" in str(first.parsed)
+    kinds = [str(block.region.lexemes["language"]).strip() for block in blocks]
+    output = str(blocks[kinds.index("python") + 1].parsed)
+    assert output.startswith("retrieval: copied tokens per answer token")
+    assert "random by layer" in output
+
+
 RUN = [
     pytest.param(path, id=str(path.relative_to(ROOT)), marks=pytest.mark.slow)
     for path in PAGES
