@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, get_args
 from interp.analyses import registry
 from interp.analyses.prompt_sizes import PromptSizes, doubling
 from interp.analyses.registry import Analysis
-from interp.analyses.results.set_test import MIN_RANDOM_SETS
+from interp.analyses.results.set_test import N_RANDOM_SETS
 from interp.errors import UsageError
 
 if TYPE_CHECKING:
@@ -60,8 +60,9 @@ class ScorePlan:
         check: Test the top heads against random heads, for analyses that have a control.
         heads: Heads to test instead of the top ones, such as L18H6,L17H3 or L8-L12.
         n_heads: Number of top heads that a test ablates; some tests ablate at most a quarter of the model's heads.
-        n_random_sets: Number of random head sets, matched by layer, that a test compares with; a verdict needs 39. Up
-            to 3 more, from all layers, are shown but not tested against.
+        n_random_sets: Number of random head sets, matched by layer, that a test compares with; a verdict needs 39.
+            Draws end early where the verdict is certain. Up to 3 more sets, from all layers, are shown but not tested
+            against.
         ablation: How heads are ablated: zero (output set to 0), uniform (attend evenly) or first (attend to the first
             token).
         batch_size: Number of prompts per forward pass.
@@ -74,7 +75,7 @@ class ScorePlan:
     check: bool = True
     heads: str = ""
     n_heads: int = 10
-    n_random_sets: int = MIN_RANDOM_SETS
+    n_random_sets: int = N_RANDOM_SETS
     ablation: Ablation = "zero"
     batch_size: int = 8
 

@@ -43,7 +43,7 @@ def test_an_ablation_test_in_words(by_layer, mean, verdict):
     draws = f" (mean of {len(by_layer)} draws)" if len(by_layer) > 1 else ""
     assert ablated == ABLATED.replace(" (mean of {} draws)", draws).format(mean)
     assert found == verdict + (
-        " The draws ended after 8 of 99 sets, since more could not change this." if early else ""
+        " The draws ended after 8 of 99 sets, since more sets could not change this." if early else ""
     )
 
 

@@ -34,6 +34,7 @@ def causal_curve(
     ablation: AblationKind = "zero",
     reference: Prompts | None = None,
     n_random_sets: int = N_RANDOM_SETS,
+    stop_early: bool = True,
     until: float | None = None,
     seed: int = 0,
     folder: Any = None,
@@ -44,8 +45,7 @@ def causal_curve(
 
     Random heads are the control. Every ranking has its own for each size: `n_random_sets` sets with as many heads in
     each layer, and up to 3 drawn from all layers. None has heads of the tested set or heads above the threshold of the
-    ranking. The draws end early where no further set can change the verdict on the first measure, see
-    `Trials.set_test`.
+    ranking. By default the draws end early where the verdict on the first measure is certain, see `Trials.set_test`.
 
     Args:
         model: A transformers causal language model, or a TransformerBridge over one.
@@ -57,6 +57,8 @@ def causal_curve(
         reference: Prompts that the ablations "mean" and "resample" take values from.
         n_random_sets: Number of random sets that are matched by layer, for each ranking and size; a verdict needs at
             least 39.
+        stop_early: End the draws where the verdict on the first measure is certain, see `ablation_test`; with several
+            rankings or sizes only once too many sets have as large an effect. False draws all sets.
         until: A ranking ends at the size at which the first measure is at most this share of its baseline.
         seed: Seed of the random heads, of "resample" and of the confidence intervals.
         folder: Where finished points are kept, so that an interrupted curve continues with the same numbers.
@@ -100,7 +102,7 @@ def causal_curve(
     shared = SharedForwards.of(
         model, [HeadSet(tuple(order[:size])) for order in ordered.values() for size in sizes if size <= len(order)]
     )
-    bar = _bar(progress)
+    bar, n_tests = _bar(progress), len(rankings) * len(set(sizes))
 
     def trial(condition: Condition) -> Trial:
         def work() -> dict[str, Tensor]:
@@ -128,7 +130,8 @@ def causal_curve(
         for (name, _), own in tested.items():
             found = rankings[name]
             other = excluded(found, own.heads) if isinstance(found, HeadScores) else HeadSet(())
-            trials += RandomSets(own.heads, layout, n_random_sets, seed, name, other).run(trial, mean(base), mean(own))
+            sets = RandomSets(own.heads, layout, n_random_sets, seed, name, other, stop_early, n_tests == 1)
+            trials += sets.run(trial, mean(base), mean(own))
     return Trials(
         name=next(iter(rankings)),
         trials=tuple(trials),

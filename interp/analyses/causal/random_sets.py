@@ -40,6 +40,9 @@ class RandomSets:
         seed: Seed of the run; draws differ by name and size.
         name: Name of the tested set.
         exclude: Further heads that are not drawn, such as heads that have the tested role as well.
+        stop_early: Whether draws end where the verdict is certain, see `SetTest`.
+        is_single: Whether no other head set is tested in the same experiment. Otherwise draws do not end after 39 sets,
+            whose p-value would be too large to correct for several tests.
 
     Raises:
         UsageError: If there are no heads or no random sets.
@@ -52,6 +55,8 @@ class RandomSets:
     seed: int = 0
     name: str = ""
     exclude: HeadSet = field(default_factory=HeadSet)
+    stop_early: bool = True
+    is_single: bool = True
 
     def __post_init__(self) -> None:
         if self.n < 1:
@@ -93,7 +98,7 @@ class RandomSets:
         for condition in self.by_layer():
             trials.append(measure(condition))
             values.append(mean(trials[-1]))
-            if is_settled(tested, values, baseline, claim, self.n):
+            if self.stop_early and is_settled(tested, values, baseline, claim, self.n, first_look=self.is_single):
                 break
         return [replace(trial, matched=self.name) for trial in trials]
 
