@@ -41,7 +41,7 @@ COMMANDS = {"", "console", "bash"}
 
 FEW = {
     "score": "--n-needles 2 --needle-length 160 --n-texts 2 --text-length 48 --n-pairs 2 --n-random-sets 1 "
-    "--n-check-needles 2 --check-length 120 --n-heads 3 --explorer-tokens 160",
+    "--n-check-needles 2 --check-length 160 --n-heads 3 --explorer-tokens 160",
     "safety": "--n-harmful 4 --n-harmless 2 --reply-tokens 8",
     # heads are named, since a profile of 270 heads takes minutes
     "steer": "--heads L10-L12 --n-dev-items 2 --n-test-items 2 --n-random-sets 1",
@@ -282,7 +282,8 @@ class Shell:
         values = {"MODEL": str(self.run) if command == "report" else "demo", "DIR": str(self.run)}
         values["[MODEL|DIR]"] = values["DIR"]
         given = [values.get(word, word) for word in words]
-        few = FEW.get(command, "").split()
+        # nothing runs, so nothing has to be cheap
+        few = [] if "--dry-run" in given else FEW.get(command, "").split()
         given += [part for pair in zip(few[::2], few[1::2], strict=True) if pair[0] not in given for part in pair]
         self.monkeypatch.setattr(sys, "argv", ["interp", *given])
         self.capsys.readouterr()
