@@ -77,7 +77,7 @@ class ScorePlan:
     n_heads: int = 10
     n_random_sets: int = N_RANDOM_SETS
     ablation: Ablation = "zero"
-    batch_size: int = 8
+    batch_size: int = 16
 
     def __post_init__(self) -> None:
         object.__setattr__(
