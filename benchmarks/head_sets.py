@@ -38,6 +38,7 @@ def main() -> None:
     parser.add_argument("--sets", type=int, default=99)
     parser.add_argument("--random", type=int, default=20)
     parser.add_argument("--heads", type=int, default=10)
+    parser.add_argument("--analyses", default=",".join(ANALYSES))
     parser.add_argument("--out", default="docs/head_sets.json")
     parser.add_argument("--tests", action=argparse.BooleanOptionalAction, default=True)
     arguments = parser.parse_args()
@@ -46,7 +47,7 @@ def main() -> None:
     stored = json.loads(out.read_text()) if out.exists() and not arguments.tests else {"tests": []}
     stored |= {"model": arguments.model, "tables": []}
     rows = stored["tests"]
-    for name in ANALYSES:
+    for name in arguments.analyses.split(","):
         start = time.perf_counter()
         entry = registry.get(name)
         prompts = entry.prompts(sizes, tokenizer)
