@@ -52,7 +52,7 @@ def main() -> None:
         entry = registry.get(name)
         prompts = entry.prompts(sizes, tokenizer)
         scores: HeadScores = entry.thing(model, prompts, batch_size=16)
-        stored["tables"].append(table(name, scores))
+        stored["tables"].append(table(name, scores, entry.threshold))
         if not arguments.tests:
             continue
         check = entry.control.prompts(sizes, tokenizer) or prompts
@@ -104,15 +104,15 @@ def experiment(
     return causal_curve(model, {"top": ranking}, {name: measure}, sizes=(size,), **settings)
 
 
-def table(name: str, scores: HeadScores) -> dict[str, Any]:
+def table(name: str, scores: HeadScores, threshold: float) -> dict[str, Any]:
     """The numbers of a score table, and a line about them."""
     (first,) = scores.leading(1)
     found = {
         "analysis": name,
         "n_counted": scores.counted,
-        "threshold": scores.threshold,
-        "n_above": len(scores.heads()),
-        "n_confident": len(scores.confident()),
+        "threshold": threshold,
+        "n_above": len(scores.heads(above=threshold)),
+        "n_confident": len(scores.confident(threshold)),
         "first": str(first.head),
         "score": first.value,
         "held_out": first.held_out,
