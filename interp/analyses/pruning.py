@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from interp.analyses.causal.ablation_test import generate_ablated, source_of_numbers
+from interp.analyses.causal.ablated_measures import source_of_numbers
+from interp.analyses.causal.ablation_test import generate_ablated
 from interp.analyses.causal.function_identity import function_identity
 from interp.analyses.identify.gradient_importance import gradient_importance
 from interp.analyses.measures.losses import Loss, token_losses
