@@ -152,8 +152,12 @@ def set_words(result: Trials, measure: str, test: SetTest, condition: str = "") 
     if not counted(result, measure):
         return [f"There is no verdict about shares of fewer than {MIN_COUNTED_PROMPTS} prompts."]
     p = f"p = {test.p_value:.2g}"
-    ended = " The draws ended early, since more could not change this." if test.ended_early else ""
     reached = test.n_sets - test.n_beyond
+    ended = ""
+    if test.ended_early:
+        why = "more sets could not change this" if reached else "none of them has as large an effect"
+        why = why if reached or result.claim == "larger effect" else "none of them is as extreme"
+        ended = f" The draws ended after {test.n_sets} of {test.n_planned} sets, since {why}."
     claimed = {"smaller effect": "as small an effect", "higher": "as high a value"}.get(
         result.claims.get(condition, result.claim) or "", "as large an effect"
     )
@@ -165,7 +169,7 @@ def set_words(result: Trials, measure: str, test: SetTest, condition: str = "") 
     drawn = DRAWN[RANDOM_KEPT if condition in result.claims else RANDOM_BY_LAYER]
     return [
         f"Beyond {test.n_beyond} of {test.n_sets} random sets {drawn} ({p}): {difference} compared with their "
-        f"mean{deviations}."
+        f"mean{deviations}.{ended}"
     ]
 
 

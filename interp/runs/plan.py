@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, get_args
 from interp.analyses import registry
 from interp.analyses.prompt_sizes import PromptSizes, doubling
 from interp.analyses.registry import Analysis
-from interp.analyses.results.set_test import MIN_RANDOM_SETS
+from interp.analyses.results.set_test import N_RANDOM_SETS
 from interp.errors import UsageError
 
 if TYPE_CHECKING:
@@ -62,13 +62,15 @@ class ScorePlan:
         heads: Heads to test instead of the top ones, such as L18H6,L17H3 or L8-L12.
         n_heads: Number of top heads that a test ablates; some tests take at most a quarter of the heads.
         n_random_sets: Number of random head sets, matched by layer, that a test compares with; a verdict needs 39.
-            Up to 3 more are drawn freely.
+            Draws end early where the verdict is certain. Up to 3 more sets, from all layers, are shown but not tested
+            against.
         ablation: How heads are ablated: zero (output set to 0), uniform (attend evenly) or first (attend to the first
             token).
         kinds: Ablations that the tested heads are also shown with, without random head sets: zero, mean, resample,
             uniform or first. Mean and resample take values from other prompts of the same form.
         thorough: Add a section for each tested analysis: 1 head, a third of the heads and all of them, under every
-            ablation in kinds, ablated or kept while the others of their role are ablated, each with random head sets.
+            ablation in kinds, ablated or kept while the others of their role are ablated, each with at most 39 random
+            head sets.
         batch_size: Number of prompts per forward pass.
     """
 
@@ -79,7 +81,7 @@ class ScorePlan:
     check: bool = True
     heads: str = ""
     n_heads: int = 10
-    n_random_sets: int = MIN_RANDOM_SETS
+    n_random_sets: int = N_RANDOM_SETS
     ablation: Ablation = "zero"
     kinds: tuple[str, ...] = ("zero", "mean", "resample")
     thorough: bool = False

@@ -47,6 +47,7 @@ def ablation_test(
     *,
     n_heads: int = 10,
     n_random_sets: int = N_RANDOM_SETS,
+    stop_early: bool = True,
     ablation: AblationKind = "zero",
     kinds: Sequence[AblationKind] = KINDS,
     reference: Prompts | None = None,
@@ -66,8 +67,8 @@ def ablation_test(
     read and while the reply is generated.
 
     Random head sets are the control: `n_random_sets` with as many heads of each layer as the tested set, and up to 3
-    that are drawn freely. `Trials.set_test` compares the tested set with the sets matched by layer. The draws end early
-    where no further set can change the verdict.
+    that are drawn freely. `Trials.set_test` compares the tested set with the sets matched by layer. By default the
+    draws end early where the verdict is certain.
 
     Use prompts that the scores were not made from.
 
@@ -77,6 +78,8 @@ def ablation_test(
         scores: Head scores, or a set of heads. Heads without a score above 0 are never among the top.
         n_heads: Number of heads from the top of the scores.
         n_random_sets: Number of random sets that are matched by layer; a verdict needs at least 39.
+        stop_early: End the draws where the verdict is certain: after 39 sets if none has as large an effect, or once
+            too many have. False draws all sets.
         ablation: "zero", "mean", "resample", "uniform" or "first", see `ablate`.
         kinds: Other ablations of the tested heads; those of `ablation` count once.
         reference: Prompts that the ablations "mean" and "resample" take values from, by default the prompts of the
@@ -123,7 +126,7 @@ def ablation_test(
     heads = scores.heads(top=n_heads, above=0.0) if isinstance(scores, HeadScores) else scores
     other = excluded(scores, heads) if isinstance(scores, HeadScores) else HeadSet(())
     name = scores.name if isinstance(scores, HeadScores) else "heads"
-    sets = RandomSets(heads, HeadLayout.of(model), n_random_sets, seed, name, other)
+    sets = RandomSets(heads, HeadLayout.of(model), n_random_sets, seed, name, other, stop_early)
     kinds = _kinds(prompts, ablation, kinds, reference)
     source = Provenance.of(model, prompts.tokenizer, seed=seed)
     ablations = Ablations(model, prompts if reference is None else reference, seed)

@@ -118,7 +118,7 @@ def causal_profile(
             own, take = f"{name}, {kind}", partial(trial, kind=kind)
             tested = take(Condition(own, chosen))
             # the same random heads under every ablation
-            sets = RandomSets(chosen, layout, n_random_sets, seed, name, excluded(scores, chosen))
+            sets = RandomSets(chosen, layout, n_random_sets, seed, name, excluded(scores, chosen), is_single=False)
             random = sets.run(take, base, tested, free=False, every_measure=True)
             trials += [tested, *(replace(each, matched=own) for each in random)]
         for kind, chosen in product(kinds, heads.values()) if sufficiency else ():

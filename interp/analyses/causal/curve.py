@@ -33,6 +33,7 @@ def causal_curve(
     depth: bool = True,
     sufficiency: bool = False,
     n_random_sets: int = N_RANDOM_SETS,
+    stop_early: bool = True,
     until: float | None = None,
     seed: int = 0,
     folder: Any = None,
@@ -43,7 +44,7 @@ def causal_curve(
 
     Random heads are the control. Every ranking has its own for each size: `n_random_sets` sets with as many heads of
     each layer, and up to 3 drawn freely. None has heads of the tested set or heads above the threshold of the ranking.
-    The draws end early where no further set can change the verdict on the first measure, see `Trials.set_test`.
+    By default the draws end early where the verdict on the first measure is certain, see `Trials.set_test`.
 
     A ranking by depth alone is the baseline: the first heads of the table's depth profile, in which every head scores
     the mean of its layer. Further ablations, the ablation of all other heads of the role ("kept") and the loss on
@@ -64,6 +65,8 @@ def causal_curve(
             its floor where it has no threshold.
         n_random_sets: Number of random sets that are matched by layer, for each ranking and size; a verdict needs at
             least 39.
+        stop_early: End the draws where the verdict on the first measure is certain, see `ablation_test`; with several
+            rankings or sizes only once too many sets have as large an effect. False draws all sets.
         until: A ranking ends at the size at which the first measure is at most this share of its baseline.
         seed: Seed of the random heads, of "resample" and of the intervals.
         folder: Where finished points are kept, so that an interrupted curve continues with the same numbers.
@@ -110,6 +113,7 @@ def causal_curve(
         name="causal curve",
         progress=progress,
     )
+    n_tests = len(rankings) * len(set(sizes))
 
     def trial(condition: Condition) -> Trial:
         return points.trial(condition, ablation, list(measures))
@@ -133,7 +137,8 @@ def causal_curve(
         for (name, _), own in tested.items():
             found = rankings[name]
             other = excluded(found, own.heads) if isinstance(found, HeadScores) else HeadSet(())
-            trials += RandomSets(own.heads, layout, n_random_sets, seed, name, other).run(trial, base, own)
+            sets = RandomSets(own.heads, layout, n_random_sets, seed, name, other, stop_early, n_tests == 1)
+            trials += sets.run(trial, base, own)
     return Trials(
         name=next(iter(rankings)),
         trials=tuple(trials),

@@ -2,7 +2,7 @@
 
 import hashlib
 import random
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from interp.analyses.results.head_scores import HeadScores
@@ -48,6 +48,9 @@ class RandomSets:
         seed: Seed of the run; draws differ by name and size.
         name: Name of the tested set.
         exclude: Further heads that are not drawn, such as heads that have the tested role as well.
+        stop_early: Whether draws end where the verdict is certain, see `SetTest`.
+        is_single: Whether no other head set is tested in the same experiment. Otherwise draws do not end after 39 sets,
+            whose p-value would be too large to correct for several tests.
 
     Raises:
         UsageError: If there are no heads or no random sets.
@@ -60,6 +63,8 @@ class RandomSets:
     seed: int = 0
     name: str = ""
     exclude: HeadSet = field(default_factory=HeadSet)
+    stop_early: bool = True
+    is_single: bool = True
 
     def __post_init__(self) -> None:
         if self.n < 1:
@@ -106,7 +111,13 @@ class RandomSets:
             every_measure: Draw until the verdict on every measure is certain, in place of the first.
         """
         trials = [measure(condition) for condition in self.free()] if free else []
-        trials += drawn(measure, self.by_layer(), self.n, baseline, tested, claim, every_measure)
+
+        def ended(values: Sequence[Trial]) -> bool:
+            return self.stop_early and settled(
+                values, self.n, baseline, tested, claim, every_measure=every_measure, first_look=self.is_single
+            )
+
+        trials += drawn(measure, self.by_layer(), ended)
         return [replace(trial, matched=self.name) for trial in trials]
 
     def _seed(self, draw: int) -> int:
@@ -145,7 +156,11 @@ class KeptSets:
             tested: Trial in which the tested heads are kept.
             every_measure: Draw until the verdict on every measure is certain, in place of the first.
         """
-        trials = drawn(measure, self.conditions(), self.n, baseline, tested, "smaller effect", every_measure)
+
+        def ended(values: Sequence[Trial]) -> bool:
+            return settled(values, self.n, baseline, tested, "smaller effect", every_measure=every_measure)
+
+        trials = drawn(measure, self.conditions(), ended)
         return [replace(trial, matched=self.name) for trial in trials]
 
     def conditions(self) -> Iterator[Condition]:
@@ -158,36 +173,52 @@ class KeptSets:
 
 
 def drawn(
-    measure: Callable[[Condition], Trial],
-    conditions: Iterable[Condition],
-    n: int,
-    baseline: Trial,
-    tested: Trial,
-    claim: Claim,
-    every_measure: bool,
+    measure: Callable[[Condition], Trial], conditions: Iterable[Condition], ended: Callable[[Sequence[Trial]], bool]
 ) -> list[Trial]:
-    """The trials of random sets, until no further set can change the verdict.
+    """The trials of random sets, until they end.
 
     Args:
         measure: Function of a condition that returns its trial.
         conditions: The random sets.
-        n: Number of random sets that are planned.
-        baseline: Trial of the unmodified model.
-        tested: Trial of the tested set.
-        claim: How the tested set is claimed to differ, see `set_test`.
-        every_measure: Whether the verdict on every measure has to be certain, or on the first.
+        ended: Function of the trials so far that returns whether the draws end.
     """
     trials: list[Trial] = []
     for condition in conditions:
         trials.append(measure(condition))
-        names = list(trials[0].values)
-        settled = (
-            is_settled(mean(tested, name), [mean(trial, name) for trial in trials], mean(baseline, name), claim, n)
-            for name in (names if every_measure else names[:1])
-        )
-        if all(settled):
+        if ended(trials):
             break
     return trials
+
+
+def settled(
+    trials: Sequence[Trial],
+    n: int,
+    baseline: Trial,
+    tested: Trial,
+    claim: Claim,
+    *,
+    every_measure: bool = False,
+    first_look: bool = False,
+) -> bool:
+    """Whether the verdict is certain, see `is_settled`.
+
+    Args:
+        trials: Trials of the random sets so far.
+        n: Number of random sets that are planned.
+        baseline: Trial of the unmodified model.
+        tested: Trial of the tested set.
+        claim: How the tested set is claimed to differ, see `set_test`.
+        every_measure: Whether the verdict on every measure has to be certain, in place of the first.
+        first_look: Whether draws end after 39 sets if none is as extreme.
+    """
+    names = list(trials[0].values)
+    return all(
+        is_settled(
+            mean(tested, name), [mean(trial, name) for trial in trials], mean(baseline, name), claim, n,
+            first_look=first_look,
+        )
+        for name in (names if every_measure else names[:1])
+    )  # fmt: skip
 
 
 def seed_of(seed: int, name: str, heads: HeadSet, draw: int) -> int:

@@ -11,7 +11,7 @@ from interp.analyses.measures.losses import span_loss, token_losses
 from interp.analyses.prompt_sizes import REPLY_TOKENS
 from interp.analyses.registry import analysis
 from interp.analyses.results.head_scores import HeadScores
-from interp.analyses.results.set_test import N_RANDOM_SETS
+from interp.analyses.results.set_test import MIN_RANDOM_SETS, N_RANDOM_SETS
 from interp.analyses.results.trial import BASELINE, RANDOM_BY_LAYER, Trial
 from interp.analyses.results.trials import Trials
 from interp.analyses.tasks import standard
@@ -32,7 +32,7 @@ def _inputs(run: Any) -> dict[str, Any]:
     made = {
         "a": run.scores["retrieval"], "b": run.scores["induction"], "needles": needles, "repeated": repeated,
         "neutral": neutral, "max_new_tokens": run.sizes.reply_tokens, "n_heads": run.n_heads,
-        "n_random_sets": run.n_random_sets, "ablation": run.ablation,
+        "n_random_sets": min(run.n_random_sets, MIN_RANDOM_SETS), "ablation": run.ablation,
     }  # fmt: skip
     return made | run.settings.get("set_difference", {})
 
@@ -133,7 +133,7 @@ def set_difference(
         tested = [trial(Condition(name, heads)) for name, heads in sets.items()]
         trials += tested
         for own in tested:
-            random = RandomSets(own.heads, layout, n_random_sets, seed, own.condition, every)
+            random = RandomSets(own.heads, layout, n_random_sets, seed, own.condition, every, is_single=False)
             trials += random.run(trial, base, own, free=False, every_measure=True)
     return Trials(
         name="set_difference",

@@ -28,7 +28,9 @@ def tested_set(result: Any, condition: str, measure: str, size: float | None, ov
     values = [mean_of(trials, measure) for trials in sets]
     own, unmodified_value = mean_of(tested, measure), mean_of(base, measure)
     # draws end where the first measure is decided, or all of them
-    ended = measure == result.measures[0] or is_settled(own, values, unmodified_value, claim, result.n_random_sets)
+    ended = measure == result.measures[0] or is_settled(
+        own, values, unmodified_value, claim, result.n_random_sets, first_look=False
+    )
     return set_test(own, values, unmodified_value, claim, result.n_random_sets if ended else 0)
 
 

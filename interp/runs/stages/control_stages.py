@@ -9,6 +9,7 @@ from interp.analyses.causal.ablation_test import ablation_test
 from interp.analyses.causal.control_profile import control_profile, sizes_of
 from interp.analyses.registry import Analysis
 from interp.analyses.results.result import Result
+from interp.analyses.results.set_test import MIN_RANDOM_SETS
 from interp.analyses.tasks import standard
 from interp.hooks.model.heads import HeadLayout
 from interp.hooks.prompts.prompts import Prompts
@@ -61,16 +62,17 @@ def control_stage(entry: Analysis, plan: "ScorePlan", tokenizer: Any, own: Promp
 def profile_stage(entry: Analysis, plan: "ScorePlan", tokenizer: Any, own: Prompts | None) -> Stage:
     """The stage that ablates and keeps several numbers of heads of an analysis, under several ablations."""
     control, prompts, _, kinds, settings = _inputs(entry, plan, tokenizer, own)
+    # a profile tests many sets
+    n_random_sets = min(plan.n_random_sets, MIN_RANDOM_SETS)
 
     def work(run: "Run", steps: Path) -> Result:
-        return control_profile(
-            control, run.model, prompts, run.result(entry.name), kinds=kinds, folder=steps, **settings
-        )
+        few = settings | {"n_random_sets": n_random_sets}
+        return control_profile(control, run.model, prompts, run.result(entry.name), kinds=kinds, folder=steps, **few)
 
     def cost(model: Any) -> Any:
         n_sizes = len(sizes_of(control, plan.n_heads, HeadLayout.of(model)))
         # ablated, kept and by depth; the first two have random sets
-        conditions = 1 + len(kinds) * n_sizes * (3 + 2 * plan.n_random_sets)
+        conditions = 1 + len(kinds) * n_sizes * (3 + 2 * n_random_sets)
         return control.cost_of_conditions(model, prompts, plan.batch_size, conditions)
 
     return single(

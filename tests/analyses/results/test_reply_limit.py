@@ -57,7 +57,7 @@ def test_head_scores_count_replies_at_the_limit(model, needles, name):
     assert scores.extras["at_limit"].all()
     sentence = "3 of 3 replies ended at the limit of 2 new tokens."
     assert sentence in scores.summary()
-    assert sentence in words.facts(scores)
+    assert sentence in words.facts(scores, None)
     joined = HeadScores.concat([scores, scores])
     assert "6 of 6 replies" in joined.summary()
 
