@@ -21,9 +21,7 @@ from interp.hooks.model.heads import HeadLayout, HeadSet
 from interp.hooks.model.layers import check_eval
 from interp.hooks.prompts.prompts import Prompts
 
-NONE_LEFT = (
-    "No other head is above the threshold of {}, so the condition in which the tested heads are kept is left out."
-)
+NONE_LEFT = "No other head is above the threshold of {}, so there is no condition in which the tested heads are kept."
 
 
 def causal_profile(
