@@ -46,7 +46,10 @@ def main() -> None:
     shared: dict[str, Any] = {"n_random_sets": arguments.n_random_sets, "folder": folder, "progress": True}
     if arguments.part != "difference":
         reference = standard.check_needles(replace(SIZES, seed=standard.REFERENCE_SEED), tokenizer)
-        measures = {"accuracy": accuracy(needles, max_new_tokens=SIZES.reply_tokens), NEUTRAL: neutral_loss(neutral)}
+        measures = {
+            "accuracy": accuracy(needles, max_new_tokens=SIZES.reply_tokens, batch_size=10),
+            NEUTRAL: neutral_loss(neutral),
+        }
         about = [needles.fingerprint(), neutral.fingerprint(), SIZES.reply_tokens]
         found = causal_profile(
             model, scores["retrieval"], measures, sizes=arguments.sizes, about=about,
@@ -56,7 +59,7 @@ def main() -> None:
     if arguments.part != "profile":
         difference = set_difference(
             model, scores["retrieval"], scores["induction"], needles=needles, repeated=repeated, neutral=neutral,
-            max_new_tokens=SIZES.reply_tokens, **shared,
+            max_new_tokens=SIZES.reply_tokens, batch_size=10, **shared,
         )  # fmt: skip
         difference.save(folder / "difference")
     if arguments.part is None:
