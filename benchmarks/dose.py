@@ -26,8 +26,8 @@ from interp.analyses.results.trials import Trials
 from interp.analyses.tasks import standard
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
-SIZES = PromptSizes(reply_tokens=14)
-"""as in a run, with shorter replies: an answer has at most 11 tokens"""
+SIZES = PromptSizes(check_length=176, reply_tokens=14)
+"""as in a run, with shorter prompts and replies: an answer has at most 11 tokens"""
 PARTS = ("profile", "difference")
 
 

@@ -73,7 +73,7 @@ class PromptSizes:
     sweep_lengths: tuple[int, ...] = ()
     n_sweep: int = 2
     n_check_needles: int = 10
-    check_length: int = 176
+    check_length: int = 192
     training_steps: int = 100
     explorer_tokens: int = 1024
 

@@ -85,7 +85,7 @@ class ScorePlan:
     ablation: Ablation = "zero"
     kinds: tuple[str, ...] = ("zero", "mean", "resample")
     thorough: bool = False
-    batch_size: int = 8
+    batch_size: int = 16
 
     def __post_init__(self) -> None:
         object.__setattr__(

@@ -16,7 +16,7 @@ from interp.analyses.causal.curve import causal_curve
 from interp.analyses.causal.random_sets import N_FREE_SETS
 from interp.analyses.costs import Cost, Passes, total
 from interp.analyses.measures.answer_logits import logit_differences
-from interp.analyses.measures.losses import span_loss, token_losses
+from interp.analyses.measures.losses import SpanLoss, token_losses
 from interp.analyses.prompt_sizes import REPLY_TOKENS
 from interp.analyses.results.head_scores import HeadScores
 from interp.analyses.results.trials import Trials
@@ -326,7 +326,7 @@ class Loss(Control):
         name = "loss on the second copy of repeated tokens" if self.span == "second" else f"loss on {self.span}"
 
         def measure(model: nn.Module) -> Tensor:
-            return token_losses(model, prompts, batch_size, loss=span_loss(self.span))
+            return token_losses(model, prompts, batch_size, loss=SpanLoss(self.span))
 
         return name, measure
 

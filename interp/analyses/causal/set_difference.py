@@ -7,7 +7,7 @@ from torch import nn
 
 from interp.analyses.causal.ablated_measures import NATS, NEUTRAL, AblatedMeasures, Measure, accuracy, neutral_loss
 from interp.analyses.causal.random_sets import Condition, RandomSets
-from interp.analyses.measures.losses import span_loss, token_losses
+from interp.analyses.measures.losses import SpanLoss, token_losses
 from interp.analyses.prompt_sizes import REPLY_TOKENS
 from interp.analyses.registry import analysis
 from interp.analyses.results.head_scores import HeadScores
@@ -113,7 +113,7 @@ def set_difference(
     if needles is not None:
         measures[ANSWERS] = accuracy(needles, max_new_tokens=max_new_tokens, batch_size=batch_size)
     if repeated is not None:
-        measures[REPEATED] = lambda model: token_losses(model, repeated, batch_size, loss=span_loss("second"))
+        measures[REPEATED] = lambda model: token_losses(model, repeated, batch_size, loss=SpanLoss("second"))
     if neutral is not None:
         measures[NEUTRAL] = neutral_loss(neutral, batch_size)
     if not measures:

@@ -15,7 +15,7 @@ from interp.analyses.causal.ablated_measures import KINDS, Ablations, accuracy, 
 from interp.analyses.causal.causal_profile import causal_profile
 from interp.analyses.causal.random_sets import KeptSets, role_of
 from interp.analyses.causal.set_difference import set_difference
-from interp.analyses.measures.losses import span_loss, token_losses
+from interp.analyses.measures.losses import SpanLoss, token_losses
 from interp.analyses.results.head_scores import HeadScores
 from interp.analyses.results.trials import Trials
 from interp.errors import ScoreError, UsageError
@@ -29,7 +29,7 @@ JOB = HeadSet((Head(*PLANTED.head), Head(*PLANTED.helper or (0, 0))))
 
 
 def copying(model):
-    return token_losses(model, COPIES, loss=span_loss("second"))
+    return token_losses(model, COPIES, loss=SpanLoss("second"))
 
 
 def table(first: HeadSet, name: str = "made", threshold: float | None = None) -> HeadScores:
