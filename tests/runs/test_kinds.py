@@ -54,6 +54,7 @@ def test_a_thorough_run_has_random_sets_for_every_ablation(finished):
     assert profile.sizes("induction, zero") == (1, 2)
     for kind in ("zero", "mean", "resample"):
         test = profile.set_test(f"induction, {kind}", size=2)
+        assert test is not None
         assert (test.n_sets, test.decided) == (2, False)
     assert profile.units == dict.fromkeys(profile.measures, "nats per token")
 

@@ -169,8 +169,10 @@ def ablation_test(
         )
 
     with bar:
-        trials = [trial(each, ablation, neutral) for each in (Condition(BASELINE, HeadSet(())), Condition(TOP, heads))]
-        random = sets.run(trial, *trials)
+        base, tested = (
+            trial(each, ablation, neutral) for each in (Condition(BASELINE, HeadSet(())), Condition(TOP, heads))
+        )
+        trials, random = [base, tested], sets.run(trial, base, tested)
         others = further_conditions(TOP, scores, heads, (ablation, *kinds), sufficiency)
         trials += [trial(condition, kind, neutral) for condition, kind in others]
         trials += [trial(each, ablation, neutral) for each in depth_conditions(TOP, scores, heads, depth)]

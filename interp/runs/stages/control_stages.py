@@ -28,7 +28,8 @@ class _Inputs(NamedTuple):
     prompts: Any
     of_analysis: bool
     """whether the prompts are of the kind that the analysis reads"""
-    kinds: tuple[str, ...]
+    kinds: Any
+    """names of ablations"""
     settings: dict[str, Any]
 
 
@@ -66,7 +67,7 @@ def profile_stage(entry: Analysis, plan: "ScorePlan", tokenizer: Any, own: Promp
     n_random_sets = min(plan.n_random_sets, MIN_RANDOM_SETS)
 
     def work(run: "Run", steps: Path) -> Result:
-        few = settings | {"n_random_sets": n_random_sets}
+        few: dict[str, Any] = settings | {"n_random_sets": n_random_sets}
         return control_profile(control, run.model, prompts, run.result(entry.name), kinds=kinds, folder=steps, **few)
 
     def cost(model: Any) -> Any:
@@ -137,4 +138,5 @@ def _inputs(entry: Analysis, plan: "ScorePlan", tokenizer: Any, own: Prompts | N
 def _reference_needles(control: Any, plan: "ScorePlan", tokenizer: Any) -> Prompts:
     """Needle prompts that mean and resample ablations take values from."""
     sizes = replace(plan.sizes, seed=plan.seed + standard.REFERENCE_SEED)
-    return control.prompts(sizes, tokenizer)[: standard.N_REFERENCE]
+    made: Prompts = control.prompts(sizes, tokenizer)
+    return made[: standard.N_REFERENCE]
