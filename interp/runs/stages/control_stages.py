@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from interp.runs.run import Run
 
 
+N_NEUTRAL = 2
+"""neutral texts of each control, few so that a run takes little longer"""
+
+
 class _Inputs(NamedTuple):
     """The prompts of a control, and the settings that all controls of a run share."""
 
@@ -89,7 +93,7 @@ def named_heads_stage(plan: "ScorePlan", tokenizer: Any) -> Stage:
     """The stage that tests the heads that a user names, where no analysis of the plan is tested by answers."""
     control = controls.answers().with_sizes(plan.sizes)
     prompts = standard.check_needles(plan.sizes, tokenizer)
-    neutral = standard.neutral_texts(plan.sizes, tokenizer)
+    neutral = standard.neutral_texts(plan.sizes, tokenizer)[:N_NEUTRAL]
     reference = _reference_needles(control, plan, tokenizer)
     kinds: Any = tuple(kind for kind in plan.kinds if kind != plan.ablation)
 
@@ -129,7 +133,7 @@ def _inputs(entry: Analysis, plan: "ScorePlan", tokenizer: Any, own: Prompts | N
     kinds = tuple(kind for kind in plan.kinds if kind != "resample" or len(reference) > 1)
     settings = {
         "n_heads": plan.n_heads, "n_random_sets": plan.n_random_sets, "reference": reference,
-        "neutral": standard.neutral_texts(plan.sizes, tokenizer), "batch_size": plan.batch_size,
+        "neutral": standard.neutral_texts(plan.sizes, tokenizer)[:N_NEUTRAL], "batch_size": plan.batch_size,
         "held_out": own is None, "seed": plan.seed,
     }  # fmt: skip
     return _Inputs(control, prompts, given is None, kinds, settings)
