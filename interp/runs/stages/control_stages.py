@@ -119,7 +119,7 @@ def _inputs(entry: Analysis, plan: "ScorePlan", tokenizer: Any, own: Prompts | N
     """Prompts and settings of a control. Its prompts are none of those that chose the heads, except a user's own."""
     control, standard_prompts = entry.control.with_sizes(plan.sizes), entry.prompts
 
-    def drawn(seed: int) -> Prompts:
+    def drawn(seed: int) -> Any:
         made: Any = own_prompts(entry, plan, own)
         if made is None and standard_prompts is not None:
             made = standard_prompts(replace(plan.sizes, seed=plan.seed + seed), tokenizer)
