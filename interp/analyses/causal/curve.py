@@ -43,8 +43,9 @@ def causal_curve(
     """Take every measure with the first heads of each ranking ablated, for several numbers of heads.
 
     Random heads are the control. Every ranking has its own for each size: `n_random_sets` sets with as many heads of
-    each layer, and up to 3 drawn freely. None has heads of the tested set or heads above the threshold of the ranking.
-    The draws end early where no further set can change the verdict on the first measure, see `Trials.set_test`.
+    each layer, drawn from all heads of the layer, and up to 3 of other heads of any layer. None has other heads above
+    the threshold of the ranking than the tested ones. The draws end early where no further set can change the verdict
+    on the first measure, see `Trials.set_test`; `Trials.findings` corrects for several rankings and sizes.
 
     Args:
         model: A transformers causal language model, or a TransformerBridge over one.
