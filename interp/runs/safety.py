@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from interp.analyses.prompt_sizes import REPLY_TOKENS
-from interp.analyses.results.set_test import MIN_RANDOM_SETS
+from interp.analyses.results.set_test import N_RANDOM_SETS
 from interp.errors import UsageError
 from interp.runs.plan import at_least_one
 
@@ -36,8 +36,8 @@ class SafetyPlan:
         head_set_sizes: Numbers of heads that the curves ablate.
         stop_below: Stop ablating more heads of a ranking once the share of refusals falls to this.
         reply_tokens: Number of new tokens of a reply.
-        n_random_sets: Number of random head sets, matched by layer, for each ranking and size; a verdict needs 39.
-            Up to 3 more are drawn freely.
+        n_random_sets: Number of random head sets, matched by layer, for each ranking and size; a verdict needs 39,
+            and more where few of the rankings and sizes have an effect. Up to 3 more are drawn freely.
         seed: Seed of random head sets and intervals.
         batch_size: Number of prompts per forward pass.
         keep_text: Store whole replies rather than their first 40 characters.
@@ -57,7 +57,7 @@ class SafetyPlan:
     head_set_sizes: tuple[int, ...] = (1, 3, 5, 10, 20, 33)
     stop_below: float = 0.5
     reply_tokens: int = REPLY_TOKENS
-    n_random_sets: int = MIN_RANDOM_SETS
+    n_random_sets: int = N_RANDOM_SETS
     seed: int = 0
     batch_size: int = 8
     keep_text: bool = False

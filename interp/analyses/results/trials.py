@@ -12,9 +12,9 @@ from interp.analyses.results.intervals import SHARE, SHARE_DIFFERENCE, Estimate
 from interp.analyses.results.joined_trials import joined
 from interp.analyses.results.reply_limit import sentence_of_trials
 from interp.analyses.results.result import Result
-from interp.analyses.results.set_test import Claim, SetTest, set_test
+from interp.analyses.results.set_test import Claim, SetTest
 from interp.analyses.results.trial import BASELINE, RANDOM, RANDOM_BY_LAYER, Trial, by_task
-from interp.analyses.results.trial_rows import rows
+from interp.analyses.results.trial_rows import findings, rows, tested
 from interp.errors import UsageError
 from interp.hooks.model.provenance import Provenance
 
@@ -195,6 +195,7 @@ class Trials(Result):
         over: str | None = None,
         size: float | None = None,
         task: str | None = None,
+        n_comparisons: int = 1,
     ) -> Estimate:
         """Mean over prompts of a measure under one condition minus another, each prompt with itself, and its interval.
 
@@ -207,6 +208,7 @@ class Trials(Result):
                 which is compared with every size.
             size: As in `select`; of `over` where the condition is the baseline.
             task: As in `select`.
+            n_comparisons: Number of comparisons whose intervals hold together with 95 %, by Bonferroni's correction.
 
         Returns:
             Estimate: mean, low, high of the difference.
@@ -234,10 +236,11 @@ class Trials(Result):
                 f"{condition!r} and {over!r} were not measured on the same prompts; compare conditions that share them."
             )
         bounds = SHARE_DIFFERENCE if self._is_share(measure) else None
+        how: Any = {"seed": self.seed, "bounds": bounds, **intervals.together(n_comparisons)}
         if one[0].task:
             differences = [[a - b for a, b in zip(*pair, strict=True)] for pair in zip(*sides, strict=True)]
-            return intervals.pooled_mean(differences, seed=self.seed, bounds=bounds)
-        return intervals.paired_difference(rows, others, seed=self.seed, bounds=bounds)
+            return intervals.pooled_mean(differences, **how)
+        return intervals.paired_difference(rows, others, **how)
 
     def set_test(
         self, condition: str, measure: str | None = None, *, size: float | None = None, over: str | None = None
@@ -256,31 +259,7 @@ class Trials(Result):
         Raises:
             UsageError: If there is no such trial or measure.
         """
-        measure = self._measure(measure)
-        over = over or (RANDOM_BY_LAYER if RANDOM_BY_LAYER in self.conditions else RANDOM)
-        tested, sized = self.select(condition, size), {(trial.condition, trial.size) for trial in self.trials}
-        unmodified = next((name for name in (BASELINE, condition) if (name, 0) in sized), None)
-        if self.claim is None or unmodified is None or over not in self.conditions or condition in (over, BASELINE):
-            return None
-        sets: dict[int, list[Trial]] = {}
-        for trial in self.trials:
-            if (trial.condition, trial.size) == (over, tested[0].size) and trial.matched in ("", condition):
-                sets.setdefault(trial.draw, []).append(trial)
-        base = self.select(unmodified, 0)
-        if not sets or any(measure not in trial.values for trial in base):
-            return None
-        return set_test(
-            self._mean_of(tested, measure),
-            [self._mean_of(trials, measure) for trials in sets.values()],
-            self._mean_of(base, measure),
-            self.claim,
-            # the first measure decides when the draws end
-            self.n_random_sets if measure == self.measures[0] else 0,
-        )
-
-    def _mean_of(self, trials: Sequence[Trial], measure: str) -> float:
-        rows = by_task(trials, self._rows(trials, measure))
-        return sum(sum(row) / len(row) for row in rows) / len(rows)
+        return tested(self, condition, self._measure(measure), size, over)
 
     def _is_share(self, measure: str) -> bool:
         numbers = [value for trial in self.trials for value in trial.values.get(measure, ())]
@@ -313,6 +292,20 @@ class Trials(Result):
         """
         measures = self.measures if measure is None else (self._measure(measure),)
         return rows(self, measures, task)
+
+    def findings(self, measure: str | None = None) -> tuple[tuple[str, float], ...]:
+        """The tested conditions and sizes that differ from their control, corrected for the number of comparisons.
+
+        Where there are random head sets, these are the ones that are beyond them, see `beyond_together`. Otherwise the
+        interval of the gain over the control excludes 0 when it holds for all comparisons together.
+
+        Args:
+            measure: One of `measures`, by default the first.
+
+        Returns:
+            Pairs of condition and size; none for a share that is measured on fewer than 10 prompts.
+        """
+        return findings(self, self._measure(measure))
 
     def to_frame(self) -> Any:
         """The long table as a pandas DataFrame: condition, task, size, draw, heads, measure, prompt, value."""
