@@ -87,9 +87,7 @@ def test_the_logit_difference_of_answers(chat):
     for trial in trials.trials:
         with ablate(model, trial.heads, "zero"):
             assert trial.values["logit difference"] == pytest.approx(logit_differences(model, prompts).tolist())
-    assert not any(
-        set(t.heads) & set(scores.top(int(t.size))) for t in trials.trials if t.condition.startswith("random")
-    )
+    assert not any(set(t.heads) & set(scores.top(int(t.size))) for t in trials.trials if t.condition == "random")
 
 
 def test_answers_are_of_needles_that_no_score_saw(chat):
