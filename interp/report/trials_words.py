@@ -53,7 +53,7 @@ def _measured(result: Trials) -> list[str]:
 
 
 def _other_measures(result: Trials, tested: list[str]) -> list[str]:
-    """The tests on all measures but the first, of several conditions that have random sets of their own."""
+    """The tests on all measures but the first, of several conditions with separate random sets."""
     found = []
     for measure in result.measures[1:] if len(tested) > 1 else ():
         tests = {name: result.set_test(name, measure) for name in tested if len(result.sizes(name)) == 1}
