@@ -38,6 +38,7 @@ def main() -> None:
     parser.add_argument("--sets", type=int, default=99)
     parser.add_argument("--random", type=int, default=20)
     parser.add_argument("--heads", type=int, default=10)
+    parser.add_argument("--analyses", default=",".join(ANALYSES))
     parser.add_argument("--out", default="docs/head_sets.json")
     parser.add_argument("--tests", action=argparse.BooleanOptionalAction, default=True)
     arguments = parser.parse_args()
@@ -46,12 +47,12 @@ def main() -> None:
     stored = json.loads(out.read_text()) if out.exists() and not arguments.tests else {"tests": []}
     stored |= {"model": arguments.model, "tables": []}
     rows = stored["tests"]
-    for name in ANALYSES:
+    for name in arguments.analyses.split(","):
         start = time.perf_counter()
         entry = registry.get(name)
         prompts = entry.prompts(sizes, tokenizer)
         scores: HeadScores = entry.thing(model, prompts, batch_size=16)
-        stored["tables"].append(table(name, scores))
+        stored["tables"].append(table(name, scores, entry.threshold))
         if not arguments.tests:
             continue
         check = entry.control.prompts(sizes, tokenizer) or prompts
@@ -103,15 +104,15 @@ def experiment(
     return causal_curve(model, {"top": ranking}, {name: measure}, sizes=(size,), **settings)
 
 
-def table(name: str, scores: HeadScores) -> dict[str, Any]:
+def table(name: str, scores: HeadScores, threshold: float) -> dict[str, Any]:
     """The numbers of a score table, and a line about them."""
     (first,) = scores.leading(1)
     found = {
         "analysis": name,
         "n_counted": scores.counted,
-        "threshold": scores.threshold,
-        "n_above": len(scores.heads()),
-        "n_confident": len(scores.confident()),
+        "threshold": threshold,
+        "n_above": len(scores.heads(above=threshold)),
+        "n_confident": len(scores.confident(threshold)),
         "first": str(first.head),
         "score": first.value,
         "held_out": first.held_out,

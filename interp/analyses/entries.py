@@ -109,9 +109,9 @@ class Analysis(Entry):
     color: str | None = None
     """its colour in every figure"""
     sets: tuple[str, ...] = ()
-    """names that stand for several analyses and include this one, such as "all" """
-    in_every: bool = True
-    """whether "every" includes it"""
+    """names that stand for several analyses and include this one, such as "basic" """
+    in_all: bool = True
+    """whether the set "all" includes it"""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -29,7 +29,7 @@ class PromptSizes:
     """Number and length of the prompts of a run.
 
     Args:
-        seed: Seed of prompts, random head sets and intervals.
+        seed: Seed of prompts, random head sets and confidence intervals.
         n_needles: Number of needle prompts: long texts that hide a made-up fact, with a question about it.
         needle_length: Number of tokens of a needle prompt, at most.
         needle_depths: Depths of the needle, as fractions of the text.

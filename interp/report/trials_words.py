@@ -13,7 +13,7 @@ from interp.plots import number
 from interp.report.lists import joined
 
 DRAWN = {
-    RANDOM: "drawn freely",
+    RANDOM: "from all layers",
     RANDOM_BY_LAYER: "matched by layer",
     RANDOM_KEPT: "of the same role kept in their place",
 }

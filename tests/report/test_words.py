@@ -20,8 +20,8 @@ def plain(sentences: list[str]) -> list[str]:
 
 
 ABLATED = (
-    "Accuracy with 2 heads ablated: top 8%, random heads matched by layer {}% (mean of {} draws), random heads drawn "
-    "freely 92% (mean of 2 draws)."
+    "Accuracy with 2 heads ablated: top 8%, random heads matched by layer {}% (mean of {} draws), random heads from "
+    "all layers 92% (mean of 2 draws)."
 )
 
 

@@ -28,7 +28,7 @@ def model():
 
 
 def test_every_stage_that_declares_a_cost_is_counted(model, tokenizer):
-    plan = run_cases.score_plan("all", "gradient_importance", heads="")
+    plan = run_cases.score_plan("basic", "gradient_importance", heads="")
     cost = estimate(plan, model, tokenizer)
     stages = plan.stages(model, tokenizer)
     assert [row.name for row in cost.stages] == [stage.name for stage in stages if stage.cost is not None]

@@ -115,7 +115,7 @@ class Control:
             batch_size: Number of prompts per forward pass.
             held_out: Whether the scores were made from other prompts. Otherwise a control whose measure the scores are
                 made of has no test.
-            seed: Seed of the random heads and of the intervals.
+            seed: Seed of the random heads and of the confidence intervals.
             folder: Where finished conditions are kept, so that an interrupted control continues.
             progress: Show a progress bar.
 
@@ -357,7 +357,7 @@ def loss(span: str = "", n_tokens: int | None = None) -> Loss:
 
 
 def n_sets(n_random_sets: int) -> int:
-    """Number of random head sets of a test: those matched by layer, and up to 3 drawn freely.
+    """Number of random head sets of a test: those matched by layer, and up to 3 from all layers.
 
     Args:
         n_random_sets: Number of random sets that are matched by layer.

@@ -39,7 +39,7 @@ def _inputs(run: Any) -> dict[str, Any]:
 
 @analysis(
     title="Retrieval heads against induction heads", group="long context", order=32, resumable=True,
-    needs=("retrieval", "induction"), inputs=_inputs, own_prompts=lambda own, sizes: None, in_every=False,
+    needs=("retrieval", "induction"), inputs=_inputs, own_prompts=lambda own, sizes: None, in_all=False,
 )  # fmt: skip
 def set_difference(
     model: nn.Module,
