@@ -30,8 +30,6 @@ DOCS = Path(__file__).resolve().parents[1] / "docs"
 SIZES = PromptSizes(check_length=176, reply_tokens=14)
 """as in a run, with shorter prompts and replies: an answer has at most 11 tokens"""
 PARTS = ("test", "difference", "profile")
-SIZES_COMPARED = (10, 30)
-"""numbers of top heads of the two tables that are compared"""
 
 
 def main() -> None:
@@ -40,6 +38,7 @@ def main() -> None:
     parser.add_argument("--part", choices=PARTS, help="make one part; the profile takes an hour on two cores")
     parser.add_argument("--folder", type=Path, default=Path("runs/dose"), help="folder of finished points")
     parser.add_argument("--n-random-sets", type=int, default=39)
+    parser.add_argument("--n-heads", type=int, default=10, help="top heads of each of the two tables")
     parser.add_argument("--sizes", type=int, nargs="+", default=[10], help="numbers of retrieval heads")
     arguments = parser.parse_args()
     folder: Path = arguments.folder
@@ -56,12 +55,11 @@ def main() -> None:
         )  # fmt: skip
         test.save(folder / "test")
     if arguments.part in (None, "difference"):
-        for n_heads in SIZES_COMPARED:
-            difference = set_difference(
-                model, scores["retrieval"], scores["induction"], needles=needles, repeated=repeated, neutral=neutral,
-                n_heads=n_heads, **replies, **shared,
-            )  # fmt: skip
-            difference.save(folder / f"difference-{n_heads}")
+        difference = set_difference(
+            model, scores["retrieval"], scores["induction"], needles=needles, repeated=repeated, neutral=neutral,
+            n_heads=arguments.n_heads, **replies, **shared,
+        )  # fmt: skip
+        difference.save(folder / "difference")
     if arguments.part == "profile":
         measures = {"accuracy": accuracy(needles, **replies), NEUTRAL: neutral_loss(neutral)}
         about = [needles.fingerprint(), neutral.fingerprint(), SIZES.reply_tokens]
@@ -69,13 +67,13 @@ def main() -> None:
             model, scores["retrieval"], measures, sizes=arguments.sizes, about=about, reference=reference, **shared
         )
         replace(found, shares=("accuracy",)).save(folder / "profile")
-    if all((folder / f"{name}.json").exists() for name in results()[:3]):
+    if all((folder / f"{name}.json").exists() for name in PARTS[:2]):
         write(arguments.model, scores, folder)
 
 
 def write(model: str, scores: dict[str, HeadScores], folder: Path) -> None:
     """Write docs/dose.json, draw the profile if it was made, and print the tables."""
-    found = {name: Trials.load(folder / name) for name in results() if (folder / f"{name}.json").exists()}
+    found = {name: Trials.load(folder / name) for name in PARTS if (folder / f"{name}.json").exists()}
     agreement = scores["retrieval"].compare(scores["induction"], 10)
     print(f"Retrieval and induction: {agreement}")
     for trials in found.values():
@@ -91,11 +89,6 @@ def write(model: str, scores: dict[str, HeadScores], folder: Path) -> None:
     (DOCS / "dose.json").write_text(json.dumps(record, indent=1) + "\n")
     if "profile" in found:
         plots.save(plots.figure(found["profile"]), DOCS / "dose.svg", width=900)
-
-
-def results() -> tuple[str, ...]:
-    """Names of the results, the optional profile last."""
-    return ("test", *(f"difference-{n}" for n in SIZES_COMPARED), "profile")
 
 
 def tables(model: Any, tokenizer: Any, folder: Path) -> dict[str, HeadScores]:

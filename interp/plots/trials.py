@@ -209,11 +209,12 @@ def _bands(
 
 
 def _add_band(picture: "Figure", x: Sequence[float], bands: list[tuple[float, float]], colour: str, name: str) -> None:
-    shared: Any = {"x": list(x), "mode": "lines", "line": {"width": 0, "color": colour}, "hoverinfo": "skip"}
     red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
-    fill: Any = {"fill": "tonexty", "fillcolor": f"rgba({red},{green},{blue},0.15)"}
-    picture.add_scatter(y=[low for low, _ in bands], showlegend=False, name=safe(name), **shared)
-    picture.add_scatter(y=[high for _, high in bands], showlegend=False, name=safe(name), **shared, **fill)
+    ends = [*(low for low, _ in bands), *(high for _, high in reversed(bands))]
+    picture.add_scatter(
+        x=[*x, *reversed(x)], y=ends, mode="lines", line={"width": 0, "color": colour}, fill="toself",
+        fillcolor=f"rgba({red},{green},{blue},0.15)", name=safe(name), showlegend=False, hoverinfo="skip",
+    )  # fmt: skip
 
 
 def listed(heads: HeadSet) -> str:

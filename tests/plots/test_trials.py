@@ -59,11 +59,12 @@ def test_conditions_of_several_sizes_are_lines_that_begin_at_the_baseline():
     assert [trace.line.color for trace in drawn] == [ORANGE, GREY, GREY]
     assert [trace.line.dash for trace in drawn] == ["solid", "dot", "dash"]
     # the band holds the means of all sets but the outermost 2.5 % at each end
-    low, high = (trace for trace in figure.data if trace.name == "random by layer, central 95 %")
-    for size, *ends in zip(low.x, low.y, high.y, strict=True):
+    (band,) = (trace for trace in figure.data if trace.name == "random by layer, central 95 %")
+    assert band.fill == "toself"
+    assert list(band.x) == [1, 3, 5, 5, 3, 1]
+    for size, *ends in zip((1, 3, 5), band.y[:3], band.y[:2:-1], strict=True):
         means = [base + (0.1 + 0.001 * draw) * size for draw in range(99)]
         assert ends == pytest.approx(list(numpy.quantile(means, [0.025, 0.975])))
-    assert high.fill == "tonexty"
     assert figure.layout.xaxis.title.text == "heads"
     assert figure.layout.yaxis.title.text == "loss, nats per token"
     assert title(figure).startswith("Induction: loss | zero ablation; 12 prompts")
@@ -150,11 +151,10 @@ def test_each_kind_of_ablation_has_a_line_and_a_band_of_its_own_random_sets():
     assert shown == ["made, zero", "made, mean"]
     colours = {trace.name: trace.line.color for trace in figure.data}
     for kind, place in (("zero", 0), ("mean", 1)):
-        bands = [trace for trace in figure.data if trace.name == f"random by layer, for made, {kind}, central 95 %"]
-        low, high = bands
-        assert {low.line.color, high.line.color} == {colours[f"made, {kind}"]}
+        (band,) = [t for t in figure.data if t.name == f"random by layer, for made, {kind}, central 95 %"]
+        assert band.line.color == colours[f"made, {kind}"]
         means = [(2.0 + draw + place) / 2 for draw in range(8)]
-        assert [low.y[1], high.y[1]] == pytest.approx(list(numpy.quantile(means, [0.025, 0.975])))
+        assert [band.y[1], band.y[2]] == pytest.approx(list(numpy.quantile(means, [0.025, 0.975])))
     assert "bands: central 95 % of the random sets" in title(figure)
     kept = plots.trials(dose(), leave_out=["made, zero", "made, mean"])
     assert [trace.name for trace in kept.data if "central" not in trace.name] == ["made kept, zero", "made kept, mean"]

@@ -62,7 +62,7 @@ def set_difference(
     """Ablate the top heads that only one of two tables has, and those that both have, on up to three measures.
 
     `only a = top(a) - top(b)`, `only b = top(b) - top(a)`, `both = top(a) & top(b)`. Each of the three sets is compared
-    with random sets of its own, as many heads of each layer, without a head of either table, see `Trials.set_test`.
+    with separate random sets, as many heads of each layer, without a head of either table, see `Trials.set_test`.
 
     Two tables that correlate may still find different heads. Where they do, the heads of one table alone are needed on
     its own measure and not on that of the other, and the same holds the other way around.
@@ -157,7 +157,7 @@ def set_difference(
 def _sets(a: HeadScores, b: HeadScores, n_heads: int) -> Mapping[str, HeadSet]:
     """The head sets of the three conditions, as far as they have heads."""
     if a.name == b.name:
-        raise UsageError(f"both tables are named {a.name!r}; give two tables with names of their own.")
+        raise UsageError(f"both tables are named {a.name!r}; give two tables with different names.")
     a.compare(b, k=1)
     one, other = (HeadSet(tuple(table.top(n_heads))) for table in (a, b))
     if one == other:
