@@ -39,6 +39,7 @@ ANSWER = "id of the answer"
     partners_first=True,
     own_prompts=False,
     cost=costs.gated(costs.patching_means(), side=1),
+    source_settings={"right_only": True, "n_few_shot": "25 for each data set", "relations.shots": 10},
 )
 def function_vectors(
     model: nn.Module,

@@ -38,6 +38,8 @@ def _kept(prompts: Prompts, settings: Mapping[str, Any]) -> tuple[TopKeys]:
     max_new_tokens="reply_tokens",
     run_settings={"max_new_tokens": "$reply_tokens"},
     cost=costs.decoding(_kept, max_new_tokens=REPLY_TOKENS),
+    source_settings={"recall": "F1 above 0.5", "needle_length": "up to 10,000"},
+    control_extras={"distractor": "On distractors"},
 )
 def retrieval_reasoning(
     model: nn.Module,

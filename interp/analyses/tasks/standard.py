@@ -148,12 +148,12 @@ def entities(sizes: PromptSizes, tokenizer: Any) -> Pair:
     return real, random
 
 
-def injection(sizes: PromptSizes, tokenizer: Any) -> Pair:
-    """Prompts without and with an injected instruction, see `tasks.injection`."""
-    normal, attacked = (
-        tasks.injection(tokenizer, kind, n=sizes.n_pairs, seed=sizes.seed) for kind in ("normal", "attacked")
+def injection(sizes: PromptSizes, tokenizer: Any) -> tuple[Prompts, Prompts, Prompts]:
+    """Prompts without and with an injected instruction, and with a sentence of its length, see `tasks.injection`."""
+    normal, attacked, longer = (
+        tasks.injection(tokenizer, kind, n=sizes.n_pairs, seed=sizes.seed) for kind in ("normal", "attacked", "longer")
     )
-    return normal, attacked
+    return normal, attacked, longer
 
 
 def relations(sizes: PromptSizes, tokenizer: Any) -> Pair:
