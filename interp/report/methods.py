@@ -17,7 +17,7 @@ HASHES = ("prompts", "counted")
 
 @dataclass(frozen=True)
 class Method:
-    """What a section prints about its method."""
+    """Documentation and settings that a section prints."""
 
     about: list[tuple[str, str]]
     """headings and texts of the documentation"""
