@@ -43,8 +43,7 @@ class Run:
     provenance: Provenance
     layout: HeadLayout
     stages: tuple[Stage, ...]
-    own_prompts: bool = False
-    """whether the user's own prompts took the place of the standard ones"""
+    own_prompts: bool
 
     @classmethod
     def open(

@@ -99,9 +99,9 @@ def retrieval_reasoning(
         The code marks the whole sentence of the answer, where the span is the answer here, and takes all K of a long
         span. It counts a prompt by a QA F1 score above 0.5 in place of ROUGE-1 recall, and ends a reply after as many
         tokens as the answer has. Its needle is one passage of the answer, a distractor and the facts that decide
-        between them, where the question here uses other words than the needle. The reply is prefilled: `tasks.needle` ends with
-        the first words of the answer's sentence and uses the chat template, whereas the code ends with "Answer:" and
-        uses none.
+        between them; the question here uses other words than the needle. The reply is prefilled: `tasks.needle` ends
+        with the first words of the answer's sentence and uses the chat template, whereas the code ends with "Answer:"
+        and uses none.
 
     Limits:
         Does not show that the head reasons; only attention on the answer is measured.
