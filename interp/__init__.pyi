@@ -7,7 +7,9 @@ from . import steer as steer
 from . import tasks as tasks
 from . import views as views
 from .analyses.causal.ablation_test import ablation_test as ablation_test
+from .analyses.causal.causal_profile import causal_profile as causal_profile
 from .analyses.causal.curve import causal_curve as causal_curve
+from .analyses.causal.set_difference import set_difference as set_difference
 from .analyses.causal.sweep import sweep as sweep
 from .analyses.pruning import pruning_curve as pruning_curve
 from .analyses.results.head_scores import HeadScores as HeadScores

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from interp.analyses.causal.ablation_test import generate_ablated, source_of_numbers
+from interp.analyses.causal.ablated_measures import source_of_numbers
+from interp.analyses.causal.ablation_test import generate_ablated
 from interp.analyses.causal.function_identity import function_identity
 from interp.analyses.identify.gradient_importance import gradient_importance
 from interp.analyses.measures.losses import Loss, token_losses
@@ -40,6 +41,7 @@ def pruning_curve(
     loss: Loss | None = None,
     judge: Judge | None = None,
     max_new_tokens: int = REPLY_TOKENS,
+    depth: bool = True,
     n_random_sets: int = 3,
     batch_size: int = 8,
     seed: int = 0,
@@ -66,6 +68,7 @@ def pruning_curve(
         judge: Function of a greedy reply and its prompt that returns whether the reply is right. Where it is given,
             its verdict takes the place of the loss.
         max_new_tokens: Number of new tokens of a reply.
+        depth: Add the order of the depth profile, in which every head scores the mean of its layer.
         n_random_sets: Number of random orders; a verdict of `Trials.set_test` needs at least 39.
         batch_size: Number of prompts per forward pass.
         seed: Seed of the random orders, of "resample" and of the intervals.
@@ -73,8 +76,8 @@ def pruning_curve(
         progress: Show a progress bar.
 
     Returns:
-        Trials: The measure "loss" or "accuracy" under the name of the scores and under "random"; `size` is the share
-        of heads.
+        Trials: The measure "loss" or "accuracy" under the name of the scores, its depth profile and "random"; `size` is
+        the share of heads.
 
     Raises:
         UsageError: If the fractions do not rise from 0 to 1, leave a layer too few heads, or a head has no score.
@@ -84,13 +87,13 @@ def pruning_curve(
         >>> from interp.analyses.pruning import pruning_curve
         >>> curve = pruning_curve(model, prompts, scores, fractions=(0.0, 0.5), n_random_sets=1)
         >>> curve.conditions, curve.sizes("random")
-        (('induction', 'random'), (0.0, 0.5))
+        (('induction', 'induction, depth', 'random'), (0.0, 0.5))
 
     Source:
         Michel et al. 1905.10650, section 4.2; `recompute` as in the code of bertology.
 
     Differs:
-        Random orders are added.
+        Random orders and the depth profile are added.
 
     Limits:
         Does not show what pruning saves, since ablated heads are still computed, nor what fine-tuning would recover.
@@ -111,7 +114,8 @@ def pruning_curve(
     referred = None if reference is None else [reference.fingerprint(), seed]
     parts = Parts.of(folder, "pruning", [*source_of_numbers(source), *made_with, referred])
     known: dict[HeadSet, Tensor] = {}
-    bar = tqdm(total=len(counts) * (1 + n_random_sets), desc="pruning", disable=not progress, delay=2, leave=False)
+    total = len(counts) * (1 + depth + n_random_sets)
+    bar = tqdm(total=total, desc="pruning", disable=not progress, delay=2, leave=False)
 
     def measure(heads: HeadSet) -> dict[str, Tensor]:
         if judge is not None:
@@ -143,6 +147,12 @@ def pruning_curve(
             order = [*pruned[-1], *rest]
         pruned.append(_first(order, count, layout, keep_per_layer))
     planned = [(scores.name, 0, size, heads) for size, heads in zip(fractions, pruned[1:], strict=True)]
+    if depth:
+        by_depth = _order(scores.depth_profile(), seed)
+        planned += [
+            (f"{scores.name}, depth", 0, size, _first(by_depth, count, layout, keep_per_layer))
+            for size, count in zip(fractions, counts, strict=True)
+        ]
     for draw in range(n_random_sets):
         shuffled = _shuffled(layout, seed + draw)
         planned += [

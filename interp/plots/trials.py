@@ -1,9 +1,14 @@
 """Figures of trials: points for conditions of one size, lines over the sizes of conditions that have several."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, get_args
 
+import torch
+
 from interp.analyses.results.intervals import Estimate
-from interp.analyses.results.trial import BASELINE, RANDOM, RANDOM_BY_LAYER
+from interp.analyses.results.trial import BASELINE, RANDOM, RANDOM_BY_LAYER, RANDOM_KEPT, Trial
+from interp.analyses.results.trial_rows import Group, groups, sizes
+from interp.analyses.results.trial_tests import mean_of
 from interp.analyses.results.trials import Trials
 from interp.errors import UsageError
 from interp.hooks.edit.ablation import AblationKind
@@ -15,28 +20,36 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 DASHES = ("solid", "dash", "dot")
-CONTROLS = {RANDOM: "dot", RANDOM_BY_LAYER: "dash"}
+CONTROLS = {RANDOM: "dot", RANDOM_BY_LAYER: "dash", RANDOM_KEPT: "dash"}
 """conditions of random heads -> how their line is dashed"""
+MIN_BAND_SETS = 5
+"""random sets of a size below which there is no band"""
 N_LISTED = 12
 """heads that a hover lists"""
 
 
 @figure.register(Trials)
 def _(result: Trials) -> "Figure":
-    return trials(result)
+    kept = [name for name in result.tested if name in result.claims]
+    return trials(result, leave_out=kept)
 
 
-def trials(result: Trials, measure: str | None = None, task: str | None = None) -> "Figure":
+def trials(
+    result: Trials, measure: str | None = None, task: str | None = None, leave_out: Sequence[str] = ()
+) -> "Figure":
     """Draw a measure under every condition with its 95 % interval.
 
     Where every condition has one size, conditions are rows: a diamond for the mean over all draws, and a small dot for
     each draw where there are several. Where a condition has several sizes, conditions are lines over the sizes. Random
-    conditions are grey. A baseline of size 0 begins every line; one of another size is a thin horizontal line.
+    conditions are grey. A band holds the means of the central 95 % of the random sets; where random sets are matched to
+    several conditions, each condition has a band in its colour. A baseline of size 0 begins every line; one of another
+    size is a thin horizontal line.
 
     Args:
         result: The trials.
         measure: One of `result.measures`, by default the first.
         task: One of `result.tasks`; None for the mean over all tasks.
+        leave_out: Conditions that are not drawn, with the random sets that are matched to them.
 
     Returns:
         Figure: A plotly figure.
@@ -55,24 +68,33 @@ def trials(result: Trials, measure: str | None = None, task: str | None = None) 
     measure = result.measures[0] if measure is None else measure
     if task is not None and task not in result.tasks:
         raise UsageError(f"unknown task {task!r}; choose from {', '.join(map(repr, result.tasks))}.")
-    conditions = [name for name in result.conditions if _has(result, name, measure)]
-    if not conditions:
+    found = [
+        group
+        for group in groups(result)
+        if not {group.condition, group.matched} & set(leave_out) and _has(result, group, measure)
+    ]
+    if not found:
         raise UsageError(f"unknown measure {measure!r}; choose from {', '.join(map(repr, result.measures))}.")
-    drawn = _lines if any(len(result.sizes(name)) > 1 for name in conditions) else _rows
-    return drawn(result, conditions, measure, task)
+    drawn = _lines if result.is_sized else _rows
+    return drawn(result, found, measure, task)
 
 
-def _rows(result: Trials, conditions: list[str], measure: str, task: str | None) -> "Figure":
+def _rows(result: Trials, found: list[Group], measure: str, task: str | None) -> "Figure":
     """A row for each condition."""
     import plotly.graph_objects as go
 
-    means = [result.mean(name, measure, task=task) for name in conditions]
+    # tested conditions of different sizes may share a baseline of size 0
+    first = [sizes(result, group)[0] for group in found]
+    means = [
+        result.mean(group.condition, measure, size=size, task=task, matched=group.matched)
+        for group, size in zip(found, first, strict=True)
+    ]
     ticks, about = [], []
     dots: dict[str, list[Any]] = {"x": [], "y": [], "text": []}
-    for row, (name, mean) in enumerate(zip(conditions, means, strict=True)):
-        drawn = result.select(name, task=task)
+    for row, (group, size, mean) in enumerate(zip(found, first, means, strict=True)):
+        drawn = result.select(group.condition, size, task, group.matched)
         draws = list(dict.fromkeys(trial.draw for trial in drawn))
-        label = safe(_label(result, name))
+        label = safe(_label(result, group))
         count = f" ({len(draws)} draws)" if len(draws) > 1 else ""
         ticks.append(f"{label}<br>{_number(result, measure, mean.mean)}{count}")
         about.append(f"{label}<br>{result.show(measure, *mean)}")
@@ -82,7 +104,7 @@ def _rows(result: Trials, conditions: list[str], measure: str, task: str | None)
             dots["x"].append(sum(values) / len(values))
             dots["y"].append(row + 0.18 + 0.14 * place / max(len(draws) - 1, 1))
             dots["text"].append(f"{label}, draw {place + 1}: {_count(values, result.show)}<br>{listed(own[0].heads)}")
-    colours = [ORANGE if name in result.tested else BLUE for name in conditions]
+    colours = [ORANGE if group.condition in result.tested else BLUE for group in found]
     picture = go.Figure()
     picture.add_scatter(
         x=[mean.mean for mean in means], y=list(range(len(means))), mode="markers", name="condition", text=about,
@@ -108,28 +130,31 @@ def _rows(result: Trials, conditions: list[str], measure: str, task: str | None)
     return picture
 
 
-def _lines(result: Trials, conditions: list[str], measure: str, task: str | None) -> "Figure":
+def _lines(result: Trials, found: list[Group], measure: str, task: str | None) -> "Figure":
     """A line for each condition over its sizes."""
     import plotly.graph_objects as go
 
     picture = go.Figure()
     share = result.size_name.startswith("share")
-    base = result.mean(BASELINE, measure, task=task) if BASELINE in conditions else None
+    has_base = any(group.condition == BASELINE for group in found)
+    base = result.mean(BASELINE, measure, task=task) if has_base else None
     start = base is not None and result.sizes(BASELINE)[0] == 0
-    place, widest = 0, [0.0, 0.0]
-    for name in (name for name in conditions if name != BASELINE):
-        sizes = sorted(result.sizes(name))
-        rows = [result.mean(name, measure, size=size, task=task) for size in sizes]
+    widest, colours = [0.0, 0.0], _colours(result, found)
+    for group in (group for group in found if group.condition != BASELINE):
+        name, drawn = group.label, sorted(sizes(result, group))
+        rows = [result.mean(group.condition, measure, size=x, task=task, matched=group.matched) for x in drawn]
+        colour, dash = colours[group]
+        if len(bands := _bands(result, group, drawn, measure, task)) == len(drawn):
+            _add_band(picture, drawn, bands, colour, f"{name}, central 95 %")
+        if group.matched:
+            # its band says it all
+            continue
         if start and base is not None:
-            sizes, rows = [0, *sizes], [base, *rows]
-        widest = [min(widest[0] or sizes[0], sizes[0]), max(widest[1], sizes[-1])]
-        control = name in CONTROLS or name == result.control
-        colour = GREY if control else LINES[place % len(LINES)]
-        dash = CONTROLS.get(name, "dot") if control else DASHES[place // len(LINES) % len(DASHES)]
-        place += not control
-        labels = [f"{size:.0%}" if share else f"{size:g} {result.size_name}" for size in sizes]
+            drawn, rows = [0, *drawn], [base, *rows]
+        widest = [min(widest[0] or drawn[0], drawn[0]), max(widest[1], drawn[-1])]
+        labels = [f"{size:.0%}" if share else f"{size:g} {result.size_name}" for size in drawn]
         picture.add_scatter(
-            x=sizes, y=[row.mean for row in rows], mode="lines+markers", name=safe(name),
+            x=drawn, y=[row.mean for row in rows], mode="lines+markers", name=safe(name),
             line={"color": colour, "dash": dash, "width": 2}, marker={"size": 6}, error_y=_bars(rows, colour),
             text=[f"{safe(name)}, {safe(size)}<br>{result.show(measure, *row)}"
                   for size, row in zip(labels, rows, strict=True)],
@@ -151,6 +176,44 @@ def _lines(result: Trials, conditions: list[str], measure: str, task: str | None
     return picture
 
 
+def _colours(result: Trials, found: list[Group]) -> dict[Group, tuple[str, str]]:
+    """Colour and dash of the line of each group. Random heads are grey, or have the colour of their condition."""
+    made: dict[str, tuple[str, str]] = {}
+    for group in found:
+        if group.condition not in (*CONTROLS, BASELINE, result.control):
+            place = len(made)
+            made[group.condition] = LINES[place % len(LINES)], DASHES[place // len(LINES) % len(DASHES)]
+
+    def colour(group: Group) -> tuple[str, str]:
+        dash = CONTROLS.get(group.condition, "dot")
+        return made.get(group.condition) or (made.get(group.matched or "", (GREY, ""))[0], dash)
+
+    return {group: colour(group) for group in found}
+
+
+def _bands(
+    result: Trials, group: Group, drawn: Sequence[float], measure: str, task: str | None
+) -> list[tuple[float, float]]:
+    """The central 95 % of the means of the random sets of each size; nothing where a size has fewer than 5 sets."""
+    found = []
+    for size in drawn if group.condition in (RANDOM_BY_LAYER, RANDOM_KEPT) else ():
+        sets: dict[int, list[Trial]] = {}
+        for trial in result.select(group.condition, size, task, group.matched):
+            sets.setdefault(trial.draw, []).append(trial)
+        if len(sets) >= MIN_BAND_SETS:
+            means = torch.tensor([mean_of(trials, measure) for trials in sets.values()], dtype=torch.float64)
+            found.append(tuple(means.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()))
+    return found
+
+
+def _add_band(picture: "Figure", x: Sequence[float], bands: list[tuple[float, float]], colour: str, name: str) -> None:
+    shared: Any = {"x": list(x), "mode": "lines", "line": {"width": 0, "color": colour}, "hoverinfo": "skip"}
+    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+    fill: Any = {"fill": "tonexty", "fillcolor": f"rgba({red},{green},{blue},0.15)"}
+    picture.add_scatter(y=[low for low, _ in bands], showlegend=False, name=safe(name), **shared)
+    picture.add_scatter(y=[high for _, high in bands], showlegend=False, name=safe(name), **shared, **fill)
+
+
 def listed(heads: HeadSet) -> str:
     """The names of some heads, the first twelve where they are many."""
     names = [str(head) for head in heads]
@@ -158,15 +221,15 @@ def listed(heads: HeadSet) -> str:
     return ", ".join(names[:N_LISTED]) + more
 
 
-def _has(result: Trials, condition: str, measure: str) -> bool:
+def _has(result: Trials, group: Group, measure: str) -> bool:
     """Whether a condition was measured so; the loss of a baseline, say, has no influence."""
-    return all(measure in trial.values for trial in result.trials if trial.condition == condition)
+    return all(measure in trial.values for trial in result.trials if trial.condition == group.condition)
 
 
-def _label(result: Trials, condition: str) -> str:
+def _label(result: Trials, group: Group) -> str:
     """A condition, with its size where it is tested."""
-    size = result.sizes(condition)[0]
-    if condition not in result.tested or not size:
+    size, condition = sizes(result, group)[0], group.label
+    if group.condition not in result.tested or not size:
         return condition
     return f"{condition}, {size:.0%}" if result.size_name.startswith("share") else f"{condition} {size:g}"
 

@@ -1,10 +1,12 @@
 """Trials as tables: conditions, conditions by size, prompts, replies."""
 
 import math
+from itertools import product
 from typing import Any
 
 from interp.analyses.results.intervals import Estimate
 from interp.analyses.results.trial import BASELINE, Trial
+from interp.analyses.results.trial_rows import groups, sizes
 from interp.analyses.results.trials import Trials
 from interp.report.trials_words import counted, gain_text
 from interp.report.words import cut
@@ -14,21 +16,24 @@ N_REPLIES, MAX_PROMPTS = 4, 50
 
 
 def table(result: Trials) -> list[dict[str, Any]]:
-    """A row for each condition, task and measure: mean, interval, and heads. Random head sets share a row.
+    """A row for each condition, task and measure: mean, interval, test and heads. Random head sets share a row.
 
     Args:
-        result: Trials whose conditions have one size each.
+        result: Trials whose tested conditions have one size each.
     """
     rows = []
-    for condition, task in dict.fromkeys((trial.condition, trial.task) for trial in result.trials):
-        trials = result.select(condition, task=task)
+    for group, task in product(groups(result), result.tasks):
+        condition, (size, *_) = group.condition, sizes(result, group)
+        trials = [t for t in result.select(condition, size, matched=group.matched) if t.task == task]
+        if not trials:
+            continue
         sets = len({trial.draw for trial in trials})
-        name = f"{condition} ({sets} sets)" if sets > 1 else condition
+        name = f"{group.label} ({sets} sets)" if sets > 1 else group.label
         for measure in result.measures:
             values = [value for trial in trials for value in trial.values.get(measure, ())]
             if not values:
                 continue
-            value = result.mean(condition, measure, task=task or None)
+            value = result.mean(condition, measure, size=size, task=task or None, matched=group.matched)
             verdicts = measure in result.shares and all(number in (0, 1) for number in values)
             ends = (number_text(result, measure, end) for end in value[1:])
             rows.append(
@@ -38,10 +43,20 @@ def table(result: Trials) -> list[dict[str, Any]]:
                     "count": f"{int(sum(values))} of {len(values)}" if verdicts else "",
                     "mean": number_text(result, measure, value.mean),
                     "interval": "" if math.isnan(value.low) else " to ".join(ends),
+                    "sets": "" if task or condition not in result.tested else _sets_text(result, condition, measure),
                     "heads": f"{sets} sets" if sets > 1 else str(trials[0].heads) if len(trials[0].heads) else "",
                 }
             )
     return rows
+
+
+def _sets_text(result: Trials, condition: str, measure: str) -> str:
+    """The test of a condition against its random sets in a few words; empty where there is none."""
+    test = result.set_test(condition, measure)
+    if test is None:
+        return ""
+    p = f", p = {test.p_value:.2g}" if test.decided and counted(result, measure) else ""
+    return f"beyond {test.n_beyond} of {test.n_sets}{p}"
 
 
 def pivot(result: Trials, measure: str) -> dict[str, Any]:
@@ -53,7 +68,7 @@ def pivot(result: Trials, measure: str) -> dict[str, Any]:
     """
     rows = result.rows(measure)
     cells = {(row["condition"], row["size"]): row for row in rows}
-    sizes = sorted({row["size"] for row in rows})
+    columns = sorted({row["size"] for row in rows})
     share = result.size_name.startswith("share")
 
     def cell(condition: str, size: float) -> dict[str, Any] | None:
@@ -70,11 +85,11 @@ def pivot(result: Trials, measure: str) -> dict[str, Any]:
 
     return {
         "measure": measure,
-        "sizes": [f"{size:.0%}" if share else f"{size:g}" for size in sizes],
+        "sizes": [f"{size:.0%}" if share else f"{size:g}" for size in columns],
         "size_name": result.size_name,
         "gains": any("gain" in row for row in rows),
         "rows": [
-            (condition, [cell(condition, size) for size in sizes])
+            (condition, [cell(condition, size) for size in columns])
             for condition in dict.fromkeys(row["condition"] for row in rows)
         ],
     }

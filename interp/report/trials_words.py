@@ -6,13 +6,17 @@ from typing import Any, get_args
 from interp.analyses.results.intervals import Estimate
 from interp.analyses.results.reply_limit import sentence_of_trials
 from interp.analyses.results.set_test import ALPHA, MIN_COUNTED_PROMPTS, MIN_RANDOM_SETS, SetTest
-from interp.analyses.results.trial import BASELINE, RANDOM, RANDOM_BY_LAYER
+from interp.analyses.results.trial import BASELINE, RANDOM, RANDOM_BY_LAYER, RANDOM_KEPT
 from interp.analyses.results.trials import Trials
 from interp.hooks.edit.ablation import AblationKind
 from interp.plots import number
 from interp.report.lists import joined
 
-DRAWN = {RANDOM: "drawn freely", RANDOM_BY_LAYER: "matched by layer"}
+DRAWN = {
+    RANDOM: "drawn freely",
+    RANDOM_BY_LAYER: "matched by layer",
+    RANDOM_KEPT: "of the same role kept in their place",
+}
 """conditions of random heads in words"""
 
 
@@ -36,13 +40,56 @@ def _measured(result: Trials) -> list[str]:
         found.append(f"Baseline {measure}: {_shown(result, measure, base)}.")
         if base.mean == 0 and measure in result.shares:
             return [*found, "Nothing could be lost, so these numbers show nothing about the other conditions."]
-    tested = [name for name in result.tested if _mean(result, name, measure) is not None]
+    every = [name for name in result.tested if _mean(result, name, measure) is not None]
+    tested = [name for name in every if controls_of(result, name, measure, max(result.sizes(name)))] or every
+    alone = _without_sets(result, measure, [name for name in every if name not in tested])
     sizes = {size for name in tested for size in result.sizes(name)}
-    if len(sizes) > 1 and len(tested) > 1 and result.control in result.conditions:
-        return [*found, *_best_by_size(result, measure, tested, sorted(sizes))]
+    sized = any(len(result.sizes(name)) > 1 for name in tested)
+    if sized and len(tested) > 1 and result.control in result.conditions:
+        return [*found, *_best_by_size(result, measure, tested, sorted(sizes)), *alone]
     for name in tested:
         found += _condition(result, name, measure)
-    return found
+    return [*found, *_other_measures(result, tested), *alone]
+
+
+def _other_measures(result: Trials, tested: list[str]) -> list[str]:
+    """The tests on all measures but the first, of several conditions that have random sets of their own."""
+    found = []
+    for measure in result.measures[1:] if len(tested) > 1 else ():
+        tests = {name: result.set_test(name, measure) for name in tested if len(result.sizes(name)) == 1}
+        if decided := {name: test for name, test in tests.items() if test is not None and test.decided}:
+            beyond = [f"{name} (p = {test.p_value:.2g})" for name, test in decided.items() if test.is_beyond]
+            verdict = f"beyond random heads are {joined(beyond)}" if beyond else "no set is beyond random heads"
+            found.append(f"{measure[:1].upper()}{measure[1:]}: {verdict}.")
+    n = len(tested) * len(result.measures)
+    return [*found, f"The p-values of these {n} tests are not corrected for their number."] if found else []
+
+
+def _without_sets(result: Trials, measure: str, names: list[str]) -> list[str]:
+    """Tested conditions for which no random heads were drawn, each at its largest size."""
+    if not names:
+        return []
+    means = [(name, result.mean(name, measure, size=max(result.sizes(name)))) for name in names]
+    shown = [f"{name} {_shown(result, measure, mean)}" for name, mean in means]
+    return [f"Without random sets: {', '.join(shown)}."]
+
+
+def controls_of(result: Trials, name: str, measure: str, size: float) -> list[str]:
+    """The control conditions that were measured for a tested condition and size.
+
+    Args:
+        result: The trials.
+        name: A tested condition.
+        measure: One of the measures.
+        size: One of its sizes.
+    """
+    names = dict.fromkeys((result.control, RANDOM, RANDOM_BY_LAYER, RANDOM_KEPT))
+    found = {
+        (trial.condition, measure in trial.values)
+        for trial in result.trials
+        if trial.size == size and trial.matched in ("", name)
+    }
+    return [control for control in names if (control, True) in found and control != name]
 
 
 def few_words(result: Trials) -> str:
@@ -51,7 +98,8 @@ def few_words(result: Trials) -> str:
     Args:
         result: The trials.
     """
-    least = min(len(values) for trial in result.trials for values in trial.values.values())
+    first = result.measures[0]
+    least = min(len(trial.values[first]) for trial in result.trials if first in trial.values)
     each = " of a task" if len(result.tasks) > 1 else ""
     few = 1 < least < MIN_COUNTED_PROMPTS
     return f"With only {least} prompts{each} the interval is approximate; repeat with more." if few else ""
@@ -60,26 +108,25 @@ def few_words(result: Trials) -> str:
 def _condition(result: Trials, name: str, measure: str) -> list[str]:
     """One tested condition at its largest size, compared with the baseline or random conditions of that size."""
     size = max(result.sizes(name))
-    controls = [
-        control
-        for control in dict.fromkeys((result.control, RANDOM, RANDOM_BY_LAYER))
-        if control in result.conditions and size in result.sizes(control) and _held(result, control, measure, size)
-    ]
+    controls = controls_of(result, name, measure, size)
     parts = []
     for condition in (name, *controls):
-        draws = len({trial.draw for trial in result.select(condition, size)})
+        own = None if condition == name else name
+        draws = len({trial.draw for trial in result.select(condition, size, matched=own)})
         drawn = f" (mean of {draws} draws)" if draws > 1 else ""
-        value = _shown(result, measure, result.mean(condition, measure, size=size))
+        value = _shown(result, measure, result.mean(condition, measure, size=size, matched=own))
         parts.append(f"{_condition_name(result, condition)} {value}{drawn}")
     kind = result.intervention
-    ablated = " ablated" if kind in get_args(AblationKind) and result.size_name == "heads" else ""
+    is_ablation = kind in get_args(AblationKind) or kind.startswith("ablations:")
+    ablated = " ablated" if is_ablation and result.size_name == "heads" else ""
+    ablated = " kept and the others of their role ablated" if RANDOM_KEPT in controls else ablated
     sized = f" with {_size(result, size)}{ablated}" if size else ""
     sentences = [f"{measure[:1].upper()}{measure[1:]}{sized}: {', '.join(parts)}."]
     if any(measure in trial.intervals for trial in result.trials):
         return sentences
     if result.claim is not None:
         test = result.set_test(name, measure, size=size)
-        return sentences if test is None else [*sentences, *set_words(result, measure, test)]
+        return sentences if test is None else [*sentences, *set_words(result, measure, test, name)]
     for over in controls:
         gain = result.gain(name, measure, over=over, size=size)
         verdict = f", {_excludes(gain)}" if counted(result, measure) else ""
@@ -90,13 +137,14 @@ def _condition(result: Trials, name: str, measure: str) -> list[str]:
     return sentences
 
 
-def set_words(result: Trials, measure: str, test: SetTest) -> list[str]:
+def set_words(result: Trials, measure: str, test: SetTest, condition: str = "") -> list[str]:
     """The test of a head set against random head sets, in sentences. A null comes first.
 
     Args:
         result: The trials.
         measure: The measure that was tested.
         test: The test.
+        condition: The tested condition.
     """
     if not test.decided:
         sets = "1 random head set allows" if test.n_sets == 1 else f"{test.n_sets} random head sets allow"
@@ -104,19 +152,24 @@ def set_words(result: Trials, measure: str, test: SetTest) -> list[str]:
     if not counted(result, measure):
         return [f"There is no verdict about shares of fewer than {MIN_COUNTED_PROMPTS} prompts."]
     p = f"p = {test.p_value:.2g}"
-    ended = " The draws ended early, since more could not change this." if test.ended_early else ""
     reached = test.n_sets - test.n_beyond
+    ended = ""
+    if test.ended_early:
+        why = "more sets could not change this" if reached else "none of them has as large an effect"
+        why = why if reached or result.claim == "larger effect" else "none of them is as extreme"
+        ended = f" The draws ended after {test.n_sets} of {test.n_planned} sets, since {why}."
     claimed = {"smaller effect": "as small an effect", "higher": "as high a value"}.get(
-        result.claim or "", "as large an effect"
+        result.claims.get(condition, result.claim) or "", "as large an effect"
     )
     if not test.is_beyond:
         sets = f"{reached} of {test.n_sets} random sets have {claimed}"
         return [f"Not distinguishable from random heads: {sets} ({p}).{ended}"]
     deviations = "" if math.isnan(test.deviations) else f", {abs(test.deviations):.1f} standard deviations of the sets"
     difference = difference_text(result, measure, test.difference)
+    drawn = DRAWN[RANDOM_KEPT if condition in result.claims else RANDOM_BY_LAYER]
     return [
-        f"Beyond {test.n_beyond} of {test.n_sets} random sets matched by layer ({p}): {difference} compared with their "
-        f"mean{deviations}."
+        f"Beyond {test.n_beyond} of {test.n_sets} random sets {drawn} ({p}): {difference} compared with their "
+        f"mean{deviations}.{ended}"
     ]
 
 
@@ -189,13 +242,14 @@ def _tests_by_size(result: Trials, measure: str, tested: list[str], sizes: list[
         beyond.append(key)
     single = [key for key, test in decided.items() if test.is_beyond and key not in beyond]
     corrected = f"after Holm's correction for {n} tests"
+    random = "matched random heads" if result.claims else "random heads of the same layers"
     if not beyond and not single:
-        return [f"No condition is distinguishable from random heads of the same layers ({n} tests)."]
+        return [f"No condition is distinguishable from {random} ({n} tests)."]
     found = []
     if beyond:
-        found.append(f"Beyond random heads of the same layers {corrected}: {_named_sizes(result, beyond)}.")
+        found.append(f"Beyond {random} {corrected}: {_named_sizes(result, beyond)}.")
     else:
-        found.append(f"No condition is distinguishable from random heads of the same layers {corrected}.")
+        found.append(f"No condition is distinguishable from {random} {corrected}.")
     if single:
         found.append(f"Beyond them before the correction only: {_named_sizes(result, single)}.")
     return found

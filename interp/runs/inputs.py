@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 
 from interp.analyses.results.head_scores import HeadScores
-from interp.analyses.results.set_test import MIN_RANDOM_SETS
+from interp.analyses.results.set_test import N_RANDOM_SETS
 from interp.analyses.tasks.standard import PromptSizes
 from interp.hooks.model.heads import Head, HeadLayout, HeadSet
 
@@ -28,7 +28,7 @@ class RunInputs:
     settings: dict[str, dict[str, Any]]
     """settings that the user gave, by analysis, edit or selector"""
     n_heads: int = 10
-    n_random_sets: int = MIN_RANDOM_SETS
+    n_random_sets: int = N_RANDOM_SETS
     ablation: str = "zero"
     seed: int = 0
     batch_size: int = 8

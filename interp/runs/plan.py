@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, get_args
 from interp.analyses import registry
 from interp.analyses.prompt_sizes import PromptSizes, doubling
 from interp.analyses.registry import Analysis
-from interp.analyses.results.set_test import MIN_RANDOM_SETS
+from interp.analyses.results.set_test import N_RANDOM_SETS
 from interp.errors import UsageError
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ Settings = Mapping[str, Mapping[str, Any]]
 Ablation = Literal["zero", "uniform", "first"]
 ABLATIONS: tuple[str, ...] = get_args(Ablation)
 """ablations that need no reference prompts"""
+ALL_ABLATIONS = ("zero", "mean", "resample", "uniform", "first")
 
 
 class Plan(Protocol):
@@ -61,9 +62,15 @@ class ScorePlan:
         heads: Heads to test instead of the top ones, such as L18H6,L17H3 or L8-L12.
         n_heads: Number of top heads that a test ablates; some tests take at most a quarter of the heads.
         n_random_sets: Number of random head sets, matched by layer, that a test compares with; a verdict needs 39.
-            Up to 3 more are drawn freely.
+            Draws end early where the verdict is certain. Up to 3 more sets, from all layers, are shown but not tested
+            against.
         ablation: How heads are ablated: zero (output set to 0), uniform (attend evenly) or first (attend to the first
             token).
+        kinds: Ablations that the tested heads are also shown with, without random head sets: zero, mean, resample,
+            uniform or first. Mean and resample take values from other prompts of the same form.
+        thorough: Add a section for each tested analysis: 1 head, a third of the heads and all of them, under every
+            ablation in kinds, ablated or kept while the others of their role are ablated, each with at most 39 random
+            head sets.
         batch_size: Number of prompts per forward pass.
     """
 
@@ -74,8 +81,10 @@ class ScorePlan:
     check: bool = True
     heads: str = ""
     n_heads: int = 10
-    n_random_sets: int = MIN_RANDOM_SETS
+    n_random_sets: int = N_RANDOM_SETS
     ablation: Ablation = "zero"
+    kinds: tuple[str, ...] = ("zero", "mean", "resample")
+    thorough: bool = False
     batch_size: int = 8
 
     def __post_init__(self) -> None:
@@ -84,6 +93,12 @@ class ScorePlan:
         )
         if self.ablation not in ABLATIONS:
             raise UsageError(f"unknown ablation {self.ablation!r}; choose from {', '.join(ABLATIONS)}.")
+        if other := [kind for kind in self.kinds if kind not in ALL_ABLATIONS]:
+            raise UsageError(f"unknown ablation {other[0]!r} in kinds; choose from {', '.join(ALL_ABLATIONS)}.")
+        if self.thorough and not (self.kinds and self.check):
+            raise UsageError(
+                "a thorough run tests heads under several ablations; give kinds, and leave out --no-check."
+            )
         at_least_one(self, "n_heads", "n_random_sets", "batch_size")
         check_settings(self.settings)
         for entry in self.entries:
@@ -121,7 +136,8 @@ class ScorePlan:
         Returns:
             The stages.
         """
-        from interp.runs.stages.analyses import analysis_stage, control_stage, named_heads_stage
+        from interp.runs.stages.analyses import analysis_stage
+        from interp.runs.stages.control_stages import control_stage, named_heads_stage, profile_stage
 
         plan = self._fitted(model)
         tables = [entry for entry in self.entries if entry.inputs is None]
@@ -133,6 +149,7 @@ class ScorePlan:
             tested = [entry for entry in tables if entry.control is not None]
             answered = any(not entry.control.own_prompts for entry in tested)
             found += [control_stage(entry, plan, tokenizer, own) for entry in tested]
+            found += [profile_stage(entry, plan, tokenizer, own) for entry in tested if self.thorough]
             found += [named_heads_stage(plan, tokenizer)] if self.heads and not answered else []
             if answered or self.heads:
                 _check_control_size(model, self.heads, self.n_heads)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from interp.analyses.prompt_sizes import REPLY_TOKENS
-from interp.analyses.results.set_test import MIN_RANDOM_SETS
+from interp.analyses.results.set_test import N_RANDOM_SETS
 from interp.errors import UsageError
 from interp.runs.plan import at_least_one
 
@@ -57,7 +57,7 @@ class SafetyPlan:
     head_set_sizes: tuple[int, ...] = (1, 3, 5, 10, 20, 33)
     stop_below: float = 0.5
     reply_tokens: int = REPLY_TOKENS
-    n_random_sets: int = MIN_RANDOM_SETS
+    n_random_sets: int = N_RANDOM_SETS
     seed: int = 0
     batch_size: int = 8
     keep_text: bool = False

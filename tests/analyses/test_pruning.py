@@ -59,6 +59,22 @@ def test_lowest_go_first_and_sets_are_nested(tiny_model):
     assert not torch.equal(values(curve, "random", 0), values(curve, "random", 1))
 
 
+def test_the_depth_profile_is_a_baseline_order(tiny_model):
+    model, batch = tiny_model("llama"), random_prompts((20, 13))
+    # the first layer has the higher mean, and the lowest head
+    table = torch.tensor([[[0.0, 9.0, 9.0, 9.0], [1.0, 2.0, 3.0, 4.0]]])
+    curve = pruning_curve(model, batch, HeadScores("made", table), fractions=(0.0, 0.5, 0.75), n_random_sets=1)
+    assert curve.tested == ("made", "made, depth")
+    half, more = (curve.select("made, depth", size)[0].heads for size in (0.5, 0.75))
+    assert half == HeadSet.parse("L1H0-L1H3")
+    assert len(more) == 6
+    assert half & more == half
+    with ablate(model, half, "zero"):
+        expected = token_losses(model, batch)
+    torch.testing.assert_close(values(curve, "made, depth")[1], expected, atol=1e-6, rtol=0)
+    assert not [n for n in pruning_curve(model, batch, HeadScores("m", table), depth=False).tested if "depth" in n]
+
+
 def test_every_layer_keeps_its_share(tiny_model):
     model, batch = tiny_model("llama"), random_prompts((20, 13))
     curve = pruning_curve(
@@ -162,7 +178,7 @@ def test_it_is_stored_and_resumed(tiny_model, tmp_path, monkeypatch):
     assert again.trials == curve.trials
     assert again.mean("random", size=0.5) == curve.mean("random", size=0.5)
     lines = str(curve).splitlines()
-    assert len(lines) == 6
+    assert len(lines) == 9
     assert lines[1].split()[:3] == ["made", "25%", "loss"]
     # killed after each head set in turn, it measures every set once and gives the same numbers
     measure, measured = pruning.token_losses, []

@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from run_results import SAFE_HOSTILE, ablation, curve, influence, kept_keys
@@ -46,13 +47,20 @@ def test_conditions_of_one_size_are_points_with_a_dot_for_each_draw():
 def test_conditions_of_several_sizes_are_lines_that_begin_at_the_baseline():
     trials = curve()
     figure = plots.figure(trials)
-    assert [trace.name for trace in figure.data] == ["induction", "random", "random by layer"]
+    drawn = [trace for trace in figure.data if "central" not in trace.name]
+    assert [trace.name for trace in drawn] == ["induction", "random", "random by layer"]
     base = trials.mean("baseline").mean
-    for trace, slope in zip(figure.data, (1.0, 0.15, 0.149), strict=True):
+    for trace, slope in zip(drawn, (1.0, 0.15, 0.149), strict=True):
         assert list(trace.x) == [0, 1, 3, 5]
         assert list(trace.y) == pytest.approx([base + slope * size for size in (0, 1, 3, 5)])
-    assert [trace.line.color for trace in figure.data] == [ORANGE, GREY, GREY]
-    assert [trace.line.dash for trace in figure.data] == ["solid", "dot", "dash"]
+    assert [trace.line.color for trace in drawn] == [ORANGE, GREY, GREY]
+    assert [trace.line.dash for trace in drawn] == ["solid", "dot", "dash"]
+    # the band holds the means of all sets but the outermost 2.5 % at each end
+    low, high = (trace for trace in figure.data if trace.name == "random by layer, central 95 %")
+    for size, *ends in zip(low.x, low.y, high.y, strict=True):
+        means = [base + (0.1 + 0.001 * draw) * size for draw in range(99)]
+        assert ends == pytest.approx(list(numpy.quantile(means, [0.025, 0.975])))
+    assert high.fill == "tonexty"
     assert figure.layout.xaxis.title.text == "heads"
     assert figure.layout.yaxis.title.text == "loss, nats per token"
     assert title(figure).startswith("Induction: loss | zero ablation; 12 prompts")

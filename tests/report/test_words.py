@@ -42,7 +42,8 @@ def test_an_ablation_test_in_words(by_layer, mean, verdict):
     assert base == "Baseline accuracy: 100%."
     draws = f" (mean of {len(by_layer)} draws)" if len(by_layer) > 1 else ""
     assert ablated == ABLATED.replace(" (mean of {} draws)", draws).format(mean)
-    assert found == verdict + (" The draws ended early, since more could not change this." if early else "")
+    ended = " The draws ended after 8 of 99 sets, since more sets could not change this."
+    assert found == verdict + (ended if early else "")
 
 
 def test_shares_of_few_prompts_have_no_verdict():

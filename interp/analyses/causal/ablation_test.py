@@ -7,8 +7,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from interp.analyses.causal.ablated_measures import (
+    KINDS,
+    NATS,
+    NEUTRAL,
+    Ablations,
+    neutral_loss,
+    replies_to,
+    source_of_numbers,
+)
 from interp.analyses.causal.function_identity import function_identity
-from interp.analyses.causal.random_sets import Condition, RandomSets, excluded, mean
+from interp.analyses.causal.further_conditions import depth_conditions, further_conditions
+from interp.analyses.causal.random_sets import Condition, RandomSets, excluded
 from interp.analyses.causal.shared_forwards import SharedForwards
 from interp.analyses.prompt_sizes import REPLY_TOKENS
 from interp.analyses.results.files import Parts, texts_from_tensor, texts_to_tensor
@@ -19,8 +29,9 @@ from interp.analyses.results.trial import BASELINE, RANDOM_BY_LAYER, Trial
 from interp.analyses.results.trials import Trials
 from interp.analyses.tasks.needle import judge
 from interp.analyses.tasks.task import Judge
+from interp.errors import UsageError
 from interp.hooks.edit.ablation import AblationKind, ablate
-from interp.hooks.generate import Reply, generate
+from interp.hooks.generate import Reply
 from interp.hooks.model.heads import HeadLayout, HeadSet
 from interp.hooks.model.provenance import Provenance
 from interp.hooks.prompts.prompts import Prompts
@@ -36,8 +47,13 @@ def ablation_test(
     *,
     n_heads: int = 10,
     n_random_sets: int = N_RANDOM_SETS,
+    stop_early: bool = True,
     ablation: AblationKind = "zero",
+    kinds: Sequence[AblationKind] = KINDS,
     reference: Prompts | None = None,
+    neutral: Prompts | None = None,
+    sufficiency: bool = True,
+    depth: bool = True,
     judge: Judge = judge,
     max_new_tokens: int = REPLY_TOKENS,
     batch_size: int = 8,
@@ -51,8 +67,8 @@ def ablation_test(
     read and while the reply is generated.
 
     Random head sets are the control: `n_random_sets` with as many heads of each layer as the tested set, and up to 3
-    that are drawn freely. `Trials.set_test` compares the tested set with the sets matched by layer. The draws end early
-    where no further set can change the verdict.
+    that are drawn freely. `Trials.set_test` compares the tested set with the sets matched by layer. By default the
+    draws end early where the verdict is certain.
 
     Use prompts that the scores were not made from.
 
@@ -62,8 +78,15 @@ def ablation_test(
         scores: Head scores, or a set of heads. Heads without a score above 0 are never among the top.
         n_heads: Number of heads from the top of the scores.
         n_random_sets: Number of random sets that are matched by layer; a verdict needs at least 39.
+        stop_early: End the draws where the verdict is certain: after 39 sets if none has as large an effect, or once
+            too many have. False draws all sets.
         ablation: "zero", "mean", "resample", "uniform" or "first", see `ablate`.
-        reference: Prompts that the ablations "mean" and "resample" take values from.
+        kinds: Other ablations of the tested heads; those of `ablation` count once.
+        reference: Prompts that the ablations "mean" and "resample" take values from, by default the prompts of the
+            test. Then "resample" needs two prompts, and is left out of `kinds` for a single one.
+        neutral: Plain texts, whose loss is a further measure of the baseline and of tested heads.
+        sufficiency: Add the condition "top kept".
+        depth: Add the condition "top, depth".
         judge: Function of a reply and its prompt that returns whether the reply is right.
         max_new_tokens: Number of new tokens of a reply.
         batch_size: Number of prompts per forward pass.
@@ -72,10 +95,10 @@ def ablation_test(
         progress: Show a progress bar.
 
     Returns:
-        Trials: The measure "accuracy" under the conditions "baseline", "top", "random" and "random by layer", with
-        replies. Intervals are over prompts, and over draws and prompts for random heads. The facts of a trial,
-        "at_limit" and "wrong_at_limit", are the shares of replies that ended at `max_new_tokens`, and of those that did
-        and are wrong.
+        Trials: The measure "accuracy" under the conditions "baseline", "top", the further ones, "random" and "random by
+        layer", with replies. Intervals are over prompts, and over draws and prompts for random heads. The facts of a
+        trial, "at_limit" and "wrong_at_limit", are the shares of replies that ended at `max_new_tokens`, and of those
+        that did and are wrong.
 
     Raises:
         UsageError: If there are no heads, no random sets or too few other heads to draw from, or if `folder` is given
@@ -85,16 +108,17 @@ def ablation_test(
         >>> needles = interp.Prompts.encode(tokenizer, [{"text": "The key is 7. The key is", "meta": {"answer": "7"}}])
         >>> trials = interp.ablation_test(model, needles, scores, n_heads=2, n_random_sets=1, max_new_tokens=2)
         >>> trials.conditions
-        ('baseline', 'top', 'random', 'random by layer')
+        ('baseline', 'top', 'top, mean', 'top kept', 'top kept, mean', 'top, depth', 'random', 'random by layer')
 
     Source:
         Wu et al. 2404.15574, section 3 (masking against random heads).
 
     Differs:
         Random heads never include the top ones, nor heads above the threshold of the scores. Random heads matched by
-        layer are added, and the ablation is named.
+        layer are added, and further conditions. The ablation is named.
 
     Limits:
+        Where the prompts of the test are the reference, "resample" gives a prompt its own values in one of p cases.
         Does not show that other heads could not take over after training, nor what the heads compute.
     """
     from tqdm.auto import tqdm
@@ -102,32 +126,39 @@ def ablation_test(
     heads = scores.heads(top=n_heads, above=0.0) if isinstance(scores, HeadScores) else scores
     other = excluded(scores, heads) if isinstance(scores, HeadScores) else HeadSet(())
     name = scores.name if isinstance(scores, HeadScores) else "heads"
-    sets = RandomSets(heads, HeadLayout.of(model), n_random_sets, seed, name, other)
+    sets = RandomSets(heads, HeadLayout.of(model), n_random_sets, seed, name, other, stop_early)
+    kinds = _kinds(prompts, ablation, kinds, reference)
     source = Provenance.of(model, prompts.tokenizer, seed=seed)
-    made_with = [*source_of_numbers(source), ablation, prompts.fingerprint(), max_new_tokens]
-    made_with += [None if reference is None else [reference.fingerprint(), seed]]
-    parts = Parts.of(folder, "ablation", [*made_with, None if folder is None else function_identity(judge)])
+    ablations = Ablations(model, prompts if reference is None else reference, seed)
+    referred = [None if reference is None else reference.fingerprint(), seed]
+    made_with = [*source_of_numbers(source), prompts.fingerprint(), max_new_tokens, referred]
+    made_with += [None if folder is None else function_identity(judge)]
     shared = SharedForwards.of(model, [heads])
-    settings: Any = {"max_new_tokens": max_new_tokens, "batch_size": batch_size, "reference": reference, "seed": seed}
     bar = tqdm(desc="ablation test", unit="head set", disable=not progress, delay=2, leave=False)
 
-    def trial(condition: Condition) -> Trial:
+    def trial(condition: Condition, kind: AblationKind = ablation, texts: Prompts | None = None) -> Trial:
         def work() -> dict[str, Tensor]:
-            with shared.record() if not len(condition.heads) else shared.resume(condition.heads):
-                replies = generate_ablated(model, prompts, condition.heads, ablation, **settings)
+            passes = shared.record() if not len(condition.heads) else shared.resume(condition.heads)
+            with ablations.ablate(condition.heads, kind), passes:
+                replies = replies_to(model, prompts, max_new_tokens, batch_size)
+                more = {} if texts is None else {"neutral": neutral_loss(texts, batch_size)(model)}
             right = [bool(judge(reply.text, prompt)) for reply, prompt in zip(replies, prompts, strict=True)]
             ended = [reply.at_limit for reply in replies]
-            texts = texts_to_tensor([reply.text for reply in replies])
-            return {"right": torch.tensor(right), "at_limit": torch.tensor(ended), "replies": texts}
+            stored = texts_to_tensor([reply.text for reply in replies])
+            return {"right": torch.tensor(right), "at_limit": torch.tensor(ended), "replies": stored, **more}
 
+        parts = Parts.of(folder, "ablation", [*made_with, kind, None if texts is None else texts.fingerprint()])
         made = parts.get(str(condition.heads), work)
         bar.update()
         cut, wrong = made["at_limit"], ~made["right"]
         return Trial(
             condition=condition.name,
-            values={"accuracy": tuple(map(float, made["right"].tolist()))},
+            values={
+                "accuracy": tuple(map(float, made["right"].tolist())),
+                **({NEUTRAL: tuple(made["neutral"].tolist())} if texts is not None else {}),
+            },
             heads=condition.heads,
-            size=len(condition.heads),
+            size=condition.size,
             draw=condition.draw,
             replies=texts_from_tensor(made["replies"]),
             facts={
@@ -138,9 +169,12 @@ def ablation_test(
         )
 
     with bar:
-        base, tested = trial(Condition(BASELINE, HeadSet(()))), trial(Condition(TOP, heads))
-        random = sets.run(trial, mean(base), mean(tested))
-    trials = [base, tested, *(replace(each, matched=TOP) for each in random)]
+        trials = [trial(each, ablation, neutral) for each in (Condition(BASELINE, HeadSet(())), Condition(TOP, heads))]
+        random = sets.run(trial, *trials)
+        others = further_conditions(TOP, scores, heads, (ablation, *kinds), sufficiency)
+        trials += [trial(condition, kind, neutral) for condition, kind in others]
+        trials += [trial(each, ablation, neutral) for each in depth_conditions(TOP, scores, heads, depth)]
+    trials += [replace(each, matched=TOP) for each in random]
     questions, answers = (tuple(str(prompt.meta.get(key, "")) for prompt in prompts) for key in ("question", "answer"))
     return Trials(
         name=name,
@@ -148,6 +182,7 @@ def ablation_test(
         intervention=ablation,
         title="Ablation test",
         shares=("accuracy",),
+        units={} if neutral is None else {NEUTRAL: NATS},
         control=RANDOM_BY_LAYER,
         claim="larger effect",
         n_random_sets=n_random_sets,
@@ -155,7 +190,7 @@ def ablation_test(
         answers=answers,
         seed=seed,
         settings={
-            "n_heads": len(heads), "n_random_sets": n_random_sets, "ablation": ablation,
+            "n_heads": len(heads), "n_random_sets": n_random_sets, "ablation": ablation, "kinds": list(kinds),
             "max_new_tokens": max_new_tokens, "prompts": prompts.fingerprint(),
         },
         provenance=source,
@@ -188,13 +223,18 @@ def generate_ablated(
     Returns:
         list[Reply]: One reply for each prompt.
     """
-    replies: list[Reply] = []
     with ablate(model, heads, ablation, reference=reference, seed=seed):
-        for batch in prompts.batches(batch_size):
-            replies += generate(model, batch, max_new_tokens=max_new_tokens, stop="\n")
-    return replies
+        return replies_to(model, prompts, max_new_tokens, batch_size)
 
 
-def source_of_numbers(source: Provenance) -> Sequence[Any]:
-    """The model and the versions, for keys of stored pieces: without time, command and device."""
-    return [source.config_hash, source.weights_hash, source.dtype, source.versions]
+def _kinds(
+    prompts: Prompts, ablation: AblationKind, kinds: Sequence[AblationKind], reference: Prompts | None
+) -> list[AblationKind]:
+    """The other ablations; a single prompt is no other prompt to resample from."""
+    alone = len(prompts) < 2 and reference is None
+    if ablation == "resample" and alone:
+        raise UsageError(
+            "ablation 'resample' takes values from other prompts, and there is one prompt; give reference= or more "
+            "prompts."
+        )
+    return [kind for kind in kinds if kind != ablation and not (alone and kind == "resample")]

@@ -4,13 +4,15 @@ A declaration names one of `answers()`, `logit_difference()` and `loss()`. A con
 returns Trials, in which the top heads are compared with random heads.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from interp.analyses.causal.ablated_measures import NATS, Measure, accuracy
 from interp.analyses.causal.ablation_test import ablation_test
-from interp.analyses.causal.curve import Measure, causal_curve
+from interp.analyses.causal.curve import causal_curve
 from interp.analyses.causal.random_sets import N_FREE_SETS
 from interp.analyses.costs import Cost, Passes, total
 from interp.analyses.measures.answer_logits import logit_differences
@@ -24,7 +26,6 @@ from interp.hooks.edit.ablation import AblationKind
 from interp.hooks.model.heads import HeadLayout, HeadSet
 from interp.hooks.prompts.prompts import Prompts
 
-NATS = "nats per token"
 OWN_PROMPTS = (
     "The heads were chosen by this measure on these prompts, so their effect is overestimated, and there is no test "
     "against random heads."
@@ -88,6 +89,9 @@ class Control:
         n_heads: int,
         n_random_sets: int,
         ablation: AblationKind = "zero",
+        kinds: Sequence[AblationKind] = (),
+        reference: Prompts | None = None,
+        neutral: Prompts | None = None,
         heads: HeadSet | None = None,
         batch_size: int = 8,
         held_out: bool = False,
@@ -104,6 +108,9 @@ class Control:
             n_heads: Number of heads from the top of the scores.
             n_random_sets: Number of random sets that are matched by layer, for each size.
             ablation: The ablation, see `ablate`.
+            kinds: Other ablations of the tested heads, without random sets.
+            reference: Prompts that the ablations "mean" and "resample" take values from.
+            neutral: Plain texts, whose loss is a further measure of the baseline and of tested heads.
             heads: Heads to test in place of the top ones.
             batch_size: Number of prompts per forward pass.
             held_out: Whether the scores were made from other prompts. Otherwise a control whose measure the scores are
@@ -128,6 +135,10 @@ class Control:
             {name: measure},
             sizes=counts,
             ablation=ablation,
+            kinds=kinds,
+            reference=reference,
+            neutral=neutral,
+            sufficiency=True,
             n_random_sets=n_random_sets,
             seed=seed,
             folder=folder,
@@ -139,15 +150,21 @@ class Control:
             found,
             title=self.title,
             claim=None if own else found.claim,
-            units={} if self.measure == "logit difference" else {name: NATS},
+            units=found.units | self.units_of(name),
             notes=(OWN_PROMPTS,) if own else (),
         )
+
+    def units_of(self, name: str) -> dict[str, str]:
+        """The unit of the measure, where it has one."""
+        return {} if self.measure == "logit difference" else {name: NATS}
 
     def measure_on(self, prompts: Prompts, batch_size: int) -> tuple[str, Measure]:
         """The name of the measure on these prompts, and the function of the model that takes it."""
         raise NotImplementedError
 
-    def cost(self, model: nn.Module, prompts: Prompts, batch_size: int, *, n_heads: int, n_random_sets: int) -> Cost:
+    def cost(
+        self, model: nn.Module, prompts: Prompts, batch_size: int, *, n_heads: int, n_random_sets: int, n_kinds: int = 0
+    ) -> Cost:
         """Cost of the control on one model and set of prompts, without running it.
 
         Args:
@@ -156,12 +173,25 @@ class Control:
             batch_size: Number of prompts per forward pass.
             n_heads: Number of heads from the top of the scores.
             n_random_sets: Number of random sets that are matched by layer, for each size.
+            n_kinds: Number of other ablations.
 
         Returns:
             Cost: Of all sets. Draws that end early and passes that begin at a later layer cost less.
         """
         n_sizes = len(self.head_counts(n_heads, HeadLayout.of(model)))
-        return _cost(model, self.used(prompts), batch_size, 1 + n_sizes * (1 + n_sets(n_random_sets)))
+        conditions = 1 + n_sizes * (n_tested(n_kinds) + n_sets(n_random_sets))
+        return self.cost_of_conditions(model, prompts, batch_size, conditions)
+
+    def cost_of_conditions(self, model: nn.Module, prompts: Prompts, batch_size: int, n: int) -> Cost:
+        """Cost of the measure under several conditions.
+
+        Args:
+            model: As in `cost`.
+            prompts: As in `cost`.
+            batch_size: As in `cost`.
+            n: Number of conditions.
+        """
+        return _cost(model, self.used(prompts), batch_size, n, self.new_tokens)
 
 
 @dataclass(frozen=True)
@@ -201,6 +231,9 @@ class Answers(Control):
         n_heads: int,
         n_random_sets: int,
         ablation: AblationKind = "zero",
+        kinds: Sequence[AblationKind] = (),
+        reference: Prompts | None = None,
+        neutral: Prompts | None = None,
         heads: HeadSet | None = None,
         batch_size: int = 8,
         held_out: bool = False,
@@ -215,6 +248,9 @@ class Answers(Control):
             n_heads=n_heads,
             n_random_sets=n_random_sets,
             ablation=ablation,
+            kinds=kinds,
+            reference=reference,
+            neutral=neutral,
             max_new_tokens=self.max_new_tokens,
             batch_size=batch_size,
             seed=seed,
@@ -223,8 +259,14 @@ class Answers(Control):
         )
         return replace(found, name=scores.name, title=self.title)
 
-    def cost(self, model: nn.Module, prompts: Prompts, batch_size: int, *, n_heads: int, n_random_sets: int) -> Cost:
-        return _cost(model, prompts, batch_size, 2 + n_sets(n_random_sets), self.max_new_tokens)
+    def cost(
+        self, model: nn.Module, prompts: Prompts, batch_size: int, *, n_heads: int, n_random_sets: int, n_kinds: int = 0
+    ) -> Cost:
+        conditions = 1 + n_tested(n_kinds) + n_sets(n_random_sets)
+        return self.cost_of_conditions(model, prompts, batch_size, conditions)
+
+    def measure_on(self, prompts: Prompts, batch_size: int) -> tuple[str, Measure]:
+        return self.measure, accuracy(prompts, max_new_tokens=self.max_new_tokens, batch_size=batch_size)
 
 
 @dataclass(frozen=True)
@@ -321,6 +363,15 @@ def n_sets(n_random_sets: int) -> int:
         n_random_sets: Number of random sets that are matched by layer.
     """
     return n_random_sets + min(n_random_sets, N_FREE_SETS)
+
+
+def n_tested(n_kinds: int) -> int:
+    """Number of tested conditions of a size: heads ablated in each way, heads kept, and the first ones by depth.
+
+    Args:
+        n_kinds: Number of other ablations.
+    """
+    return 2 * (1 + n_kinds) + 1
 
 
 def _cost(model: nn.Module, prompts: Prompts, batch_size: int, n_conditions: int, new_tokens: int = 0) -> Cost:

@@ -1,28 +1,23 @@
 """Causal curves: measures of a model as more and more heads are ablated, in the order of rankings and at random."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from interp.analyses.causal.ablation_test import source_of_numbers
+from interp.analyses.causal.ablated_measures import NATS, NEUTRAL, AblatedMeasures, Measure, neutral_loss
+from interp.analyses.causal.further_conditions import depth_conditions, further_conditions
 from interp.analyses.causal.random_sets import Condition, RandomSets, excluded, mean
-from interp.analyses.causal.shared_forwards import SharedForwards
-from interp.analyses.results.files import Parts
 from interp.analyses.results.head_scores import HeadScores
 from interp.analyses.results.set_test import N_RANDOM_SETS
-from interp.analyses.results.trial import BASELINE, RANDOM, RANDOM_BY_LAYER, Trial
+from interp.analyses.results.trial import BASELINE, DRAWN, RANDOM_BY_LAYER, Trial
 from interp.analyses.results.trials import Trials
 from interp.errors import UsageError
-from interp.hooks.edit.ablation import AblationKind, ablate
+from interp.hooks.edit.ablation import AblationKind
 from interp.hooks.model.heads import Head, HeadLayout, HeadSet
 from interp.hooks.model.layers import check_eval
-from interp.hooks.model.provenance import Provenance
 from interp.hooks.prompts.prompts import Prompts
-
-Measure = Callable[[nn.Module], Tensor]
-"""a function of the model that returns `[p]` numbers, one for each prompt of the measure"""
 
 
 def causal_curve(
@@ -32,8 +27,13 @@ def causal_curve(
     *,
     sizes: Sequence[int] = (1, 3, 5, 10),
     ablation: AblationKind = "zero",
+    kinds: Sequence[AblationKind] = (),
     reference: Prompts | None = None,
+    neutral: Prompts | None = None,
+    depth: bool = True,
+    sufficiency: bool = False,
     n_random_sets: int = N_RANDOM_SETS,
+    stop_early: bool = True,
     until: float | None = None,
     seed: int = 0,
     folder: Any = None,
@@ -44,7 +44,11 @@ def causal_curve(
 
     Random heads are the control. Every ranking has its own for each size: `n_random_sets` sets with as many heads of
     each layer, and up to 3 drawn freely. None has heads of the tested set or heads above the threshold of the ranking.
-    The draws end early where no further set can change the verdict on the first measure, see `Trials.set_test`.
+    By default the draws end early where the verdict on the first measure is certain, see `Trials.set_test`.
+
+    A ranking by depth alone is the baseline: the first heads of the table's depth profile, in which every head scores
+    the mean of its layer. Further ablations, the ablation of all other heads of the role ("kept") and the loss on
+    neutral text are measured without random heads; `causal_profile` measures random heads for them too.
 
     Args:
         model: A transformers causal language model, or a TransformerBridge over one.
@@ -53,9 +57,16 @@ def causal_curve(
             ablated model. See `measures.refusals` and `measures.losses.token_losses`.
         sizes: Numbers of heads, each at most half of the model's.
         ablation: "zero", "mean", "resample", "uniform" or "first", see `ablate`.
+        kinds: Other ablations of the tested heads.
         reference: Prompts that the ablations "mean" and "resample" take values from.
+        neutral: Plain texts, whose loss is a further measure of the baseline and of tested heads.
+        depth: Add the first heads of the depth profile of each table.
+        sufficiency: Add the ablation of all other heads of the role: those above the threshold of a table, or above
+            its floor where it has no threshold.
         n_random_sets: Number of random sets that are matched by layer, for each ranking and size; a verdict needs at
             least 39.
+        stop_early: End the draws where the verdict on the first measure is certain, see `ablation_test`; with several
+            rankings or sizes only once too many sets have as large an effect. False draws all sets.
         until: A ranking ends at the size at which the first measure is at most this share of its baseline.
         seed: Seed of the random heads, of "resample" and of the intervals.
         folder: Where finished points are kept, so that an interrupted curve continues with the same numbers.
@@ -63,8 +74,8 @@ def causal_curve(
         progress: Show a progress bar.
 
     Returns:
-        Trials: All measures under "baseline", each ranking, "random" and "random by layer"; `size` is the number of
-        heads.
+        Trials: All measures under "baseline", each ranking, its depth profile, "random" and "random by layer"; `size`
+        is the number of heads.
 
     Raises:
         UsageError: If a size leaves too few heads for a random set, a ranking is too short, has a head twice or the
@@ -75,13 +86,13 @@ def causal_curve(
         >>> measures = {"loss": lambda model: token_losses(model, prompts)}
         >>> curve = interp.causal_curve(model, {"induction": scores}, measures, sizes=(1, 2), n_random_sets=1)
         >>> curve.conditions, curve.sizes("induction")
-        (('baseline', 'induction', 'random', 'random by layer'), (1, 2))
+        (('baseline', 'induction', 'induction, depth', 'random', 'random by layer'), (1, 2))
 
     Source:
         The curves of Wu et al. 2404.15574 and of Zhou et al. (ICLR 2025).
 
     Differs:
-        Random sets matched by layer are added.
+        Random sets matched by layer and the depth profile are added.
 
     Limits:
         Does not show that the heads do the task: other heads may take over, or be disturbed.
@@ -90,44 +101,44 @@ def causal_curve(
     ordered = {name: _heads_in_order(found, layout.size) for name, found in rankings.items()}
     check_eval(model)
     _check(ordered, measures, sizes, layout, n_random_sets)
-    if folder is not None and about is None:
-        raise UsageError("a folder needs about=; give what the measures depend on, such as their prompts.")
-    source = Provenance.of(model, seed=seed)
-    referred = None if reference is None else [reference.fingerprint(), seed]
-    parts = Parts.of(folder, "curve", [*source_of_numbers(source), ablation, list(measures), about, referred])
-
-    shared = SharedForwards.of(
-        model, [HeadSet(tuple(order[:size])) for order in ordered.values() for size in sizes if size <= len(order)]
+    taken = {**measures, **({} if neutral is None else {NEUTRAL: neutral_loss(neutral)})}
+    points = AblatedMeasures(
+        model,
+        taken,
+        [HeadSet(tuple(order[:size])) for order in ordered.values() for size in sizes if size <= len(order)],
+        reference=reference,
+        seed=seed,
+        folder=folder,
+        about=about if neutral is None or about is None else [about, neutral.fingerprint()],
+        name="causal curve",
+        progress=progress,
     )
-    bar = _bar(progress)
+    n_tests = len(rankings) * len(set(sizes))
 
     def trial(condition: Condition) -> Trial:
-        def work() -> dict[str, Tensor]:
-            passes = shared.resume(condition.heads) if len(condition.heads) else shared.record()
-            with ablate(model, condition.heads, ablation, reference=reference, seed=seed), passes:
-                return {str(i): _numbers(name, measure(model)) for i, (name, measure) in enumerate(measures.items())}
+        return points.trial(condition, ablation, list(measures))
 
-        made = parts.get(str(condition.heads), work)
-        values = {name: tuple(made[str(i)].tolist()) for i, name in enumerate(measures)}
-        bar.update()
-        return Trial(
-            condition.name, values, condition.heads, len(condition.heads), condition.draw, facts=condition.facts
-        )
-
-    with bar:
-        base = trial(Condition(BASELINE, HeadSet(())))
+    with points.bar:
+        base = points.trial(Condition(BASELINE, HeadSet(())), ablation)
         trials, floor = [base], -torch.inf if until is None else until * mean(base)
         tested: dict[tuple[str, int], Trial] = {}
         for name, order in ordered.items():
             for size in sorted({size for size in sizes if size <= len(order)}):
-                tested[name, size] = trial(Condition(name, HeadSet(tuple(order[:size]))))
+                tested[name, size] = points.trial(Condition(name, HeadSet(tuple(order[:size]))), ablation)
                 if mean(tested[name, size]) <= floor:
                     break
         trials += tested.values()
         for (name, _), own in tested.items():
+            others = further_conditions(name, rankings[name], own.heads, (ablation, *kinds), sufficiency)
+            trials += [points.trial(condition, kind) for condition, kind in others]
+            trials += [
+                points.trial(each, ablation) for each in depth_conditions(name, rankings[name], own.heads, depth)
+            ]
+        for (name, _), own in tested.items():
             found = rankings[name]
             other = excluded(found, own.heads) if isinstance(found, HeadScores) else HeadSet(())
-            trials += RandomSets(own.heads, layout, n_random_sets, seed, name, other).run(trial, mean(base), mean(own))
+            sets = RandomSets(own.heads, layout, n_random_sets, seed, name, other, stop_early, n_tests == 1)
+            trials += sets.run(trial, base, own)
     return Trials(
         name=next(iter(rankings)),
         trials=tuple(trials),
@@ -135,11 +146,15 @@ def causal_curve(
         title="Causal curve",
         control=RANDOM_BY_LAYER,
         claim="larger effect",
+        units={} if neutral is None else {NEUTRAL: NATS},
         n_random_sets=n_random_sets,
         seed=seed,
-        settings={"sizes": sorted(set(sizes)), "ablation": ablation, "n_random_sets": n_random_sets, "until": until},
-        provenance=source,
-    )
+        settings={
+            "sizes": sorted(set(sizes)), "ablation": ablation, "kinds": list(kinds), "n_random_sets": n_random_sets,
+            "until": until,
+        },
+        provenance=points.provenance,
+    )  # fmt: skip
 
 
 def _heads_in_order(found: HeadScores | Sequence[Head], n: int) -> list[Head]:
@@ -156,7 +171,7 @@ def _check(
     """Raise for rankings, measures or sizes that make no curve."""
     for name, order in ordered.items():
         layout.check(HeadSet(tuple(order)))
-        if name in (BASELINE, RANDOM, RANDOM_BY_LAYER):
+        if name in (BASELINE, *DRAWN):
             raise UsageError(f"ranking {name!r} has the name of a control; give it another name.")
         if len(set(order)) < len(order):
             raise UsageError(f"ranking {name!r} has a head twice; give each head once.")
@@ -176,19 +191,3 @@ def _check(
         raise UsageError(
             f"ranking {name!r} has too few heads ({short[name]}) for sizes={tuple(sizes)}; give smaller sizes."
         )
-
-
-def _numbers(name: str, values: Any) -> Tensor:
-    found = torch.as_tensor(values, dtype=torch.float32)
-    if found.ndim != 1 or not len(found) or not bool(found.isfinite().all()):
-        raise UsageError(
-            f"measure {name!r} returned shape {tuple(found.shape)}, or a number that is not finite; return one finite "
-            "number for each prompt."
-        )
-    return found
-
-
-def _bar(progress: bool) -> Any:
-    from tqdm.auto import tqdm
-
-    return tqdm(desc="causal curve", unit="head set", disable=not progress, delay=2, leave=False)

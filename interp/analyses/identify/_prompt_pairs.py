@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from interp.analyses.causal.ablation_test import source_of_numbers
+from interp.analyses.causal.ablated_measures import source_of_numbers
 from interp.analyses.causal.function_identity import function_identity
 from interp.analyses.measures.head_outputs import bridged, by_length
 from interp.analyses.results.files import Parts

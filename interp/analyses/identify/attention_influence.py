@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from interp.analyses.causal.ablation_test import source_of_numbers
+from interp.analyses.causal.ablated_measures import source_of_numbers
 from interp.analyses.causal.random_sets import Condition, RandomSets, excluded
 from interp.analyses.causal.shared_forwards import SharedForwards
 from interp.analyses.measures.losses import token_losses
@@ -142,11 +142,9 @@ def attention_influence(
 
     with bar:
         base = losses_of(HeadSet(()))
+        unmodified = Trial(BASELINE, {"influence": (0.0,) * len(base), "loss": tuple(base.tolist())})
         own = trial(Condition(HEADS, chosen))
-        influence = sum(own.values["influence"]) / len(base)
-        trials = [own, *sets.run(trial, 0.0, influence)]
-    zero = (0.0,) * len(base)
-    trials.append(Trial(BASELINE, {"influence": zero, "loss": tuple(base.tolist())}))
+        trials = [own, *sets.run(trial, unmodified, own), unmodified]
     return Trials(
         name="attention_influence",
         trials=tuple(trials),

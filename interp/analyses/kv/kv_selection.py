@@ -10,7 +10,7 @@ from torch import nn
 from interp.analyses import registry
 from interp.analyses.kv.kv_curve import KEEP_RATIOS, NO_GLOBAL_LAYERS, kv_curve
 from interp.analyses.kv.kv_tasks import KVTask, kv_tasks
-from interp.analyses.kv.selectors_of import condition_of, has_global_layers, selectors_of
+from interp.analyses.kv.selectors_of import condition_of, depth_of, has_global_layers, selectors_of
 from interp.analyses.registry import SelectorEntry, analysis
 from interp.analyses.results.files import digest
 from interp.analyses.results.head_scores import HeadScores
@@ -85,6 +85,7 @@ def kv_selection(
     selector_settings: Mapping[str, Mapping[str, Any]] | None = None,
     keep_ratios: Sequence[float] = KEEP_RATIOS,
     scores: Mapping[str, HeadScores] | None = None,
+    depth: bool = False,
     batch_size: int = 8,
     seed: int = 0,
     folder: str | Path | None = None,
@@ -100,6 +101,7 @@ def kv_selection(
         selector_settings: Selector -> settings, such as {"snapkv": {"window": 32}}.
         keep_ratios: Shares of the keys that are kept.
         scores: Analysis -> scores, by which selectors choose heads.
+        depth: Add a baseline of each selector that chooses heads, which chooses them by the mean score of their layer.
         batch_size: Number of contexts per forward pass.
         seed: Seed of random keys and of the intervals.
         folder: Finished tasks are stored here, so that a killed evaluation continues.
@@ -130,7 +132,7 @@ def kv_selection(
     check_global_layers(model)
     selectors = _names(selectors)
     given = dict(scores or {})
-    made = selectors_of(given, seed, model, names=selectors, settings=selector_settings)
+    made = selectors_of(given, seed, model, names=selectors, settings=selector_settings, depth=depth)
     about = _about(made, given, model)
     parts = []
     for task in KVTask.from_whole(prompts):
@@ -155,7 +157,7 @@ def _about(made: Mapping[str, Any], scores: Mapping[str, HeadScores], model: nn.
     """Condition -> title and scores of its selector."""
     counted = [name for name, table in scores.items() if table.counted]
     entries: tuple[SelectorEntry, ...] = registry.entries("selector")
-    by_condition = {condition_of(entry): entry for entry in entries}
+    by_condition = {name(entry): entry for entry in entries for name in (condition_of, depth_of)}
     return {
         name: {"title": by_condition[name].title, "scores": list(by_condition[name].needed(counted) or ())}
         for name in made

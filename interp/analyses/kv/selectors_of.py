@@ -27,6 +27,7 @@ def selectors_of(
     *,
     names: tuple[str, ...] = (),
     settings: Mapping[str, Mapping[str, Any]] | None = None,
+    depth: bool = False,
 ) -> dict[str, Make]:
     """Every declared selector that these scores can make, as a function of the share of keys.
 
@@ -40,6 +41,8 @@ def selectors_of(
             a budget that belongs to the other layers.
         names: Selectors to make; empty for all that can be made.
         settings: Selector -> settings, such as {"snapkv": {"window": 32}}.
+        depth: Add a baseline of each selector that chooses heads, such as "duo_attention, depth": it takes the depth
+            profile of its scores, in which every head scores the mean of its layer.
 
     Returns:
         Name -> function of keep_ratio that makes the selector, in the order of a report.
@@ -78,12 +81,25 @@ def selectors_of(
         # JSON has lists where a field holds tuples
         own = {key: _tuples(value) for key, value in own.items()}
         made[condition_of(entry)] = partial(entry.maker, *(counted[name] for name in needed), **own)
+        if depth and needed:
+            profiles = [_depth_profile(counted[name]) for name in needed]
+            made[depth_of(entry)] = partial(entry.maker, *profiles, **own)
     return made
 
 
 def condition_of(entry: SelectorEntry) -> str:
     """The name of a selector among the conditions of `kv_curve`: its own, or "random" for the control."""
     return RANDOM if entry.baseline else entry.name
+
+
+def depth_of(entry: SelectorEntry) -> str:
+    """The name of the baseline of a selector that chooses heads by depth alone."""
+    return f"{condition_of(entry)}, depth"
+
+
+def _depth_profile(scores: HeadScores) -> HeadScores:
+    """The depth profile under the name and with the threshold of its table, which makers may read."""
+    return replace(scores.depth_profile(), name=scores.name, threshold=scores.threshold)
 
 
 def _chosen(names: tuple[str, ...], counted: Mapping[str, HeadScores]) -> list[SelectorEntry]:

@@ -24,11 +24,16 @@ CLAIMS: tuple[Claim, ...] = ("larger effect", "smaller effect", "higher")
 class SetTest:
     """The measure under a tested head set, compared with the measure under each of many random sets.
 
-    `p = (1 + k) / (1 + n)` with `k` of `n` random sets at least as extreme as the tested set. Where the draws ended
-    early, because the k-th such set had decided the verdict, `p = k / n`.
+    `p = (1 + k) / (1 + n)` with `k` of `n` random sets at least as extreme as the tested set.
+
+    Where more than 39 sets are planned, the draws end early in two cases. They end after 39 sets if none of these is as
+    extreme: `p = 1 / 40`. They end at the k-th set that is as extreme if no further set can give `p <= 0.05`:
+    `p = k / n`. Draws that went past 39 sets had a chance to end there, and their p-value includes it: it is the
+    probability to end after 39 sets, or not to end there and to have at most k sets as extreme among all of them.
 
     Source:
-        Davison and Hinkley 1997, section 4.2; Besag and Clifford 1991 (early end).
+        Davison and Hinkley 1997, section 4.2; Besag and Clifford 1991 (early end at the k-th set); Jennison and
+        Turnbull 1999, section 8.4 (p-values that order results by the stage at which they ended).
 
     Limits:
         Exact where the tested heads were chosen without this measure on these prompts.
@@ -44,12 +49,21 @@ class SetTest:
     """number of random sets that are less extreme than the tested set"""
     n_planned: int
     """number of random sets, had the draws not ended early"""
+    n_beyond_first: int = 0
+    """number of the first 39 random sets that are less extreme than the tested set"""
 
     @property
     def p_value(self) -> float:
         """Probability of a random set that is at least as extreme, if the tested set were one of them."""
-        reached = self.n_sets - self.n_beyond
-        return reached / self.n_sets if self.ended_early else (1 + reached) / (1 + self.n_sets)
+        n, reached = self.n_sets, self.n_sets - self.n_beyond
+        if self.ended_early and reached:
+            return reached / n
+        plain = (1 + reached) / (1 + n)
+        if n <= MIN_RANDOM_SETS or self.n_beyond_first == MIN_RANDOM_SETS:
+            return plain
+        # of results with j sets as extreme, the share in which none of these is among the first 39
+        ended = sum(math.comb(n - MIN_RANDOM_SETS, j) / math.comb(n, j) for j in range(reached + 1))
+        return plain + 1 / (1 + MIN_RANDOM_SETS) - ended / (1 + n)
 
     @property
     def ended_early(self) -> bool:
@@ -98,12 +112,21 @@ def set_test(
         deviations=(tested - mean) / spread if spread > 1e-12 * abs(mean) else math.nan,
         n_sets=len(random),
         n_beyond=sum(other < own for other in others),
+        n_beyond_first=sum(other < own for other in others[:MIN_RANDOM_SETS]),
         n_planned=max(n_planned, len(random)),
     )
 
 
-def is_settled(tested: float, random: Sequence[float], baseline: float, claim: Claim, n_planned: int) -> bool:
-    """Whether further random sets cannot put the tested set beyond them: enough sets are at least as extreme.
+def is_settled(
+    tested: float,
+    random: Sequence[float],
+    baseline: float,
+    claim: Claim,
+    n_planned: int,
+    *,
+    first_look: bool = True,
+) -> bool:
+    """Whether the draws end: the first 39 sets are all less extreme, or so many are not that no more sets can help.
 
     Args:
         tested: As in `set_test`.
@@ -111,10 +134,13 @@ def is_settled(tested: float, random: Sequence[float], baseline: float, claim: C
         baseline: As in `set_test`.
         claim: As in `set_test`.
         n_planned: Number of random sets that are planned.
+        first_look: Whether draws end after 39 sets if none is as extreme.
     """
     own = extremeness(tested, baseline, claim)
     reached = sum(extremeness(value, baseline, claim) >= own for value in random)
-    return reached >= math.floor(ALPHA * (1 + n_planned)) and reached >= 1 and n_planned >= MIN_RANDOM_SETS
+    if not reached:
+        return first_look and len(random) == MIN_RANDOM_SETS < n_planned
+    return reached >= math.floor(ALPHA * (1 + n_planned)) and n_planned >= MIN_RANDOM_SETS
 
 
 def extremeness(value: float, baseline: float, claim: Claim) -> float:

@@ -10,6 +10,10 @@ BASELINE = "baseline"
 """condition of the unmodified model"""
 RANDOM, RANDOM_BY_LAYER = "random", "random by layer"
 """conditions of random heads: drawn freely, and as many from each layer as the tested set has"""
+RANDOM_KEPT = "random kept"
+"""condition of random heads of a role that are kept, with all other heads of the role ablated"""
+DRAWN = (RANDOM, RANDOM_BY_LAYER, RANDOM_KEPT)
+"""all conditions of random heads"""
 
 
 @result
@@ -18,13 +22,13 @@ class Trial:
     """One run of the model on all prompts of a task, under one condition."""
 
     condition: str
-    """"baseline", "random", "random by layer", or the name of what is tested"""
+    """"baseline", "random", "random by layer", "random kept", or the name of what is tested"""
     values: dict[str, tuple[float, ...]] = field(repr=False)
     """measure -> one number for each prompt, or a single number with an interval"""
     heads: HeadSet = field(default_factory=lambda: HeadSet(()))
     """heads that are ablated or edited"""
     size: float = 0.0
-    """number of heads, share of heads, or share of the keys that is kept"""
+    """number of heads that are tested, share of heads, or share of the keys that is kept"""
     draw: int = 0
     """number of the draw of random heads, from 0"""
     matched: str = ""

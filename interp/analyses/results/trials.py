@@ -12,9 +12,10 @@ from interp.analyses.results.intervals import SHARE, SHARE_DIFFERENCE, Estimate
 from interp.analyses.results.joined_trials import joined
 from interp.analyses.results.reply_limit import sentence_of_trials
 from interp.analyses.results.result import Result
-from interp.analyses.results.set_test import Claim, SetTest, set_test
-from interp.analyses.results.trial import BASELINE, RANDOM, RANDOM_BY_LAYER, Trial, by_task
+from interp.analyses.results.set_test import Claim, SetTest
+from interp.analyses.results.trial import BASELINE, DRAWN, RANDOM, Trial, by_task
 from interp.analyses.results.trial_rows import rows
+from interp.analyses.results.trial_tests import tested_set
 from interp.errors import UsageError
 from interp.hooks.model.provenance import Provenance
 
@@ -58,6 +59,8 @@ class Trials(Result):
     """condition that the others are compared with"""
     claim: Claim | None = None
     """how tested heads are claimed to differ from random heads; None where no random heads are drawn"""
+    claims: dict[str, Claim] = field(default_factory=dict)
+    """condition -> its claim, where it is another one"""
     n_random_sets: int = 0
     """number of random head sets that were planned for a test"""
     questions: tuple[str, ...] = field(default=(), repr=False)
@@ -91,7 +94,7 @@ class Trials(Result):
     @property
     def tested(self) -> tuple[str, ...]:
         """Conditions that are neither the baseline nor random."""
-        others = (BASELINE, RANDOM, RANDOM_BY_LAYER, self.control)
+        others = (BASELINE, *DRAWN, self.control)
         return tuple(name for name in self.conditions if name not in others)
 
     @property
@@ -103,6 +106,12 @@ class Trials(Result):
     def tasks(self) -> tuple[str, ...]:
         """Names of the tasks, in the order of the trials; the empty name where there are none."""
         return tuple(dict.fromkeys(trial.task for trial in self.trials))
+
+    @property
+    def is_sized(self) -> bool:
+        """Whether a condition has several sizes, other than random heads that are matched to conditions."""
+        names = self.tested or self.conditions
+        return any(len(self.sizes(name)) > 1 for name in names)
 
     def sizes(self, condition: str) -> tuple[float, ...]:
         """Sizes of a condition, in the order of the trials.
@@ -154,7 +163,13 @@ class Trials(Result):
         return found
 
     def mean(
-        self, condition: str, measure: str | None = None, *, size: float | None = None, task: str | None = None
+        self,
+        condition: str,
+        measure: str | None = None,
+        *,
+        size: float | None = None,
+        task: str | None = None,
+        matched: str | None = None,
     ) -> Estimate:
         """Mean of a measure under a condition and its 95 % interval.
 
@@ -166,6 +181,7 @@ class Trials(Result):
             measure: One of `measures`, by default the first.
             size: As in `select`.
             task: As in `select`.
+            matched: As in `select`.
 
         Returns:
             Estimate: mean, low, high. For a measure with an interval that the trials hold, such as an angle, the
@@ -175,7 +191,7 @@ class Trials(Result):
             UsageError: If there is no such trial or measure.
         """
         measure = self._measure(measure)
-        trials = self.select(condition, size, task)
+        trials = self.select(condition, size, task, matched)
         rows = self._rows(trials, measure)
         if len(trials) == 1 and measure in trials[0].intervals:
             return Estimate(rows[0][0], *trials[0].intervals[measure])
@@ -248,39 +264,15 @@ class Trials(Result):
             condition: One of `tested`.
             measure: One of `measures`, by default the first.
             size: As in `select`.
-            over: The random condition, by default the one matched by layer where there is one.
+            over: The random condition, by default the one matched by layer, or "random kept", where there is one.
 
         Returns:
-            SetTest: Or None where no random heads of this size were drawn, or there is no baseline.
+            SetTest: Or None where no random heads of this size were drawn for the condition, or there is no baseline.
 
         Raises:
             UsageError: If there is no such trial or measure.
         """
-        measure = self._measure(measure)
-        over = over or (RANDOM_BY_LAYER if RANDOM_BY_LAYER in self.conditions else RANDOM)
-        tested, sized = self.select(condition, size), {(trial.condition, trial.size) for trial in self.trials}
-        unmodified = next((name for name in (BASELINE, condition) if (name, 0) in sized), None)
-        if self.claim is None or unmodified is None or over not in self.conditions or condition in (over, BASELINE):
-            return None
-        sets: dict[int, list[Trial]] = {}
-        for trial in self.trials:
-            if (trial.condition, trial.size) == (over, tested[0].size) and trial.matched in ("", condition):
-                sets.setdefault(trial.draw, []).append(trial)
-        base = self.select(unmodified, 0)
-        if not sets or any(measure not in trial.values for trial in base):
-            return None
-        return set_test(
-            self._mean_of(tested, measure),
-            [self._mean_of(trials, measure) for trials in sets.values()],
-            self._mean_of(base, measure),
-            self.claim,
-            # the first measure decides when the draws end
-            self.n_random_sets if measure == self.measures[0] else 0,
-        )
-
-    def _mean_of(self, trials: Sequence[Trial], measure: str) -> float:
-        rows = by_task(trials, self._rows(trials, measure))
-        return sum(sum(row) / len(row) for row in rows) / len(rows)
+        return tested_set(self, condition, self._measure(measure), size, over)
 
     def _is_share(self, measure: str) -> bool:
         numbers = [value for trial in self.trials for value in trial.values.get(measure, ())]

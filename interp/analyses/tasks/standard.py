@@ -15,9 +15,15 @@ CHECK_SEED = 1_000_003
 """added to the seed of a run for the prompts of causal tests, so that none repeats a prompt that chose the heads"""
 EXPLORED_SEED = 2_000_003
 """added to the seed of a run for the text of the explorer"""
+REFERENCE_SEED = 4_000_037
+"""added to the seed of a run for the prompts that mean and resample ablations take values from"""
 KV_SEED = 3_000_017
 """added to the seed of a run for the tasks of key selectors"""
 N_FEW_NEEDLES = 4
+N_NEUTRAL, NEUTRAL_LENGTH = 4, 96
+"""neutral texts of a causal test, and their number of tokens at most"""
+N_REFERENCE = 8
+"""reference prompts of mean and resample ablations"""
 SWEEP_LONGEST = 2048
 """largest length of a needle sweep where no model is known"""
 RELATIONS = ("antonym", "capital", "past", "plural")
@@ -84,6 +90,19 @@ def check_needles(sizes: PromptSizes, tokenizer: Any) -> Prompts:
         sizes, seed=sizes.seed + CHECK_SEED, needle_length=sizes.check_length, n_needles=sizes.n_check_needles
     )
     return needles(drawn, tokenizer)
+
+
+def neutral_texts(sizes: PromptSizes, tokenizer: Any) -> Prompts:
+    """A few short plain texts of a causal test, drawn with another seed than those that the heads were chosen on."""
+    return tasks.passages(
+        tokenizer, n=N_NEUTRAL, length=min(sizes.text_length, NEUTRAL_LENGTH), seed=sizes.seed + CHECK_SEED
+    )
+
+
+def check_prompts(sizes: PromptSizes, tokenizer: Any) -> tuple[Prompts, Prompts, Prompts]:
+    """Needles, repeated tokens and plain texts of a causal test, drawn with another seed than those of the scores."""
+    copies = tasks.repeated(tokenizer, n=sizes.n_repeated, batch=N_NEUTRAL, seed=sizes.seed + CHECK_SEED)
+    return check_needles(sizes, tokenizer), copies, neutral_texts(sizes, tokenizer)
 
 
 def passages(sizes: PromptSizes, tokenizer: Any) -> Prompts:

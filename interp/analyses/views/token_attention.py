@@ -6,6 +6,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from interp.analyses.prompt_sizes import REPLY_TOKENS
 from interp.analyses.registry import analysis
 from interp.analyses.results.codec import result
 from interp.analyses.results.head_scores import HeadScores
@@ -86,10 +87,10 @@ class TokenAttention(Result):
 @analysis(
     title="Attention on the text", group="views", order=35, prompts=standard.needles, joint=True, in_every=False,
     automatic=True, needs=("retrieval",), inputs=lambda run: {"heads": run.scores["retrieval"]},
-    max_new_tokens=16,
+    max_new_tokens=REPLY_TOKENS,
 )  # fmt: skip
 def token_attention(
-    model: nn.Module, prompts: Prompts, heads: Any, *, max_new_tokens: int = 16, stop: str = "\n"
+    model: nn.Module, prompts: Prompts, heads: Any, *, max_new_tokens: int = REPLY_TOKENS, stop: str = "\n"
 ) -> TokenAttention:
     """Read the attention of each head at the last token of one prompt, from which the model begins its reply.
 

@@ -111,7 +111,13 @@ def _unknown(kind: Any, kinds: tuple[str, ...]) -> str:
 
 @contextlib.contextmanager
 def ablate(
-    model: nn.Module, heads: Any, kind: AblationKind, *, reference: Prompts | None = None, seed: int = 0
+    model: nn.Module,
+    heads: Any,
+    kind: AblationKind,
+    *,
+    reference: Prompts | None = None,
+    seed: int = 0,
+    outputs: "ReferenceOutputs | None" = None,
 ) -> Iterator[None]:
     """Replace the outputs of heads while the context is open, in prefill and decode alike.
 
@@ -132,6 +138,7 @@ def ablate(
         kind: The kind of ablation.
         reference: Reference prompts; for "mean" and "resample" only.
         seed: Seed of the draws of "resample".
+        outputs: Outputs of these heads, or of more, on the reference prompts, where they were read before.
 
     Yields:
         None: The model is ablated until the context closes.
@@ -167,7 +174,8 @@ def ablate(
     if not len(chosen):
         yield
         return
-    with intervene(model, intervention, [chosen], ReferenceOutputs.of(model, chosen, intervention)):
+    bank = ReferenceOutputs.of(model, chosen, intervention) if outputs is None else outputs
+    with intervene(model, intervention, [chosen], bank):
         yield
 
 

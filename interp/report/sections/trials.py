@@ -3,6 +3,7 @@
 from typing import Any
 
 from interp import plots
+from interp.analyses.results.trial import DRAWN
 from interp.analyses.results.trials import Trials
 from interp.report.page import Page, Section, title_of
 from interp.report.sections.dispatch import section
@@ -29,18 +30,23 @@ def trials_body(result: Trials, page: Page, measures: tuple[str, ...] = ()) -> s
         page: The page, to which figures are added.
         measures: Measures to draw, by default the first four.
     """
-    drawn = [name for name in measures or result.measures[:MAX_FIGURES] if name in result.measures]
-    sized = any(len(result.sizes(name)) > 1 for name in result.conditions)
+    drawn = [name for name in measures or _drawn(result)[:MAX_FIGURES] if name in result.measures]
+    sized = result.is_sized
     tasks = [task for task in result.tasks if task] if len(result.tasks) > 1 else []
+    # heads that are kept have a figure of their own
+    kept = [name for name in result.tested if name in result.claims]
+    parts = [kept, [name for name in result.tested if name not in kept]] if kept and sized else [[]]
+    rows = [] if sized else table(result)
     context: dict[str, Any] = {
         "title": result.title or plots.title_of(result.name),
         "words": trials_words(result),
         "few": few_words(result),
         "notes": result.notes,
-        "drawn": [page.figure(plots.trials(result, measure)) for measure in drawn],
+        "drawn": [page.figure(plots.trials(result, measure, leave_out=names)) for measure in drawn for names in parts],
         "tasks": [page.figure(plots.trials(result, drawn[0], task)) for task in tasks],
         "pivots": [pivot(result, measure) for measure in result.measures] if sized else [],
-        "rows": [] if sized else table(result),
+        "rows": rows,
+        "with_sets": any(row["sets"] for row in rows),
         "prompts": None if sized or tasks else by_prompt(result),
         "replies": replies(result),
         "replies_words": replies_words(result),
@@ -48,3 +54,9 @@ def trials_body(result: Trials, page: Page, measures: tuple[str, ...] = ()) -> s
         "by_sets": result.claim is not None,
     }
     return page.render("sections/trials.html.j2", **context)
+
+
+def _drawn(result: Trials) -> list[str]:
+    """The measures that random heads have as well, where there are random heads."""
+    random = [trial for trial in result.trials if trial.condition in DRAWN]
+    return [name for name in result.measures if not random or any(name in trial.values for trial in random)]

@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from interp.analyses.causal import controls
-from interp.analyses.causal.ablation_test import ablation_test
 from interp.analyses.registry import Analysis
 from interp.analyses.results.head_scores import HeadScores
 from interp.analyses.results.result import Result
@@ -18,7 +16,7 @@ from interp.analyses.tasks import standard
 from interp.errors import UsageError
 from interp.hooks.prompts.prompts import Prompt, Prompts
 from interp.runs.inputs import RunInputs
-from interp.runs.stage import Cell, Stage, single
+from interp.runs.stage import Cell, Stage
 
 if TYPE_CHECKING:
     from interp.runs.plan import ScorePlan
@@ -40,7 +38,7 @@ def analysis_stage(
     """
     if entry.check_model is not None:
         entry.check_model(model)
-    given: Any = _own(entry, plan, own)
+    given: Any = own_prompts(entry, plan, own)
     if given is None and entry.prompts is not None:
         given = _maker(entry, plan)(plan.sizes, tokenizer)
     sides: Any = given if entry.paired else (given,)
@@ -74,64 +72,6 @@ def analysis_stage(
         optional=entry.automatic,
         cost=None if cost is None else lambda model: cost(model, given, plan.batch_size, settings),
     )  # fmt: skip
-
-
-def control_stage(entry: Analysis, plan: "ScorePlan", tokenizer: Any, own: Prompts | None) -> Stage:
-    """The stage that tests the top heads of an analysis against random heads."""
-    control, standard_prompts = entry.control.with_sizes(plan.sizes), entry.prompts
-    given = control.prompts(plan.sizes, tokenizer)
-    of_analysis = given is None
-    prompts: Any = given
-    if prompts is None:
-        made: Any = _own(entry, plan, own)
-        if made is None and standard_prompts is not None:
-            # other prompts than those that chose the heads
-            made = standard_prompts(replace(plan.sizes, seed=plan.seed + standard.CHECK_SEED), tokenizer)
-        prompts = made
-        prompts = prompts[0] if isinstance(prompts, tuple) else prompts
-
-    def work(run: "Run", steps: Path) -> Result:
-        named = run.named_heads
-        return control(
-            run.model, prompts, run.result(entry.name), n_heads=plan.n_heads, n_random_sets=plan.n_random_sets,
-            ablation=plan.ablation, heads=named if len(named) and not of_analysis else None,
-            batch_size=plan.batch_size, held_out=own is None, seed=plan.seed, folder=steps,
-        )  # fmt: skip
-
-    def ready(run: "Run") -> str:
-        return "" if of_analysis or len(run.named_heads) else _heads_missing(run, entry.name)
-
-    return single(
-        f"{entry.name}.control",
-        work,
-        needs=(entry.name,),
-        ready=ready,
-        prompts=() if of_analysis else ((prompts, control.new_tokens),),
-        cost=lambda model: control.cost(
-            model, prompts, plan.batch_size, n_heads=plan.n_heads, n_random_sets=plan.n_random_sets
-        ),
-    )
-
-
-def named_heads_stage(plan: "ScorePlan", tokenizer: Any) -> Stage:
-    """The stage that tests the heads that a user names, where no analysis of the plan is tested by answers."""
-    control = controls.answers().with_sizes(plan.sizes)
-    prompts = standard.check_needles(plan.sizes, tokenizer)
-
-    def work(run: "Run", steps: Path) -> Result:
-        return ablation_test(
-            run.model, prompts, run.named_heads, n_random_sets=plan.n_random_sets, ablation=plan.ablation,
-            max_new_tokens=control.new_tokens, batch_size=plan.batch_size, seed=plan.seed, folder=steps,
-        )  # fmt: skip
-
-    return single(
-        "heads.control",
-        work,
-        prompts=((prompts, control.new_tokens),),
-        cost=lambda model: control.cost(
-            model, prompts, plan.batch_size, n_heads=plan.n_heads, n_random_sets=plan.n_random_sets
-        ),
-    )
 
 
 def settings_of(entry: Analysis, plan: "ScorePlan") -> dict[str, Any]:
@@ -178,7 +118,12 @@ def _called(
     return entry.thing(run.model, *(() if batch is None else (batch,)), *theirs, **settings, **more)
 
 
-def _own(entry: Analysis, plan: "ScorePlan", own: Prompts | None) -> Any:
+def own_prompts(entry: Analysis, plan: "ScorePlan", own: Prompts | None) -> Any:
+    """The user's prompts as an analysis takes them; None where there are none.
+
+    Raises:
+        UsageError: Where the analysis takes prompts of a form that only it makes.
+    """
     if own is None:
         return None
     if not entry.own_prompts:
@@ -222,12 +167,12 @@ def _ready(entry: Analysis, run: "Run") -> str:
         if need == NEEDS_HEADS:
             if not run.leading:
                 return "it shows heads that other analyses find, and none found any."
-        elif reason := _heads_missing(run, need):
+        elif reason := heads_missing(run, need):
             return reason
     return ""
 
 
-def _heads_missing(run: "Run", name: str) -> str:
+def heads_missing(run: "Run", name: str) -> str:
     """Why the top heads of a table cannot be taken; "" where they can."""
     table = run.result(name)
     if isinstance(table, HeadScores) and not table.heads(top=1, above=0.0):

@@ -81,10 +81,14 @@ def test_draws_end_when_no_further_set_changes_the_verdict():
 
     sets = RandomSets(HeadSet.parse("L1H0, L2H1"), LAYOUT, 99, name="made")
     # every second set is as extreme as the tested one: the fifth of them is the tenth set
-    early = [trial for trial in sets.run(measure, 0.0, 1.0) if trial.condition == "random by layer"]
+    base, one, two = (Trial("made", {"loss": (value,)}) for value in (0.0, 1.0, 2.0))
+    early = [trial for trial in sets.run(measure, base, one) if trial.condition == "random by layer"]
     assert len(early) == 10
     assert {trial.matched for trial in early} == {"made"}
-    assert len([trial for trial in sets.run(measure, 0.0, 2.0) if trial.condition == "random by layer"]) == 99
+    # no set is as extreme: one look after 39 sets, except among several tests
+    for is_single, expected in ((True, 39), (False, 99)):
+        drawn = replace(sets, is_single=is_single).run(measure, base, two)
+        assert len([trial for trial in drawn if trial.condition == "random by layer"]) == expected
 
 
 def test_heads_without_a_score_are_never_the_top():
@@ -134,7 +138,9 @@ def test_a_reference_reaches_the_ablation(demo):
     heads = HeadSet.parse("L18H6, L17H3")
     trials = ablation_test(model, batch, heads, ablation="mean", reference=batch, n_random_sets=1, max_new_tokens=2)
     assert trials.intervention == trials.settings["ablation"] == "mean"
-    assert len(trials.trials) == 4
+    # the ablation of the test is not one of the others
+    assert trials.conditions == ("baseline", "top", "top, zero", "top, resample", "random", "random by layer")
+    assert trials.settings["kinds"] == ["zero", "resample"]
     assert trials.select("top")[0].heads == heads
     assert trials.answers == tuple(prompt.meta["answer"] for prompt in batch)
 
@@ -157,7 +163,8 @@ def test_replies_are_judged_and_kept(tmp_path):
     assert [trial.values for trial in kept.trials] == [trial.values for trial in trials.trials]
     # conditions of another judge or another length are not read from the folder
     n_files = len(list(tmp_path.iterdir()))
-    assert n_files == len({trial.heads for trial in trials.trials})
+    # the tested heads under two more ablations
+    assert n_files == len({trial.heads for trial in trials.trials}) + 2
     ablation_test(model, batch, heads, folder=tmp_path, **dict[str, Any](settings, judge=odd))
     ablation_test(model, batch, heads, folder=tmp_path, **dict[str, Any](settings, max_new_tokens=2))
     assert len(list(tmp_path.iterdir())) == 3 * n_files

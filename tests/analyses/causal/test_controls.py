@@ -7,7 +7,7 @@ import tiny_chat_model
 import torch
 
 from interp.analyses import identify, registry, tasks
-from interp.analyses.causal import ablation_test, controls, curve
+from interp.analyses.causal import ablated_measures, ablation_test, controls
 from interp.analyses.measures.answer_logits import logit_differences
 from interp.analyses.results.trials import Trials
 from interp.analyses.tasks.standard import PromptSizes
@@ -102,9 +102,9 @@ def test_answers_are_of_needles_that_no_score_saw(chat):
     scores = identify.induction(model, tasks.repeated(tokenizer, n=12, batch=3))
     trials = control(model, prompts, scores, **SETTINGS)
     assert (trials.name, trials.title, trials.measures) == ("induction", "Accuracy with heads ablated", ("accuracy",))
-    assert trials.conditions == ("baseline", "top", "random", "random by layer")
+    assert trials.conditions == ("baseline", "top", "top kept", "top, depth", "random", "random by layer")
     assert trials.sizes("top") == (4,)
-    plain = ablation_test.ablation_test(model, prompts, scores, **SETTINGS)
+    plain = ablation_test.ablation_test(model, prompts, scores, kinds=(), **SETTINGS)
     assert trials.trials == plain.trials
 
 
@@ -128,19 +128,18 @@ def test_a_killed_control_continues_with_the_same_numbers(chat, tmp_path, monkey
     scores = identify.induction(model, tasks.repeated(tokenizer, n=12, batch=3))
     whole = KINDS[kind](model, prompts, scores, **SETTINGS)
     measured, sittings = [], 0
-    for module in (ablation_test, curve):
 
-        def counted(model, heads, *rest, work=module.ablate, **settings):
-            if len(measured) == 2 * sittings:
-                raise KeyboardInterrupt
-            measured.append(heads)
-            return work(model, heads, *rest, **settings)
+    def counted(model, heads, *rest, work=ablated_measures.ablate, **settings):
+        if len(measured) == 2 * sittings:
+            raise KeyboardInterrupt
+        measured.append(heads)
+        return work(model, heads, *rest, **settings)
 
-        monkeypatch.setattr(module, "ablate", counted)
+    monkeypatch.setattr(ablated_measures, "ablate", counted)
     found = None
     while found is None:
         sittings += 1
-        assert sittings < 9
+        assert sittings < 12
         try:
             found = KINDS[kind](model, prompts, scores, folder=tmp_path, **SETTINGS)
         except KeyboardInterrupt:
@@ -213,7 +212,10 @@ def test_costs_grow_with_the_conditions(chat):
         one, three = (control.cost(model, prompts, 4, n_heads=4, n_random_sets=n) for n in (1, 3))
         sizes = 2 if kind in ("logits", "loss") else 1
         # up to three sets are drawn freely as well
-        conditions = {n: 1 + sizes * (1 + 2 * n) for n in (1, 3)}
+        # the tested heads are ablated and kept, and there are the first heads by depth
+        conditions = {n: 1 + sizes * (3 + 2 * n) for n in (1, 3)}
+        kinds = control.cost(model, prompts, 4, n_heads=4, n_random_sets=1, n_kinds=2)
+        assert kinds.tokens / one.tokens == pytest.approx((conditions[1] + sizes * 4) / conditions[1])
         assert controls.n_sets(99) == 102
         assert three.tokens / one.tokens == pytest.approx(conditions[3] / conditions[1])
         assert one.teraflops > 0

@@ -47,7 +47,7 @@ def test_razor_is_the_mean_over_rows_and_copies(tiny_model, eager, name):
 
 def test_razor_on_the_demo_model(demo, eager):
     model, tokenizer = demo
-    prompts = tasks.repeated(tokenizer, n=20, copies=4, batch=2, seed=2)
+    prompts = tasks.repeated(tokenizer, n=20, copies=4, batch=2, bos=True, seed=2)
     assert_razor_is_the_mean_over_rows_and_copies(model, eager, prompts, 20, 4)
     assert_razor_is_the_mean_over_rows_and_copies(model, by_content, prompts, 20, 4, rope=False)
 

@@ -1,5 +1,7 @@
 """Which selector is made of which scores, and the one ranking of RazorAttention's two kinds of heads."""
 
+from dataclasses import replace
+
 import kv_oracle
 import pytest
 import torch
@@ -50,6 +52,15 @@ def test_without_scores_four_selectors_are_made():
     assert list(made) == ALWAYS
     assert made["random"](0.3) == RandomKeys(0.3, seed=7)
     assert [type(made[name](0.2)) for name in ALWAYS] == [RandomKeys, Streaming, SnapKV, TaskKV]
+
+
+def test_selectors_that_choose_heads_have_a_baseline_by_depth():
+    made = selectors_of(EVERY, depth=True)
+    pairs = ["compress_kv", "head_kv", "duo_attention", "razor_attention"]
+    assert list(made) == [*ALWAYS, *(name for pair in pairs for name in (pair, f"{pair}, depth"))]
+    profile = replace(EVERY["duo_gates"].depth_profile(), name="duo_gates")
+    assert made["duo_attention, depth"](0.4) == DuoAttention.from_scores(profile, 0.4)
+    assert made["duo_attention, depth"](0.4) != made["duo_attention"](0.4)
 
 
 def test_each_selector_takes_its_own_scores():

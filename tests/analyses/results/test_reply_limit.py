@@ -57,7 +57,7 @@ def test_head_scores_count_replies_at_the_limit(model, needles, name):
     assert scores.extras["at_limit"].all()
     sentence = "3 of 3 replies ended at the limit of 2 new tokens."
     assert sentence in scores.summary()
-    assert sentence in words.facts(scores)
+    assert sentence in words.facts(scores, None)
     joined = HeadScores.concat([scores, scores])
     assert "6 of 6 replies" in joined.summary()
 
@@ -73,7 +73,7 @@ def test_scores_without_replies_say_nothing_about_a_limit(model, needles):
 def test_an_ablation_test_counts_them_under_each_condition(model, needles):
     verdicts = iter([True, False, False] * 4)
     trials = interp.ablation_test(
-        model, needles, interp.HeadSet.parse("L0H1"), n_random_sets=1, max_new_tokens=2,
+        model, needles, interp.HeadSet.parse("L0H1"), n_random_sets=1, max_new_tokens=2, kinds=(),
         judge=lambda reply, prompt: next(verdicts),
     )  # fmt: skip
     for trial in trials.trials:
