@@ -25,6 +25,8 @@ class Method:
     """settings whose value in the source is known"""
     others: list[SettingRow]
     """all other settings"""
+    stored: str = ""
+    """settings in one line, for a result that no entry of the registry made"""
 
 
 def method_of(results: RunResults, name: str) -> Method:
@@ -37,8 +39,10 @@ def method_of(results: RunResults, name: str) -> Method:
     result = results[name]
     named, kind = _entry_name(name, result)
     entry = registry.find(named.rpartition("/")[2], kind)
-    if entry is None:
-        return Method([], [], [])
+    table, dot, _ = name.rpartition(".")
+    # a further test of a table, such as "retrieval.profile", whose method the section of the table prints
+    if entry is None or (dot and table in results):
+        return Method([], [], [], settings_words(result))
     # the plan is that of the outer run
     plan: Mapping[str, Any] = {} if "/" in name else results.settings
     rows = setting_rows(entry, _used(entry, plan, result), plan.get("sizes", {}), own=results.own_prompts)

@@ -1,11 +1,13 @@
 """Trials in sentences; every number is from the trials."""
 
 import math
+import re
 from typing import Any, get_args
 
 from interp.analyses.results.intervals import Estimate
 from interp.analyses.results.reply_limit import sentence_of_trials
 from interp.analyses.results.set_test import ALPHA, MIN_COUNTED_PROMPTS, MIN_RANDOM_SETS, SetTest
+from interp.analyses.results.shown_behaviour import n_items, sentences_of_counted
 from interp.analyses.results.trial import BASELINE, RANDOM, RANDOM_BY_LAYER, RANDOM_KEPT
 from interp.analyses.results.trials import Trials
 from interp.hooks.edit.ablation import AblationKind
@@ -18,6 +20,10 @@ DRAWN = {
     RANDOM_KEPT: "of the same role kept in their place",
 }
 """conditions of random heads in words"""
+NULL = re.compile(
+    r"Not distinguishable|No condition is|Nothing could be lost|There is no verdict|\d+ random head sets? allow"
+)
+"""beginnings of sentences that state a null, or that there is no verdict"""
 
 
 def trials_words(result: Trials) -> list[str]:
@@ -29,7 +35,13 @@ def trials_words(result: Trials) -> list[str]:
         result: The trials.
     """
     ended = sentence_of_trials(result.trials, result.settings)
-    return [*_measured(result), *([ended] if ended else [])]
+    counted = sentences_of_counted(result.settings, n_items(result.trials))
+    found = _measured(result)
+    if found[1:] and NULL.match(found[1]):
+        # a null comes before the baseline and the values
+        found = [*found[1:], found[0]]
+        return [found[0], *counted, *found[1:], *([ended] if ended else [])]
+    return [*counted, *found, *([ended] if ended else [])]
 
 
 def _measured(result: Trials) -> list[str]:
@@ -126,10 +138,18 @@ def _condition(result: Trials, name: str, measure: str) -> list[str]:
         return sentences
     if result.claim is not None:
         test = result.set_test(name, measure, size=size)
-        return sentences if test is None else [*sentences, *set_words(result, measure, test, name)]
+        verdict = [] if test is None else set_words(result, measure, test, name)
+        return [*verdict, *sentences] if verdict and NULL.match(verdict[0]) else [*sentences, *verdict]
     for over in controls:
         gain = result.gain(name, measure, over=over, size=size)
         verdict = f", {_excludes(gain)}" if counted(result, measure) else ""
+        if verdict and not gain.excludes_zero:
+            sentences.insert(
+                0,
+                f"Not distinguishable from {_condition_name(result, over)}: the difference ({name} minus {over}) is "
+                f"{gain_text(result, measure, gain)}{verdict}.",
+            )
+            continue
         sentences.append(
             f"Difference from {_condition_name(result, over)} ({name} minus {over}): "
             f"{gain_text(result, measure, gain)}{verdict}."

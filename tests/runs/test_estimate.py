@@ -57,7 +57,8 @@ def test_a_control_costs_what_it_declares(model, tokenizer, name):
     entry = registry.get(name)
     prompts = entry.control.prompts(plan.sizes, tokenizer) or entry.prompts(plan.sizes, tokenizer)
     (row,) = (row for row in estimate(plan, model, tokenizer).stages if row.name == f"{name}.control")
-    assert row.cost == entry.control.cost(model, prompts, plan.batch_size, n_heads=2, n_random_sets=2)
+    control = entry.control.with_sizes(plan.sizes)
+    assert row.cost == control.cost(model, prompts, plan.batch_size, n_heads=2, n_random_sets=2)
 
 
 def test_named_heads_are_tested_once(model, tokenizer):
