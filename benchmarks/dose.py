@@ -1,10 +1,10 @@
-"""Dose and kind of ablation of retrieval heads, and retrieval heads against induction heads: docs/dose.json.
+"""Kinds of ablation of retrieval heads, and retrieval heads against induction heads: docs/dose.json.
 
     python -m benchmarks.dose [MODEL] [--folder runs/dose] [--n-random-sets 39]
 
-The heads are ablated under "zero", "mean" and "resample", or kept while all other retrieval heads are ablated, and
-compared with random head sets. Finished points are kept in the folder, so the same command continues where it stopped.
-The tables are those of docs/concepts/controls.md.
+The first ten retrieval heads are ablated under "zero", "mean" and "resample", or kept while all other retrieval heads
+are ablated. `--part profile` draws random sets for each of these and for several numbers of heads. Finished points are
+kept in the folder, so the same command continues where it stopped. The tables are those of docs/concepts/controls.md.
 """
 
 import argparse
@@ -17,6 +17,7 @@ import interp
 from interp import plots
 from interp.analyses import identify
 from interp.analyses.causal.ablated_measures import NEUTRAL, accuracy, neutral_loss
+from interp.analyses.causal.ablation_test import ablation_test
 from interp.analyses.causal.causal_profile import causal_profile
 from interp.analyses.causal.set_difference import set_difference
 from interp.analyses.prompt_sizes import PromptSizes
@@ -26,51 +27,58 @@ from interp.analyses.results.trials import Trials
 from interp.analyses.tasks import standard
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
-SIZES = PromptSizes(reply_tokens=14)
-"""as in a run, with shorter replies: an answer has at most 11 tokens"""
-PARTS = ("profile", "difference")
+SIZES = PromptSizes(check_length=176, reply_tokens=14)
+"""as in a run, with shorter prompts and replies: an answer has at most 11 tokens"""
+PARTS = ("test", "difference", "profile")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", nargs="?", default="demo")
-    parser.add_argument("--part", choices=PARTS, help="make this part only, so that two processes share the work")
+    parser.add_argument("--part", choices=PARTS, help="make one part; the profile takes an hour on two cores")
     parser.add_argument("--folder", type=Path, default=Path("runs/dose"), help="folder of finished points")
     parser.add_argument("--n-random-sets", type=int, default=39)
+    parser.add_argument("--n-heads", type=int, default=10, help="top heads of each of the two tables")
     parser.add_argument("--sizes", type=int, nargs="+", default=[10], help="numbers of retrieval heads")
     arguments = parser.parse_args()
     folder: Path = arguments.folder
     model, tokenizer = interp.load(arguments.model)
     scores = tables(model, tokenizer, folder)
     needles, repeated, neutral = standard.check_prompts(SIZES, tokenizer)
+    reference = standard.check_needles(replace(SIZES, seed=standard.REFERENCE_SEED), tokenizer)[: standard.N_REFERENCE]
     shared: dict[str, Any] = {"n_random_sets": arguments.n_random_sets, "folder": folder, "progress": True}
-    if arguments.part != "difference":
-        reference = standard.check_needles(replace(SIZES, seed=standard.REFERENCE_SEED), tokenizer)
-        measures = {"accuracy": accuracy(needles, max_new_tokens=SIZES.reply_tokens), NEUTRAL: neutral_loss(neutral)}
-        about = [needles.fingerprint(), neutral.fingerprint(), SIZES.reply_tokens]
-        found = causal_profile(
-            model, scores["retrieval"], measures, sizes=arguments.sizes, about=about,
-            reference=reference[: standard.N_REFERENCE], **shared,
+    replies: dict[str, Any] = {"max_new_tokens": SIZES.reply_tokens, "batch_size": len(needles)}
+    if arguments.part in (None, "test"):
+        test = ablation_test(
+            model, needles, scores["retrieval"], reference=reference, neutral=neutral, stop_early=False, **replies,
+            **shared,
         )  # fmt: skip
-        replace(found, shares=("accuracy",)).save(folder / "profile")
-    if arguments.part != "profile":
+        test.save(folder / "test")
+    if arguments.part in (None, "difference"):
         difference = set_difference(
             model, scores["retrieval"], scores["induction"], needles=needles, repeated=repeated, neutral=neutral,
-            max_new_tokens=SIZES.reply_tokens, **shared,
+            n_heads=arguments.n_heads, **replies, **shared,
         )  # fmt: skip
         difference.save(folder / "difference")
-    if arguments.part is None:
+    if arguments.part == "profile":
+        measures = {"accuracy": accuracy(needles, **replies), NEUTRAL: neutral_loss(neutral)}
+        about = [needles.fingerprint(), neutral.fingerprint(), SIZES.reply_tokens]
+        found = causal_profile(
+            model, scores["retrieval"], measures, sizes=arguments.sizes, about=about, reference=reference, **shared
+        )
+        replace(found, shares=("accuracy",)).save(folder / "profile")
+    if all((folder / f"{name}.json").exists() for name in PARTS[:2]):
         write(arguments.model, scores, folder)
 
 
 def write(model: str, scores: dict[str, HeadScores], folder: Path) -> None:
-    """Write docs/dose.json and the figure, and print the tables."""
-    found = {name: Trials.load(folder / name) for name in PARTS}
+    """Write docs/dose.json, draw the profile if it was made, and print the tables."""
+    found = {name: Trials.load(folder / name) for name in PARTS if (folder / f"{name}.json").exists()}
     agreement = scores["retrieval"].compare(scores["induction"], 10)
     print(f"Retrieval and induction: {agreement}")
     for trials in found.values():
         print("\n".join(["", *lines(trials)]))
-    origin = found["profile"].provenance
+    origin = found["test"].provenance
     record = {
         "model": model,
         "rows": {name: trials.rows() for name, trials in found.items()},
@@ -79,7 +87,8 @@ def write(model: str, scores: dict[str, HeadScores], folder: Path) -> None:
         "provenance": None if origin is None else origin.to_dict(),
     }
     (DOCS / "dose.json").write_text(json.dumps(record, indent=1) + "\n")
-    plots.save(plots.figure(found["profile"]), DOCS / "dose.svg", width=900)
+    if "profile" in found:
+        plots.save(plots.figure(found["profile"]), DOCS / "dose.svg", width=900)
 
 
 def tables(model: Any, tokenizer: Any, folder: Path) -> dict[str, HeadScores]:

@@ -1,6 +1,6 @@
 """The picture of the README, drawn from a run folder.
 
-Run `python -m benchmarks.pictures runs/demo` after `interp score all demo --out runs/demo`.
+Run `python -m benchmarks.pictures runs/demo` after `interp score basic demo --out runs/demo`.
 """
 
 from pathlib import Path

@@ -9,15 +9,15 @@ from interp.analyses import registry
 from interp.analyses.registry import Analysis, Entry
 from interp.analyses.source_settings import setting_rows
 
-PACKAGES = {"find": "identify", "steer": "steer", "kv": "kv", "views": "views"}
-"""folder of the pages of methods -> package that holds them"""
+PACKAGES = {"find": ("identify", "measures"), "steer": ("steer",), "kv": ("kv",), "views": ("views",)}
+"""folder of the pages of methods -> packages that hold them"""
 COLUMNS = "| name | title | measures | source | needs |\n|---|---|---|---|---|"
 
 
 def methods(folder: str) -> list[Entry]:
     """The entries of the registry whose pages are in a folder."""
-    place = f"interp.analyses.{PACKAGES[folder]}."
-    return [entry for entry in registry.iterate() if entry.thing.__module__.startswith(place)]
+    places = tuple(f"interp.analyses.{package}." for package in PACKAGES[folder])
+    return [entry for entry in registry.iterate() if entry.thing.__module__.startswith(places)]
 
 
 def public(package: str, modules: Iterable[str]) -> Iterator[Any]:

@@ -37,7 +37,11 @@ ADMONITIONS = {"source": "quote", "differs": "note", "limits": "warning"}
 """section that only our docstrings have -> the admonition of the theme that it becomes"""
 A = "interp.analyses"
 REFERENCE: dict[str, tuple[str, str, tuple[str, ...]]] = {
-    "test/heads": ("Tests of heads", f"{A}.causal", ("ablation_test", "curve", "sweep", "controls")),
+    "test/heads": (
+        "Tests of heads",
+        f"{A}.causal",
+        ("ablation_test", "curve", "causal_profile", "set_difference", "sweep", "controls"),
+    ),
     "results": ("Results", f"{A}.results", ("result", "head_scores", "trials", "statistics", "codec")),
     "runs": ("Runs", "interp.runs", ("run", "plan", "steer", "safety", "results", "stage", "estimate")),
     "core": ("Models, prompts and heads", "interp", ("",)),

@@ -74,9 +74,9 @@ def score(
         str,
         typer.Argument(
             metavar="ANALYSES",
-            help="Names separated by commas, or a set of them: all (only the five basic analyses), long (analyses of "
-            "long contexts), every (each analysis that does not need the results of another analysis). `interp list` "
-            "prints names and sets.",
+            help="Names separated by commas, or a set of them: basic (the five analyses of `interp report`), long "
+            "(analyses of long contexts), all (every analysis that does not need the results of another). "
+            "`interp list` prints names and sets.",
         ),
     ],
     model: Model,
@@ -164,13 +164,17 @@ def steer(
 @app.command()
 def report(
     source: Annotated[
-        str, typer.Argument(metavar="[MODEL|DIR]", help="A model, which is scored first, or a run folder.")
+        str,
+        typer.Argument(
+            metavar="[MODEL|DIR]",
+            help="A model, which is first scored by the five analyses of the set basic, or a run folder.",
+        ),
     ] = "demo",
     output: Annotated[Path, typer.Option("--output", "-o", help="The HTML file to write.")] = Path("report.html"),
     run: Annotated[
         Path | None, typer.Option(help="Run folder for a model that is scored; by default next to the output.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of prompts, random head sets and intervals.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of prompts, random head sets and confidence intervals.")] = 0,
     device: Device = None,
     dtype: Dtype = None,
     bos: Bos = None,

@@ -22,6 +22,12 @@ SECTIONS = ("returns", "raises", "source", "differs", "limits")
 SOURCE_WIDTH = 60
 ANY_HEADS = "heads"
 """the need of an analysis that takes the heads of any other"""
+SETS = {
+    "basic": "the five analyses of `interp report`",
+    "long": "analyses of long contexts",
+    "all": "every analysis that does not need the results of another",
+}
+"""the sets of this package in words"""
 TASKS = "tasks"
 """the name under which `interp list` prints all tasks"""
 
@@ -63,7 +69,9 @@ def table() -> str:
     lines += ["", *_task_lines(width)]
     sets = {name: [e.name for e in registry.entries() if name in registry.sets_of(e)] for name in registry.sets()}
     lines += ["", "Sets of analyses (interp score SET MODEL)"]
-    lines += [f"    {name:{width}s}  {', '.join(names)}" for name, names in sets.items()]
+    for name, members in sets.items():
+        about = f"{SETS[name]}: " if name in SETS else ""
+        lines.append(f"    {name:{width}s}  {about}{', '.join(members)}")
     return "\n".join(lines).lstrip("\n") + "\n\nDocumentation and settings of one entry: interp list NAME"
 
 

@@ -50,7 +50,7 @@ class PromptLengths(Result):
 
 
 @analysis(
-    title="Prompt lengths", group="views", prompts=standard.passages, joint=True, in_every=False, needs=("heads",),
+    title="Prompt lengths", group="views", prompts=standard.passages, joint=True, in_all=False, needs=("heads",),
     inputs=lambda run: {"heads": HeadSet(tuple(run.leading))},
 )
 def prompt_lengths(model, prompts, heads) -> PromptLengths:

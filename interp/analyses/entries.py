@@ -117,9 +117,9 @@ class Analysis(Entry):
     shown_extras: Mapping[str, str] = field(default_factory=dict)
     """other extras `[n l h]` that a report prints next to the score -> heading of the column"""
     sets: tuple[str, ...] = ()
-    """names that stand for several analyses and include this one, such as "all" """
-    in_every: bool = True
-    """whether "every" includes it"""
+    """names that stand for several analyses and include this one, such as "basic" """
+    in_all: bool = True
+    """whether the set "all" includes it"""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

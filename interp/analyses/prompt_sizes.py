@@ -29,7 +29,7 @@ class PromptSizes:
     """Number and length of the prompts of a run.
 
     Args:
-        seed: Seed of prompts, random head sets and intervals.
+        seed: Seed of prompts, random head sets and confidence intervals.
         n_needles: Number of needle prompts: long texts that hide a made-up fact, with a question about it.
         needle_length: Number of tokens of a needle prompt, at most.
         needle_depths: Depths of the needle, as fractions of the text.
@@ -74,7 +74,7 @@ class PromptSizes:
     sweep_lengths: tuple[int, ...] = ()
     n_sweep: int = 2
     n_check_needles: int = 10
-    check_length: int = 176
+    check_length: int = 192
     training_steps: int = 100
     explorer_tokens: int = 1024
 

@@ -71,7 +71,7 @@ def pruning_curve(
         depth: Add the order of the depth profile, in which every head scores the mean of its layer.
         n_random_sets: Number of random orders; a verdict of `Trials.set_test` needs at least 39.
         batch_size: Number of prompts per forward pass.
-        seed: Seed of the random orders, of "resample" and of the intervals.
+        seed: Seed of the random orders, of "resample" and of the confidence intervals.
         folder: Where finished head sets are kept, so that an interrupted curve continues with the same numbers.
         progress: Show a progress bar.
 

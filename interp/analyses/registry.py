@@ -204,10 +204,10 @@ def entries(kind: Kind = "analysis") -> tuple[Any, ...]:
 
 
 def analyses_named(text: str) -> tuple[Analysis, ...]:
-    """The analyses in "retrieval,sinks" or "all", each once, in the order of a report.
+    """The analyses in "retrieval,sinks" or "basic", each once, in the order of a report.
 
     Args:
-        text: Names separated by commas; a name of a set stands for several, "every" for all that declare it.
+        text: Names separated by commas; the name of a set stands for its analyses, see `sets`.
 
     Raises:
         UsageError: For an unknown name, with the nearest known one.
@@ -230,12 +230,12 @@ def analyses_named(text: str) -> tuple[Analysis, ...]:
 
 def sets_of(entry: Analysis) -> tuple[str, ...]:
     """The names of sets that include an analysis."""
-    return (*entry.sets, "every") if entry.in_every else entry.sets
+    return (*entry.sets, "all") if entry.in_all else entry.sets
 
 
 @cache
 def sets() -> tuple[str, ...]:
-    """Names that stand for several analyses."""
+    """Names that stand for several analyses: "basic", "long", "all", and those that other packages declare."""
     return tuple(dict.fromkeys(name for entry in entries() for name in sets_of(entry)))
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 CONFIDENT, TENTATIVE, NO_ROLE = 1.0, 0.45, 0.16
-"""opacity of a head that is confidently above the cut, of one whose mean is, and of a head without a role"""
+"""opacity of a head that is confidently above the threshold, of one whose mean is, and of a head without a role"""
 NUMBERED = {"texttemplate": "%{text}", "textfont": {"size": 10}}
 CELL_SIZE = 22
 """height of a head in pixels, where its number fits"""
@@ -30,9 +30,9 @@ def atlas(scores: Mapping[str, HeadScores] | HeadRoles) -> "Figure":
     """Draw every head under its role, stacked layer by layer.
 
     Within a layer, heads are sorted by role, so that a column is the profile of that layer. The number in a cell is the
-    number of the head; it is left out where the head has no role. A solid cell is confident: the head is above the cut
-    with a false discovery rate of at most 5 % over all heads of its table. A pale cell is tentative: only the mean is
-    above the cut. Grey cells have none of the roles.
+    number of the head; it is left out where the head has no role. A solid cell is confident: the head is above the
+    threshold with a false discovery rate of at most 5 % over all heads of its table. A pale cell is tentative: only the
+    mean is above the threshold. Grey cells have none of the roles.
 
     Args:
         scores: Score tables of one model by name, or the roles made of them, see `head_roles`.
@@ -41,7 +41,7 @@ def atlas(scores: Mapping[str, HeadScores] | HeadRoles) -> "Figure":
         Figure: A plotly figure.
 
     Raises:
-        ScoreError: If no table has a cut, or tables differ in shape.
+        ScoreError: If no table has a threshold, or tables differ in shape.
     """
     import plotly.graph_objects as go
 
@@ -89,7 +89,9 @@ def atlas(scores: Mapping[str, HeadScores] | HeadRoles) -> "Figure":
     notes = [
         f"{layers * heads} heads",
         "solid: confidently above the threshold (false discovery rate 5 %), pale: only the mean is",
-        "each head is drawn under one role; in brackets: all heads with the role",
+        "each head is drawn once, under one role",
+        "legend: heads drawn under the role (of all heads with it)",
+        "number in a cell: the head" if heads <= 16 and layers <= 40 else "",
     ]
     picture.update_layout(**layout("Roles of the heads", notes, size * heads + 184), meta=_table(found))
     picture.update_layout(**ABOVE)
@@ -155,9 +157,9 @@ def _is_share(table: HeadScores) -> bool:
 def _about(found: HeadRoles, head: Head) -> str:
     main = int(found.main[head.layer, head.head])
     lines = [str(head) if main < 0 else f"{head}: {safe(title_of(found.names[main]).lower())}"]
-    for place, (name, cut) in enumerate(zip(found.names, found.cuts, strict=True)):
+    for place, (name, threshold) in enumerate(zip(found.names, found.thresholds, strict=True)):
         score, confident = float(found.scores[place][head]), bool(found.confident[place][head])
-        mark = " ✓" if confident else " (?)" if score > cut else ""
+        mark = " ✓" if confident else " (?)" if score > threshold else ""
         lines.append(f"{safe(title_of(name))} {number(score)}{mark}")
     return "<br>".join(lines)
 

@@ -145,7 +145,7 @@ def top_heads(scores: HeadScores, k: int = 10) -> "Figure":
         picture.add_vline(x=scores.threshold, line={"color": ORANGE, "width": 1.5, "dash": "dot"})
     notes = ["bars: 95 % interval over prompts"]
     if scores.threshold is not None:
-        notes.append(f"dotted: threshold {scores.threshold:g}")
+        notes.append(f"vertical line: threshold {scores.threshold:g}")
     picture.update_layout(**layout(f"{title_of(scores.name)}: top {len(heads)} heads", notes, 26 * len(heads) + 120))
     picture.update_xaxes(title=lines(scores.unit), rangemode="tozero")
     picture.update_yaxes(
@@ -204,7 +204,8 @@ def scatter(one: HeadScores, other: HeadScores, k: int = 10) -> "Figure":
         f"Spearman {number(agreed.spearman)}",
         f"{agreed.overlap} of the top {k} shared",
         f"by chance {number(agreed.expected_overlap)} over all heads, {number(agreed.expected_within_layers)} within "
-        f"layers ({p_text(agreed.p_overlap)}), {number(agreed.depth_overlap)} with the depth profile",
+        f"layers ({p_text(agreed.p_overlap)}), {number(agreed.depth_overlap)} with the depth profile of "
+        f"{title_of(other.name).lower()}",
     ]
     picture.update_layout(**layout(f"{title_of(one.name)} against {title_of(other.name).lower()}", notes, 460))
     picture.update_layout(**ABOVE)
@@ -214,40 +215,40 @@ def scatter(one: HeadScores, other: HeadScores, k: int = 10) -> "Figure":
 
 
 def threshold_curve(scores: HeadScores, threshold: float | None = None) -> "Figure":
-    """Draw how many heads are above each cut, by their mean and confidently, with the usual threshold dotted.
+    """Draw how many heads are above each threshold, by their mean and confidently, with a line at the usual threshold.
 
     Args:
         scores: A score table.
-        threshold: The usual cut, by default the threshold of the table.
+        threshold: The usual threshold, by default that of the table.
 
     Returns:
         Figure: A plotly figure.
 
     Examples:
         >>> [line.name for line in interp.plots.threshold_curve(scores).data]
-        ['mean above the cut', 'confidently above the cut']
+        ['mean above the threshold', 'confidently above the threshold']
     """
     import plotly.graph_objects as go
 
     points, usual = scores.threshold_curve(), scores.threshold if threshold is None else threshold
-    cuts = [point.cut for point in points]
+    thresholds = [point.threshold for point in points]
     picture = go.Figure()
     for name, counts, dash in (
-        ("mean above the cut", [point.above for point in points], "dot"),
-        ("confidently above the cut", [point.confident for point in points], "solid"),
+        ("mean above the threshold", [point.above for point in points], "dot"),
+        ("confidently above the threshold", [point.confident for point in points], "solid"),
     ):
         picture.add_scatter(
-            x=cuts, y=counts, mode="lines+markers", name=name, marker={"size": 4, "color": BLUE},
+            x=thresholds, y=counts, mode="lines+markers", name=name, marker={"size": 4, "color": BLUE},
             line={"width": 1.8, "color": BLUE, "dash": dash},
-            hovertemplate=f"{name}<br>cut %{{x:.3g}}: %{{y}} heads<extra></extra>",
+            hovertemplate=f"{name}<br>threshold %{{x:.3g}}: %{{y}} heads<extra></extra>",
         )  # fmt: skip
     notes = ["confidently: false discovery rate of 5 % over all heads"]
     if usual is not None and usual > 0:
         picture.add_vline(x=usual, line={"color": ORANGE, "width": 1.5, "dash": "dot"})
-        notes.append(f"dotted: threshold {usual:g}")
+        notes.append(f"vertical line: threshold {usual:g}")
     picture.update_layout(**layout(f"{title_of(scores.name)}: number of heads by threshold", notes, 340))
     picture.update_layout(**ABOVE)
-    picture.update_xaxes(title=lines(f"cut, {scores.unit}"), rangemode="tozero")
+    picture.update_xaxes(title=lines(f"threshold, {scores.unit}"), rangemode="tozero")
     picture.update_yaxes(title="heads", rangemode="tozero")
     return picture
 

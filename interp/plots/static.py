@@ -161,7 +161,9 @@ def _scatter(axes: Any, trace: dict[str, Any]) -> None:
             ends = {f"{axis}err": np.abs([down, up])}
             colour = _colour(bars.get("color") or one or "#000000")
             axes.errorbar(x, y, fmt="none", ecolor=colour, elinewidth=1.2, capsize=2, **ends)
-    if "lines" in mode:
+    if trace.get("fill") == "toself":
+        axes.fill(x, y, color=_colour(trace["fillcolor"]), linewidth=0)
+    elif "lines" in mode:
         axes.plot(x, y, **_line(line), **labelled)
         labelled = {}
     if "markers" in mode:

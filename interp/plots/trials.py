@@ -139,13 +139,14 @@ def _lines(result: Trials, found: list[Group], measure: str, task: str | None) -
     has_base = any(group.condition == BASELINE for group in found)
     base = result.mean(BASELINE, measure, task=task) if has_base else None
     start = base is not None and result.sizes(BASELINE)[0] == 0
-    widest, colours = [0.0, 0.0], _colours(result, found)
+    widest, colours, banded = [0.0, 0.0], _colours(result, found), False
     for group in (group for group in found if group.condition != BASELINE):
         name, drawn = group.label, sorted(sizes(result, group))
         rows = [result.mean(group.condition, measure, size=x, task=task, matched=group.matched) for x in drawn]
         colour, dash = colours[group]
         if len(bands := _bands(result, group, drawn, measure, task)) == len(drawn):
             _add_band(picture, drawn, bands, colour, f"{name}, central 95 %")
+            banded = True
         if group.matched:
             # its band says it all
             continue
@@ -165,7 +166,8 @@ def _lines(result: Trials, found: list[Group], measure: str, task: str | None) -
             x=widest, y=[base.mean, base.mean], mode="lines", name=BASELINE, line={"color": GREY, "width": 1},
             hovertemplate=f"{BASELINE}: {result.show(measure, *base)}<extra></extra>",
         )  # fmt: skip
-    picture.update_layout(**layout(_title(result, measure, task), _notes(result, measure, task), 400))
+    notes = [*_notes(result, measure, task), *(["bands: central 95 % of the random sets"] if banded else [])]
+    picture.update_layout(**layout(_title(result, measure, task), notes, 400))
     picture.update_layout(**ABOVE)
     picture.update_xaxes(title=lines(result.size_name, 60))
     if share:
@@ -207,11 +209,12 @@ def _bands(
 
 
 def _add_band(picture: "Figure", x: Sequence[float], bands: list[tuple[float, float]], colour: str, name: str) -> None:
-    shared: Any = {"x": list(x), "mode": "lines", "line": {"width": 0, "color": colour}, "hoverinfo": "skip"}
     red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
-    fill: Any = {"fill": "tonexty", "fillcolor": f"rgba({red},{green},{blue},0.15)"}
-    picture.add_scatter(y=[low for low, _ in bands], showlegend=False, name=safe(name), **shared)
-    picture.add_scatter(y=[high for _, high in bands], showlegend=False, name=safe(name), **shared, **fill)
+    ends = [*(low for low, _ in bands), *(high for _, high in reversed(bands))]
+    picture.add_scatter(
+        x=[*x, *reversed(x)], y=ends, mode="lines", line={"width": 0, "color": colour}, fill="toself",
+        fillcolor=f"rgba({red},{green},{blue},0.15)", name=safe(name), showlegend=False, hoverinfo="skip",
+    )  # fmt: skip
 
 
 def listed(heads: HeadSet) -> str:

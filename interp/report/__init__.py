@@ -7,7 +7,7 @@ from typing import Any
 from interp import plots
 from interp.analyses.results.files import write_atomic
 from interp.analyses.results.head_scores import HeadScores
-from interp.analyses.views.head_roles import HeadRoles, cut_of, head_roles
+from interp.analyses.views.head_roles import HeadRoles, head_roles, threshold_of
 from interp.errors import RunError, ScoreError
 from interp.report import words
 from interp.report.compared import compared
@@ -136,5 +136,5 @@ def _check(results: RunResults) -> None:
 
 
 def _roles(scores: dict[str, HeadScores]) -> HeadRoles | None:
-    """Heads sorted into roles, where any table has a cut."""
-    return head_roles(scores) if any(cut_of(name, table) is not None for name, table in scores.items()) else None
+    """Heads sorted into roles, where any table has a threshold."""
+    return head_roles(scores) if any(threshold_of(name, table) is not None for name, table in scores.items()) else None

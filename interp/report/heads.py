@@ -6,9 +6,10 @@ from interp import plots
 from interp.analyses.results.head_scores import HeadScores
 from interp.analyses.results.leading import leading_heads
 from interp.analyses.views.explore import Explored
-from interp.analyses.views.head_roles import HeadRoles, cut_of
+from interp.analyses.views.head_roles import HeadRoles, threshold_of
 from interp.analyses.views.ov_tokens import OvTokens
 from interp.hooks.model.heads import Head
+from interp.report.read_tokens import query_words, span_words
 from interp.report.words import cut
 from interp.runs.results import RunResults
 
@@ -36,6 +37,8 @@ def cards(results: RunResults, roles: HeadRoles | None) -> list[dict[str, Any]]:
             "prompts": _best(results, head),
             "explored": str(head) in explored,
             "written": [] if written is None else _written(written, head),
+            "read": "" if written is None else span_words(written),
+            "query": "" if written is None else query_words(written),
         }
         for head in leading_heads(results.scores, N_EACH, MAX_CARDS)
     ]
@@ -48,7 +51,7 @@ def _score(name: str, scores: HeadScores, head: Head) -> dict[str, Any]:
     scale = max([1.0, *(end for end in (value, high) if end == end)])
     return {
         "title": plots.title_of(name), "value": value, "low": low, "high": high, "rank": rank, "scale": scale,
-        "threshold": cut_of(name, scores), "of": scores.n_scored,
+        "threshold": threshold_of(name, scores), "of": scores.n_scored,
     }  # fmt: skip
 
 

@@ -26,7 +26,7 @@ def rows_of(found: HeadRoles) -> list[dict[str, Any]]:
             {
                 "title": plots.title_of(name),
                 "colour": plots.colour_of(name, place),
-                "cut": found.cuts[place],
+                "threshold": found.thresholds[place],
                 "confident": int(confident.sum()),
                 "tentative": int(has.sum()) - int(confident.sum()),
                 "heads": [str(head) for head in heads[:N_LISTED]],

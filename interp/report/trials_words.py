@@ -15,7 +15,7 @@ from interp.plots import number
 from interp.report.lists import joined
 
 DRAWN = {
-    RANDOM: "drawn freely",
+    RANDOM: "from all layers",
     RANDOM_BY_LAYER: "matched by layer",
     RANDOM_KEPT: "of the same role kept in their place",
 }
@@ -65,7 +65,7 @@ def _measured(result: Trials) -> list[str]:
 
 
 def _other_measures(result: Trials, tested: list[str]) -> list[str]:
-    """The tests on all measures but the first, of several conditions that have random sets of their own."""
+    """The tests on all measures but the first, of several conditions with separate random sets."""
     found = []
     for measure in result.measures[1:] if len(tested) > 1 else ():
         tests = {name: result.set_test(name, measure) for name in tested if len(result.sizes(name)) == 1}

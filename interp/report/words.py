@@ -13,7 +13,7 @@ from interp.analyses.results.head_scores_text import unranked
 from interp.analyses.results.reply_limit import sentence_of_scores
 from interp.analyses.results.table_statistics import held_out_means, rank_correlation
 from interp.analyses.results.trials import Trials
-from interp.analyses.views.head_roles import cut_of
+from interp.analyses.views.head_roles import threshold_of
 from interp.plots import number
 from interp.runs.results import RunResults
 
@@ -21,7 +21,11 @@ N_LABELS, REPLY_CHARACTERS = 6, 80
 """labels of prompts that are listed, and characters of a reply"""
 CONTROL = ".control"
 """ending of the name of a control, after the name of its analysis"""
-SETTING_NAMES = {"prompts": "hash of the prompts", "sizes": "numbers of heads", "until": "stopping rule"}
+SETTING_NAMES = {
+    "prompts": "hash of the prompts",
+    "sizes": "numbers of heads",
+    "until": "stop when the measure falls to this share of the baseline",
+}
 """stored settings whose names are not clear without their values"""
 
 
@@ -40,7 +44,7 @@ class Summary:
     """mean of the best head of one half of the prompts on the other half"""
     above: int | None
     confident: int | None
-    """heads above the cut with a controlled false discovery rate"""
+    """heads above the threshold with a controlled false discovery rate"""
     heads: int
     threshold: float | None
     counted: int
@@ -51,19 +55,19 @@ class Summary:
     """sentence about prompts and interval"""
 
 
-def summary(scores: HeadScores, cut: float | None) -> Summary:
-    """The best head, the number of heads above the cut, and how certain both are.
+def summary(scores: HeadScores, threshold: float | None) -> Summary:
+    """The best head, the number of heads above the threshold, and how certain both are.
 
     Args:
         scores: A score table.
-        cut: Score above which a head has the role of the table; None for none.
+        threshold: Score above which a head has the role of the table; None for none.
     """
     heads, n = scores.top(2), len(scores.per_prompt)
     best = heads[0] if heads else None
     value, low, high = (float(t[best]) if best else math.nan for t in (scores.values, scores.low, scores.high))
     held_out = float(held_out_means(scores.per_prompt.flatten(1), 1, seed=scores.seed))
-    above = None if cut is None else len(scores.heads(above=cut))
-    confident = None if cut is None else len(scores.confident(cut))
+    above = None if threshold is None else len(scores.heads(above=threshold))
+    confident = None if threshold is None else len(scores.confident(threshold))
     return Summary(
         title=title_of(scores.name),
         best=str(best or "–"),
@@ -75,15 +79,15 @@ def summary(scores: HeadScores, cut: float | None) -> Summary:
         above=above,
         confident=confident,
         heads=scores.n_scored,
-        threshold=cut,
+        threshold=threshold,
         counted=scores.counted,
         prompts=n,
-        found=_found(scores, above, confident, cut),
+        found=_found(scores, above, confident, threshold),
         certainty=_certainty(scores, held_out),
     )
 
 
-def _found(scores: HeadScores, above: int | None, confident: int | None, cut: float | None) -> str:
+def _found(scores: HeadScores, above: int | None, confident: int | None, threshold: float | None) -> str:
     heads = scores.top(3)
     if not scores.counted:
         return (
@@ -99,10 +103,10 @@ def _found(scores: HeadScores, above: int | None, confident: int | None, cut: fl
     if above is None:
         return f"{text}."
     if not above:
-        return f"No head is above {cut:g}. {text}."
+        return f"No head is above {threshold:g}. {text}."
     share = f"{above} of {scores.n_scored} heads ({above / scores.n_scored:.1%})"
-    null = "" if confident else f"No head is confidently above {cut:g}. "
-    return f"{null}{text}; {share} {'is' if above == 1 else 'are'} above {cut:g}, {confident} confidently."
+    null = "" if confident else f"No head is confidently above {threshold:g}. "
+    return f"{null}{text}; {share} {'is' if above == 1 else 'are'} above {threshold:g}, {confident} confidently."
 
 
 def _certainty(scores: HeadScores, held_out: float) -> str:
@@ -140,26 +144,30 @@ def stability(scores: HeadScores) -> str:
     """
     if scores.split_half != scores.split_half:
         return "There are too few prompts or ranked heads to compare their order between halves of the prompts."
-    which = f"the {len(scores) - scores.n_unranked} heads with a rank" if scores.n_unranked else "all heads"
-    return f"Rank correlation of {which} between halves of the prompts: {scores.split_half:.2f}."
+    which = "all heads"
+    if scores.n_unranked:
+        ranked = int((scores.values > scores.floor).sum())
+        which = f"the {ranked} heads that have a rank (score above {number(scores.floor)})"
+    return f"Rank correlation between halves of the prompts: {scores.split_half:.2f}, over {which}."
 
 
-def facts(scores: HeadScores, cut: float | None) -> list[str]:
+def facts(scores: HeadScores, threshold: float | None) -> list[str]:
     """Sentences about the side results of an analysis.
 
     Args:
         scores: A score table.
-        cut: Score above which a head has the role of the table; None for none.
+        threshold: Score above which a head has the role of the table; None for none.
     """
     sentences = []
     if (weighted := scores.extras.get("by_value")) is not None:
         means = weighted.float().nanmean(0)
         agreed = rank_correlation(means.flatten(), scores.values.flatten())
         text = f"With each key weighted by the norm of its value, the rank correlation with this table is {agreed:.2f}"
-        if cut is not None:
-            above = means > cut
-            both = int((above & (scores.values > cut)).sum())
-            text += f", and {int(above.sum())} heads are above {cut:g}, {both} of which are above it in this table too"
+        if threshold is not None:
+            above = means > threshold
+            both = int((above & (scores.values > threshold)).sum())
+            text += f", and {int(above.sum())} heads are above {threshold:g}, "
+            text += f"{both} of which are above it in this table too"
         sentences.append(f"{text}.")
     if (sink := scores.extras.get("sink")) is not None:
         sentences.append(
@@ -197,15 +205,15 @@ def provenance(results: RunResults) -> list[tuple[str, list[tuple[str, str]]]]:
     for name, scores in results.scores.items():
         rows = [
             ("unit", scores.unit),
-            ("threshold", _plain(cut_of(name, scores))),
+            ("threshold", _plain(threshold_of(name, scores))),
             ("prompts counted", f"{scores.counted} of {len(scores.per_prompt)}"),
             ("prompt labels", _some(scores.labels)),
-            ("seed of the intervals", str(scores.seed)),
+            ("seed of the confidence intervals", str(scores.seed)),
         ]
         groups.append((title_of(name), [*rows, *_flat(scores.settings)]))
     for name, trials in results.items():
         if isinstance(trials, Trials):
-            rows = [("intervention", trials.intervention), ("seed of the intervals", str(trials.seed))]
+            rows = [("intervention", trials.intervention), ("seed of the confidence intervals", str(trials.seed))]
             groups.append((_heading(name, trials.title), [*rows, *_flat(trials.settings)]))
     return [(title, [(key, value or "–") for key, value in rows]) for title, rows in groups]
 

@@ -33,7 +33,7 @@ class Plan(Protocol):
 
     @property
     def seed(self) -> int:
-        """Seed of prompts, random head sets and intervals."""
+        """Seed of prompts, random head sets and confidence intervals."""
         ...
 
     def stages(self, model: "nn.Module", tokenizer: Any, own: "Prompts | None" = None) -> "Sequence[Stage]":
@@ -60,7 +60,7 @@ class ScorePlan:
         settings: Settings by analysis, edit or selector, as {"qada": {"tau": 0.9}}.
         check: Test the top heads against random heads, for analyses that have a control.
         heads: Heads to test instead of the top ones, such as L18H6,L17H3 or L8-L12.
-        n_heads: Number of top heads that a test ablates; some tests take at most a quarter of the heads.
+        n_heads: Number of top heads that a test ablates; some tests ablate at most a quarter of the model's heads.
         n_random_sets: Number of random head sets, matched by layer, that a test compares with; a verdict needs 39.
             Draws end early where the verdict is certain. Up to 3 more sets, from all layers, are shown but not tested
             against.
@@ -75,7 +75,7 @@ class ScorePlan:
     """
 
     recipe: ClassVar[str] = "score"
-    analyses: tuple[str, ...] = ("all",)
+    analyses: tuple[str, ...] = ("basic",)
     sizes: PromptSizes = field(default_factory=PromptSizes)
     settings: dict[str, dict[str, Any]] = field(default_factory=dict)
     check: bool = True
@@ -85,7 +85,7 @@ class ScorePlan:
     ablation: Ablation = "zero"
     kinds: tuple[str, ...] = ("zero", "mean", "resample")
     thorough: bool = False
-    batch_size: int = 8
+    batch_size: int = 16
 
     def __post_init__(self) -> None:
         object.__setattr__(
@@ -117,7 +117,7 @@ class ScorePlan:
 
     @property
     def seed(self) -> int:
-        """Seed of prompts, random head sets and intervals."""
+        """Seed of prompts, random head sets and confidence intervals."""
         return self.sizes.seed
 
     @property

@@ -31,9 +31,9 @@ class SteerPlan:
         n_dev_items: Number of other items, the dev items, on which the head set is chosen.
         n_test_items: Number of further items whose replies are judged in the end.
         n_profiled_heads: Number of heads that are profiled on all items; the others are eliminated after fewer items.
-        n_random_sets: Number of random head sets of each kind (drawn freely, and matched by layer) to which the edit is
-            applied for comparison; a verdict needs 39.
-        seed: Seed of the order of prompts, of random head sets and of intervals.
+        n_random_sets: Number of random head sets of each kind (from all layers, and matched by layer) to which the edit
+            is applied for comparison; a verdict needs 39.
+        seed: Seed of the order of prompts, of random head sets and of confidence intervals.
         batch_size: Number of replies per forward pass.
     """
 

@@ -9,6 +9,7 @@ import pytest
 
 import interp
 from interp.analyses import registry
+from interp.runs.plan import ScorePlan
 from interp.runs.run import Run
 
 COMMANDS = ("list", "doctor", "score", "steer", "safety", "report", "show")
@@ -78,7 +79,7 @@ def test_scoring_again_changes_nothing(call, folder, finished, small):
 
 
 def test_dry_run_prints_the_cost_and_writes_nothing(call, folder, tmp_path, small):
-    code, out, _ = call("score", "all", folder, "--out", tmp_path / "run", "--dry-run", *small)
+    code, out, _ = call("score", "basic", folder, "--out", tmp_path / "run", "--dry-run", *small)
     assert code == 0
     assert "induction.control" in out
     assert "total" in out
@@ -120,17 +121,28 @@ def test_list_has_every_entry(call):
     assert code == 0
     names = [name for kind in registry.KINDS for name in registry.names(kind)]
     assert all(name in out for name in names)
-    assert [line for line in out.splitlines() if line.startswith("    every")]
-    every = json.loads(call("list", "--json")[1])
-    rows = [row for row in every if row["kind"] in registry.KINDS]
+    listed = json.loads(call("list", "--json")[1])
+    rows = [row for row in listed if row["kind"] in registry.KINDS]
     assert sorted(row["name"] for row in rows) == sorted(names)
     assert all(row["source"] for row in rows if row["group"] != "views")
-    assert [row["name"] for row in every if row["kind"] == "task"] == list(interp.tasks.names())
+    assert [row["name"] for row in listed if row["kind"] == "task"] == list(interp.tasks.names())
     # the need of any heads is in words, since no analysis has this name
     assert "needs heads from any other analysis" in out
     assert "needs scores of retrieval_reasoning or retrieval" in out
     assert {row["name"] for row in rows if row["command"] == "safety"} == {"ships", "sahara"}
     assert sum(line.endswith("part of interp safety") for line in out.splitlines()) == 2
+
+
+def test_list_and_help_tell_the_sets_apart(call):
+    basic = "retrieval, induction, previous_token, duplicate_token, sinks"
+    lines = call("list")[1].split("Sets of analyses")[1].splitlines()[1:4]
+    words = [line.split(maxsplit=1) for line in lines]
+    assert [name for name, _ in words] == ["basic", "long", "all"]
+    assert words[0][1] == f"the five analyses of `interp report`: {basic}"
+    assert words[2][1].startswith("every analysis that does not need the results of another: ")
+    text = " ".join(re.sub("[│╭╮╰╯─]", " ", call("score", "--help")[1]).split())
+    assert all(f"{name} (" in text for name, _ in words)
+    assert ScorePlan().analyses == tuple(basic.split(", "))
 
 
 def test_list_has_every_task(call):

@@ -109,7 +109,7 @@ def test_threshold_curves_draw_the_numbers_of_the_table():
     table = scores()
     points, figure = table.threshold_curve(), plots.threshold_curve(table)
     above, confident = figure.data
-    assert list(above.x) == list(confident.x) == [point.cut for point in points]
+    assert list(above.x) == list(confident.x) == [point.threshold for point in points]
     assert list(above.y) == [point.above for point in points]
     assert list(confident.y) == [point.confident for point in points]
     assert plain(figure)["layout"]["shapes"][0]["x0"] == 0.5

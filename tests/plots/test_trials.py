@@ -12,7 +12,10 @@ from run_results import SAFE_HOSTILE, ablation, curve, influence, kept_keys
 import interp.plots
 from interp.analyses.results.head_scores import HeadScores
 from interp.analyses.results.result import Result
+from interp.analyses.results.trial import Trial
+from interp.analyses.results.trials import Trials
 from interp.errors import UsageError
+from interp.hooks.model.heads import Head, HeadSet
 from interp.plots.style import BLUE, GREY, ORANGE
 
 # plotly makes the attributes of its figures at run time
@@ -56,11 +59,12 @@ def test_conditions_of_several_sizes_are_lines_that_begin_at_the_baseline():
     assert [trace.line.color for trace in drawn] == [ORANGE, GREY, GREY]
     assert [trace.line.dash for trace in drawn] == ["solid", "dot", "dash"]
     # the band holds the means of all sets but the outermost 2.5 % at each end
-    low, high = (trace for trace in figure.data if trace.name == "random by layer, central 95 %")
-    for size, *ends in zip(low.x, low.y, high.y, strict=True):
+    (band,) = (trace for trace in figure.data if trace.name == "random by layer, central 95 %")
+    assert band.fill == "toself"
+    assert list(band.x) == [1, 3, 5, 5, 3, 1]
+    for size, *ends in zip((1, 3, 5), band.y[:3], band.y[:2:-1], strict=True):
         means = [base + (0.1 + 0.001 * draw) * size for draw in range(99)]
         assert ends == pytest.approx(list(numpy.quantile(means, [0.025, 0.975])))
-    assert high.fill == "tonexty"
     assert figure.layout.xaxis.title.text == "heads"
     assert figure.layout.yaxis.title.text == "loss, nats per token"
     assert title(figure).startswith("Induction: loss | zero ablation; 12 prompts")
@@ -118,3 +122,61 @@ def test_every_result_draws_itself_and_other_things_are_refused():
         plots.figure(Other())
     with pytest.raises(UsageError, match="objects of type int are no results"):
         plots.figure(3)
+
+
+def dose(n_sets: int = 8) -> Trials:
+    """Two kinds of ablation at two sizes, each with random sets of its own, and the heads kept."""
+    trials = [Trial("baseline", {"loss": (1.0, 2.0)})]
+    for place, kind in enumerate(("zero", "mean")):
+        for size in (1, 3):
+            heads = HeadSet(tuple(Head(0, head) for head in range(size)))
+            value = (2.0 * size + place, 3.0 * size)
+            trials.append(Trial(f"made, {kind}", {"loss": value}, heads, size))
+            trials.append(Trial(f"made kept, {kind}", {"loss": (1.0, 2.0)}, heads, size))
+            trials += [
+                Trial(name, {"loss": (1.0 + draw + place, 1.0)}, heads, size, draw, matched=f"{of}, {kind}")
+                for name, of in (("random by layer", "made"), ("random kept", "made kept"))
+                for draw in range(n_sets)
+            ]
+    claims: Any = {"made kept, zero": "smaller effect", "made kept, mean": "smaller effect"}
+    return Trials(
+        "made", tuple(trials), "ablations: zero, mean", control="random by layer", claim="larger effect", claims=claims
+    )
+
+
+def test_each_kind_of_ablation_has_a_line_and_a_band_of_its_own_random_sets():
+    figure = plots.figure(dose())
+    shown = [trace.name for trace in figure.data if "central" not in trace.name]
+    # heads that are kept have a figure of their own
+    assert shown == ["made, zero", "made, mean"]
+    colours = {trace.name: trace.line.color for trace in figure.data}
+    for kind, place in (("zero", 0), ("mean", 1)):
+        (band,) = [t for t in figure.data if t.name == f"random by layer, for made, {kind}, central 95 %"]
+        assert band.line.color == colours[f"made, {kind}"]
+        means = [(2.0 + draw + place) / 2 for draw in range(8)]
+        assert [band.y[1], band.y[2]] == pytest.approx(list(numpy.quantile(means, [0.025, 0.975])))
+    assert "bands: central 95 % of the random sets" in title(figure)
+    kept = plots.trials(dose(), leave_out=["made, zero", "made, mean"])
+    assert [trace.name for trace in kept.data if "central" not in trace.name] == ["made kept, zero", "made kept, mean"]
+    # few sets make no band
+    assert not [trace for trace in plots.figure(dose(4)).data if "central" in trace.name]
+
+
+def test_sets_of_different_sizes_are_rows_with_their_own_random_sets():
+    trials = [Trial("baseline", {"loss": (1.0, 2.0)})]
+    for name, size in (("only a", 1), ("both", 3)):
+        heads = HeadSet(tuple(Head(0, head) for head in range(size)))
+        trials.append(Trial(name, {"loss": (3.0, 4.0)}, heads, size))
+        trials += [
+            Trial("random by layer", {"loss": (float(draw), float(size))}, heads, size, draw, matched=name)
+            for draw in range(3)
+        ]
+    made = Trials("made", tuple(trials), "zero", control="random by layer", claim="larger effect")
+    means, dots = plots.figure(made).data
+    rows = ["baseline", "only a 1", "random by layer, for only a", "both 3", "random by layer, for both"]
+    ticks = [tick.split("<br>")[0] for tick in plots.figure(made).layout.yaxis.ticktext]
+    assert sorted(ticks) == sorted(rows)
+    at = dict(zip(ticks, means.x, strict=True))
+    assert at["random by layer, for only a"] == pytest.approx(1.0)
+    assert at["random by layer, for both"] == pytest.approx(2.0)
+    assert len(dots.x) == 6

@@ -136,7 +136,7 @@ def test_roles_are_confident_or_tentative(page: Page):
 def test_leading_heads_are_shown_with_their_stability(results, page: Page):
     assert "Head Score 95 % interval Held out Top 10 in Prompts above 0" in page.words
     for scores in results.scores.values():
-        assert f"Rank correlation of all heads between halves of the prompts: {scores.split_half:.2f}." in page.words
+        assert f"Rank correlation between halves of the prompts: {scores.split_half:.2f}, over all heads." in page.words
         cut = 0.3 if scores.threshold is None else scores.threshold
         above = f"{len(scores.heads(above=cut))} of {len(scores)}, {len(scores.confident(cut))} confident"
         assert above in page.words
@@ -152,7 +152,7 @@ def test_overlaps_are_shown_with_both_chances_and_the_depth_profile(results, pag
     numbers = [plots.number(getattr(agreed, f"expected_{over}")) for over in ("overlap", "within_layers")]
     depth = plots.number(agreed.depth_overlap)
     assert f"{agreed.overlap} {numbers[0]}; {numbers[1]}, {plots.p_text(agreed.p_overlap)}; {depth}" in page.words
-    assert "the depth profile of the analysis in the column" in page.words
+    assert "a list that knows only the depth of the column’s analysis" in page.words
 
 
 def test_heads_at_the_floor_are_in_no_list():
@@ -212,8 +212,17 @@ def test_cards_show_scores_prompts_and_written_tokens():
     assert "The highest-scoring heads, up to 3 of each analysis and 12 in all." in page.words
     assert "Prompts with the highest retrieval scores:" in page.words
     assert f"rank 1 of {LAYERS * HEADS}" in page.words
-    label = "Attended token (attention) → tokens that the head would promote if it attended to that token only:"
-    assert label in page.words
+    span, query = (
+        "the span “needle” “saffron saffron saffron”",
+        "the token “saffron” at position 3, by default the last one",
+    )
+    attended = f"In the prompt of the explorer: most attended tokens of {span} (attention of {query})"
+    assert f"{attended} → tokens that the head would promote if it attended to that token only:" in page.words
+    assert (
+        f"those tokens of {span} that the query attends to most, each with this attention; the query is {query}."
+        in page.words
+    )
+    assert "the share of the 3 tokens of this span for which the head would promote that same token" in page.words
     assert "retrieval" in page.words
 
 

@@ -6,6 +6,8 @@ import pytest
 import torch
 from run_results import SAFE_HOSTILE, ablation, attention, curve, influence, kept_keys, sinks, whole
 
+from interp.analyses.results.trial import Trial
+from interp.analyses.results.trials import Trials
 from interp.analyses.views.token_attention import TokenAttention
 from interp.report import words
 from interp.report.sections import token_attention
@@ -18,8 +20,8 @@ def plain(sentences: list[str]) -> list[str]:
 
 
 ABLATED = (
-    "Accuracy with 2 heads ablated: top 8%, random heads matched by layer {}% (mean of {} draws), random heads drawn "
-    "freely 92% (mean of 2 draws)."
+    "Accuracy with 2 heads ablated: top 8%, random heads matched by layer {}% (mean of {} draws), random heads from "
+    "all layers 92% (mean of 2 draws)."
 )
 
 
@@ -197,3 +199,59 @@ def test_side_results_of_sinks_in_sentences():
 )
 def test_durations(seconds, text):
     assert words.duration(seconds) == text
+
+
+def sets(name: str, values: dict[str, float], matched: str, n: int = 39) -> list[Trial]:
+    """Random sets whose measures differ a little."""
+    return [
+        Trial(name, {key: (x + 0.001 * draw,) * 2 for key, x in values.items()}, size=2, draw=draw, matched=matched)
+        for draw in range(n)
+    ]
+
+
+def test_heads_that_are_kept_and_conditions_without_random_sets_in_words():
+    trials = (
+        Trial("baseline", {"loss": (1.0, 1.0)}),
+        Trial("made", {"loss": (5.0, 5.0)}, size=2),
+        Trial("made kept", {"loss": (1.2, 1.2)}, size=2),
+        Trial("made, mean", {"loss": (4.0, 4.0)}, size=2),
+        *sets("random by layer", {"loss": 1.5}, "made"),
+        *sets("random kept", {"loss": 4.5}, "made kept"),
+    )
+    made = Trials(
+        "made", trials, "zero", control="random by layer", claim="larger effect", n_random_sets=39,
+        claims={"made kept": "smaller effect"},
+    )  # fmt: skip
+    words = plain(trials_words(made))
+    assert words[1:3] == [
+        "Loss with 2 heads ablated: made 5.00, random heads matched by layer 1.52 (mean of 39 draws).",
+        "Beyond 39 of 39 random sets matched by layer (p = 0.025): +3.481 compared with their mean, 305.3 standard "
+        "deviations of the sets.",
+    ]
+    assert words[3].startswith("Loss with 2 heads kept and the others of their role ablated: made kept 1.20, random")
+    assert words[4].startswith("Beyond 39 of 39 random sets of the same role kept in their place (p = 0.025): -3.319")
+    assert words[5:] == ["Without random sets: made, mean 4.00."]
+    by_name = {row["condition"]: row["sets"] for row in table(made)}
+    assert by_name["made"] == by_name["made kept"] == "beyond 39 of 39, p = 0.025"
+    assert by_name["made, mean"] == by_name["baseline"] == ""
+    # heads that are kept and do no better than random ones
+    null = replace(made, trials=tuple(replace(t, values={"loss": (4.6, 4.6)}) if t.condition == "made kept" else t
+                                      for t in trials))  # fmt: skip
+    assert any("random sets have as small an effect" in each for each in trials_words(null))
+
+
+def test_several_sets_and_measures_in_words():
+    values = {"accuracy": 0.9, "loss": 2.0}
+    trials = (
+        Trial("baseline", {"accuracy": (1.0,) * 12, "loss": (1.9, 1.9)}),
+        Trial("only a", {"accuracy": (0.0,) * 12, "loss": (1.9, 1.9)}, size=2),
+        Trial("only b", {"accuracy": (1.0,) * 12, "loss": (7.0, 7.0)}, size=2),
+        *(each for name in ("only a", "only b") for each in sets("random by layer", values, name)),
+    )
+    made = Trials("made", trials, "zero", control="random by layer", claim="larger effect", n_random_sets=39)
+    words = plain(trials_words(made))
+    assert "Loss: beyond random heads are only b (p = 0.025)." in words
+    assert words[-1] == "The p-values of these 4 tests are not corrected for their number."
+    rows = [(row["condition"], row["measure"], row["sets"]) for row in table(made)]
+    assert ("only b", "loss", "beyond 39 of 39, p = 0.025") in rows
+    assert ("random by layer, for only b (39 sets)", "loss", "") in rows

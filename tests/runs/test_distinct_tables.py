@@ -42,7 +42,7 @@ def close(tables: dict[str, HeadScores]) -> dict[frozenset[str], float]:
 
 @pytest.mark.slow
 def test_tables_of_a_run_differ(demo, tmp_path):
-    default = [entry.name for entry in registry.analyses_named("all")]
+    default = [entry.name for entry in registry.analyses_named("basic")]
     plan = ScorePlan(analyses=(*default, *OTHERS), check=False)
     tables = Run.open(tmp_path / "run", plan, *demo).finish(progress=False).scores
     assert set(tables) >= {*default, *OTHERS}

@@ -28,7 +28,7 @@ def model():
 
 
 def test_every_stage_that_declares_a_cost_is_counted(model, tokenizer):
-    plan = run_cases.score_plan("all", "gradient_importance", heads="")
+    plan = run_cases.score_plan("basic", "gradient_importance", heads="")
     cost = estimate(plan, model, tokenizer)
     stages = plan.stages(model, tokenizer)
     assert [row.name for row in cost.stages] == [stage.name for stage in stages if stage.cost is not None]
@@ -55,10 +55,10 @@ def test_a_stage_costs_what_its_analysis_declares(model, tokenizer, name):
 def test_a_control_costs_what_it_declares(model, tokenizer, name):
     plan = run_cases.score_plan(name, heads="")
     entry = registry.get(name)
-    prompts = entry.control.prompts(plan.sizes, tokenizer) or entry.prompts(plan.sizes, tokenizer)
-    (row,) = (row for row in estimate(plan, model, tokenizer).stages if row.name == f"{name}.control")
     control = entry.control.with_sizes(plan.sizes)
-    assert row.cost == control.cost(model, prompts, plan.batch_size, n_heads=2, n_random_sets=2)
+    prompts = control.prompts(plan.sizes, tokenizer) or entry.prompts(plan.sizes, tokenizer)
+    (row,) = (row for row in estimate(plan, model, tokenizer).stages if row.name == f"{name}.control")
+    assert row.cost == control.cost(model, prompts, plan.batch_size, n_heads=2, n_random_sets=2, n_kinds=2)
 
 
 def test_named_heads_are_tested_once(model, tokenizer):

@@ -28,7 +28,7 @@ def model():
 @pytest.fixture(scope="module")
 def finished(model, tokenizer, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run") / "whole"
-    plan = run_cases.score_plan("all", heads="")
+    plan = run_cases.score_plan("basic", heads="")
     return folder, Run.open(folder, plan, model, tokenizer).finish(progress=False)
 
 

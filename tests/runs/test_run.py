@@ -174,7 +174,7 @@ def test_a_run_gives_its_results_by_name(finished, model, tokenizer):
 
 
 PLANS = {
-    "no such analysis": (lambda: ScorePlan(analyses=("speed",)), "unknown analysis 'speed'.*; choose from all, "),
+    "no such analysis": (lambda: ScorePlan(analyses=("speed",)), "unknown analysis 'speed'.*; choose from basic, "),
     "nearly one": (lambda: ScorePlan(analyses=("sink",)), "did you mean 'sinks'"),
     "none": (lambda: ScorePlan(analyses=()), "no analysis is named"),
     "part of another command": (lambda: ScorePlan(analyses=("ships",)), "part of the run `interp safety`"),
@@ -209,11 +209,11 @@ def test_plans_take_names_and_sets_in_any_order():
         return ScorePlan(analyses=given).analyses
 
     assert named("sinks", "previous-token") == ("previous_token", "sinks")
-    assert named("all") == ("retrieval", "induction", "previous_token", "duplicate_token", "sinks")
+    assert named("basic") == ("retrieval", "induction", "previous_token", "duplicate_token", "sinks")
     assert named("long", "sinks")[:2] == ("retrieval", "sinks")
-    assert {"qrhead", "duo_gates", "task_kv"} < set(named("long")) < set(named("every"))
+    assert {"qrhead", "duo_gates", "task_kv"} < set(named("long")) < set(named("all"))
     assert named("kv", "sinks") == ("sinks", "kv")
-    assert "kv" in named("every")
-    assert "kv" not in named("all", "long")
+    assert "kv" in named("all")
+    assert "kv" not in named("basic", "long")
     wanted = ("retrieval", "gradient_importance", "activation_patching")
     assert named("activation_patching", "Gradient-Importance", "retrieval") == wanted

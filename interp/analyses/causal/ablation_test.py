@@ -71,9 +71,9 @@ def ablation_test(
     `accuracy[p] = judge(reply of prompt p, prompt p)`, for greedy replies. The heads are ablated while the prompt is
     read and while the reply is generated.
 
-    Random head sets are the control: `n_random_sets` with as many heads of each layer as the tested set, and up to 3
-    that are drawn freely. `Trials.set_test` compares the tested set with the sets matched by layer. By default the
-    draws end early where the verdict is certain.
+    Random head sets are the control: `n_random_sets` with as many heads in each layer as the tested set, and up to 3
+    that are drawn from all layers. `Trials.set_test` compares the tested set with the sets matched by layer. By default
+    the draws end early where the verdict is certain.
 
     Use prompts that the scores were not made from.
 
@@ -98,7 +98,7 @@ def ablation_test(
         n_prompts: Number of these prompts that are used, at most; by default all.
         max_new_tokens: Number of new tokens of a reply.
         batch_size: Number of prompts per forward pass.
-        seed: Seed of the random heads, of "resample" and of the intervals.
+        seed: Seed of the random heads, of "resample" and of the confidence intervals.
         folder: Where finished conditions are kept, so that an interrupted test continues with the same numbers.
         progress: Show a progress bar.
 

@@ -108,7 +108,8 @@ class BatchedInterventions:
 
         Args:
             sets: The head sets; an empty one leaves the model unmodified.
-            rows: Number of rows of one batch, by default as many as fit. Half as many are tried where memory runs out.
+            rows: Number of sequences per forward pass, where each sequence is one prompt under one head set; by default
+                as many as fit into free memory, halved where it runs out.
 
         Yields:
             Logits and hidden states of some of the sets.

@@ -8,7 +8,7 @@ from interp.hooks.prompts.prompts import Prompts
 
 
 def n_sets(n_random_sets: int) -> int:
-    """Number of random head sets of a test: those matched by layer, and up to 3 drawn freely.
+    """Number of random head sets of a test: those matched by layer, and up to 3 from all layers.
 
     Args:
         n_random_sets: Number of random sets that are matched by layer.

@@ -17,7 +17,7 @@ from interp.analyses.causal.control_costs import cost_of, n_sets, n_tested
 from interp.analyses.causal.curve import causal_curve
 from interp.analyses.costs import Cost
 from interp.analyses.measures.answer_logits import logit_differences
-from interp.analyses.measures.losses import span_loss, token_losses
+from interp.analyses.measures.losses import SpanLoss, token_losses
 from interp.analyses.prompt_sizes import REPLY_TOKENS
 from interp.analyses.results.head_scores import HeadScores
 from interp.analyses.results.shown_behaviour import COUNTED
@@ -143,7 +143,7 @@ class Control:
             batch_size: Number of prompts per forward pass.
             held_out: Whether the scores were made from other prompts. Otherwise a control whose measure the scores are
                 made of has no test.
-            seed: Seed of the random heads and of the intervals.
+            seed: Seed of the random heads and of the confidence intervals.
             folder: Where finished conditions are kept, so that an interrupted control continues.
             progress: Show a progress bar.
 
@@ -370,7 +370,7 @@ class Loss(Control):
         name = "loss on the second copy of repeated tokens" if self.span == "second" else f"loss on {self.span}"
 
         def measure(model: nn.Module) -> Tensor:
-            return token_losses(model, prompts, batch_size, loss=span_loss(self.span))
+            return token_losses(model, prompts, batch_size, loss=SpanLoss(self.span))
 
         return name, measure
 

@@ -44,9 +44,9 @@ def causal_curve(
 ) -> Trials:
     """Take every measure with the first heads of each ranking ablated, for several numbers of heads.
 
-    Random heads are the control. Every ranking has its own for each size: `n_random_sets` sets with as many heads of
-    each layer, and up to 3 drawn freely. None has heads of the tested set or heads above the threshold of the ranking.
-    By default the draws end early where the verdict on the first measure is certain, see `Trials.set_test`.
+    Random heads are the control. Every ranking has its own for each size: `n_random_sets` sets with as many heads in
+    each layer, and up to 3 drawn from all layers. None has heads of the tested set or heads above the threshold of the
+    ranking. By default the draws end early where the verdict on the first measure is certain, see `Trials.set_test`.
 
     A ranking by depth alone is the baseline: the first heads of the table's depth profile, in which every head scores
     the mean of its layer. Further ablations, the ablation of all other heads of the role ("kept") and the loss on
@@ -73,7 +73,7 @@ def causal_curve(
         stop_early: End the draws where the verdict on the first measure is certain, see `ablation_test`; with several
             rankings or sizes only once too many sets have as large an effect. False draws all sets.
         until: A ranking ends at the size at which the first measure is at most this share of its baseline.
-        seed: Seed of the random heads, of "resample" and of the intervals.
+        seed: Seed of the random heads, of "resample" and of the confidence intervals.
         folder: Where finished points are kept, so that an interrupted curve continues with the same numbers.
         about: What the measures depend on, such as their prompts, as JSON can hold it. Needed with `folder`.
         progress: Show a progress bar.

@@ -21,12 +21,14 @@ def further_conditions(
         kinds: The ablation of the tested condition, then others.
         sufficiency: Add the ablations of the other heads of the role.
     """
-    others = [kind for kind in dict.fromkeys(kinds[1:]) if kind != kinds[0]]
+    others: list[AblationKind] = [kind for kind in dict.fromkeys(kinds[1:]) if kind != kinds[0]]
     for kind in others:
         yield Condition(f"{name}, {kind}", heads), kind
     rest = role_of(ranking, heads) - heads if sufficiency and isinstance(ranking, HeadScores) else HeadSet(())
-    for kind in (kinds[0], *others) if len(rest) else ():
-        yield Condition(kept(name) if kind == kinds[0] else f"{kept(name)}, {kind}", rest, n_tested=len(heads)), kind
+    every: list[AblationKind] = [kinds[0], *others] if len(rest) else []
+    for kind in every:
+        suffix = "" if kind == kinds[0] else f", {kind}"
+        yield Condition(f"{kept(name)}{suffix}", rest, n_tested=len(heads)), kind
 
 
 def depth_conditions(name: str, ranking: Any, heads: HeadSet, wanted: bool = True) -> list[Condition]:

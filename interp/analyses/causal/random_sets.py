@@ -1,4 +1,4 @@
-"""Random head sets: as many heads as a tested set has, drawn freely or by layer, until a test is settled."""
+"""Random head sets: as many heads as a tested set has, drawn from all layers or by layer, until a test is settled."""
 
 import hashlib
 import random
@@ -12,7 +12,7 @@ from interp.errors import UsageError
 from interp.hooks.model.heads import HeadLayout, HeadSet
 
 N_FREE_SETS = 3
-"""random head sets at most that are drawn freely, which describe the model and test nothing"""
+"""random head sets at most that are drawn from all layers, which describe the model and test nothing"""
 FROM_OTHER_LAYERS = "heads from other layers"
 """fact of a trial: heads that their layer could not provide, taken from the nearest layers that could"""
 
@@ -44,7 +44,7 @@ class RandomSets:
     Args:
         heads: The tested heads.
         layout: Layers and heads of the model.
-        n: Number of sets that are matched by layer. Up to 3 are also drawn freely.
+        n: Number of sets that are matched by layer. Up to 3 are also drawn from all layers.
         seed: Seed of the run; draws differ by name and size.
         name: Name of the tested set.
         exclude: Further heads that are not drawn, such as heads that have the tested role as well.

@@ -7,7 +7,7 @@ from torch import nn
 
 from interp.analyses.causal.ablated_measures import NATS, NEUTRAL, AblatedMeasures, Measure, accuracy, neutral_loss
 from interp.analyses.causal.random_sets import Condition, RandomSets
-from interp.analyses.measures.losses import span_loss, token_losses
+from interp.analyses.measures.losses import SpanLoss, token_losses
 from interp.analyses.prompt_sizes import REPLY_TOKENS
 from interp.analyses.registry import analysis
 from interp.analyses.results.head_scores import HeadScores
@@ -39,7 +39,7 @@ def _inputs(run: Any) -> dict[str, Any]:
 
 @analysis(
     title="Retrieval heads against induction heads", group="long context", order=32, resumable=True,
-    needs=("retrieval", "induction"), inputs=_inputs, own_prompts=lambda own, sizes: None, in_every=False,
+    needs=("retrieval", "induction"), inputs=_inputs, own_prompts=lambda own, sizes: None, in_all=False,
 )  # fmt: skip
 def set_difference(
     model: nn.Module,
@@ -62,7 +62,7 @@ def set_difference(
     """Ablate the top heads that only one of two tables has, and those that both have, on up to three measures.
 
     `only a = top(a) - top(b)`, `only b = top(b) - top(a)`, `both = top(a) & top(b)`. Each of the three sets is compared
-    with random sets of its own, as many heads of each layer, without a head of either table, see `Trials.set_test`.
+    with separate random sets, as many heads of each layer, without a head of either table, see `Trials.set_test`.
 
     Two tables that correlate may still find different heads. Where they do, the heads of one table alone are needed on
     its own measure and not on that of the other, and the same holds the other way around.
@@ -113,7 +113,7 @@ def set_difference(
     if needles is not None:
         measures[ANSWERS] = accuracy(needles, max_new_tokens=max_new_tokens, batch_size=batch_size)
     if repeated is not None:
-        measures[REPEATED] = lambda model: token_losses(model, repeated, batch_size, loss=span_loss("second"))
+        measures[REPEATED] = lambda model: token_losses(model, repeated, batch_size, loss=SpanLoss("second"))
     if neutral is not None:
         measures[NEUTRAL] = neutral_loss(neutral, batch_size)
     if not measures:
@@ -157,7 +157,7 @@ def set_difference(
 def _sets(a: HeadScores, b: HeadScores, n_heads: int) -> Mapping[str, HeadSet]:
     """The head sets of the three conditions, as far as they have heads."""
     if a.name == b.name:
-        raise UsageError(f"both tables are named {a.name!r}; give two tables with names of their own.")
+        raise UsageError(f"both tables are named {a.name!r}; give two tables with different names.")
     a.compare(b, k=1)
     one, other = (HeadSet(tuple(table.top(n_heads))) for table in (a, b))
     if one == other:

@@ -146,7 +146,7 @@ def sweep(
 ) -> HeadScores:
     """Change each head alone and take a metric of the logits after each prompt.
 
-    `score[p l h] = metric of prompt p with head h of layer l under the intervention`. A forward pass begins at the
+    `score[n l h] = metric of prompt n with head h of layer l under the intervention`. A forward pass begins at the
     changed layer, and a beginning that all prompts share is read once for each head.
 
     Args:
@@ -158,9 +158,11 @@ def sweep(
         heads: Anything that `HeadSet.parse` takes, by default all heads; others are NaN.
         name: Name of the scores, by default made of the metric and the intervention.
         unit: Unit of the scores.
-        batch_size: Number of prompts that are read together.
-        rows: Rows of one forward pass, by default as many as fit into free memory, halved where it runs out.
-        seed: Seed of "resample" and of the intervals.
+        batch_size: Number of prompts in a batch. Every forward pass holds all prompts of a batch, for one or more
+            heads.
+        rows: Number of sequences per forward pass, where each sequence is one prompt with one head changed; by default
+            as many as fit into free memory, halved where it runs out.
+        seed: Seed of "resample" and of the confidence intervals over prompts.
         folder: Where finished pieces are kept, so that an interrupted sweep continues with the same numbers.
         progress: Show a progress bar.
 
@@ -243,8 +245,10 @@ def sweep_sets(
         sets: Head sets, each anything that `HeadSet.parse` takes; an empty set leaves the model unmodified.
         intervention: An ablation of `ablate`, or an `Intervention`.
         metric: As in `sweep`; it may return several numbers for each row.
-        batch_size: Number of prompts that are read together.
-        rows: Rows of one forward pass, by default as many as fit into free memory, halved where it runs out.
+        batch_size: Number of prompts in a batch. Every forward pass holds all prompts of a batch, for one or more head
+            sets.
+        rows: Number of sequences per forward pass, where each sequence is one prompt under one head set; by default as
+            many as fit into free memory, halved where it runs out.
         folder: Where finished pieces are kept, so that an interrupted sweep continues with the same numbers.
         progress: Show a progress bar.
 

@@ -32,7 +32,7 @@ def patched(
     Args:
         metric: Function of the logits at the last position and the clean prompts.
         frozen: Sites that keep their values of the base run; without any, only the patched head is fixed.
-        rows: Number of rows of a forward pass, which hold as many heads of each pair as fit.
+        rows: Number of sequences per forward pass, where each sequence is one pair with one head patched.
         tl: A TransformerLens bridge.
         base: Prompts of the run that is patched, all of one length.
         source: Prompts of the run that the outputs come from.

@@ -98,7 +98,7 @@ def effects(
         direction: Which run is patched.
         normalize: Divide by the mean difference between the runs.
         batch_size: Number of pairs that run together.
-        seed: Seed of the intervals.
+        seed: Seed of the confidence intervals over prompts.
         folder: Where finished batches are kept; None to keep nothing.
         progress: Show a progress bar.
         settings: Further settings to store.

@@ -32,7 +32,7 @@ def razor(
         after: Distance from the copied token to the key, 1 for induction and 0 for echo.
         rope: Read the attention of the model; False reads the softmax without the rotary embedding.
         batch_size: Number of prompts per forward pass.
-        seed: Seed of the intervals.
+        seed: Seed of the confidence intervals over prompts.
         progress: Show a progress bar.
 
     Returns:

@@ -93,7 +93,7 @@ def score_targets(
         by_value: Weight each key by the norm of its value vector.
         both: Measure the weighted score as well where `by_value` is not set.
         batch_size: Number of prompts per forward pass.
-        seed: Seed of the intervals.
+        seed: Seed of the confidence intervals over prompts.
         progress: Show a progress bar.
 
     Returns:

@@ -43,15 +43,16 @@ def activation_patching(
 ) -> HeadScores:
     """Score each head by its total effect: its z, at all positions, comes from the other run of the pair.
 
-    `effect[b l h] = M_patched - M_corrupt` (denoise) or `M_clean - M_patched` (noise), so that a head that supports the
-    clean answer is positive either way. `score[b l h] = effect[b l h] / mean over the pairs that count of (M_clean -
-    M_corrupt)`, so that the score of a head is `mean(effect) / mean(M_clean - M_corrupt)`, a ratio of means.
+    `effect[n l h] = M_patched - M_corrupt` (denoise) or `M_clean - M_patched` (noise), so that a head that supports the
+    clean answer is positive either way. `score[n l h] = effect[n l h] / D`, where D is the mean of M_clean - M_corrupt
+    over the pairs that count (see below). The score of a head is thus a ratio of means.
 
     A pair counts where the model shows the behaviour, M_clean > M_corrupt. The scores of other pairs are NaN, and
     without a pair that counts no head has a score. Give a metric that is higher on the clean prompts.
 
-    The passes of each layer begin at that layer. To compare two circuits, `a.compare(b, k)` gives the overlap of their
-    top k heads and the rank correlation.
+    To save time, the forward pass with a patched head starts at the layer of the head, from the stored residual stream
+    of the run that is patched. The numbers are those of a whole pass. `scores.compare(other, k)` gives the overlap of
+    the top k heads of two tables, such as those of two tasks, and the rank correlation.
 
     Args:
         model: A transformers causal language model, or a TransformerBridge over one.
@@ -61,18 +62,18 @@ def activation_patching(
             Else a function of the logits [b v] at the last position and the clean prompts [b] that gives [b].
         direction: "denoise" patches the clean run into the corrupt one (is the head sufficient?), "noise" the reverse
             (is it necessary?).
-        normalize: Divide by the mean of M_clean - M_corrupt, so that 1 is a head that carries all of the difference.
-            False gives the effect itself.
-        batch_size: Number of rows of a forward pass, which hold pairs of one length, each with as many heads as fit.
-        seed: Seed of the intervals.
+        normalize: Divide by D, so that 1 is a head that carries all of the difference. False gives the effect itself.
+        batch_size: Number of sequences per forward pass, where each sequence is one pair with one head patched. A pass
+            holds pairs of equal length, and as many heads of each as fit.
+        seed: Seed of the confidence intervals over prompts.
         folder: Where finished batches of pairs are kept, so that an interrupted analysis continues with the same
             numbers.
         progress: Show a progress bar.
 
     Returns:
         HeadScores: float32 `per_prompt [n l h]`, positive for a head that supports the clean answer, NaN for a pair
-        that does not count. The extra "difference" holds M_clean - M_corrupt of each pair, the same for every head, and
-        the setting "mean_difference" the number that effects are divided by.
+        that does not count. The extra "difference" holds M_clean - M_corrupt of each pair, the same for every head.
+        With `normalize`, the setting "mean_difference" holds D.
 
     Raises:
         PromptError: If the prompts are not pairs of equal length, or have no answers.
@@ -90,13 +91,14 @@ def activation_patching(
         Meng et al. 2202.05262, Wang et al. 2211.00593; TransformerLens' get_act_patch_attn_head_out_all_pos.
 
     Differs:
-        Scores are given for each pair, in both directions. Effects are divided by the mean difference of the pairs that
-        count. The mean of one ratio for each pair would be ruled by pairs with a small difference. Pairs without the
-        behaviour are left out.
+        Scores are given for each pair, and either direction can be chosen. Effects are divided by the mean difference
+        of the pairs that count. If each pair were divided by its own difference, pairs with a small difference would
+        dominate the mean. Pairs without the behaviour are left out.
 
     Limits:
-        Does not show by which path a head acts, nor heads that others stand in for. Intervals take the mean difference
-        as known. Where only about half of the pairs count, the model shows the behaviour by chance.
+        Does not show by which path a head acts. Misses heads whose work other heads take over (backup heads). Intervals
+        take the mean difference as known. Where only about half of the pairs count, the model shows the behaviour by
+        chance.
     """
     name, measure = "activation_patching", partial(patched, metric, (), batch_size)
     return effects(

@@ -35,7 +35,7 @@ def _inputs(run: Any) -> dict[str, Any]:
 
 @analysis(
     title="AttentionInfluence", group="long context", order=31, prompts=standard.passages, joint=True, resumable=True,
-    needs=("retrieval",), named_heads=True, inputs=_inputs, in_every=False,
+    needs=("retrieval",), named_heads=True, inputs=_inputs, in_all=False,
     source_settings={"share": 0.05},
 )  # fmt: skip
 def attention_influence(
@@ -56,8 +56,8 @@ def attention_influence(
     """Measure the influence of heads on documents: the relative rise of a document's loss with the heads ablated.
 
     `AI[p] = (ablated[p] - baseline[p]) / baseline[p]`, where both are the mean next-token cross-entropy of document p.
-    The same number for random heads, drawn freely and matched by layer, is the control, see `Trials.set_test`. Sort the
-    values to rank documents by how much they depend on the heads.
+    The same number for random heads, drawn from all layers and matched by layer, is the control, see `Trials.set_test`.
+    Sort the values to rank documents by how much they depend on the heads.
 
     Args:
         model: A transformers causal language model, or a TransformerBridge over one.
@@ -70,7 +70,7 @@ def attention_influence(
         tokenizer: Tokenizer of the texts.
         n_random_sets: Number of random sets that are matched by layer; a verdict needs at least 39.
         batch_size: Number of documents per forward pass.
-        seed: Seed of the random heads, of "resample" and of the intervals.
+        seed: Seed of the random heads, of "resample" and of the confidence intervals.
         folder: Where finished conditions are kept, so that an interrupted analysis continues with the same numbers.
         progress: Show a progress bar.
 

@@ -68,7 +68,7 @@ def attention_tracker(
         k: Number of standard deviations that are subtracted. With 0 the score is the difference of means, prompt by
             prompt; only then can tables of different prompts be joined.
         batch_size: Number of prompts per forward pass.
-        seed: Seed of the intervals.
+        seed: Seed of the confidence intervals over prompts.
         progress: Show a progress bar.
 
     Returns:

@@ -55,12 +55,12 @@ def attribution_patching(
 
     It takes two forward passes and one backward pass.
 
-    `effect[b l h] = sum over q, d of (z_clean - z_corrupt)[b q h d] dM/dz[b q h d]`, with the gradient at the run that
+    `effect[n l h] = sum over q, d of (z_clean - z_corrupt)[n q h d] dM/dz[n q h d]`, with the gradient at the run that
     would be patched: the corrupt one for the direction "denoise", the clean one for "noise". It estimates the effect
-    that `activation_patching` measures, with the same sign. As there, `score[b l h] = effect[b l h] / mean over the
-    pairs that count of (M_clean - M_corrupt)`, and a pair counts where M_clean > M_corrupt.
+    that `activation_patching` measures, with the same sign. As there, `score[n l h] = effect[n l h] / D`, where D is
+    the mean of M_clean - M_corrupt over the pairs that count: those with M_clean > M_corrupt.
 
-    `a.compare(b, k)` compares the two methods, or two circuits.
+    `scores.compare(other, k)` compares two tables, such as those of the two methods.
 
     Args:
         model: A transformers causal language model, or a TransformerBridge over one.
@@ -71,18 +71,17 @@ def attribution_patching(
             gradient.
         direction: "denoise" patches the clean run into the corrupt one (is the head sufficient?), "noise" the reverse
             (is it necessary?).
-        normalize: Divide by the mean of M_clean - M_corrupt, so that 1 is a head that carries all of the difference.
-            False gives the effect itself.
+        normalize: Divide by D, so that 1 is a head that carries all of the difference. False gives the effect itself.
         batch_size: Number of pairs per forward pass.
-        seed: Seed of the intervals.
+        seed: Seed of the confidence intervals over prompts.
         folder: Where finished batches of pairs are kept, so that an interrupted analysis continues with the same
             numbers.
         progress: Show a progress bar.
 
     Returns:
         HeadScores: float32 `per_prompt [n l h]`, positive for a head that supports the clean answer, NaN for a pair
-        that does not count. The extra "difference" holds M_clean - M_corrupt of each pair, the same for every head, and
-        the setting "mean_difference" the number that effects are divided by.
+        that does not count. The extra "difference" holds M_clean - M_corrupt of each pair, the same for every head.
+        With `normalize`, the setting "mean_difference" holds D.
 
     Raises:
         PromptError: If the prompts are not pairs of equal length, or have no answers.
@@ -102,8 +101,8 @@ def attribution_patching(
         by position.
 
     Differs:
-        Scores are given for each pair and in both directions, without integrated gradients. Effects are divided by the
-        mean difference of the pairs that count, and pairs without the behaviour are left out.
+        Scores are given for each pair, either direction can be chosen, and gradients are not integrated. Effects are
+        divided by the mean difference of the pairs that count, and pairs without the behaviour are left out.
 
     Limits:
         Does not show effects where attention or the final norm saturates: the gradient vanishes there and the effect of

@@ -63,7 +63,7 @@ def concept_induction(
         by_value: Weight each key by the norm of its value vector, as in the formula; False takes p alone.
         right_only: Count only the prompts that the model continues with the word; False counts all, as the paper does.
         batch_size: Number of prompts per forward pass.
-        seed: Seed of the intervals.
+        seed: Seed of the confidence intervals over prompts.
         progress: Show a progress bar.
 
     Returns:

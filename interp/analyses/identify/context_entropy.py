@@ -40,7 +40,7 @@ def context_entropy(
         prompts: Prompts such as `tasks.contexts`, or any whose meta "group" names the question that they belong to; a
             prompt without it is a question by itself.
         batch_size: Number of prompts per forward pass.
-        seed: Seed of the intervals.
+        seed: Seed of the confidence intervals over prompts.
         progress: Show a progress bar.
 
     Returns:

@@ -18,7 +18,7 @@ from interp.hooks.read import keep as keeps
     title="Duplicate token",
     group="copying",
     order=4,
-    sets=("all",),
+    sets=("basic",),
     color="#cc79a7",
     threshold=0.3,
     prompts=standard.repeated(),
@@ -44,7 +44,7 @@ def duplicate_token(
         prompts: Prompts with repeated tokens, such as `tasks.repeated`, or any text.
         by_value: Weight each key by the norm of its value vector.
         batch_size: Number of prompts per forward pass.
-        seed: Seed of the intervals.
+        seed: Seed of the confidence intervals over prompts.
         progress: Show a progress bar.
 
     Returns:

@@ -64,8 +64,8 @@ def function_vectors(
     prompt counts where its clean twin, the prompt with the same meta "id", is one of them. Without a twin it counts
     where any clean prompt of its relation is. The others are NaN, and where none counts, no head has a score.
 
-    There is one forward pass for each prompt that counts and each head, from the head's layer on; many run side by
-    side.
+    There is one forward pass for each prompt that counts and each head, from the head's layer on; many of them are
+    sequences of one batch.
 
     Args:
         model: A transformers causal language model, or a TransformerBridge over one.
@@ -73,9 +73,11 @@ def function_vectors(
             may be the twins of the shuffled prompts, or others, of any number.
         shuffled: Few-shot prompts whose answers are shuffled, such as `tasks.relations(shuffled=True)`.
         right_only: Use only the clean prompts that the model answers right, and their twins; False uses all.
-        batch_size: Number of shuffled prompts that are read together.
-        rows: Number of rows of a forward pass; by default as many as fit into the free memory.
-        seed: Seed of the intervals.
+        batch_size: Number of shuffled prompts in a batch. Every forward pass holds all prompts of a batch, for one or
+            more heads.
+        rows: Number of sequences per forward pass, where each sequence is one prompt with one head replaced; by default
+            as many as fit into free memory.
+        seed: Seed of the confidence intervals over prompts.
         progress: Show a progress bar.
 
     Returns:

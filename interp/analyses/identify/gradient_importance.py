@@ -71,7 +71,7 @@ def gradient_importance(
         batch_size: Number of prompts per forward pass.
         checkpoint: Compute each layer again in the backward pass, so that only the inputs of the layers are stored.
             False is faster and takes far more memory; the scores are the same.
-        seed: Seed of the intervals.
+        seed: Seed of the confidence intervals over prompts.
         progress: Show a progress bar.
 
     Returns:

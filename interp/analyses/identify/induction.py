@@ -18,7 +18,7 @@ from interp.hooks.read import keep as keeps
     title="Induction",
     group="copying",
     order=2,
-    sets=("all",),
+    sets=("basic",),
     color="#3b82c4",
     threshold=0.3,
     prompts=standard.repeated(),
@@ -48,7 +48,7 @@ def induction(
         prompts: Prompts with repeated tokens, such as `tasks.repeated`.
         by_value: Weight each key by the norm of its value vector.
         batch_size: Number of prompts per forward pass.
-        seed: Seed of the intervals.
+        seed: Seed of the confidence intervals over prompts.
         progress: Show a progress bar.
 
     Returns:

@@ -42,7 +42,7 @@ def logit_attribution(
 ) -> HeadScores:
     """Score each head by what it writes toward the right answer and away from the wrong one.
 
-    `score[b l h] = (z[b h d] W_O[h d m]) / s[b] . (gamma[m] (W_U[m right] - W_U[m wrong]))` at the last position, where
+    `score[n l h] = (z[n h d] W_O[h d m]) / s[n] . (gamma[m] (W_U[m right] - W_U[m wrong]))` at the last position, where
     s is the scale of the final norm in this run. LayerNorm centres what the head wrote, RMSNorm does not.
 
     Only prompts count on which the model shows the behaviour, that is where the logit of the right answer is above that
@@ -58,7 +58,7 @@ def logit_attribution(
         answers: Token ids (right, wrong) for each prompt; None takes the first tokens of meta["right"] and
             meta["wrong"].
         batch_size: Number of prompts per forward pass.
-        seed: Seed of the intervals.
+        seed: Seed of the confidence intervals over prompts.
         progress: Show a progress bar.
 
     Returns:

@@ -69,7 +69,7 @@ def lookback(
         context: Span that takes the place of the whole prompt.
         max_new_tokens: Number of new tokens of a generated reply, at most.
         batch_size: Number of prompts per forward pass.
-        seed: Seed of the intervals.
+        seed: Seed of the confidence intervals over prompts.
         progress: Show a progress bar.
 
     Returns:

@@ -51,8 +51,9 @@ def path_patching(
     scale is computed anew, and the unembedding. A norm after attention (Gemma 2 and 3, OLMo 2) is computed anew as
     well.
 
-    Scores, signs and the pairs that count are those of `activation_patching`: `score[b l h] = effect[b l h] / mean over
-    the pairs with M_clean > M_corrupt of (M_clean - M_corrupt)`. `a.compare(b, k)` compares circuits.
+    Scores, signs and the pairs that count are those of `activation_patching`: `score[n l h] = effect[n l h] / D`, where
+    D is the mean of M_clean - M_corrupt over the pairs with M_clean > M_corrupt. `scores.compare(other, k)` compares
+    two tables.
 
     Args:
         model: A transformers causal language model, or a TransformerBridge over one.
@@ -63,18 +64,18 @@ def path_patching(
         mlps: "frozen" keeps the MLPs of the patched run; "live" lets later MLPs respond, as the authors do.
         direction: "denoise" patches the clean run into the corrupt one (is the head sufficient?), "noise" the reverse
             (is it necessary?).
-        normalize: Divide by the mean of M_clean - M_corrupt, so that 1 is a head that carries all of the difference.
-            False gives the effect itself.
-        batch_size: Number of rows of a forward pass, which hold pairs of one length, each with as many heads as fit.
-        seed: Seed of the intervals.
+        normalize: Divide by D, so that 1 is a head that carries all of the difference. False gives the effect itself.
+        batch_size: Number of sequences per forward pass, where each sequence is one pair with one head patched. A pass
+            holds pairs of equal length, and as many heads of each as fit.
+        seed: Seed of the confidence intervals over prompts.
         folder: Where finished batches of pairs are kept, so that an interrupted analysis continues with the same
             numbers.
         progress: Show a progress bar.
 
     Returns:
         HeadScores: float32 `per_prompt [n l h]`, positive for a head that supports the clean answer, NaN for a pair
-        that does not count. The extra "difference" holds M_clean - M_corrupt of each pair, the same for every head, and
-        the setting "mean_difference" the number that effects are divided by.
+        that does not count. The extra "difference" holds M_clean - M_corrupt of each pair, the same for every head.
+        With `normalize`, the setting "mean_difference" holds D.
 
     Raises:
         PromptError: If the prompts are not pairs of equal length, or have no answers.

@@ -62,7 +62,7 @@ def positional(
             position. On text, a head that looks for the nearest words scores too.
         bands: Number of fastest frequencies in the extra "band"; 0 leaves it out, and with it the reading of q and k.
         batch_size: Number of prompts per forward pass.
-        seed: Seed of the intervals.
+        seed: Seed of the confidence intervals over prompts.
         progress: Show a progress bar.
 
     Returns:

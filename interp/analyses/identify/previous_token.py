@@ -16,7 +16,7 @@ from interp.hooks.read import keep as keeps
     title="Previous token",
     group="copying",
     order=3,
-    sets=("all",),
+    sets=("basic",),
     color="#009e73",
     threshold=0.3,
     prompts=standard.passages,
@@ -34,14 +34,14 @@ def previous_token(
 ) -> HeadScores:
     """Score each head by its attention to the token right before the current one.
 
-    `score[n l h] = mean over q >= 1 of pattern[n l h q q-1]`. The first real token of a prompt is left out.
+    `score[n l h] = mean over q >= 1 of pattern[n l h q q-1]`. The first token of a prompt is left out.
 
     Args:
         model: A transformers causal language model, or a TransformerBridge over one.
         prompts: Any prompts, such as `tasks.passages`.
         by_value: Weight each key by the norm of its value vector.
         batch_size: Number of prompts per forward pass.
-        seed: Seed of the intervals.
+        seed: Seed of the confidence intervals over prompts.
         progress: Show a progress bar.
 
     Returns:

@@ -80,7 +80,7 @@ def qada(
             and `m + sqrt(2 v log T)` from there on. "long" calls such queries long, which includes every head that is
             sharp, local or not.
         batch_size: Number of prompts per forward pass.
-        seed: Seed of the intervals.
+        seed: Seed of the confidence intervals over prompts.
         progress: Show a progress bar.
 
     Returns:

@@ -92,7 +92,7 @@ def qk_score(
         attention: Use `fit = pattern[n l h N t_d]` instead, with rotation.
         right_only: Count only the prompts that the model answers right; False counts all, as the paper does.
         batch_size: Number of prompts per forward pass.
-        seed: Seed of the intervals.
+        seed: Seed of the confidence intervals over prompts.
         progress: Show a progress bar.
 
     Returns:

@@ -59,7 +59,7 @@ def qrhead(
         metric: "score" sums doc over the documents of the span "gold"; "ndcg" is the nDCG@10 of the documents ranked by
             doc, from 0 to 1.
         batch_size: Number of prompts per forward pass.
-        seed: Seed of the intervals.
+        seed: Seed of the confidence intervals over prompts.
         progress: Show a progress bar.
 
     Returns:

@@ -47,7 +47,7 @@ def razor_induction(
         prompts: Prompts that consist of copies of one text, such as `tasks.repeated(copies=4)`.
         rope: Read the attention of the model; False reads the softmax without the rotary embedding (`unrotated`).
         batch_size: Number of prompts per forward pass.
-        seed: Seed of the intervals.
+        seed: Seed of the confidence intervals over prompts.
         progress: Show a progress bar.
 
     Returns:

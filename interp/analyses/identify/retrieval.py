@@ -32,7 +32,7 @@ TOP = top_keys(1)
     title="Retrieval",
     group="long context",
     order=1,
-    sets=("all", "long"),
+    sets=("basic", "long"),
     color="#d55e00",
     prompts=standard.needles,
     check=one_place,
@@ -77,7 +77,8 @@ def retrieval(
         prompts: Prompts with a span "answer", such as `tasks.needle`.
         form: "decode" reads the attention while the model generates its reply. "forced" is a cheaper variant: it
             appends the tokens of the answer to the prompt, reads them in one forward pass, and counts every prompt. It
-            leaves out copied tokens that a reply adds after the answer.
+            reads the tokens of the answer only. In "decode", a reply that goes on after the answer can copy more of
+            them, and those count too.
         count: "steps" counts each step, as the authors' code does, so that a score can exceed 1. "set" counts each
             distinct answer token once and divides by the number of distinct answer tokens, as in the paper's Eq. 1.
         by_value: Weight each key by the norm of its value vector: the most attended position is the argmax over k of
@@ -88,7 +89,7 @@ def retrieval(
             recall); otherwise its scores are NaN.
         max_new_tokens: Number of new tokens of a reply, at most.
         batch_size: Number of prompts per forward pass.
-        seed: Seed of the intervals.
+        seed: Seed of the confidence intervals over prompts.
         progress: Show a progress bar.
 
     Returns:
@@ -99,6 +100,7 @@ def retrieval(
 
     Raises:
         SpanError: If a prompt has no span "answer", or has it in several places; such a prompt is never scored as 0.
+        UsageError: If `form` or `count` is unknown.
 
     Examples:
         >>> item = {"text": "The code is 4711. Which code? It is", "spans": {"answer": "4711"}}
@@ -108,14 +110,16 @@ def retrieval(
         torch.Size([1, 2, 4])
 
     Source:
-        Wu et al. 2404.15574, section 2: threshold 0.1, 50 new tokens, stop at a newline.
+        Wu et al. 2404.15574, section 2. The authors use a threshold of 0.1, at most 50 new tokens, and stop at a
+        newline.
 
     Differs:
         The answer's tokens are located by exact character offsets, whereas the released code searches for similar
         tokens. `tasks.needle` uses the chat template of any tokenizer that has one, whereas the released code uses it
         for two models. The reply is prefilled: `tasks.needle` ends with the first words of the answer's sentence, so
         that the model copies from its first new token on, whereas the prompts of the released code end with the
-        question. A reply has at most 32 new tokens (see `--reply-tokens`) instead of 50.
+        question. A reply has at most 32 new tokens instead of 50; `max_new_tokens`, or `--reply-tokens` in a run, sets
+        their number.
 
     Limits:
         Does not show that the model needs the head; run an ablation test for that. Does not find heads that retrieve

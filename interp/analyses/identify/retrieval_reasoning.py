@@ -72,7 +72,7 @@ def retrieval_reasoning(
             recall); otherwise its scores are NaN.
         max_new_tokens: Number of new tokens of a reply, at most.
         batch_size: Number of prompts per forward pass.
-        seed: Seed of the intervals.
+        seed: Seed of the confidence intervals over prompts.
         progress: Show a progress bar.
 
     Returns:

@@ -82,7 +82,7 @@ class SaharaResult(Result):
 
 
 @analysis(
-    title="Sahara", group="safety", order=41, joint=True, resumable=True, own_prompts=False, in_every=False,
+    title="Sahara", group="safety", order=41, joint=True, resumable=True, own_prompts=False, in_all=False,
     source_settings={"size": 1, "ablation": "uniform", "components": 1},
 )  # fmt: skip
 def sahara(
@@ -121,10 +121,13 @@ def sahara(
             that the model is known to refuse.
         max_new_tokens: Number of new tokens of a reply that is judged.
         heads: Anything that `HeadSet.parse` takes, by default all heads; only these can join the group.
-        n_random_sets: Number of random groups of each size that are matched by layer; up to 3 are drawn freely.
-        batch_size: Number of prompts that are read together.
-        rows: Rows of one forward pass, by default as many as fit into free memory.
-        seed: Seed of the random groups and of the intervals.
+        n_random_sets: Number of random groups of each size that are matched by layer. Up to 3 more, from all layers,
+            are shown.
+        batch_size: Number of prompts in a batch. Every forward pass holds all prompts of a batch, for one or more
+            groups.
+        rows: Number of sequences per forward pass, where each sequence is one prompt with one group ablated; by default
+            as many as fit into free memory.
+        seed: Seed of the random groups and of the confidence intervals.
         folder: Where finished pieces are kept, so that an interrupted analysis continues with the same numbers.
         progress: Show a progress bar.
 

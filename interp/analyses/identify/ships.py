@@ -28,7 +28,7 @@ Ablation = Literal["uniform", "zero"]
     resumable=True,
     own_prompts=False,
     cost=costs.sweeping(),
-    in_every=False,
+    in_all=False,
     source_settings={"ablation": "uniform"},
 )
 def ships(
@@ -47,7 +47,7 @@ def ships(
 ) -> HeadScores:
     """Score each head by the divergence of the next token when the head is ablated (safety head importance score).
 
-    `ships[p l h] = KL(P || P') = sum over v of P log(P / P')` in nats, over the next token after prompt p, where P is
+    `ships[n l h] = KL(P || P') = sum over v of P log(P / P')` in nats, over the next token after prompt n, where P is
     the unmodified model and P' the model with head h of layer l ablated. It is computed in float64.
 
     Only requests count that the unmodified model refuses; the scores of others are NaN. Where it refuses none, no head
@@ -59,15 +59,18 @@ def ships(
     Args:
         model: A transformers causal language model, or a TransformerBridge over one.
         prompts: Requests, see `tasks.refusal`.
-        ablation: "uniform" for the undifferentiated attention of the paper (its query times 1e-4, here exactly flat
-            attention), or "zero" for its scaling contribution (the output times 1e-4, here 0).
+        ablation: "uniform" makes the attention exactly flat; it stands for the paper's "undifferentiated attention",
+            which multiplies the query of the head by 1e-4. "zero" sets the output of the head to 0; it stands for the
+            paper's "scaling contribution", which multiplies the output by 1e-4.
         judge: Function of a reply and its prompt that returns whether it refuses. None counts all requests, for those
             that the model is known to refuse.
         max_new_tokens: Number of new tokens of a reply that is judged.
         heads: Anything that `HeadSet.parse` takes, by default all heads; others are NaN.
-        batch_size: Number of prompts that are read together.
-        rows: Rows of one forward pass, by default as many as fit into free memory.
-        seed: Seed of the intervals.
+        batch_size: Number of prompts in a batch. Every forward pass holds all prompts of a batch, for one or more
+            heads.
+        rows: Number of sequences per forward pass, where each sequence is one prompt with one head ablated; by default
+            as many as fit into free memory.
+        seed: Seed of the confidence intervals over prompts.
         folder: Where finished pieces are kept, so that an interrupted analysis continues with the same numbers.
         progress: Show a progress bar.
 
@@ -86,12 +89,13 @@ def ships(
         Zhou et al., On the Role of Attention Heads in LLM Safety (ICLR 2025), section 3.
 
     Differs:
-        Heads are query heads, also with grouped queries, where the released code indexes keys by query head. There is
-        no 1e-12 under the logarithm.
+        With grouped-query attention, heads are still query heads, and each is paired with the key head of its group.
+        The released code uses the number of the query head to index the key heads. There is no 1e-12 under the
+        logarithm.
 
     Limits:
-        Does not show that the head makes the model refuse: the next token may change without the verdict. Test heads
-        with `causal_curve`.
+        Does not show that the head makes the model refuse: the next token may change while the model still refuses.
+        Test heads with an ablation curve (`causal_curve`).
     """
     layout, name = HeadLayout.of(model), f"ships:{ablation}"
     size: dict[str, Any] = {"batch_size": batch_size, "progress": progress}

@@ -28,7 +28,7 @@ Rows = Literal["all", "visible"]
     title="Sinks",
     group="attention patterns",
     order=5,
-    sets=("all",),
+    sets=("basic",),
     color="#d3bd5c",
     role_order=1.0,
     prompts=standard.passages,
@@ -55,7 +55,7 @@ def sinks(
     seed: int = 0,
     progress: bool = False,
 ) -> HeadScores:
-    """Score each head by the mean attention that the first real token receives.
+    """Score each head by the mean attention that the first token (of the prompt, not of the padding) receives.
 
     `alpha[n l h k] = 1 / (T - k) * sum over q >= k of pattern[n l h q k]`, where T is the number of tokens: the mean
     over all queries from key k on, itself included. The score is alpha at k = 0. A head above `threshold` is called a
@@ -77,7 +77,7 @@ def sinks(
         by_value: Weight the attention by value norms, `alpha = sum over k = 0 of p |v| / sum over k of p |v|`; the
             score is then small where the first token is attended to but carries nothing.
         batch_size: Number of prompts per forward pass.
-        seed: Seed of the intervals.
+        seed: Seed of the confidence intervals over prompts.
         progress: Show a progress bar.
 
     Returns:
@@ -97,11 +97,12 @@ def sinks(
         torch.Size([2, 2, 4, 32])
 
     Source:
-        Gu et al. 2410.10781: the score and its threshold of 0.3, measured at T = 64. Yu et al. 2406.15765: the extra
-        "columns", with the constant threshold of their code rather than the multiple of 1/N in their paper.
+        Gu et al. 2410.10781: the score and its threshold of 0.3, which the paper uses on texts of T = 64 tokens. Yu et
+        al. 2406.15765: the number of keys that receive more than 0.1 (the constant of their code; their paper takes a
+        multiple of 1/N, where N is the number of tokens).
 
     Differs:
-        Uses the first *real* token, never column 0 of a padded batch. The paper has no models with windows.
+        Uses the first token of the prompt, never column 0 of a padded batch. The paper has no models with windows.
 
     Limits:
         Does not show that the head is idle. It may attend to the first token and still write something.

@@ -61,7 +61,7 @@ def task_kv(
         weighted: Use s[h d] W_O[h d m] instead, the same in the residual stream, where heads that write little are
             near.
         batch_size: Number of prompts per forward pass.
-        seed: Seed of the intervals.
+        seed: Seed of the confidence intervals over prompts.
         progress: Show a progress bar.
 
     Returns:

@@ -55,7 +55,7 @@ def kv_curve(
         selectors: Name -> function of keep_ratio, such as `selectors_of`; "random" is the control and must be there.
         keep_ratios: Shares of the keys that are kept.
         batch_size: Number of contexts per forward pass.
-        seed: Seed of the intervals.
+        seed: Seed of the confidence intervals over prompts.
         progress: Show a progress bar.
 
     Returns:

@@ -103,7 +103,7 @@ def kv_selection(
         scores: Analysis -> scores, by which selectors choose heads.
         depth: Add a baseline of each selector that chooses heads, which chooses them by the mean score of their layer.
         batch_size: Number of contexts per forward pass.
-        seed: Seed of random keys and of the intervals.
+        seed: Seed of random keys and of the confidence intervals.
         folder: Finished tasks are stored here, so that a killed evaluation continues.
         progress: Show a progress bar.
 

@@ -131,7 +131,8 @@ class ContinuationScorer:
 
         Args:
             sets: The head sets; an empty one leaves the model unmodified.
-            rows: Number of rows of the batch that reads the prompts.
+            rows: Number of sequences per forward pass that reads the prompts, where each sequence is one prompt under
+                one head set.
 
         Returns:
             Tensor: `[p i o]` log-probability per token, -inf where a prompt has fewer continuations.

@@ -1,6 +1,7 @@
 """Losses of prompts, one number for each, computed without holding all logits at once."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from tqdm.auto import tqdm
 
 from interp.errors import PromptError, UsageError
 from interp.hooks.model.layers import unwrap
-from interp.hooks.prompts.prompts import Prompts
+from interp.hooks.prompts.prompts import Prompt, Prompts
 from interp.hooks.read.capture import model_inputs
 
 Loss = Callable[[Tensor, Prompts], Tensor]
@@ -90,7 +91,8 @@ def batch_losses(model: nn.Module, batch: Prompts, loss: Loss | None = None) -> 
             raise PromptError("a prompt has one token, so nothing is predicted in it; give at least two tokens.")
         values = _next_token(network, inputs)
     else:
-        values = loss(network(**inputs, use_cache=False).logits, batch)
+        last = {"logits_to_keep": loss.n_last(batch)} if isinstance(loss, SpanLoss) else {}
+        values = loss(network(**inputs, use_cache=False, **last).logits, batch)
     if not isinstance(values, Tensor) or values.shape != (len(batch),):
         given = list(values.shape) if isinstance(values, Tensor) else type(values).__name__
         raise UsageError(
@@ -105,27 +107,42 @@ def batch_losses(model: nn.Module, batch: Prompts, loss: Loss | None = None) -> 
     return values
 
 
-def span_loss(span: str) -> Loss:
+@dataclass(frozen=True)
+class SpanLoss:
     """A loss for `token_losses`: mean cross-entropy of the tokens of a span.
 
     Args:
         span: Name of a span that every prompt has, and that does not begin at its first token.
-
-    Returns:
-        Loss: A function of logits and batch.
     """
 
-    def loss(logits: Tensor, batch: Prompts) -> Tensor:
-        width, found = logits.shape[1], []
+    span: str
+
+    def __call__(self, logits: Tensor, batch: Prompts) -> Tensor:
+        """The losses `[b]`.
+
+        Args:
+            logits: Logits `[b q v]` of at least the last `n_last(batch)` positions.
+            batch: The prompts.
+        """
+        found = []
         for row, prompt in zip(logits, batch, strict=True):
             ids = torch.tensor(prompt.ids, device=logits.device)
-            places = torch.tensor([q for start, stop in prompt.spans[span] for q in range(start, stop)])
+            places = torch.tensor(self._places(prompt))
             # rows are padded on the left
-            before = row[places + width - len(ids) - 1].float()
+            before = row[places + len(row) - len(ids) - 1].float()
             found.append(nn.functional.cross_entropy(before, ids[places]))
         return torch.stack(found)
 
-    return loss
+    def n_last(self, batch: Prompts) -> int:
+        """Number of last positions whose logits the loss needs.
+
+        Args:
+            batch: The prompts.
+        """
+        return max(len(prompt) - min(self._places(prompt)) + 1 for prompt in batch)
+
+    def _places(self, prompt: Prompt) -> list[int]:
+        return [q for start, stop in prompt.spans[self.span] for q in range(start, stop)]
 
 
 def _next_token(model: Any, inputs: dict[str, Tensor]) -> Tensor:

@@ -132,7 +132,7 @@ def _measured(prompts: Prompts) -> None:
     order=14,
     prompts=standard.needle_grid,
     check=_measured,
-    in_every=False,
+    in_all=False,
     max_new_tokens="reply_tokens",
     run_settings={"max_new_tokens": "$reply_tokens"},
     cost=costs.decoding(max_new_tokens=REPLY_TOKENS),

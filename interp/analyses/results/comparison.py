@@ -45,7 +45,7 @@ class Comparison:
         return (
             f"Spearman {self.spearman:.2f}; {self.overlap} of the top {self.k} shared; by chance "
             f"{self.expected_overlap:.2f} over all heads and {self.expected_within_layers:.2f} within layers ({p}); "
-            f"{self.depth_overlap:.2f} with the depth profile"
+            f"{self.depth_overlap:.2f} with the depth profile of the second table"
         )
 
 

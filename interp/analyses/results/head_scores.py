@@ -219,7 +219,7 @@ class HeadScores(Result):
         chosen = self.layout.all() if top is None else HeadSet(tuple(self.top(top)))
         if top is not None and above is None:
             return chosen
-        return chosen & HeadSet.from_mask(self.values > self._cut(above))
+        return chosen & HeadSet.from_mask(self.values > self._threshold_or(above))
 
     select = heads
 
@@ -237,51 +237,52 @@ class HeadScores(Result):
         chosen = self.heads(top=heads) if isinstance(heads, int) else heads
         return chosen.random_like(self.layout, seed, match)
 
-    def adjusted_p(self, cut: float | None = None) -> Float64[Tensor, "l h"]:
-        """The p-value of each head for a mean above a cut, adjusted for all heads of the table.
+    def adjusted_p(self, threshold: float | None = None) -> Float64[Tensor, "l h"]:
+        """The p-value of each head for a mean above a threshold, adjusted for all heads of the table.
 
         The tests are exact for scores of 0 and 1, and Gaffke's for all other scores of at least 0; see
         `table_statistics.p_values_above`. Benjamini and Hochberg's method adjusts them, so that of the heads with a
-        value of at most 0.05, 5 % on average are not above the cut.
+        value of at most 0.05, 5 % on average are not above the threshold.
 
         Args:
-            cut: Score that the mean exceeds, by default the threshold.
+            threshold: Score that the mean exceeds, by default the threshold of the table.
 
         Returns:
             Adjusted p-values `[l h]`, NaN for heads without a score.
 
         Raises:
-            UsageError: If no cut is given and the table has no threshold.
+            UsageError: If no threshold is given and the table has none.
         """
-        p = table_statistics.p_values_above(self.per_prompt.flatten(1), self._cut(cut))
+        p = table_statistics.p_values_above(self.per_prompt.flatten(1), self._threshold_or(threshold))
         return table_statistics.benjamini_hochberg(p).view(self.layers, self.n_heads)
 
-    def confident(self, cut: float | None = None, level: float = 0.05) -> HeadSet:
-        """The heads that are above a cut with a controlled false discovery rate, see `adjusted_p`.
+    def confident(self, threshold: float | None = None, level: float = 0.05) -> HeadSet:
+        """The heads that are above a threshold with a controlled false discovery rate, see `adjusted_p`.
 
         Args:
-            cut: Score that the mean exceeds, by default the threshold.
-            level: Share of these heads that are not above the cut, on average and at most.
+            threshold: Score that the mean exceeds, by default the threshold of the table.
+            level: Share of these heads that are not above the threshold, on average and at most.
 
         Returns:
             HeadSet: the heads.
         """
-        return HeadSet.from_mask(self.adjusted_p(cut) <= level)
+        return HeadSet.from_mask(self.adjusted_p(threshold) <= level)
 
-    def threshold_curve(self, cuts: Sequence[float] | None = None) -> tuple[Count, ...]:
-        """How many heads are above each of several cuts, and how many of them confidently.
+    def threshold_curve(self, thresholds: Sequence[float] | None = None) -> tuple[Count, ...]:
+        """How many heads are above each of several thresholds, and how many of them confidently.
 
         Args:
-            cuts: The cuts, by default 19 at equal steps between 0 and the highest score, and the threshold.
+            thresholds: Scores, by default 19 at equal steps between 0 and the highest score, and the threshold.
 
         Returns:
-            For each cut: cut, number of heads with a higher score, number of heads in `confident(cut)`.
+            For each threshold: its value, the number of heads with a higher score, and the number of heads in
+            `confident(threshold)`.
 
         Examples:
             >>> [found.above for found in scores.threshold_curve((-1.0, 2.0))]
             [8, 0]
         """
-        return leading.threshold_curve(self, cuts)
+        return leading.threshold_curve(self, thresholds)
 
     @cached_property
     def split_half(self) -> float:
@@ -295,8 +296,8 @@ class HeadScores(Result):
     def leading(self, k: int = 10) -> tuple[LeadingHead, ...]:
         """The heads of `top(k)` with their held-out scores and the stability of their rank.
 
-        The score of a head that was chosen for it is too high. The held-out score is that of the head which one half
-        of the prompts ranks at this place, on the other half; random splits are averaged, both ways.
+        The score of a head that was chosen for it is too high. For the held-out score, one half of the prompts picks
+        the head for this rank, and the other half scores it: the mean over random splits, with each half picking once.
 
         Args:
             k: Number of heads.
@@ -391,7 +392,7 @@ class HeadScores(Result):
     def _repr_html_(self) -> str:
         return head_scores_text.html(self)
 
-    def _cut(self, given: float | None) -> float:
+    def _threshold_or(self, given: float | None) -> float:
         if given is None and self.threshold is None:
             raise UsageError(f"scores '{self.name}' have no threshold; call heads(top=10) or heads(above=0.1).")
         return float(self.threshold or 0.0) if given is None else given

@@ -1,4 +1,4 @@
-"""The heads that lead a table or the tables of a run, and how many heads are above a cut."""
+"""The heads that lead a table or the tables of a run, and how many heads are above a threshold."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
@@ -24,7 +24,7 @@ class LeadingHead(NamedTuple):
     high: float
     """upper end of the 95 % interval"""
     held_out: float
-    """mean, on one half of the prompts, of the head that the other half ranks at this place; NaN for one prompt"""
+    """mean on one half of the prompts of the head that the other half picks for this rank; NaN for one prompt"""
     top_share: float
     """share of the bootstrap resamples in which the head is in the list; NaN for fewer than two prompts"""
 
@@ -32,11 +32,11 @@ class LeadingHead(NamedTuple):
 class Count(NamedTuple):
     """A point of a threshold curve."""
 
-    cut: float
+    threshold: float
     above: int
     """heads with a higher score"""
     confident: int
-    """heads that are above the cut with a false discovery rate of at most 5 %"""
+    """heads that are above the threshold with a false discovery rate of at most 5 %"""
 
 
 def leading(scores: "HeadScores", k: int) -> tuple[LeadingHead, ...]:
@@ -62,21 +62,24 @@ def leading(scores: "HeadScores", k: int) -> tuple[LeadingHead, ...]:
     )
 
 
-def threshold_curve(scores: "HeadScores", cuts: Sequence[float] | None = None) -> tuple[Count, ...]:
-    """How many heads of a table are above each of several cuts.
+def threshold_curve(scores: "HeadScores", thresholds: Sequence[float] | None = None) -> tuple[Count, ...]:
+    """How many heads of a table are above each of several thresholds.
 
     Args:
         scores: The table.
-        cuts: The cuts, see `HeadScores.threshold_curve`.
+        thresholds: The thresholds, see `HeadScores.threshold_curve`.
 
     Returns:
-        The counts at each cut.
+        The counts at each threshold.
     """
-    if cuts is None:
+    if thresholds is None:
         highest = max(0.0, float(scores.values.nan_to_num(0.0).max()))
         known = {highest * step / N_STEPS for step in range(1, N_STEPS)} | {scores.threshold or 0.0}
-        cuts = sorted(cut for cut in known if 0 < cut < highest)
-    return tuple(Count(cut, int((scores.values > cut).sum()), len(scores.confident(cut))) for cut in cuts)
+        thresholds = sorted(threshold for threshold in known if 0 < threshold < highest)
+    return tuple(
+        Count(threshold, int((scores.values > threshold).sum()), len(scores.confident(threshold)))
+        for threshold in thresholds
+    )
 
 
 def leading_heads(scores: Mapping[str, "HeadScores"], per_table: int = 3, n_heads: int = 12) -> list[Head]:

@@ -1,4 +1,4 @@
-"""Statistics of a table of heads: which heads are above a cut, how stable their order is, how far two orders agree."""
+"""Statistics of a table of heads: heads above a threshold, stability of their order, agreement of two orders."""
 
 import math
 from collections.abc import Sequence
@@ -20,20 +20,21 @@ _N_FACTORS = 32
 """factors whose product is far from the largest float"""
 
 
-def p_values_above(values: Float[Tensor, "n x"], cut: float) -> Float[Tensor, "x"]:
-    """The p-values of the hypothesis that the true mean of a column is at most a cut, against a higher mean.
+def p_values_above(values: Float[Tensor, "n x"], threshold: float) -> Float[Tensor, "x"]:
+    """The p-values of the hypothesis that the true mean of a column is at most a threshold, against a higher mean.
 
-    In a table without negative numbers the test is Gaffke's: `p = P(sum over i of w_i x_i <= cut)`, where the weights
-    of the prompts and of one further prompt with the score 0 are uniform on the simplex. For scores of 0 and 1 this is
-    the exact binomial (Clopper-Pearson) test, so n prompts with the score 1 have `p = cut^n`. In a table with negative
-    numbers it is Student's t test, and a column without spread has the p-value 1.
+    In a table without negative numbers the test is Gaffke's: `p = P(sum over i of w_i x_i <= threshold)`, where the
+    weights of the prompts and of one further prompt with the score 0 are uniform on the simplex. For scores of 0 and 1
+    this is the exact binomial (Clopper-Pearson) test, so n prompts with the score 1 have `p = threshold^n`. In a table
+    with negative numbers it is Student's t test, and a column without spread has the p-value 1.
 
     Args:
         values: Numbers `[n x]`, NaN where a prompt does not count for a column.
-        cut: The largest mean under the hypothesis.
+        threshold: The largest mean under the hypothesis.
 
     Returns:
-        Float64 p-values `[x]`; 1 for a column with a mean of at most the cut, NaN for one without a counted prompt.
+        Float64 p-values `[x]`; 1 for a column with a mean of at most the threshold, NaN for one without a counted
+        prompt.
 
     Source:
         Gaffke 2005, Mathematical Methods of Statistics 14(4); Learned-Miller and Thomas 1905.06208.
@@ -46,26 +47,26 @@ def p_values_above(values: Float[Tensor, "n x"], cut: float) -> Float[Tensor, "x
     counts = (~numbers.isnan()).sum(0)
     means = numbers.nanmean(0)
     p = torch.ones_like(means).masked_fill(counts == 0, torch.nan)
-    above = means > cut
+    above = means > threshold
     if above.any():
         known = numbers[~numbers.isnan()]
         test = _gaffke if float(known.min()) >= 0 else _student
-        p[above] = test(numbers[:, above], cut)
+        p[above] = test(numbers[:, above], threshold)
     return p
 
 
-def _gaffke(values: Float[Tensor, "n x"], cut: float) -> Float[Tensor, "x"]:
-    """`P(sum of E_i (x_i - cut) <= 0)` for standard exponential E_i, by an integral along the line of steepest descent.
+def _gaffke(values: Float[Tensor, "n x"], threshold: float) -> Float[Tensor, "x"]:
+    """`P(sum of E_i (x_i - threshold) <= 0)` for standard exponential E_i, by an integral along steepest descent.
 
     Weights that are uniform on the simplex are exponential variables over their sum. The Laplace transform of the sum
     is the product of `1 / (1 + t d_i)`, and its inverse at 0 is an integral over t along a vertical line.
     """
-    if cut <= 0:
+    if threshold <= 0:
         # a positive mean of numbers of at least 0 refutes a mean of 0
         return torch.zeros(values.shape[1], dtype=torch.float64)
     # a prompt that does not count has no weight: its factor is 1
-    gaps = torch.cat([(values - cut).nan_to_num(0.0), torch.full_like(values[:1], -cut)])
-    low, high = torch.zeros(gaps.shape[1], dtype=torch.float64), torch.full((gaps.shape[1],), 1 / cut).double()
+    gaps = torch.cat([(values - threshold).nan_to_num(0.0), torch.full_like(values[:1], -threshold)])
+    low, high = torch.zeros(gaps.shape[1], dtype=torch.float64), torch.full((gaps.shape[1],), 1 / threshold).double()
     for _ in range(_N_STEPS):
         middle = (low + high) / 2
         falls = -(gaps / (1 + middle * gaps)).sum(0) - 1 / middle < 0
@@ -92,7 +93,7 @@ def _nodes() -> tuple[Float[Tensor, "m"], Float[Tensor, "m"]]:
     return (points + 1) * math.pi / 4, weights * math.pi / 4
 
 
-def _student(values: Float[Tensor, "n x"], cut: float) -> Float[Tensor, "x"]:
+def _student(values: Float[Tensor, "n x"], threshold: float) -> Float[Tensor, "x"]:
     from scipy.stats import t as student
 
     counts = (~values.isnan()).sum(0)
@@ -100,7 +101,7 @@ def _student(values: Float[Tensor, "n x"], cut: float) -> Float[Tensor, "x"]:
     spread = ((values - means).square().nansum(0) / (counts - 1).clamp(min=1)).sqrt()
     # rounding is no spread
     known = (counts > 1) & (spread > 1e-6 * means.abs())
-    ratio = (means - cut) / (spread / counts.sqrt()).where(known, torch.nan)
+    ratio = (means - threshold) / (spread / counts.sqrt()).where(known, torch.nan)
     found = student.sf(ratio.numpy(), (counts - 1).clamp(min=1).numpy())
     return torch.from_numpy(found).nan_to_num(nan=1.0)
 

@@ -9,7 +9,7 @@ from interp.hooks.model.heads import HeadSet
 BASELINE = "baseline"
 """condition of the unmodified model"""
 RANDOM, RANDOM_BY_LAYER = "random", "random by layer"
-"""conditions of random heads: drawn freely, and as many from each layer as the tested set has"""
+"""conditions of random heads: drawn from all layers, and as many from each layer as the tested set has"""
 RANDOM_KEPT = "random kept"
 """condition of random heads of a role that are kept, with all other heads of the role ablated"""
 DRAWN = (RANDOM, RANDOM_BY_LAYER, RANDOM_KEPT)

@@ -71,7 +71,7 @@ class Trials(Result):
     notes: tuple[str, ...] = ()
     """sentences that belong to the numbers wherever they are shown"""
     seed: int = 0
-    """seed of the intervals"""
+    """seed of the confidence intervals"""
     settings: dict[str, Any] = field(default_factory=dict)
     """settings of the experiment, as JSON returns them"""
     provenance: Provenance | None = None

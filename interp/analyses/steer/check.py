@@ -42,8 +42,8 @@ def steering_conditions(
 ) -> tuple[SteeringCondition, ...]:
     """The conditions of `steer_check`: unmodified, steered, and each part of the edit in as many random heads.
 
-    Random heads are drawn from the heads that no part of the edit names, freely and with as many from each layer. There
-    are none where too few heads are left, or where an edit holds vectors for its own heads (Offset).
+    Random heads are drawn from the heads that no part of the edit names: from all layers, and with as many from each
+    layer. There are none where too few heads are left, or where an edit holds vectors for its own heads (Offset).
 
     Args:
         edit: The edit, or several added up.
@@ -115,7 +115,7 @@ def steer_check(
         stop: Text that ends a reply.
         n_random_sets: Number of random draws of each kind; a verdict of `Trials.set_test` needs at least 39.
         batch_size: Number of prompts per forward pass.
-        seed: Seed of the draws and of the intervals.
+        seed: Seed of the draws and of the confidence intervals.
         folder: Finished conditions are stored here, so that a killed check continues.
         progress: Show a progress bar.
 

@@ -78,7 +78,7 @@ def choose(
         stop: Text that ends a reply.
         batch_size: Number of prompts per forward pass of scoring.
         reply_batch_size: Number of prompts per forward pass of generation.
-        seed: Seed of the intervals.
+        seed: Seed of the confidence intervals over prompts.
         folder: Verdicts on replies are stored here, so that a killed comparison continues.
 
     Returns:

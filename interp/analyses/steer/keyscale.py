@@ -16,7 +16,7 @@ MAX_ROWS = 8192
 @edit(title="Key scale", group="sinks", order=7)
 @dataclass(frozen=True)
 class KeyScale(Edit):
-    """The key of the first real token is multiplied by `factor`; the published form serves kernels that take no bias.
+    """The key of the prompt's first token is multiplied by `factor`; the published form serves kernels without biases.
 
     The logit `z[b h q 0]` becomes `factor z[b h q 0]`, before a soft-cap. This is a bias of `cap(factor z) - cap(z)` on
     that key, one number for each row, so that query heads which share a key are changed separately and no key is

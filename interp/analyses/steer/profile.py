@@ -127,8 +127,9 @@ def profile(
         score: "margin" is the log-probability per token of the best right continuation minus that of the best wrong
             one, "accuracy" whether the margin is above 0, "entropy" minus the entropy over the continuations, which
             needs no labels.
-        batch_size: Number of prompts per forward pass.
-        rows: Rows of a forward pass, in which head sets are tested side by side.
+        batch_size: Number of prompts in a batch. Every forward pass holds all prompts of a batch, for one or more
+            heads.
+        rows: Number of sequences per forward pass, where each sequence is one prompt with one head steered.
         seed: Seed of the order of prompts, and of heads with equal gains.
         folder: Finished parts are stored here, so that a killed profile continues with the same numbers.
         progress: Show a progress bar.

@@ -16,8 +16,8 @@ from interp.hooks.read.keep import mass
 def slot_bias(model: nn.Module, prompts: Prompts, documents: Any, *, batch_size: int = 1) -> Tensor:
     """Measure the attention that each slot of a document gets whatever text it holds.
 
-    `bias[l h k]` is the mean over prompts, and over their rows q after the last document, of
-    `(sum over the keys of document k of pattern[b l h q key]) / tokens of document k`.
+    `bias[l h k]` is the mean over prompts n, and over their rows q after the last document, of `(sum over the keys of
+    document k of pattern[n l h q key]) / tokens of document k`.
 
     Args:
         model: A transformers causal language model, or a TransformerBridge over one.

@@ -11,7 +11,7 @@ from interp.kernels.contract import Call
 @edit(title="ZeroTuning", group="sinks", order=6, tuned={"gamma": (0.2, 0.5, 2.0, 5.0)})
 @dataclass(frozen=True)
 class ZeroTuning(Edit):
-    """Attention to the first real token is multiplied by `gamma` and renormalised.
+    """Attention to the first token of the prompt is multiplied by `gamma` and renormalised.
 
     The new pattern is `gamma pattern[b h q 0] / D` on the first token and `pattern[b h q k] / D` for k > 0, where
     `D = 1 + (gamma - 1) pattern[b h q 0]`. This is a bias of `log gamma` on the first token. With gamma above 1

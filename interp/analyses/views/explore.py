@@ -142,7 +142,7 @@ class Explored(Result):
 
 @analysis(
     title="Explorer", group="views", order=31, prompts=standard.explored, own_prompts=standard.longest,
-    joint=True, in_every=False, automatic=True,
+    joint=True, in_all=False, automatic=True,
     needs=("heads",), inputs=lambda run: {"heads": HeadSet(tuple(run.leading))},
     run_settings={"max_map_bytes": MAX_REPORT_BYTES},
 )  # fmt: skip
@@ -208,7 +208,7 @@ def explore(
         This package.
 
     Limits:
-        Does not show that a head matters (see `ablation_test`), nor what it writes.
+        Does not show that a head matters; run an ablation test for that. Does not show what a head writes.
     """
     prompt, layout, size = _plan(model, prompts, block, max_map_bytes)
     if unknown := [name for name in marks if name not in prompt.spans]:

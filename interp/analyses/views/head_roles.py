@@ -26,20 +26,20 @@ class HeadRoles(Result):
 
     names: tuple[str, ...]
     """roles, in the order in which a head with several of them is sorted under the first"""
-    cuts: tuple[float, ...]
+    thresholds: tuple[float, ...]
     """score above which a head has the role"""
     scores: Float[Tensor, "f l h"]
     adjusted_p: Float[Tensor, "f l h"]
-    """p-value of a score above the cut, adjusted for all heads of the table, see `HeadScores.adjusted_p`"""
+    """p-value of a score above the threshold, adjusted for all heads of the table, see `HeadScores.adjusted_p`"""
 
     @property
     def has(self) -> Bool[Tensor, "f l h"]:
-        """Whether the score of a head is above the cut."""
-        return self.scores > self._cut
+        """Whether the score of a head is above the threshold."""
+        return self.scores > self._thresholds
 
     @property
     def confident(self) -> Bool[Tensor, "f l h"]:
-        """Whether a head is above the cut with a false discovery rate of at most 5 % over the heads of its table."""
+        """Whether a head is above the threshold, with a false discovery rate of at most 5 % in its table."""
         return self.has & (self.adjusted_p <= MAX_FALSE_SHARE)
 
     @property
@@ -92,47 +92,47 @@ class HeadRoles(Result):
             top: Number of heads to list.
         """
         lines = []
-        for place, (name, cut) in enumerate(zip(self.names, self.cuts, strict=True)):
+        for place, (name, threshold) in enumerate(zip(self.names, self.thresholds, strict=True)):
             has, confident = self.has[place], self.has[place] & self.confident[place]
             strongest = self.scores[place].masked_fill(~has, -torch.inf).flatten().argsort(descending=True, stable=True)
             heads = [str(Head(*divmod(int(i), has.shape[1]))) for i in strongest[: min(top, int(has.sum()))]]
             lines.append(
-                f"{name:20s} above {cut:g}: {int(confident.sum())} confident, {int(has.sum() - confident.sum())} "
+                f"{name:20s} above {threshold:g}: {int(confident.sum())} confident, {int(has.sum() - confident.sum())} "
                 f"tentative  {', '.join(heads)}"
             )
         return "\n".join(lines)
 
     @property
-    def _cut(self) -> Float[Tensor, "f 1 1"]:
-        return torch.tensor(self.cuts)[:, None, None]
+    def _thresholds(self) -> Float[Tensor, "f 1 1"]:
+        return torch.tensor(self.thresholds)[:, None, None]
 
 
-def head_roles(scores: Mapping[str, HeadScores], cuts: Mapping[str, float] | None = None) -> HeadRoles:
-    """Sort heads into roles: a head has a role when its score is above the cut of that table.
+def head_roles(scores: Mapping[str, HeadScores], thresholds: Mapping[str, float] | None = None) -> HeadRoles:
+    """Sort heads into roles: a head has a role when its score is above the threshold of that table.
 
-    `has[f l h] = scores[f l h] > cut[f]`. A role is confident if a test of the head over prompts rejects that its true
-    score is at most the cut. The tests of all heads of a table are adjusted by Benjamini and Hochberg's method: of the
-    heads that have a role confidently, at most 5 % on average are not above the cut. The test is exact for scores of 0
-    and 1, so a head with equal scores on all prompts is not certain. See `HeadScores.adjusted_p`.
+    `has[f l h] = scores[f l h] > threshold[f]`. A role is confident if a test of the head over prompts rejects that its
+    true score is at most the threshold. The tests of all heads of a table are adjusted by Benjamini and Hochberg's
+    method: of the heads that have a role confidently, at most 5 % on average are not above the threshold. The test is
+    exact for scores of 0 and 1, so a head with equal scores on all prompts is not certain. See `HeadScores.adjusted_p`.
 
-    The cut of a table is that of `cuts`, else the table's threshold, else the threshold that its analysis declares.
+    The threshold of a table is that of `thresholds`, else the table's own, else the one that its analysis declares.
     Tables without any of these are left out (gradients, patching: importance is no role). Roles keep the order of
     `scores`, except where an analysis declares a `role_order`: sinks come last, since a head may attend to the first
     token wherever it finds nothing else to do.
 
     Args:
         scores: Score tables of one model, by name.
-        cuts: Cuts that take the place of the tables' own.
+        thresholds: Thresholds that take the place of the tables' own.
 
     Returns:
         HeadRoles: float32 `scores` and `adjusted_p [f l h]`, one row for each role.
 
     Raises:
-        ScoreError: If no table has a cut, or tables differ in shape.
+        ScoreError: If no table has a threshold, or tables differ in shape.
 
     Examples:
         >>> from interp.analyses.views.head_roles import head_roles
-        >>> head_roles({"induction": scores}, cuts={"induction": 0.3}).names
+        >>> head_roles({"induction": scores}, thresholds={"induction": 0.3}).names
         ('induction',)
 
     Source:
@@ -141,13 +141,15 @@ def head_roles(scores: Mapping[str, HeadScores], cuts: Mapping[str, float] | Non
 
     Limits:
         Does not show roles that were not measured, nor that the model uses a head for its role. With few prompts no
-        head of a large table can be confident: of 270 heads, one needs at least 8 prompts at a cut of 0.3.
+        head of a large table can be confident: of 270 heads, one needs at least 8 prompts at a threshold of 0.3.
     """
-    known = {name: (cuts or {}).get(name, cut_of(name, table)) for name, table in scores.items()}
-    names = [name for name, cut in known.items() if cut is not None]
+    known = {name: (thresholds or {}).get(name, threshold_of(name, table)) for name, table in scores.items()}
+    names = [name for name, threshold in known.items() if threshold is not None]
     names.sort(key=_role_order)
     if not names:
-        raise ScoreError(f"{', '.join(scores) or 'no scores'}: no table has a threshold; give cuts={{name: number}}.")
+        raise ScoreError(
+            f"{', '.join(scores) or 'no scores'}: no table has a threshold; give thresholds={{name: number}}."
+        )
     shapes = {tuple(scores[name].values.shape) for name in names}
     if len(shapes) > 1:
         raise ScoreError(f"the tables have the shapes {sorted(shapes)}; give the scores of one model.")
@@ -159,7 +161,7 @@ def head_roles(scores: Mapping[str, HeadScores], cuts: Mapping[str, float] | Non
     )
 
 
-def cut_of(name: str, table: HeadScores) -> float | None:
+def threshold_of(name: str, table: HeadScores) -> float | None:
     """The score above which a head has the role of a table; None where the table measures no role.
 
     It is the table's threshold, else the one that its analysis declares. A threshold of 0 only states that a head
@@ -169,11 +171,11 @@ def cut_of(name: str, table: HeadScores) -> float | None:
         name: Name of the analysis.
         table: Its scores.
     """
-    cut = table.threshold
-    if cut is None:
+    threshold = table.threshold
+    if threshold is None:
         entry = registry.find(name)
-        cut = None if entry is None else entry.threshold
-    return cut if cut is not None and cut > 0 else None
+        threshold = None if entry is None else entry.threshold
+    return threshold if threshold is not None and threshold > 0 else None
 
 
 def _role_order(name: str) -> float:

@@ -125,7 +125,7 @@ class LogitLens(Result):
 
 
 @analysis(
-    title="Tokens that heads raise", group="views", order=33, prompts=standard.few_needles, joint=True, in_every=False,
+    title="Tokens that heads raise", group="views", order=33, prompts=standard.few_needles, joint=True, in_all=False,
     needs=("heads",), inputs=lambda run: {"heads": HeadSet(tuple(run.leading))},
 )  # fmt: skip
 def logit_lens(

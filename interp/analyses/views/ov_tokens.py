@@ -161,7 +161,7 @@ class OvTokens(Result):
 
 @analysis(
     title="Tokens that heads would write", group="views", order=34, prompts=standard.explored,
-    own_prompts=standard.longest, joint=True, in_every=False, automatic=True, needs=("heads",),
+    own_prompts=standard.longest, joint=True, in_all=False, automatic=True, needs=("heads",),
     inputs=lambda run: {"heads": HeadSet(tuple(run.leading))},
 )  # fmt: skip
 def ov_tokens(
@@ -218,7 +218,8 @@ def ov_tokens(
         Uses the values of this run, not those of the embedding alone.
 
     Limits:
-        Does not show that the head attends to the token (see `token_attention`), nor the effect through later layers.
+        Does not show whether the head attends to the token; its attention is given for one query only. Does not show
+        the effect through later layers.
     """
     layout = HeadLayout.of(model)
     chosen = chosen_heads(heads, layout)

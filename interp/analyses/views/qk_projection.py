@@ -137,7 +137,7 @@ class QKProjection(Result):
 
 
 @analysis(
-    title="Queries and keys", group="views", order=32, prompts=standard.passages, joint=True, in_every=False,
+    title="Queries and keys", group="views", order=32, prompts=standard.passages, joint=True, in_all=False,
     needs=("heads",), inputs=lambda run: {"heads": HeadSet(tuple(run.leading[:N_DRAWN]))},
     run_settings={"points": N_POINTS},
 )  # fmt: skip

@@ -85,7 +85,7 @@ class TokenAttention(Result):
 
 
 @analysis(
-    title="Attention on the text", group="views", order=35, prompts=standard.needles, joint=True, in_every=False,
+    title="Attention on the text", group="views", order=35, prompts=standard.needles, joint=True, in_all=False,
     automatic=True, needs=("retrieval",), inputs=lambda run: {"heads": run.scores["retrieval"]},
     max_new_tokens=REPLY_TOKENS,
 )  # fmt: skip

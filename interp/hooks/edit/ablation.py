@@ -127,7 +127,7 @@ def ablate(
     | "mean" | `z[b q h]` = mean of z over all tokens of all reference prompts |
     | "resample" | z of the same head at the same position of a reference prompt, drawn for each row |
     | "uniform" | attention is uniform over the keys that a query sees (logit scale 0) |
-    | "first" | all attention is on the first real token |
+    | "first" | all attention is on the first token of the prompt, never on padding |
 
     Where a "resample" prompt is shorter, z at its last position is used. With "uniform" and "first" a learned sink
     keeps a share of the attention. With "first" the output is 0 where a window no longer reaches the first token.

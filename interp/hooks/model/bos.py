@@ -45,7 +45,7 @@ def begins_chat(tokenizer: Any) -> bool | None:
 
 
 def bos_rule(tokenizer: Any) -> str:
-    """What texts and chats begin with, in words, such as "text: <s>, chat: <s>"; "" without a tokenizer.
+    """The first tokens of texts and of chats, in words, such as "text: <s>, chat: <s>"; "" without a tokenizer.
 
     Args:
         tokenizer: The tokenizer of the prompts.

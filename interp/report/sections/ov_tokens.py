@@ -2,6 +2,7 @@
 
 from interp.analyses.views.ov_tokens import N_COPIED, OvTokens
 from interp.report.page import Page, Section, title_of
+from interp.report.read_tokens import query_words, span_words
 from interp.report.sections.dispatch import section
 
 N_READ = 3
@@ -18,5 +19,9 @@ def _(result: OvTokens, name: str, page: Page) -> Section:
         }
         for head in result.heads
     ]
-    body = page.render("sections/ov_tokens.html.j2", rows=rows, span=result.span, n_copied=N_COPIED)
+    body = page.render(
+        "sections/ov_tokens.html.j2",
+        rows=rows, span=span_words(result), query=query_words(result), n_tokens=int((result.ids >= 0).sum()),
+        n_read=N_READ, n_copied=N_COPIED,
+    )  # fmt: skip
     return Section(title_of(name), body)

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from interp.runs.run import Run
 
 
+N_NEUTRAL = 2
+"""neutral texts of each control, few so that a run takes little longer"""
+
+
 class _Inputs(NamedTuple):
     """The prompts of a control, and the settings that all controls of a run share."""
 
@@ -28,7 +32,8 @@ class _Inputs(NamedTuple):
     prompts: Any
     of_analysis: bool
     """whether the prompts are of the kind that the analysis reads"""
-    kinds: tuple[str, ...]
+    kinds: Any
+    """names of ablations"""
     settings: dict[str, Any]
 
 
@@ -66,7 +71,7 @@ def profile_stage(entry: Analysis, plan: "ScorePlan", tokenizer: Any, own: Promp
     n_random_sets = min(plan.n_random_sets, MIN_RANDOM_SETS)
 
     def work(run: "Run", steps: Path) -> Result:
-        few = settings | {"n_random_sets": n_random_sets}
+        few: dict[str, Any] = settings | {"n_random_sets": n_random_sets}
         return control_profile(control, run.model, prompts, run.result(entry.name), kinds=kinds, folder=steps, **few)
 
     def cost(model: Any) -> Any:
@@ -88,7 +93,7 @@ def named_heads_stage(plan: "ScorePlan", tokenizer: Any) -> Stage:
     """The stage that tests the heads that a user names, where no analysis of the plan is tested by answers."""
     control = controls.answers().with_sizes(plan.sizes)
     prompts = standard.check_needles(plan.sizes, tokenizer)
-    neutral = standard.neutral_texts(plan.sizes, tokenizer)
+    neutral = standard.neutral_texts(plan.sizes, tokenizer)[:N_NEUTRAL]
     reference = _reference_needles(control, plan, tokenizer)
     kinds: Any = tuple(kind for kind in plan.kinds if kind != plan.ablation)
 
@@ -114,7 +119,7 @@ def _inputs(entry: Analysis, plan: "ScorePlan", tokenizer: Any, own: Prompts | N
     """Prompts and settings of a control. Its prompts are none of those that chose the heads, except a user's own."""
     control, standard_prompts = entry.control.with_sizes(plan.sizes), entry.prompts
 
-    def drawn(seed: int) -> Prompts:
+    def drawn(seed: int) -> Any:
         made: Any = own_prompts(entry, plan, own)
         if made is None and standard_prompts is not None:
             made = standard_prompts(replace(plan.sizes, seed=plan.seed + seed), tokenizer)
@@ -128,7 +133,7 @@ def _inputs(entry: Analysis, plan: "ScorePlan", tokenizer: Any, own: Prompts | N
     kinds = tuple(kind for kind in plan.kinds if kind != "resample" or len(reference) > 1)
     settings = {
         "n_heads": plan.n_heads, "n_random_sets": plan.n_random_sets, "reference": reference,
-        "neutral": standard.neutral_texts(plan.sizes, tokenizer), "batch_size": plan.batch_size,
+        "neutral": standard.neutral_texts(plan.sizes, tokenizer)[:N_NEUTRAL], "batch_size": plan.batch_size,
         "held_out": own is None, "seed": plan.seed,
     }  # fmt: skip
     return _Inputs(control, prompts, given is None, kinds, settings)
@@ -137,4 +142,5 @@ def _inputs(entry: Analysis, plan: "ScorePlan", tokenizer: Any, own: Prompts | N
 def _reference_needles(control: Any, plan: "ScorePlan", tokenizer: Any) -> Prompts:
     """Needle prompts that mean and resample ablations take values from."""
     sizes = replace(plan.sizes, seed=plan.seed + standard.REFERENCE_SEED)
-    return control.prompts(sizes, tokenizer)[: standard.N_REFERENCE]
+    made: Prompts = control.prompts(sizes, tokenizer)
+    return made[: standard.N_REFERENCE]

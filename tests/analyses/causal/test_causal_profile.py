@@ -15,8 +15,9 @@ from interp.analyses.causal.ablated_measures import KINDS, Ablations, accuracy, 
 from interp.analyses.causal.causal_profile import causal_profile
 from interp.analyses.causal.random_sets import KeptSets, role_of
 from interp.analyses.causal.set_difference import set_difference
-from interp.analyses.measures.losses import span_loss, token_losses
+from interp.analyses.measures.losses import SpanLoss, token_losses
 from interp.analyses.results.head_scores import HeadScores
+from interp.analyses.results.set_test import SetTest
 from interp.analyses.results.trials import Trials
 from interp.errors import ScoreError, UsageError
 from interp.hooks.edit.ablation import ablate
@@ -28,8 +29,14 @@ COPIES, OTHERS = prompts("induction", 5), prompts("induction", 9)
 JOB = HeadSet((Head(*PLANTED.head), Head(*PLANTED.helper or (0, 0))))
 
 
+def verdict(trials: Trials, *condition: Any, **size: Any) -> SetTest:
+    found = trials.set_test(*condition, **size)
+    assert found is not None
+    return found
+
+
 def copying(model):
-    return token_losses(model, COPIES, loss=span_loss("second"))
+    return token_losses(model, COPIES, loss=SpanLoss("second"))
 
 
 def table(first: HeadSet, name: str = "made", threshold: float | None = None) -> HeadScores:
@@ -63,11 +70,11 @@ def test_every_condition_is_the_ablation_that_its_name_says(found):
 @pytest.mark.parametrize("kind", KINDS)
 def test_planted_heads_are_needed_and_suffice_under_every_ablation(found, kind):
     base = found.mean("baseline").mean
-    needed = found.set_test(f"made, {kind}", size=2)
+    needed = verdict(found, f"made, {kind}", size=2)
     assert needed.is_beyond
     assert found.mean(f"made, {kind}", size=2).mean > base + 1
     # every other head is ablated, and the job is still done
-    kept = found.set_test(f"made kept, {kind}", size=2)
+    kept = verdict(found, f"made kept, {kind}", size=2)
     assert kept.is_beyond
     assert found.mean(f"made kept, {kind}", size=2).mean < base + 0.5
     assert found.mean("random kept", size=2, matched=f"made kept, {kind}").mean > base + 1
@@ -78,11 +85,11 @@ def test_other_heads_are_neither_needed_nor_do_they_suffice():
     other = HeadSet(noise.heads[:2])
     null = profile(table(other), sizes=(2,))
     for condition in ("made, zero", "made, mean", "made, resample"):
-        test = null.set_test(condition)
+        test = verdict(null, condition)
         assert test.decided
         assert not test.is_beyond
     for kind in KINDS:
-        assert not null.set_test(f"made kept, {kind}").is_beyond
+        assert not verdict(null, f"made kept, {kind}").is_beyond
 
 
 def test_the_role_is_what_the_threshold_or_the_floor_says():
@@ -217,11 +224,11 @@ def test_heads_of_one_table_alone_are_told_from_those_of_another():
     assert trials.tested == ("only copying", "only other", "both")
     assert [trials.select(name)[0].heads for name in trials.tested] == [job, other, shared]
     assert trials.measures == ("loss on the second copy of repeated tokens", "loss on neutral text")
-    assert trials.set_test("only copying").is_beyond
-    assert not trials.set_test("only other").is_beyond
-    assert not trials.set_test("both").is_beyond
+    assert verdict(trials, "only copying").is_beyond
+    assert not verdict(trials, "only other").is_beyond
+    assert not verdict(trials, "both").is_beyond
     # a verdict on every measure, although the draws may end early
-    assert all(trials.set_test(name, measure).decided for name in trials.tested for measure in trials.measures)
+    assert all(verdict(trials, name, measure).decided for name in trials.tested for measure in trials.measures)
     random = [trial for trial in trials.trials if trial.condition == "random by layer"]
     assert not any(trial.heads & (job | other | shared) for trial in random)
     assert {trial.matched for trial in random} == set(trials.tested)

@@ -6,7 +6,7 @@ from capture_oracle import prompts
 
 from interp import steer
 from interp.analyses.measures import losses
-from interp.analyses.measures.losses import batch_losses, token_losses
+from interp.analyses.measures.losses import SpanLoss, batch_losses, token_losses
 from interp.errors import PromptError, UsageError
 from interp.hooks.edit.ablation import ablate
 from interp.hooks.edit.edit import steering
@@ -44,7 +44,7 @@ def test_logits_are_never_held_whole(tiny_model, monkeypatch):
     assert {tuple(shape) for shape in widths} == {(3, 5, families.VOCAB), (3, 2, families.VOCAB)}
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2"])
+@pytest.mark.parametrize("name", families.FAMILIES)
 def test_chunks_have_the_gradient_of_the_whole(tiny_model, monkeypatch, name):
     model, batch = tiny_model(name), prompts(LENGTHS)
 
@@ -110,3 +110,18 @@ def test_a_loss_of_ones_own_and_what_is_wrong_with_it(tiny_model):
         token_losses(model, batch, loss=lambda logits, batch: logits[:, -1, 0] * torch.nan)
     with pytest.raises(PromptError, match="nothing is predicted"):
         token_losses(model, Prompts.from_ids([[5, 6], [5]]))
+
+
+@pytest.mark.parametrize("name", families.FAMILIES)
+def test_the_loss_of_a_span_needs_few_logits(tiny_model, name):
+    model = tiny_model(name)
+    ids = [[5, 9, 33, 20, 7, 8, 11, 12], [3, 4, 5, 6, 7]]
+    prompts = Prompts.from_ids(ids, spans=[{"second": (3, 6)}, {"second": (1, 2)}])
+    loss = SpanLoss("second")
+    assert loss.n_last(prompts) == 6
+    found = token_losses(model, prompts, loss=loss)
+    for row, value, (start, stop) in zip(ids, found, [(3, 6), (1, 2)], strict=True):
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([row])).logits[0]
+        expected = torch.nn.functional.cross_entropy(logits[start - 1 : stop - 1], torch.tensor(row[start:stop]))
+        torch.testing.assert_close(value, expected, atol=1e-5, rtol=1e-5)

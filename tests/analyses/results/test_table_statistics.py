@@ -39,7 +39,7 @@ def _shared(n: int, seed: int) -> torch.Tensor:
 
 NOISE = {
     "0 or 1": lambda n, seed: (torch.rand(n, LAYERS * HEADS, generator=_generator(seed)) < CUT).double(),
-    "0 or a little above the cut": lambda n, seed: (
+    "0 or a little above the threshold": lambda n, seed: (
         0.4 * (torch.rand(n, LAYERS * HEADS, generator=_generator(seed)) < 0.75).double()
     ),
     "even": lambda n, seed: 2 * CUT * torch.rand(n, LAYERS * HEADS, generator=_generator(seed)).double(),
@@ -50,7 +50,7 @@ NOISE = {
     ),
     "dependent": _shared,
 }
-"""tables in which the true score of every head is the cut, the highest that is not above it"""
+"""tables in which the true score of every head is the threshold, the highest that is not above it"""
 
 
 def _adjusted(values: torch.Tensor) -> torch.Tensor:
@@ -291,9 +291,9 @@ def test_a_threshold_curve_counts_heads():
     scores = HeadScores("x", _planted(16, 2).per_prompt, threshold=0.3)
     points = scores.threshold_curve()
     assert len(points) == 20
-    assert 0.3 in [point.cut for point in points]
+    assert 0.3 in [point.threshold for point in points]
     for point in points:
-        assert point.above == len(scores.heads(above=point.cut))
-        assert point.confident == len(scores.confident(point.cut)) <= point.above
+        assert point.above == len(scores.heads(above=point.threshold))
+        assert point.confident == len(scores.confident(point.threshold)) <= point.above
     assert [point.confident for point in scores.threshold_curve([0.3, 0.99])] == [3, 0]
     assert HeadScores("x", torch.zeros(3, 2, 2)).threshold_curve() == ()

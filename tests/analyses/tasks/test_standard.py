@@ -50,7 +50,7 @@ def test_causal_tests_and_the_explorer_draw_other_prompts(demo):
     tokenizer = demo.tokenizer
     check = standard.check_needles(SIZES, tokenizer)
     depths = SIZES.needle_depths
-    assert ids(check) == ids(tasks.needle(tokenizer, lengths=(176,), depths=depths, n=20, seed=1_000_003))
+    assert ids(check) == ids(tasks.needle(tokenizer, lengths=(192,), depths=depths, n=20, seed=1_000_003))
     sizes = replace(SIZES, explorer_tokens=170)
     (text,) = standard.explored(sizes, tokenizer)
     assert [text.ids] == ids(tasks.needle(tokenizer, lengths=(170,), depths=depths, n=1, seed=2_000_003))

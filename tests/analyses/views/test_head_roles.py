@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from interp.analyses.results.head_scores import HeadScores
-from interp.analyses.views.head_roles import HeadRoles, cut_of, head_roles
+from interp.analyses.views.head_roles import HeadRoles, head_roles, threshold_of
 from interp.errors import ScoreError
 from interp.hooks.model.heads import Head, HeadSet
 
@@ -26,9 +26,9 @@ SINKS = table("sinks", {(1, 0): [0.9] * 12, (2, 0): [0.9] * 12}, 0.3)
 def test_a_head_has_every_role_above_its_cut_and_is_confident_by_a_test():
     found = head_roles({"sinks": SINKS, "retrieval": RETRIEVAL, "induction": INDUCTION})
     assert found.names == ("retrieval", "induction", "sinks")
-    assert found.cuts == (0.1, 0.3, 0.3)
+    assert found.thresholds == (0.1, 0.3, 0.3)
     assert found.heads("retrieval") == HeadSet((Head(1, 0), Head(2, 1)))
-    # a quarter of the prompts: the mean is above the cut, but the test cannot tell it from a lower one
+    # a quarter of the prompts: the mean is above the threshold, but the test cannot tell it from a lower one
     assert found.confident[0, 1, 0]
     assert not found.confident[0, 2, 1]
     assert found.of(Head(1, 0)) == ["retrieval", "induction", "sinks"]
@@ -50,7 +50,7 @@ def test_equal_scores_on_few_prompts_are_no_certainty():
     found = head_roles({"induction": few})
     assert found.heads("induction") == HeadSet((Head(3, 4),))
     assert not found.confident.any()
-    # four successes at a cut of 0.3, the best of 270 tests
+    # four successes at a threshold of 0.3, the best of 270 tests
     assert float(found.adjusted_p[0, 3, 4]) == pytest.approx(min(1.0, 270 * 0.3**4))
     assert head_roles({"induction": HeadScores("induction", values.repeat(3, 1, 1))}).confident.sum() == 1
 
@@ -58,13 +58,13 @@ def test_equal_scores_on_few_prompts_are_no_certainty():
 def test_tables_without_a_cut_are_left_out_unless_one_is_given():
     other = table("gradient_importance", {(0, 0): [0.5] * 4})
     assert head_roles({"gradient_importance": other, "sinks": SINKS}).names == ("sinks",)
-    assert head_roles({"gradient_importance": other}, cuts={"gradient_importance": 0.2}).heads(
+    assert head_roles({"gradient_importance": other}, thresholds={"gradient_importance": 0.2}).heads(
         "gradient_importance"
     ) == HeadSet((Head(0, 0),))
-    assert cut_of("gradient_importance", other) is None
-    assert cut_of("induction", INDUCTION) == 0.3
-    assert cut_of("tracker", table("tracker", {(0, 0): [0.5] * 4}, 0.0)) is None
-    with pytest.raises(ScoreError, match="no table has a threshold; give cuts"):
+    assert threshold_of("gradient_importance", other) is None
+    assert threshold_of("induction", INDUCTION) == 0.3
+    assert threshold_of("tracker", table("tracker", {(0, 0): [0.5] * 4}, 0.0)) is None
+    with pytest.raises(ScoreError, match="no table has a threshold; give thresholds"):
         head_roles({"gradient_importance": other})
     with pytest.raises(ScoreError, match="no scores"):
         head_roles({})
@@ -87,7 +87,7 @@ def test_tables_of_different_models_are_refused():
 def test_roles_are_stored_and_listed(tmp_path):
     found = head_roles({"sinks": SINKS, "retrieval": RETRIEVAL, "induction": INDUCTION})
     again = HeadRoles.load(found.save(tmp_path / "roles"))
-    assert (again.names, again.cuts) == (found.names, found.cuts)
+    assert (again.names, again.thresholds) == (found.names, found.thresholds)
     assert torch.equal(again.has, found.has)
     assert list(found.to_frame()["role"]) == ["", "induction", "retrieval", "", "sinks", "induction"]
     assert "1 confident, 1 tentative  L1H0, L2H1" in found.summary()
