@@ -7,6 +7,7 @@ from typing import Any
 
 from interp.analyses import registry
 from interp.analyses.registry import Analysis, Entry
+from interp.analyses.source_settings import setting_rows
 
 PACKAGES = {"find": ("identify", "measures"), "steer": ("steer",), "kv": ("kv",), "views": ("views",)}
 """folder of the pages of methods -> packages that hold them"""
@@ -71,7 +72,7 @@ def command_of(entry: Entry) -> str:
 
 
 def method_page(entry: Entry) -> str:
-    """Title, command and place of a method, then its docstring with the table of its settings."""
+    """Title, command and place of a method, its settings next to those of the source, then its docstring."""
     rows = {
         "Command": f"`{command_of(entry)}`",
         "Settings for `--set`": ", ".join(f"`{name}`" for name in entry.settings),
@@ -82,7 +83,14 @@ def method_page(entry: Entry) -> str:
         "File": f"`{entry.thing.__module__.replace('.', '/')}.py`",
     }
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items() if value)
-    return f"# {entry.title}\n\n| | |\n|---|---|\n{table}\n\n{directive(entry.thing)}"
+    return f"# {entry.title}\n\n| | |\n|---|---|\n{table}\n\n{source_table(entry)}{directive(entry.thing)}"
+
+
+def source_table(entry: Entry) -> str:
+    """The settings of a run without options whose value in the source is known; "" for none. Differences are bold."""
+    rows = [row for row in setting_rows(entry) if row.source]
+    cells = [f"| `{row.name}` | {_bold(row.used, row.differs)} | {_bold(row.source, row.differs)} |" for row in rows]
+    return "\n".join(["| setting | this run | source |", "|---|---|---|", *cells]) + "\n\n" if rows else ""
 
 
 def method_tables(folder: str) -> str:
@@ -109,6 +117,10 @@ def sources_table() -> str:
     """The paper of every method."""
     rows = [f"| `{shown(entry.thing)}` | {entry.title} | {_cell(entry.source)} |" for entry in registry.iterate()]
     return "\n".join(["| method | title | source |", "|---|---|---|", *rows])
+
+
+def _bold(text: str, yes: bool) -> str:
+    return f"**{text}**" if yes else text
 
 
 def _cell(text: str) -> str:

@@ -6,6 +6,7 @@ from interp.analyses import registry, tasks
 from interp.analyses.docstrings import argument_lines
 from interp.analyses.memory import REFERENCE, REFERENCE_LENGTH
 from interp.analyses.registry import Entry
+from interp.analyses.source_settings import setting_rows
 from interp.analyses.tasks.task import Task
 from interp.errors import UsageError
 from interp.hooks.read.capture_cost import format_bytes
@@ -84,6 +85,8 @@ def card_data(name: str) -> list[dict[str, Any]]:
             "memory": memory_at_reference(entry),
             "settings": [{"name": s.name, "default": _plain(s.default), "type": s.kind, "help": s.help}
                          for s in entry.settings.values()],
+            "source_settings": [{"name": row.name, "run": row.used, "source": row.source}
+                                for row in setting_rows(entry) if row.source],
         }
         for entry in _found(name)
     ]  # fmt: skip
@@ -105,6 +108,11 @@ def _card(entry: Entry) -> str:
         lines += ["", "Settings (--set " + f"{entry.name}.NAME=VALUE)"]
         lines += [f"    {s.name} = {_plain(s.default)!r}{_in_run(entry, s.name)}  {s.help}".rstrip()
                   for s in entry.settings.values()]  # fmt: skip
+    if rows := [row for row in setting_rows(entry) if row.source]:
+        cells = [("Setting", "This run", "Source"), *((row.name, row.used, row.source) for row in rows)]
+        widths = [max(len(row[place]) for row in cells) for place in (0, 1)]
+        lines += ["", "Settings of a run without options, and of the source"]
+        lines += [f"    {one:{widths[0]}s}  {two:{widths[1]}s}  {three}" for one, two, three in cells]
     helps = argument_lines(entry.thing)
     if given := {name: by for name, by in GIVEN_BY.get(entry.kind, {}).items() if name in helps}:
         lines += ["", "Fields that a run sets in another way"]

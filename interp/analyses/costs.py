@@ -18,7 +18,7 @@ from interp.hooks.prompts.prompts import Prompts
 from interp.hooks.read.capture import Capture
 from interp.hooks.read.keep import Keep
 
-Pair = tuple[Prompts, Prompts]
+Pair = tuple[Prompts, ...]
 Settings = Mapping[str, Any]
 CostModel = Callable[[nn.Module, "Prompts | Pair", int, Settings], "Cost"]
 Kept = Keep | Callable[[Prompts, Settings], tuple[Keep, ...]]
@@ -113,13 +113,13 @@ class Passes:
         return self.layout.layers * self.layout.heads * self.layout.head_dim
 
 
-def reading(*keep: Kept, queries: int | None = None, sides: tuple[int, ...] = (0, 1)) -> CostModel:
+def reading(*keep: Kept, queries: int | None = None, sides: tuple[int, ...] | None = None) -> CostModel:
     """One forward pass for each prompt, in which a capture keeps something of attention.
 
     Args:
         keep: Keeps of the capture, or functions of a batch and the settings that give them.
         queries: Number of query positions that are kept of each prompt; None for all.
-        sides: Which prompts of a pair are read, 0 for the prompts and 1 for their partners.
+        sides: Which prompts of a pair are read, 0 for the prompts and 1 for their partners; None for all.
 
     Returns:
         CostModel: The cost of reading the prompts in batches.
@@ -128,7 +128,7 @@ def reading(*keep: Kept, queries: int | None = None, sides: tuple[int, ...] = (0
     def cost(model: nn.Module, prompts: Prompts | Pair, batch_size: int, settings: Settings) -> Cost:
         passes, found = Passes.of(model), Cost()
         for number, side in enumerate(_sides(prompts)):
-            if number not in sides:
+            if sides is not None and number not in sides:
                 continue
             for batch in side.batches(settings.get("batch_size", batch_size)):
                 longest = max(batch.lengths)

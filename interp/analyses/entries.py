@@ -35,6 +35,9 @@ class Entry:
     """place within lists and reports, low ones first; ties by name"""
     distribution: str = "interp"
     """the package it comes from"""
+    source_settings: Mapping[str, Any] = field(default_factory=dict)
+    """values that its source states: name of a setting, of a size in `PromptSizes`, or of a task's parameter, such as
+    "relations.shots" -> a value, or words where there are several"""
 
     @property
     def sections(self) -> dict[str, str]:
@@ -71,9 +74,9 @@ class Analysis(Entry):
     """How a run calls an analysis, and how its result is tested and shown."""
 
     prompts: Callable[[Any, Any], Any] | None = None
-    """(sizes, tokenizer) -> Prompts, or a pair of Prompts where `paired`; see `tasks.standard`"""
+    """(sizes, tokenizer) -> Prompts, or a tuple of Prompts where `paired`; see `tasks.standard`"""
     paired: bool = False
-    """`prompts` gives (prompts, partners), and the function takes both"""
+    """`prompts` gives (prompts, partners), or further partners, and the function takes them all"""
     partners_first: bool = False
     """the function takes all of the partners before the prompts"""
     joint: bool = False
@@ -108,6 +111,11 @@ class Analysis(Entry):
     """heads with several roles are sorted under the one with the lowest number"""
     color: str | None = None
     """its colour in every figure"""
+    control_extras: Mapping[str, str] = field(default_factory=dict)
+    """extras `[n l h]` of its scores that are the same score where nothing should be found, such as on distractors ->
+    heading of the column that a report prints next to the score"""
+    shown_extras: Mapping[str, str] = field(default_factory=dict)
+    """other extras `[n l h]` that a report prints next to the score -> heading of the column"""
     sets: tuple[str, ...] = ()
     """names that stand for several analyses and include this one, such as "basic" """
     in_all: bool = True

@@ -44,7 +44,8 @@ class PromptSizes:
         n_few_shot: Number of few-shot prompts of function vectors, over all relations.
         sweep_lengths: Numbers of tokens of the needle sweep; by default they double from 256 to the model's context.
         n_sweep: Number of needle prompts of each length and depth of the needle sweep.
-        n_check_needles: Number of needle prompts of an ablation test.
+        n_check_needles: Number of needle prompts of an ablation test, of those that the unmodified model answers right;
+            twice as many are drawn.
         check_length: Number of tokens of a needle prompt of an ablation test, at most.
         training_steps: Number of optimisation steps of a method that trains, such as DuoAttention.
         explorer_tokens: Number of tokens of the text in the explorer, at most; 0 for no explorer.

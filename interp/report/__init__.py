@@ -12,6 +12,7 @@ from interp.errors import RunError, ScoreError
 from interp.report import words
 from interp.report.compared import compared
 from interp.report.heads import MAX_CARDS, N_EACH, cards
+from interp.report.methods import Method, method_of, settings_words
 from interp.report.page import Page, Section, about, title_of
 from interp.report.roles import rows_of
 from interp.report.sections import section
@@ -27,11 +28,13 @@ class Shown:
 
     anchor: str
     title: str
-    about: list[tuple[str, str]]
+    method: Method
     body: str
     digest: str
     control: str
     """HTML of the control of the result; empty for none"""
+    control_settings: str
+    """settings of the control, in one line"""
     is_table: bool
     """whether it shows a score table"""
 
@@ -104,10 +107,11 @@ def _sections(results: RunResults, page: Page) -> list[Shown]:
             Shown(
                 anchor=f"r{number}",
                 title=shown.title,
-                about=about(name),
+                method=method_of(results, name),
                 body=shown.body,
                 digest=shown.digest,
                 control="" if tested is None else tested.body,
+                control_settings=settings_words(control),
                 is_table=isinstance(results[name], HeadScores),
             )
         )

@@ -131,17 +131,18 @@ class Page:
         return environment
 
 
-def about(name: str) -> list[tuple[str, str]]:
-    """The method of an analysis, its limits and its source, from its docstring; empty for an unknown name.
+def about(name: str, kind: registry.Kind = "analysis") -> list[tuple[str, str]]:
+    """The method of an analysis, its limits, source and differences, from its docstring; empty for an unknown name.
 
     Args:
         name: Name in `RunResults`, or of a variant of an analysis.
+        kind: Kind of the entry.
     """
-    entry = registry.find(name.rpartition("/")[2])
+    entry = registry.find(name.rpartition("/")[2], kind)
     if entry is None:
         return []
     sections = entry.sections
-    parts = (("Method", "summary"), ("Limits", "limits"), ("Source", "source"))
+    parts = (("Method", "summary"), ("Limits", "limits"), ("Source", "source"), ("Differs", "differs"))
     texts = ((heading, " ".join(sections.get(key, "").replace("`", "").split())) for heading, key in parts)
     return [(heading, text[:1].upper() + text[1:]) for heading, text in texts if text]
 

@@ -1,12 +1,14 @@
 """Trials in sentences; every number is from the trials."""
 
 import math
+import re
 from collections.abc import Sequence
 from typing import get_args
 
 from interp.analyses.results.intervals import Estimate
 from interp.analyses.results.reply_limit import sentence_of_trials
 from interp.analyses.results.set_test import MIN_COUNTED_PROMPTS, MIN_RANDOM_SETS, SetTest
+from interp.analyses.results.shown_behaviour import n_items, sentences_of_counted
 from interp.analyses.results.trial import BASELINE, RANDOM, RANDOM_BY_LAYER, RANDOM_KEPT
 from interp.analyses.results.trial_tests import compared, counted
 from interp.analyses.results.trials import Trials
@@ -21,6 +23,10 @@ DRAWN = {
 }
 """conditions of random heads in words"""
 NO_SETS = "There is no verdict, since random heads or the unmodified model were not measured."
+NULL = re.compile(
+    r"Not distinguishable|No condition is|Nothing could be lost|There is no verdict|\d+ random head sets? allow"
+)
+"""beginnings of sentences that state a null, or that there is no verdict"""
 
 
 def trials_words(result: Trials) -> list[str]:
@@ -32,7 +38,13 @@ def trials_words(result: Trials) -> list[str]:
         result: The trials.
     """
     ended = sentence_of_trials(result.trials, result.settings)
-    return [*_measured(result), *([ended] if ended else [])]
+    counted = sentences_of_counted(result.settings, n_items(result.trials))
+    found = _measured(result)
+    if found[1:] and NULL.match(found[1]):
+        # a null comes before the baseline and the values
+        found = [*found[1:], found[0]]
+        return [found[0], *counted, *found[1:], *([ended] if ended else [])]
+    return [*counted, *found, *([ended] if ended else [])]
 
 
 def _measured(result: Trials) -> list[str]:
@@ -47,9 +59,11 @@ def _measured(result: Trials) -> list[str]:
     tested = [name for name in every if controls_of(result, name, measure, max(result.sizes(name)))] or every
     alone = _without_sets(result, measure, [name for name in every if name not in tested])
     if len(tested) > 1 and result.control in result.conditions:
-        if all(len(result.sizes(name)) == 1 for name in tested):
-            found += [_condition(result, name, measure)[0] for name in tested]
-        return [*found, *_compared(result, measure), *_other_measures(result, tested), *alone]
+        verdicts, single = _compared(result, measure), all(len(result.sizes(name)) == 1 for name in tested)
+        values = [_values_of(result, name, measure) for name in tested] if single else []
+        is_null = bool(verdicts) and NULL.match(verdicts[0])
+        found += [*verdicts, *values] if is_null else [*values, *verdicts]
+        return [*found, *_other_measures(result, tested), *alone]
     for name in tested:
         found += _condition(result, name, measure)
     return [*found, *_other_measures(result, tested), *alone]
@@ -112,8 +126,8 @@ def few_words(result: Trials) -> str:
     return f"With only {least} prompts{each} the interval is approximate; repeat with more." if few else ""
 
 
-def _condition(result: Trials, name: str, measure: str) -> list[str]:
-    """One tested condition at its largest size, compared with the baseline or random conditions of that size."""
+def _values_of(result: Trials, name: str, measure: str) -> str:
+    """The values of a tested condition at its largest size, and of random conditions of that size."""
     size = max(result.sizes(name))
     controls = controls_of(result, name, measure, size)
     parts = []
@@ -128,15 +142,29 @@ def _condition(result: Trials, name: str, measure: str) -> list[str]:
     ablated = " ablated" if is_ablation and result.size_name == "heads" else ""
     ablated = " kept and the others of their role ablated" if RANDOM_KEPT in controls else ablated
     sized = f" with {_size(result, size)}{ablated}" if size else ""
-    sentences = [f"{measure[:1].upper()}{measure[1:]}{sized}: {', '.join(parts)}."]
+    return f"{measure[:1].upper()}{measure[1:]}{sized}: {', '.join(parts)}."
+
+
+def _condition(result: Trials, name: str, measure: str) -> list[str]:
+    """One tested condition at its largest size, compared with the baseline or random conditions of that size."""
+    size = max(result.sizes(name))
+    sentences = [_values_of(result, name, measure)]
     if any(measure in trial.intervals for trial in result.trials):
         return sentences
     if result.claim is not None:
         test = result.set_test(name, measure, size=size)
-        return [*sentences, *([NO_SETS] if test is None else set_words(result, measure, test, name))]
-    for over in controls:
+        verdict = [NO_SETS] if test is None else set_words(result, measure, test, name)
+        return [*verdict, *sentences] if NULL.match(verdict[0]) else [*sentences, *verdict]
+    for over in controls_of(result, name, measure, size):
         gain = result.gain(name, measure, over=over, size=size)
         verdict = f", {_excludes(gain)}" if counted(result, measure) else ""
+        if verdict and not gain.excludes_zero:
+            sentences.insert(
+                0,
+                f"Not distinguishable from {_condition_name(result, over)}: the difference ({name} minus {over}) is "
+                f"{gain_text(result, measure, gain)}{verdict}.",
+            )
+            continue
         sentences.append(
             f"Difference from {_condition_name(result, over)} ({name} minus {over}): "
             f"{gain_text(result, measure, gain)}{verdict}."

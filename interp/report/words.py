@@ -102,8 +102,11 @@ def _found(scores: HeadScores, above: int | None, confident: int | None, thresho
         text += f", followed by {' and '.join(f'{head} ({number(scores[head])})' for head in heads[1:])}"
     if above is None:
         return f"{text}."
+    if not above:
+        return f"No head is above {threshold:g}. {text}."
     share = f"{above} of {scores.n_scored} heads ({above / scores.n_scored:.1%})"
-    return f"{text}; {share} {'is' if above == 1 else 'are'} above {threshold:g}, {confident} confidently."
+    null = "" if confident else f"No head is confidently above {threshold:g}. "
+    return f"{null}{text}; {share} {'is' if above == 1 else 'are'} above {threshold:g}, {confident} confidently."
 
 
 def _certainty(scores: HeadScores, held_out: float) -> str:

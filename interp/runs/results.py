@@ -37,6 +37,8 @@ class RunResults(Mapping[str, Any]):
     """name of a result that could not be made -> why"""
     seconds: float = 0.0
     """time spent measuring, over all sessions"""
+    own_prompts: bool = False
+    """whether the user's own prompts took the place of the standard ones"""
 
     @property
     def scores(self) -> dict[str, HeadScores]:
@@ -121,6 +123,7 @@ def read_results(folder: str | Path) -> RunResults:
         texts=texts,
         missing=missing,
         seconds=seconds,
+        own_prompts=manifest.get("own_prompts", False),
     )
     for inner in sorted(path.parent for path in folder.glob(f"*/{folders.MANIFEST}")):
         if is_finished(inner):

@@ -43,6 +43,7 @@ class Run:
     provenance: Provenance
     layout: HeadLayout
     stages: tuple[Stage, ...]
+    own_prompts: bool
 
     @classmethod
     def open(
@@ -72,7 +73,8 @@ class Run:
         for stage in stages:
             for prompts, new_tokens in stage.prompts:
                 check_context(model, prompts, new_tokens)
-        run = cls(Path(folder), plan, model, tokenizer, Provenance.of(model, tokenizer, seed=plan.seed), layout, stages)
+        source = Provenance.of(model, tokenizer, seed=plan.seed)
+        run = cls(Path(folder), plan, model, tokenizer, source, layout, stages, own is not None)
         folders.begin(run.folder, run._manifest())
         return run
 
@@ -84,6 +86,7 @@ class Run:
             "recipe": self.plan.recipe,
             "plan": asdict(cast(Any, self.plan)),
             "layout": asdict(self.layout),
+            "own_prompts": self.own_prompts,
             "prompts": {name: prompts.fingerprint() for name, prompts in prompts_of(self.stages)},
             "stages": [{"name": stage.name, "shown": stage.shown} for stage in self.stages],
             "provenance": self.provenance.to_dict(),

@@ -27,6 +27,7 @@ from interp.analyses.views.head_roles import head_roles
 from interp.errors import UsageError
 from interp.hooks.model.heads import Head, HeadLayout, HeadSet
 from interp.hooks.prompts.prompts import Prompts
+from interp.report.extra_columns import extra_columns
 from interp.report.sections.refusals import refusal_words
 from interp.report.trials_tables import pivot
 from interp.report.trials_words import trials_words
@@ -296,6 +297,16 @@ def best_head(random: np.random.Generator, n: int, planted: bool) -> bool:
     )
 
 
+def computed_control(random: np.random.Generator, n: int, planted: bool) -> bool:
+    """A table and its computed control, whose true scores are equal, or that of some heads is far higher."""
+    shape, more = (n, LAYOUT.layers, LAYOUT.heads), np.zeros((LAYOUT.layers, LAYOUT.heads))
+    more[0, :3] = 0.6 * planted
+    values, control = (torch.from_numpy(random.beta(2, 6, shape) + plus).float() for plus in (more, 0.0))
+    scores = HeadScores("retrieval_reasoning", values, extras={"distractor": control})
+    (column,) = extra_columns("retrieval_reasoning", scores, scores.top(10))
+    return bool(column.n_higher)
+
+
 def refusing(random: np.random.Generator, n: int, planted: bool) -> bool:
     asked = Prompts.from_ids([[1]] * n, pad_id=0)
     harmful, harmless = (
@@ -324,6 +335,7 @@ VERDICTS = (
     Verdict("selectors: loss", PROMPT, "bold cells", bold_of_selectors, trials=1000),
     Verdict("overlap of two tables", HEAD, "p", overlap, power=0.7),
     *(Verdict(f"role: {kind}", PROMPT, "confident", roles(kind)) for kind in ("counts", "shares", "numbers")),
+    Verdict("computed control", PROMPT, "confidently higher than the control", computed_control),
     Verdict("best head", PROMPT, "its interval is above that of the next head", best_head),
 )
 

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import pytest
 import torch
 from html_page import Page
 from run_results import LAYERS, N_PROMPTS, ORIGIN, ablation, rand, run, table
@@ -73,11 +74,31 @@ def test_refusals_in_words_with_curves_and_groups():
 
 def test_refusals_that_random_heads_lower_as_much_are_told_as_a_null():
     words = refusal_words(refusals(random=6))
-    assert words[1] == (
+    # before the number of refusals
+    assert words[0] == (
         "No set of heads lowers refusals beyond random heads under zero ablation while the model still answers easy "
         "questions."
     )
     assert not [sentence for sentence in words if "most" in sentence]
+
+
+@pytest.mark.parametrize(
+    ("baseline", "text"),
+    [((0, 10), "the unmodified model refuses none of the requests."),
+     ((8, 0), "the unmodified model answers no easy question, so a model that breaks could not be recognised.")],
+)  # fmt: skip
+def test_a_model_without_the_behaviour_says_nothing_about_heads(baseline, text):
+    made = refusals()
+    curve = made.curves["zero"]
+    counts = dict(zip(("refused", "easy right"), baseline, strict=True))
+    rows = {name: tuple(float(i < n) for i in range(10)) for name, n in counts.items()}
+    trials = tuple(
+        replace(trial, values={**trial.values, **rows}) if trial.condition == "baseline" else trial
+        for trial in curve.trials
+    )
+    words = refusal_words(replace(made, curves={"zero": replace(curve, trials=trials)}))
+    assert words[0] == f"Nothing is stated about heads under zero ablation: {text}"
+    assert len(words) == 2
 
 
 def test_a_steering_run_with_its_choice_and_profile():
@@ -96,7 +117,8 @@ def test_a_steering_run_with_its_choice_and_profile():
     page = Page(render(run({"steering": result})))
     for text in (
         "on counterfact",
-        "Baseline accuracy: 100%. Accuracy with 2 heads: steered 12%",
+        "Accuracy with 2 heads: steered 12%",
+        "Baseline accuracy: 100%.",
         "Choice of heads and settings",
         "top 2 75% +0.400 +0.200 to +0.600",
         "Profile of single heads",

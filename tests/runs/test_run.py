@@ -9,6 +9,7 @@ import run_cases
 import tiny_chat_model
 
 import interp
+from interp.analyses import tasks
 from interp.analyses.tasks import standard
 from interp.analyses.tasks.standard import PromptSizes
 from interp.errors import HeadError, PromptError, RunError, UsageError
@@ -117,17 +118,35 @@ def test_key_selectors_refuse_own_prompts_and_models_with_windows_alone(model, t
     assert not (tmp_path / "run").exists()
 
 
-def test_named_heads_are_checked_and_ablated(model, tokenizer, tmp_path):
+def test_named_heads_are_checked_and_ablated(model, tokenizer, tmp_path, monkeypatch):
     with pytest.raises(HeadError, match="layer 7 of a 2-layer model"):
         Run.open(tmp_path / "bad", run_cases.score_plan("sinks", heads="L7H0"), model, tokenizer)
     assert not (tmp_path / "bad").exists()
     plan = run_cases.score_plan("sinks", heads="L1H0, L1H2")
+    # this model answers nothing, so there is nothing that heads could do
+    nothing = Run.open(tmp_path / "nothing", plan, model, tokenizer).finish(progress=False)["heads.control"]
+    assert nothing.conditions == ("baseline",)
+    assert nothing.settings["counted"] == {"accuracy": [0, 6]}
+    made = standard.check_needles
+
+    def always_right(sizes, tokenizer):
+        prompts = made(sizes, tokenizer)
+        return replace(prompts, items=tuple(replace(each, meta={**each.meta, "answer": "the"}) for each in prompts))
+
+    monkeypatch.setattr(standard, "check_needles", always_right)
     found = Run.open(tmp_path / "run", plan, model, tokenizer).finish(progress=False)
     (top,) = found["heads.control"].select("top")
     assert [str(head) for head in top.heads] == ["L1H0", "L1H2"]
     others = [trial for name in ("random", "random by layer") for trial in found["heads.control"].select(name)]
     assert len(others) == 4
     assert all(len(trial.heads) == 2 and not trial.heads & top.heads for trial in others)
+
+
+def test_a_run_of_own_prompts_says_so(model, tokenizer, tmp_path, finished):
+    own = tasks.repeated(tokenizer, n=12, batch=3)
+    Run.open(tmp_path / "run", PLAN, model, tokenizer, own).finish(progress=False)
+    assert read_results(tmp_path / "run").own_prompts
+    assert not finished[1].own_prompts
 
 
 def test_too_many_ablated_heads_leave_no_control(model, tokenizer, tmp_path):

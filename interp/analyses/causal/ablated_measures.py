@@ -85,6 +85,8 @@ class AblatedMeasures:
         model: A transformers causal language model, or a TransformerBridge over one.
         measures: Name -> function of the model that returns one number for each of its prompts.
         tested: Tested head sets, at whose first layers forward passes may begin.
+        shown: Measure -> number that an item must exceed on the unmodified model, where it shows the behaviour. Only
+            such items are in the trials that follow that of the unmodified model.
         reference: Prompts that "mean" and "resample" take values from.
         seed: Seed of "resample".
         folder: Where finished points are kept; None to keep nothing.
@@ -93,7 +95,7 @@ class AblatedMeasures:
         progress: Show a progress bar.
 
     Raises:
-        UsageError: If there is no measure, or `folder` is given without `about`.
+        UsageError: If there is no measure, `shown` names another one, or `folder` is given without `about`.
     """
 
     def __init__(
@@ -102,6 +104,7 @@ class AblatedMeasures:
         measures: Mapping[str, Measure],
         tested: Collection[HeadSet],
         *,
+        shown: Mapping[str, float] | None = None,
         reference: Prompts | None = None,
         seed: int = 0,
         folder: Any = None,
@@ -114,6 +117,11 @@ class AblatedMeasures:
         if folder is not None and about is None:
             raise UsageError("a folder needs about=; give what the measures depend on, such as their prompts.")
         self.model, self.measures = model, dict(measures)
+        self._above, self._masks = dict(shown or {}), dict[str, Tensor]()
+        if unknown := [name for name in self._above if name not in self.measures]:
+            raise UsageError(f"shown= names the measure {unknown[0]!r}; choose from {', '.join(self.measures)}.")
+        self.counted: dict[str, list[int]] = {}
+        """measure -> items on which the unmodified model shows the behaviour, and all items"""
         self.provenance = Provenance.of(model, seed=seed)
         self.ablations = Ablations(model, reference, seed)
         self.shared = SharedForwards.of(model, tested)
@@ -140,8 +148,26 @@ class AblatedMeasures:
         parts = Parts.of(self._folder, self._name.replace(" ", "-"), [*self._made_with, kind, list(chosen)])
         made = parts.get(str(condition.heads), work)
         self.bar.update()
-        values = {name: tuple(made[str(i)].tolist()) for i, name in enumerate(chosen)}
+        found = {name: made[str(i)] for i, name in enumerate(chosen)}
+        if not len(condition.heads):
+            self._count(found)
+        values = {
+            name: tuple(x[self._masks[name]].tolist() if name in self._masks else x.tolist())
+            for name, x in found.items()
+        }
         return Trial(condition.name, values, condition.heads, condition.size, condition.draw, facts=condition.facts)
+
+    def _count(self, values: Mapping[str, Tensor]) -> None:
+        """Choose the items on which the unmodified model shows the behaviour; all of them where it shows none."""
+        for name, least in self._above.items():
+            shows = values[name] > least
+            self.counted[name] = [int(shows.sum()), len(shows)]
+            self._masks[name] = shows if shows.any() else torch.ones_like(shows)
+
+    @property
+    def shows_nothing(self) -> bool:
+        """Whether the unmodified model shows the behaviour of the first measure on no item."""
+        return self.counted.get(next(iter(self.measures)), [1])[0] == 0
 
 
 def numbers(name: str, values: Any) -> Tensor:

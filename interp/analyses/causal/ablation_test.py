@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
+from itertools import compress
 from typing import Any
 
 import torch
@@ -25,6 +27,7 @@ from interp.analyses.results.files import Parts, texts_from_tensor, texts_to_ten
 from interp.analyses.results.head_scores import HeadScores
 from interp.analyses.results.reply_limit import AT_LIMIT, WRONG_AT_LIMIT
 from interp.analyses.results.set_test import N_RANDOM_SETS
+from interp.analyses.results.shown_behaviour import COUNTED
 from interp.analyses.results.trial import BASELINE, RANDOM_BY_LAYER, Trial
 from interp.analyses.results.trials import Trials
 from interp.analyses.tasks.needle import judge
@@ -55,6 +58,8 @@ def ablation_test(
     sufficiency: bool = True,
     depth: bool = True,
     judge: Judge = judge,
+    right_only: bool = True,
+    n_prompts: int | None = None,
     max_new_tokens: int = REPLY_TOKENS,
     batch_size: int = 8,
     seed: int = 0,
@@ -88,6 +93,9 @@ def ablation_test(
         sufficiency: Add the condition "top kept".
         depth: Add the condition "top, depth".
         judge: Function of a reply and its prompt that returns whether the reply is right.
+        right_only: Use only the prompts that the unmodified model answers right. Where it answers none, no heads are
+            ablated, and the baseline is all of the result. False uses all prompts.
+        n_prompts: Number of these prompts that are used, at most; by default all.
         max_new_tokens: Number of new tokens of a reply.
         batch_size: Number of prompts per forward pass.
         seed: Seed of the random heads, of "resample" and of the confidence intervals.
@@ -106,7 +114,7 @@ def ablation_test(
 
     Examples:
         >>> needles = interp.Prompts.encode(tokenizer, [{"text": "The key is 7. The key is", "meta": {"answer": "7"}}])
-        >>> trials = interp.ablation_test(model, needles, scores, n_heads=2, n_random_sets=1, max_new_tokens=2)
+        >>> trials = interp.ablation_test(model, needles, scores, n_heads=2, n_random_sets=1, right_only=False)
         >>> trials.conditions
         ('baseline', 'top', 'top, mean', 'top kept', 'top kept, mean', 'top, depth', 'random', 'random by layer')
 
@@ -131,8 +139,16 @@ def ablation_test(
     source = Provenance.of(model, prompts.tokenizer, seed=seed)
     ablations = Ablations(model, prompts if reference is None else reference, seed)
     referred = [None if reference is None else reference.fingerprint(), seed]
-    made_with = [*source_of_numbers(source), prompts.fingerprint(), max_new_tokens, referred]
-    made_with += [None if folder is None else function_identity(judge)]
+    by = None if folder is None else function_identity(judge)
+    counted: dict[str, list[int]] = {}
+    if right_only:
+        about = [*source_of_numbers(source), prompts.fingerprint(), max_new_tokens, by]
+        replies_right = partial(_right, model, prompts, judge, max_new_tokens, batch_size)
+        right = Parts.of(folder, "behaviour", about).get("right", replies_right)["right"].tolist()
+        counted["accuracy"] = [sum(right), len(prompts)]
+        items = tuple(compress(prompts, right))[: n_prompts or len(prompts)]
+        prompts = replace(prompts, items=items or prompts.items)
+    made_with = [*source_of_numbers(source), prompts.fingerprint(), max_new_tokens, referred, by]
     shared = SharedForwards.of(model, [heads])
     bar = tqdm(desc="ablation test", unit="head set", disable=not progress, delay=2, leave=False)
 
@@ -169,13 +185,15 @@ def ablation_test(
         )
 
     with bar:
-        base, tested = (
-            trial(each, ablation, neutral) for each in (Condition(BASELINE, HeadSet(())), Condition(TOP, heads))
-        )
-        trials, random = [base, tested], sets.run(trial, base, tested)
-        others = further_conditions(TOP, scores, heads, (ablation, *kinds), sufficiency)
-        trials += [trial(condition, kind, neutral) for condition, kind in others]
-        trials += [trial(each, ablation, neutral) for each in depth_conditions(TOP, scores, heads, depth)]
+        trials = [trial(Condition(BASELINE, HeadSet(())), ablation, neutral)]
+        random: list[Trial] = []
+        # a model that answers nothing shows no behaviour that heads could have
+        if counted.get("accuracy", [1])[0]:
+            trials.append(trial(Condition(TOP, heads), ablation, neutral))
+            random = sets.run(trial, trials[0], trials[1])
+            others = further_conditions(TOP, scores, heads, (ablation, *kinds), sufficiency)
+            trials += [trial(condition, kind, neutral) for condition, kind in others]
+            trials += [trial(each, ablation, neutral) for each in depth_conditions(TOP, scores, heads, depth)]
     trials += [replace(each, matched=TOP) for each in random]
     questions, answers = (tuple(str(prompt.meta.get(key, "")) for prompt in prompts) for key in ("question", "answer"))
     return Trials(
@@ -194,9 +212,18 @@ def ablation_test(
         settings={
             "n_heads": len(heads), "n_random_sets": n_random_sets, "ablation": ablation, "kinds": list(kinds),
             "max_new_tokens": max_new_tokens, "prompts": prompts.fingerprint(),
+            **({COUNTED: counted} if counted else {}),
         },
         provenance=source,
     )  # fmt: skip
+
+
+def _right(model: nn.Module, prompts: Prompts, judge: Judge, max_new_tokens: int, batch_size: int) -> dict[str, Tensor]:
+    """Whether the unmodified model answers each prompt right."""
+    replies = replies_to(model, prompts, max_new_tokens, batch_size)
+    return {
+        "right": torch.tensor([bool(judge(reply.text, prompt)) for reply, prompt in zip(replies, prompts, strict=True)])
+    }
 
 
 def generate_ablated(

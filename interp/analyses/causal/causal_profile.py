@@ -13,6 +13,7 @@ from interp.analyses.causal.further_conditions import depth_conditions, kept
 from interp.analyses.causal.random_sets import Condition, KeptSets, RandomSets, excluded, role_of
 from interp.analyses.results.head_scores import HeadScores
 from interp.analyses.results.set_test import MIN_RANDOM_SETS, Claim
+from interp.analyses.results.shown_behaviour import COUNTED
 from interp.analyses.results.trial import BASELINE, RANDOM_BY_LAYER, Trial
 from interp.analyses.results.trials import Trials
 from interp.errors import UsageError
@@ -32,6 +33,7 @@ def causal_profile(
     kinds: Sequence[AblationKind] = KINDS,
     sizes: Sequence[int] = (1, 3, 10),
     sufficiency: bool = True,
+    shown: Mapping[str, float] | None = None,
     reference: Prompts | None = None,
     n_random_sets: int = MIN_RANDOM_SETS,
     seed: int = 0,
@@ -60,6 +62,7 @@ def causal_profile(
         kinds: Ablations, see `ablate`.
         sizes: Numbers of heads, each at most half of the model's. Sizes above the number of ranked heads are left out.
         sufficiency: Measure the conditions in which the heads are kept.
+        shown: Measure -> number that a prompt must exceed on the unmodified model, as in `causal_curve`.
         reference: Prompts that "mean" and "resample" take values from.
         n_random_sets: Number of random sets for each condition and size; a verdict needs at least 39.
         seed: Seed of the random heads, of "resample" and of the intervals.
@@ -100,7 +103,7 @@ def causal_profile(
     heads = {size: HeadSet(tuple(order[:size])) for size in sorted(set(sizes)) if size <= len(order)}
     about = None if about is None else [about, "profile"]
     points = AblatedMeasures(
-        model, measures, list(heads.values()), reference=reference, seed=seed, folder=folder, about=about,
+        model, measures, list(heads.values()), shown=shown, reference=reference, seed=seed, folder=folder, about=about,
         name="causal profile", progress=progress,
     )  # fmt: skip
     trials: list[Trial] = []
@@ -108,6 +111,7 @@ def causal_profile(
     notes: dict[str, None] = {}
     with points.bar:
         base = points.trial(Condition(BASELINE, HeadSet(())), kinds[0])
+        heads = {} if points.shows_nothing else heads
 
         def trial(condition: Condition, kind: AblationKind) -> Trial:
             return points.trial(condition, kind)
@@ -145,6 +149,7 @@ def causal_profile(
         settings={
             "kinds": list(kinds), "sizes": list(heads), "n_random_sets": n_random_sets,
             "reference": None if reference is None else reference.fingerprint(),
+            **({COUNTED: points.counted} if points.counted else {}),
         },
         provenance=points.provenance,
     )  # fmt: skip

@@ -10,6 +10,7 @@ from interp.analyses.causal.ablated_measures import KINDS, NATS, NEUTRAL, neutra
 from interp.analyses.causal.causal_profile import causal_profile
 from interp.analyses.causal.controls import OWN_PROMPTS, Answers, Control
 from interp.analyses.results.head_scores import HeadScores
+from interp.analyses.results.shown_behaviour import COUNTED
 from interp.analyses.results.trials import Trials
 from interp.hooks.edit.ablation import AblationKind
 from interp.hooks.model.heads import HeadLayout
@@ -59,7 +60,7 @@ def control_profile(
         UsageError: As in `causal_profile`.
         PromptError: If the prompts lack what the measure needs.
     """
-    used = control.used(prompts)
+    used, counted = control.showing(model, control.used(prompts), batch_size)
     name, measure = control.measure_on(used, batch_size)
     about = [type(control).__name__, control.new_tokens, *(each and each.fingerprint() for each in (used, neutral))]
     found = causal_profile(
@@ -68,6 +69,7 @@ def control_profile(
         {name: measure} | ({} if neutral is None else {NEUTRAL: neutral_loss(neutral, batch_size)}),
         kinds=kinds,
         sizes=sizes_of(control, n_heads, scores.layout),
+        shown=control.shown(name),
         reference=reference,
         n_random_sets=n_random_sets,
         seed=seed,
@@ -83,6 +85,7 @@ def control_profile(
         claims={} if own else found.claims,
         units=control.units_of(name) | ({} if neutral is None else {NEUTRAL: NATS}),
         shares=(name,) if isinstance(control, Answers) else (),
+        settings=found.settings | ({COUNTED: {name: counted}} if counted else {}),
         notes=(*((OWN_PROMPTS,) if own else ()), *found.notes),
     )
 

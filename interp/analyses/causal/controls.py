@@ -6,19 +6,21 @@ returns Trials, in which the top heads are compared with random heads.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import compress
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from interp.analyses.causal.ablated_measures import NATS, Measure, accuracy
 from interp.analyses.causal.ablation_test import ablation_test
+from interp.analyses.causal.control_costs import cost_of, n_sets, n_tested
 from interp.analyses.causal.curve import causal_curve
-from interp.analyses.causal.random_sets import N_FREE_SETS
-from interp.analyses.costs import Cost, Passes, total
+from interp.analyses.costs import Cost
 from interp.analyses.measures.answer_logits import logit_differences
 from interp.analyses.measures.losses import SpanLoss, token_losses
 from interp.analyses.prompt_sizes import REPLY_TOKENS
 from interp.analyses.results.head_scores import HeadScores
+from interp.analyses.results.shown_behaviour import COUNTED
 from interp.analyses.results.trials import Trials
 from interp.analyses.tasks import standard
 from interp.errors import UsageError
@@ -44,6 +46,8 @@ class Control:
     """name of the measure, where the prompts do not change it"""
     own_prompts: ClassVar[bool] = True
     """whether the prompts are those of the analysis"""
+    shown_above: ClassVar[float | None] = None
+    """number that the measure exceeds on a prompt where the unmodified model shows the behaviour; None for any"""
 
     @property
     def chooses(self) -> bool:
@@ -75,6 +79,30 @@ class Control:
     def used(self, prompts: Prompts) -> Prompts:
         """Those of the prompts that are measured."""
         return prompts
+
+    def shown(self, name: str) -> dict[str, float]:
+        """The condition on the measure of this name under which a prompt counts, for `causal_curve`."""
+        return {} if self.shown_above is None else {name: self.shown_above}
+
+    def showing(self, model: nn.Module, prompts: Prompts, batch_size: int) -> tuple[Prompts, list[int]]:
+        """The prompts on which the unmodified model shows the behaviour, all where there are none, and both counts.
+
+        Args:
+            model: The unmodified model.
+            prompts: `used(prompts)`.
+            batch_size: Number of prompts per forward pass.
+        """
+        if self.shown_above is None:
+            return prompts, []
+        values = self.measure_on(prompts, batch_size)[1](model)
+        items = tuple(compress(prompts, (values > self.shown_above).tolist()))
+        limit = self.n_prompts or len(prompts)
+        return replace(prompts, items=items[:limit] or prompts.items), [len(items), len(prompts)]
+
+    @property
+    def n_prompts(self) -> int | None:
+        """Number of prompts that are used at most, of those on which the model shows the behaviour; None for all."""
+        return None
 
     def head_counts(self, n_heads: int, layout: HeadLayout) -> list[int]:
         """Numbers of heads that are ablated."""
@@ -126,7 +154,7 @@ class Control:
             UsageError: If there are no heads to ablate, or too few other heads to draw from.
             PromptError: If the prompts lack what the measure needs.
         """
-        used = self.used(prompts)
+        used, counted = self.showing(model, self.used(prompts), batch_size)
         name, measure = self.measure_on(used, batch_size)
         counts = self.head_counts(n_heads, scores.layout) if heads is None else [len(heads)]
         found = causal_curve(
@@ -134,6 +162,7 @@ class Control:
             {scores.name: scores if heads is None else list(heads)},
             {name: measure},
             sizes=counts,
+            shown=self.shown(name),
             ablation=ablation,
             kinds=kinds,
             reference=reference,
@@ -152,6 +181,7 @@ class Control:
             claim=None if own else found.claim,
             units=found.units | self.units_of(name),
             notes=(OWN_PROMPTS,) if own else (),
+            settings=found.settings | ({COUNTED: {name: counted}} if counted else {}),
         )
 
     def units_of(self, name: str) -> dict[str, str]:
@@ -191,7 +221,7 @@ class Control:
             batch_size: As in `cost`.
             n: Number of conditions.
         """
-        return _cost(model, self.used(prompts), batch_size, n, self.new_tokens)
+        return cost_of(model, self.used(prompts), batch_size, n, self.new_tokens)
 
 
 @dataclass(frozen=True)
@@ -200,10 +230,17 @@ class Answers(Control):
 
     max_new_tokens: int = REPLY_TOKENS
     """number of new tokens of a reply, at most; in a run that of the analyses"""
+    n_used: int | None = None
+    """number of prompts that are used at most, of those that the model answers right; None for all"""
 
     title: ClassVar[str] = "Accuracy with heads ablated"
     measure: ClassVar[str] = "accuracy"
     own_prompts: ClassVar[bool] = False
+    shown_above: ClassVar[float | None] = 0.5
+
+    @property
+    def n_prompts(self) -> int | None:
+        return self.n_used
 
     @property
     def chooses(self) -> bool:
@@ -214,7 +251,7 @@ class Answers(Control):
         return self.max_new_tokens
 
     def with_sizes(self, sizes: standard.PromptSizes) -> "Control":
-        return replace(self, max_new_tokens=sizes.reply_tokens)
+        return replace(self, max_new_tokens=sizes.reply_tokens, n_used=sizes.n_check_needles)
 
     def prompts(self, sizes: standard.PromptSizes, tokenizer: Any) -> Prompts | None:
         return standard.check_needles(sizes, tokenizer)
@@ -251,6 +288,7 @@ class Answers(Control):
             kinds=kinds,
             reference=reference,
             neutral=neutral,
+            n_prompts=self.n_used,
             max_new_tokens=self.max_new_tokens,
             batch_size=batch_size,
             seed=seed,
@@ -265,6 +303,11 @@ class Answers(Control):
         conditions = 1 + n_tested(n_kinds) + n_sets(n_random_sets)
         return self.cost_of_conditions(model, prompts, batch_size, conditions)
 
+    def cost_of_conditions(self, model: nn.Module, prompts: Prompts, batch_size: int, n: int) -> Cost:
+        # all prompts once, to find those that the model answers right
+        every = cost_of(model, prompts, batch_size, 1, self.new_tokens)
+        return every + cost_of(model, prompts[: self.n_used], batch_size, n, self.new_tokens)
+
     def measure_on(self, prompts: Prompts, batch_size: int) -> tuple[str, Measure]:
         return self.measure, accuracy(prompts, max_new_tokens=self.max_new_tokens, batch_size=batch_size)
 
@@ -275,6 +318,7 @@ class LogitDifference(Control):
 
     title: ClassVar[str] = "Logit difference with heads ablated"
     measure: ClassVar[str] = "logit difference"
+    shown_above: ClassVar[float | None] = 0.0
 
     def measure_on(self, prompts: Prompts, batch_size: int) -> tuple[str, Measure]:
         return self.measure, lambda model: logit_differences(model, prompts, batch_size)
@@ -354,33 +398,3 @@ def loss(span: str = "", n_tokens: int | None = None) -> Loss:
     if n_tokens is not None and n_tokens < 1:
         raise UsageError(f"n_tokens={n_tokens} leaves no prompt; give at least 1, or None for all prompts.")
     return Loss(span, n_tokens)
-
-
-def n_sets(n_random_sets: int) -> int:
-    """Number of random head sets of a test: those matched by layer, and up to 3 from all layers.
-
-    Args:
-        n_random_sets: Number of random sets that are matched by layer.
-    """
-    return n_random_sets + min(n_random_sets, N_FREE_SETS)
-
-
-def n_tested(n_kinds: int) -> int:
-    """Number of tested conditions of a size: heads ablated in each way, heads kept, and the first ones by depth.
-
-    Args:
-        n_kinds: Number of other ablations.
-    """
-    return 2 * (1 + n_kinds) + 1
-
-
-def _cost(model: nn.Module, prompts: Prompts, batch_size: int, n_conditions: int, new_tokens: int = 0) -> Cost:
-    """Cost of all prompts, read once under each condition, with one more forward pass for each new token."""
-    passes = Passes.of(model)
-    batches = [batch.lengths for batch in prompts.batches(batch_size)]
-    once = total(
-        passes.prompts(len(lengths), max(lengths))
-        + passes.cost(len(lengths) * max(0, new_tokens - 1), 1, max(lengths) + new_tokens / 2)
-        for lengths in batches
-    )
-    return Cost(once.forward_passes * n_conditions, once.tokens * n_conditions, once.teraflops * n_conditions)

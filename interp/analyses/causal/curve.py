@@ -11,6 +11,7 @@ from interp.analyses.causal.further_conditions import depth_conditions, further_
 from interp.analyses.causal.random_sets import Condition, RandomSets, excluded, mean
 from interp.analyses.results.head_scores import HeadScores
 from interp.analyses.results.set_test import N_RANDOM_SETS
+from interp.analyses.results.shown_behaviour import COUNTED
 from interp.analyses.results.trial import BASELINE, DRAWN, RANDOM_BY_LAYER, Trial
 from interp.analyses.results.trials import Trials
 from interp.errors import UsageError
@@ -26,6 +27,7 @@ def causal_curve(
     measures: Mapping[str, Measure],
     *,
     sizes: Sequence[int] = (1, 3, 5, 10),
+    shown: Mapping[str, float] | None = None,
     ablation: AblationKind = "zero",
     kinds: Sequence[AblationKind] = (),
     reference: Prompts | None = None,
@@ -57,6 +59,9 @@ def causal_curve(
         measures: Name -> function of the model that returns one number for each of its prompts. It runs on the
             ablated model. See `measures.refusals` and `measures.losses.token_losses`.
         sizes: Numbers of heads, each at most half of the model's.
+        shown: Measure -> number that a prompt must exceed on the unmodified model, which shows the behaviour there, as
+            0.5 for right answers. The others are left out of this measure. Where the unmodified model shows the
+            behaviour of the first measure on no prompt, no heads are ablated.
         ablation: "zero", "mean", "resample", "uniform" or "first", see `ablate`.
         kinds: Other ablations of the tested heads.
         reference: Prompts that the ablations "mean" and "resample" take values from.
@@ -107,6 +112,7 @@ def causal_curve(
         model,
         taken,
         [HeadSet(tuple(order[:size])) for order in ordered.values() for size in sizes if size <= len(order)],
+        shown=shown,
         reference=reference,
         seed=seed,
         folder=folder,
@@ -123,7 +129,7 @@ def causal_curve(
         base = points.trial(Condition(BASELINE, HeadSet(())), ablation)
         trials, floor = [base], -torch.inf if until is None else until * mean(base)
         tested: dict[tuple[str, int], Trial] = {}
-        for name, order in ordered.items():
+        for name, order in ({} if points.shows_nothing else ordered).items():
             for size in sorted({size for size in sizes if size <= len(order)}):
                 tested[name, size] = points.trial(Condition(name, HeadSet(tuple(order[:size]))), ablation)
                 if mean(tested[name, size]) <= floor:
@@ -152,7 +158,7 @@ def causal_curve(
         seed=seed,
         settings={
             "sizes": sorted(set(sizes)), "ablation": ablation, "kinds": list(kinds), "n_random_sets": n_random_sets,
-            "until": until,
+            "until": until, **({COUNTED: points.counted} if points.counted else {}),
         },
         provenance=points.provenance,
     )  # fmt: skip

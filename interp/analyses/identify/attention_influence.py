@@ -36,6 +36,7 @@ def _inputs(run: Any) -> dict[str, Any]:
 @analysis(
     title="AttentionInfluence", group="long context", order=31, prompts=standard.passages, joint=True, resumable=True,
     needs=("retrieval",), named_heads=True, inputs=_inputs, in_all=False,
+    source_settings={"share": 0.05},
 )  # fmt: skip
 def attention_influence(
     model: nn.Module,

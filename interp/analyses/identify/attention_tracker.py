@@ -35,11 +35,14 @@ __all__ = ["attention_tracker", "detect", "focus", "focus_by_head"]
     joint=True,
     own_prompts=False,
     cost=costs.reading(SPANS, queries=1),
+    source_settings={"k": 4, "n_pairs": 30},
+    control_extras={"control": "As long, no injection"},
 )
 def attention_tracker(
     model: nn.Module,
     normal: Prompts,
     attacked: Prompts,
+    longer: Prompts | None = None,
     *,
     k: float = 4.0,
     batch_size: int = 8,
@@ -60,6 +63,8 @@ def attention_tracker(
         model: A transformers causal language model, or a TransformerBridge over one.
         normal: Prompts with the spans "instruction" and "data", such as `tasks.injection(kind="normal")`.
         attacked: The partner of each prompt, such as `tasks.injection(kind="attacked")`.
+        longer: A third prompt for each, whose data are as long as the attacked ones and hold no injection, such as
+            `tasks.injection(kind="longer")`.
         k: Number of standard deviations that are subtracted. With 0 the score is the difference of means, prompt by
             prompt; only then can tables of different prompts be joined.
         batch_size: Number of prompts per forward pass.
@@ -67,8 +72,9 @@ def attention_tracker(
         progress: Show a progress bar.
 
     Returns:
-        HeadScores: float32 `per_prompt [n l h]`, in shares of the attention on both spans. The extras "normal" and
-            "attacked" are f itself.
+        HeadScores: float32 `per_prompt [n l h]`, in shares of the attention on both spans. The extras "normal",
+            "attacked" and, where it is given, "longer" are f itself. With `longer`, the extra "control" is the score
+            with these prompts in place of the attacked ones.
 
     Raises:
         PromptError: If the prompts are not pairs.
@@ -92,36 +98,39 @@ def attention_tracker(
         pairs.
 
     Limits:
-        Does not show that attention makes the model obey. f falls with the length of the data alone, so compare with
-        `tasks.injection(kind="longer")` as well.
+        Does not show that attention makes the model obey. f falls with the length of the data alone, so a head whose
+        score does not exceed its control shows the length, not the injection.
     """
     if k < 0:
         raise UsageError(f"k={k} is negative; give the number of standard deviations to subtract, 0 or more.")
-    if len(normal) != len(attacked) or not len(normal):
-        raise PromptError(
-            f"{len(normal)} normal and {len(attacked)} attacked prompts do not form pairs; give one of each for a pair."
-        )
-    found = {
-        name: focus_by_head(model, side, batch_size=batch_size, progress=progress)
-        for name, side in (("normal", normal), ("attacked", attacked))
-    }
-    difference = found["normal"] - found["attacked"]
-    counts = ~difference.isnan()
-    counts &= 2 * counts.sum(0) >= len(counts)
-    apart = sum(spread(side.masked_fill(~counts, torch.nan), 0) for side in found.values())
-    about = {"spread_of": [normal.fingerprint(), attacked.fingerprint()]} if k else {}
+    sides = {"normal": normal, "attacked": attacked, **({} if longer is None else {"longer": longer})}
+    if len({*map(len, sides.values())}) > 1 or not len(normal):
+        counts = " and ".join(f"{len(side)} {name}" for name, side in sides.items())
+        raise PromptError(f"{counts} prompts do not form pairs; give one of each for a pair.")
+    found = {name: focus_by_head(model, side, batch_size=batch_size, progress=progress) for name, side in sides.items()}
+    control = {} if longer is None else {"control": _candidate(found["normal"], found["longer"], k)}
+    about = {"spread_of": [side.fingerprint() for side in sides.values()]} if k else {}
     return HeadScores(
         name="attention_tracker",
-        per_prompt=(difference - k * apart).masked_fill(~counts, torch.nan),
+        per_prompt=_candidate(found["normal"], found["attacked"], k),
         unit="share of the spans",
         kv_heads=HeadLayout.of(model).kv_heads,
         threshold=0.0,
         settings={"k": k, **about},
         provenance=Provenance.of(model, normal.tokenizer, seed=seed),
-        extras=found,
+        extras={**found, **control},
         seed=seed,
         labels=tuple(str(prompt.meta.get("id", "")) for prompt in normal),
     )
+
+
+def _candidate(normal: Float[Tensor, "n l h"], other: Float[Tensor, "n l h"], k: float) -> Float[Tensor, "n l h"]:
+    """The score of each pair: the difference of focus less k spreads, NaN for a head without half of the pairs."""
+    difference = normal - other
+    counts = ~difference.isnan()
+    counts &= 2 * counts.sum(0) >= len(counts)
+    apart = spread(normal.masked_fill(~counts, torch.nan), 0) + spread(other.masked_fill(~counts, torch.nan), 0)
+    return (difference - k * apart).masked_fill(~counts, torch.nan)
 
 
 def focus_by_head(

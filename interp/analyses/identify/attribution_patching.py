@@ -36,6 +36,7 @@ ROOT = "blocks.0.hook_resid_pre"
     own_prompts=False,
     control=controls.logit_difference(),
     cost=costs.first_order(),
+    source_settings={"direction": "noise"},
 )
 def attribution_patching(
     model: nn.Module,

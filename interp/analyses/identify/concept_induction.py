@@ -28,6 +28,8 @@ SCORE_NAMES = {"last": "concept_induction", "next": "token_induction"}
     paired=True,
     own_prompts=False,
     cost=costs.gated(costs.reading(keeps.at(-1))),
+    source_settings={"target": "last", "by_value": True, "right_only": False, "n_pairs": 2048},
+    control_extras={"control": "On random tokens"},
 )
 def concept_induction(
     model: nn.Module,

@@ -23,6 +23,7 @@ from interp.hooks.read.keep import entropy
     joint=True,
     own_prompts=False,
     cost=costs.reading(entropy(), queries=1),
+    shown_extras={"spread": "Std over contexts", "chosen": "Lowest on the right context"},
 )
 def context_entropy(
     model: nn.Module, prompts: Prompts, *, batch_size: int = 8, seed: int = 0, progress: bool = False

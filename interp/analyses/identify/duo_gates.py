@@ -34,6 +34,17 @@ __all__ = ["GateShares", "duo_gates", "duo_heads", "gate_shares"]
     own_prompts=False,
     run_settings={"batch_size": 1, "steps": "$training_steps"},
     cost=costs.training(steps=100),
+    source_settings={
+        "sink": 128,
+        "recent": 256,
+        "steps": 2000,
+        "lr": 0.02,
+        "l1": 0.05,
+        "full": "teacher in the code, student in the paper",
+        "passkeys.lengths": "1,000 to 32,000",
+        "passkeys.keys": 10,
+        "passkeys.words": 32,
+    },
 )
 def duo_gates(
     model: nn.Module,

@@ -39,6 +39,7 @@ ANSWER = "id of the answer"
     partners_first=True,
     own_prompts=False,
     cost=costs.gated(costs.patching_means(), side=1),
+    source_settings={"right_only": True, "n_few_shot": "25 for each data set, means of 100", "relations.shots": 10},
 )
 def function_vectors(
     model: nn.Module,
@@ -96,8 +97,11 @@ def function_vectors(
         the model answers right, averaged over prompts and relations.
 
     Differs:
-        Uses lists of words of this project, and as many prompts as given, where the code has 25 clean and 25 shuffled
-        ones with 10 examples for each data set. The twins share their examples; the code draws them anew.
+        The code takes means over 100 clean prompts and effects over 25 shuffled ones of each data set, with 10 examples
+        in a prompt; here there are as many as given, of lists of words of this project. The code judges once for each
+        question of a validation split whether the model answers it, in a prompt with other examples; here every clean
+        prompt is judged itself. Clean and shuffled twins share their examples, which the code draws anew, and no answer
+        keeps its place, as the code's permutation allows.
 
     Limits:
         Does not show that heads need each other, nor that a head carries the task rather than the kind of word that the

@@ -35,6 +35,8 @@ Statistic = Literal["example", "position"]
     run_settings={"normalize": None},
     control=controls.loss(),
     cost=costs.gradients(),
+    source_settings={"statistic": "example in the paper, position in the code", "normalize": "layer"},
+    shown_extras={"signed": "With its sign"},
 )
 def gradient_importance(
     model: nn.Module,

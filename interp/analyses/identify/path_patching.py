@@ -28,6 +28,7 @@ from interp.hooks.prompts.prompts import Prompts
     own_prompts=False,
     control=controls.logit_difference(),
     cost=costs.patching(frozen=lambda settings: settings.get("mlps", "frozen") == "frozen"),
+    source_settings={"mlps": "live", "direction": "noise"},
 )
 def path_patching(
     model: nn.Module,

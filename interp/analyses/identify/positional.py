@@ -38,6 +38,7 @@ N_POSITIONS = 4096
     order=8,
     prompts=standard.repeated(copies=1, times=2),
     cost=costs.reading(),
+    shown_extras={"delta": "Tokens back", "std": "Std over queries", "band": "Share of fast bands"},
 )
 def positional(
     model: nn.Module,

@@ -32,6 +32,12 @@ TAUS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
     prompts=standard.needles,
     check=partial(check_lengths, sink=SINK, window=WINDOW, refresh=REFRESH, min_keys=MIN_KEYS),
     cost=costs.reading(),
+    source_settings={
+        "sink": "16, unconfirmed",
+        "window": "128 to 1,024, unconfirmed",
+        "needle_length": "8k and 16k, unconfirmed",
+    },
+    shown_extras={"oracle": "By the true sum", "agreement": "Same label"},
 )
 def qada(
     model: nn.Module,

@@ -61,6 +61,7 @@ def _ends(prompt: Prompt) -> list[int]:
     own_prompts=False,
     check=check_options,
     cost=costs.gated(costs.reading(_kept, queries=1)),
+    source_settings={"right_only": False, "n_pairs": "5 % of the questions, about 700 of MMLU"},
 )
 def qk_score(
     model: nn.Module,

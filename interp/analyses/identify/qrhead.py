@@ -34,6 +34,7 @@ NDCG_DEPTH = 10
     paired=True,
     own_prompts=False,
     cost=costs.reading(columns("sum")),
+    source_settings={"metric": "score on LongMemEval, ndcg on BEIR", "n_needles": "70 of LongMemEval, 128 of BEIR"},
 )
 def qrhead(
     model: nn.Module,

@@ -21,6 +21,7 @@ from interp.hooks.read import keep as keeps
     prompts=standard.repeated(copies=4),
     check=partial(check_copies, name="razor_echo"),
     cost=costs.reading(keeps.at(-1)),
+    source_settings={"rope": "true in the paper, false in the tool", "n_repeated": 2500},
 )
 def razor_echo(
     model: nn.Module,

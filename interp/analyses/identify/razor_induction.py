@@ -26,6 +26,7 @@ __all__ = ["razor_induction", "razor_protected"]
     prompts=standard.repeated(copies=4),
     check=partial(check_copies, name="razor_induction"),
     cost=costs.reading(keeps.at(-1)),
+    source_settings={"rope": "true in the paper, false in the tool", "n_repeated": 2500},
 )
 def razor_induction(
     model: nn.Module,

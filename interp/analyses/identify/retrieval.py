@@ -40,6 +40,16 @@ TOP = top_keys(1)
     run_settings={"max_new_tokens": "$reply_tokens"},
     control=controls.answers(),
     cost=costs.decoding(TOP, max_new_tokens=REPLY_TOKENS, forced="answer"),
+    source_settings={
+        "threshold": 0.1,
+        "recall": 0.5,
+        "max_new_tokens": 50,
+        "form": "decode",
+        "count": "steps in the code, set in the paper",
+        "n_needles": 600,
+        "needle_length": "1,000 to 50,000",
+        "needle_depths": "10 from 0 to 1",
+    },
 )
 def retrieval(
     model: nn.Module,

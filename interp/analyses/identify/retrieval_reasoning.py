@@ -38,6 +38,13 @@ def _kept(prompts: Prompts, settings: Mapping[str, Any]) -> tuple[TopKeys]:
     max_new_tokens="reply_tokens",
     run_settings={"max_new_tokens": "$reply_tokens"},
     cost=costs.decoding(_kept, max_new_tokens=REPLY_TOKENS),
+    source_settings={
+        "span": "sentence of the answer",
+        "recall": "F1 above 0.5",
+        "max_new_tokens": "tokens of the answer, at most 50",
+        "needle_length": "up to 10,000",
+    },
+    control_extras={"distractor": "On distractors"},
 )
 def retrieval_reasoning(
     model: nn.Module,
@@ -89,10 +96,12 @@ def retrieval_reasoning(
         many steps as the answer has tokens, and K the number of span tokens.
 
     Differs:
-        The code multiplies by 10 and divides by the number of answer tokens as well, which rescales each prompt. It
-        counts a prompt by a QA F1 score above 0.5 in place of ROUGE-1 recall, takes all K of a long span, and marks a
-        sentence with the facts to reason from, where the span is the answer here. The reply is prefilled:
-        `tasks.needle` ends with the first words of the answer's sentence, whereas the code ends with "Answer:".
+        The code marks the whole sentence of the answer, where the span is the answer here, and takes all K of a long
+        span. It counts a prompt by a QA F1 score above 0.5 in place of ROUGE-1 recall, and ends a reply after as many
+        tokens as the answer has. Its needle is one passage of the answer, a distractor and the facts that decide
+        between them; the question here uses other words than the needle. The reply is prefilled: `tasks.needle` ends
+        with the first words of the answer's sentence and uses the chat template, whereas the code ends with "Answer:"
+        and uses none.
 
     Limits:
         Does not show that the head reasons; only attention on the answer is measured.

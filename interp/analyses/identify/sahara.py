@@ -81,7 +81,10 @@ class SaharaResult(Result):
         return self.summary()
 
 
-@analysis(title="Sahara", group="safety", order=41, joint=True, resumable=True, own_prompts=False, in_all=False)
+@analysis(
+    title="Sahara", group="safety", order=41, joint=True, resumable=True, own_prompts=False, in_all=False,
+    source_settings={"size": 1, "ablation": "uniform", "components": 1},
+)  # fmt: skip
 def sahara(
     model: nn.Module,
     prompts: Prompts,

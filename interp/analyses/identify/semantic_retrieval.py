@@ -27,6 +27,7 @@ from interp.hooks.read.keep import mass
     max_new_tokens="reply_tokens",
     run_settings={"max_new_tokens": "$reply_tokens"},
     cost=costs.decoding(mass("answer"), max_new_tokens=REPLY_TOKENS),
+    source_settings={"span": "needle", "recall": 0.5, "needle_length": "1,000 to 50,000"},
 )
 def semantic_retrieval(
     model: nn.Module,

@@ -29,6 +29,7 @@ Ablation = Literal["uniform", "zero"]
     own_prompts=False,
     cost=costs.sweeping(),
     in_all=False,
+    source_settings={"ablation": "uniform"},
 )
 def ships(
     model: nn.Module,

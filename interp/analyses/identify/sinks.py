@@ -34,6 +34,14 @@ Rows = Literal["all", "visible"]
     prompts=standard.passages,
     control=controls.loss(span="second", n_tokens=300),
     cost=costs.reading(keeps.columns("sum"), keeps.columns("sum", by_value=True)),
+    source_settings={
+        "rows": "all",
+        "threshold": 0.3,
+        "column_threshold": 0.1,
+        "by_value": False,
+        "n_texts": 100,
+        "text_length": 64,
+    },
 )
 def sinks(
     model: nn.Module,

@@ -32,6 +32,7 @@ __all__ = ["heterogeneous", "task_kv"]
     sets=("long",),
     prompts=standard.long_needles,
     cost=costs.reading(),
+    source_settings={"rows": 32, "top": 256, "weighted": False},
 )
 def task_kv(
     model: nn.Module,

@@ -13,6 +13,7 @@ from interp.analyses.results.joined_trials import joined
 from interp.analyses.results.reply_limit import sentence_of_trials
 from interp.analyses.results.result import Result
 from interp.analyses.results.set_test import Claim, SetTest
+from interp.analyses.results.shown_behaviour import n_items, sentences_of_counted
 from interp.analyses.results.trial import BASELINE, DRAWN, RANDOM, Trial, by_task
 from interp.analyses.results.trial_rows import frame, rows
 from interp.analyses.results.trial_tests import findings, tested_set
@@ -345,7 +346,8 @@ class Trials(Result):
                 )
             lines.append(line)
         ended = sentence_of_trials(self.trials, self.settings)
-        return "\n".join([*lines, *([ended] if ended else [])])
+        counted = sentences_of_counted(self.settings, n_items(self.trials))
+        return "\n".join([*counted, *lines, *([ended] if ended else [])])
 
     def show(self, measure: str, mean: float, low: float, high: float, signed: bool = False) -> str:
         """Numbers of a measure as text: shares in percent, differences of shares in points.

@@ -85,9 +85,12 @@ def few_needles(sizes: PromptSizes, tokenizer: Any) -> Prompts:
 
 
 def check_needles(sizes: PromptSizes, tokenizer: Any) -> Prompts:
-    """Needle prompts of a causal test, drawn with another seed than those that the heads were chosen on."""
+    """Needle prompts of a causal test, drawn with another seed than those that the heads were chosen on.
+
+    There are twice as many as the test uses, since it uses those that the unmodified model answers right.
+    """
     drawn = replace(
-        sizes, seed=sizes.seed + CHECK_SEED, needle_length=sizes.check_length, n_needles=sizes.n_check_needles
+        sizes, seed=sizes.seed + CHECK_SEED, needle_length=sizes.check_length, n_needles=2 * sizes.n_check_needles
     )
     return needles(drawn, tokenizer)
 
@@ -167,12 +170,12 @@ def entities(sizes: PromptSizes, tokenizer: Any) -> Pair:
     return real, random
 
 
-def injection(sizes: PromptSizes, tokenizer: Any) -> Pair:
-    """Prompts without and with an injected instruction, see `tasks.injection`."""
-    normal, attacked = (
-        tasks.injection(tokenizer, kind, n=sizes.n_pairs, seed=sizes.seed) for kind in ("normal", "attacked")
+def injection(sizes: PromptSizes, tokenizer: Any) -> tuple[Prompts, Prompts, Prompts]:
+    """Prompts without and with an injected instruction, and with a sentence of its length, see `tasks.injection`."""
+    normal, attacked, longer = (
+        tasks.injection(tokenizer, kind, n=sizes.n_pairs, seed=sizes.seed) for kind in ("normal", "attacked", "longer")
     )
-    return normal, attacked
+    return normal, attacked, longer
 
 
 def relations(sizes: PromptSizes, tokenizer: Any) -> Pair:

@@ -136,6 +136,11 @@ def _measured(prompts: Prompts) -> None:
     max_new_tokens="reply_tokens",
     run_settings={"max_new_tokens": "$reply_tokens"},
     cost=costs.decoding(max_new_tokens=REPLY_TOKENS),
+    source_settings={
+        "max_new_tokens": 50,
+        "sweep_lengths": "20 from 1,000 to 50,000",
+        "needle_depths": "10 from 0 to 1",
+    },
 )
 def needle_sweep(
     model: nn.Module,

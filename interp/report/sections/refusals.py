@@ -11,6 +11,8 @@ from interp.report.trials_words import set_words
 
 DRAWN = ("refused", "neutral loss")
 """measures that are drawn"""
+NULLS = ("No set of heads lowers", "Nothing is stated")
+"""beginnings of sentences that state a null"""
 MIN_ANSWERED = 0.5
 """share of the baseline's easy answers below which a model counts as broken"""
 
@@ -38,12 +40,22 @@ def refusal_words(result: RefusalResult) -> list[str]:
     for kind, found in result.curves.items():
         if {"refused", "easy right"} <= set(found.measures) and BASELINE in found.conditions:
             words += _of_curve(kind, found)
-    return words
+    # a null comes first
+    return sorted(words, key=lambda text: not text.startswith(NULLS))
 
 
 def _of_curve(kind: str, found: Trials) -> list[str]:
     """The head set that lowers refusals most while the model still answers, and whether refusals are halved at all."""
     refused, easy = (found.mean(BASELINE, measure).mean for measure in ("refused", "easy right"))
+    if not refused:
+        return [
+            f"Nothing is stated about heads under {kind} ablation: the unmodified model refuses none of the requests."
+        ]
+    if not easy:
+        return [
+            f"Nothing is stated about heads under {kind} ablation: the unmodified model answers no easy question, so a "
+            "model that breaks could not be recognised."
+        ]
 
     def mean(place: tuple[str, float], measure: str) -> float:
         return found.mean(place[0], measure, size=place[1]).mean

@@ -41,8 +41,8 @@ def analysis_stage(
     given: Any = own_prompts(entry, plan, own)
     if given is None and entry.prompts is not None:
         given = _maker(entry, plan)(plan.sizes, tokenizer)
-    pair: Any = given if entry.paired else (given, None)
-    made, partners = pair
+    sides: Any = given if entry.paired else (given,)
+    made, *partners = sides
     if entry.check is not None:
         entry.check(made)
     batches = _batches(entry, made, plan.batch_size)
@@ -101,17 +101,21 @@ def brief(prompt: Prompt, tokenizer: Any) -> str:
 
 
 def _called(
-    entry: Analysis, run: "Run", batch: Any, made: Any, partners: Prompts | None, settings: dict[str, Any], steps: Path
+    entry: Analysis,
+    run: "Run",
+    batch: Any,
+    made: Any,
+    partners: Sequence[Prompts],
+    settings: dict[str, Any],
+    steps: Path,
 ) -> Result:
     """The result of an analysis on one batch."""
     more = {"folder": steps} if entry.resumable else {}
-    if partners is None:
-        return entry.thing(run.model, *(() if batch is None else (batch,)), **settings, **more)
     if entry.partners_first:
-        return entry.thing(run.model, partners, batch, **settings, **more)
-    place = {id(prompt): number for number, prompt in enumerate(made)}
-    theirs = tuple(partners.items[place[id(prompt)]] for prompt in batch)
-    return entry.thing(run.model, batch, replace(partners, items=theirs), **settings, **more)
+        return entry.thing(run.model, *partners, batch, **settings, **more)
+    place = {id(prompt): number for number, prompt in enumerate(made)} if partners else {}
+    theirs = [replace(side, items=tuple(side.items[place[id(prompt)]] for prompt in batch)) for side in partners]
+    return entry.thing(run.model, *(() if batch is None else (batch,)), *theirs, **settings, **more)
 
 
 def own_prompts(entry: Analysis, plan: "ScorePlan", own: Prompts | None) -> Any:
@@ -146,13 +150,13 @@ def _batches(entry: Analysis, made: Any, size: int) -> list[Any]:
     return [made] if entry.joint else [[each] for each in made]
 
 
-def _read(made: Any, partners: Prompts | None) -> list[Prompts]:
+def _read(made: Any, partners: Sequence[Prompts]) -> list[Prompts]:
     """All prompts that the model reads."""
     if made is None:
         return []
     if not isinstance(made, Prompts):
         return [each.whole for each in made]
-    return [made] if partners is None else [made, partners]
+    return [made, *partners]
 
 
 def _ready(entry: Analysis, run: "Run") -> str:

@@ -100,8 +100,8 @@ def named_heads_stage(plan: "ScorePlan", tokenizer: Any) -> Stage:
     def work(run: "Run", steps: Path) -> Result:
         return ablation_test(
             run.model, prompts, run.named_heads, n_random_sets=plan.n_random_sets, ablation=plan.ablation, kinds=kinds,
-            reference=reference, neutral=neutral, max_new_tokens=control.new_tokens, batch_size=plan.batch_size,
-            seed=plan.seed, folder=steps,
+            reference=reference, neutral=neutral, n_prompts=control.n_prompts, max_new_tokens=control.new_tokens,
+            batch_size=plan.batch_size, seed=plan.seed, folder=steps,
         )  # fmt: skip
 
     return single(

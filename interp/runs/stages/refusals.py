@@ -122,6 +122,7 @@ class Refusals:
                     "neutral loss": measures.losses(self.prompts["neutral"], batch_size=size),
                 },
                 sizes=[n for n in plan.head_set_sizes if n <= layout.size // 2],
+                shown={"refused": 0.5},
                 ablation=cast(Literal["uniform", "zero"], ablation),
                 n_random_sets=plan.n_random_sets,
                 until=plan.stop_below,

@@ -154,7 +154,8 @@ def test_a_reference_reaches_the_ablation(demo):
     model, tokenizer = demo
     batch = tasks.needle(tokenizer, lengths=(180,), n=1, seed=3)
     heads = HeadSet.parse("L18H6, L17H3")
-    trials = ablation_test(model, batch, heads, ablation="mean", reference=batch, n_random_sets=1, max_new_tokens=2)
+    settings: dict[str, Any] = {"n_random_sets": 1, "max_new_tokens": 2, "right_only": False}
+    trials = ablation_test(model, batch, heads, ablation="mean", reference=batch, **settings)
     assert trials.intervention == trials.settings["ablation"] == "mean"
     # the ablation of the test is not one of the others
     assert trials.conditions == ("baseline", "top", "top, zero", "top, resample", "random", "random by layer")
@@ -167,7 +168,7 @@ def test_replies_are_judged_and_kept(tmp_path):
     model, tokenizer = tiny_chat_model.model(), tiny_chat_model.tokenizer()
     batch = tasks.needle(tokenizer, lengths=(560,), n=3, seed=3)
     heads = HeadSet.parse("L0H1, L1H2")
-    settings: dict[str, Any] = {"n_random_sets": 2, "max_new_tokens": 3, "judge": even}
+    settings: dict[str, Any] = {"n_random_sets": 2, "max_new_tokens": 3, "judge": even, "right_only": False}
     trials = ablation_test(model, batch, heads, **settings)
     assert (trials.name, trials.measures, trials.shares) == ("heads", ("accuracy",), ("accuracy",))
     for trial in trials.trials:

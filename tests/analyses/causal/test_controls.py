@@ -1,5 +1,6 @@
 """Controls of scores: their measures, prompts and numbers of heads, and a killed control that continues."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -30,9 +31,13 @@ def chat():
 def prompts_of(kind, tokenizer):
     """The prompts of each kind of control, as a run gives them."""
     if kind == "answers":
-        return KINDS[kind].prompts(SMALL, tokenizer)
+        # an answer of filler words is in every reply, so that a model that learned nothing is right
+        made = KINDS[kind].prompts(SMALL, tokenizer)
+        return replace(made, items=tuple(replace(each, meta={**each.meta, "answer": "the"}) for each in made))
     if kind == "logits":
-        rows = [{"text": f"{i} is to {i + 1} as 3 is to", "meta": {"right": ["4"], "wrong": ["5"]}} for i in range(4)]
+        # the model prefers 4 to 5, so that it is right on one half of the prompts
+        ends = [{"right": [one], "wrong": [other]} for one, other in ("45", "54", "45", "54")]
+        rows = [{"text": f"{i} is to {i + 1} as 3 is to", "meta": meta} for i, meta in enumerate(ends)]
         return Prompts.encode(tokenizer, rows)
     return tasks.repeated(tokenizer, n=12, batch=3)
 
@@ -84,9 +89,13 @@ def test_the_logit_difference_of_answers(chat):
     assert (trials.measures, trials.units) == (("logit difference",), {})
     assert trials.sizes("induction") == (1, 4)
     assert trials.notes == (controls.OWN_PROMPTS,)
+    shows = logit_differences(model, prompts) > 0
+    assert 0 < shows.sum() < len(shows)
+    assert trials.settings["counted"] == {"logit difference": [int(shows.sum()), len(shows)]}
     for trial in trials.trials:
         with ablate(model, trial.heads, "zero"):
-            assert trial.values["logit difference"] == pytest.approx(logit_differences(model, prompts).tolist())
+            expected = logit_differences(model, prompts)[shows].tolist()
+            assert trial.values["logit difference"] == pytest.approx(expected, abs=1e-6)
     assert not any(set(t.heads) & set(scores.top(int(t.size))) for t in trials.trials if t.condition == "random")
 
 
@@ -94,7 +103,10 @@ def test_answers_are_of_needles_that_no_score_saw(chat):
     model, tokenizer = chat
     control = KINDS["answers"]
     prompts = control.prompts(SMALL, tokenizer)
-    assert len(prompts) == 3
+    # twice as many as are used
+    assert len(prompts) == 6
+    assert control.with_sizes(SMALL).n_prompts == 3
+    prompts = prompts_of("answers", tokenizer)
     assert not control.own_prompts
     assert not control.chooses
     scores = identify.induction(model, tasks.repeated(tokenizer, n=12, batch=3))
@@ -142,7 +154,8 @@ def test_a_killed_control_continues_with_the_same_numbers(chat, tmp_path, monkey
             found = KINDS[kind](model, prompts, scores, folder=tmp_path, **SETTINGS)
         except KeyboardInterrupt:
             # every sitting keeps the two conditions that it finished
-            assert len(list(tmp_path.iterdir())) == len(measured) == 2 * sittings
+            kept = [path for path in tmp_path.iterdir() if not path.name.startswith("behaviour")]
+            assert len(kept) == len(measured) == 2 * sittings
     assert sittings > 1
     assert len(measured) == len(set(measured)) == len({trial.heads for trial in whole.trials})
     assert found.trials == whole.trials
@@ -211,7 +224,9 @@ def test_costs_grow_with_the_conditions(chat):
         sizes = 2 if kind in ("logits", "loss") else 1
         # up to three sets are drawn freely as well
         # the tested heads are ablated and kept, and there are the first heads by depth
-        conditions = {n: 1 + sizes * (3 + 2 * n) for n in (1, 3)}
+        # replies are read once more, to find those that are right
+        first = 2 if kind == "answers" else 1
+        conditions = {n: first + sizes * (3 + 2 * n) for n in (1, 3)}
         kinds = control.cost(model, prompts, 4, n_heads=4, n_random_sets=1, n_kinds=2)
         assert kinds.tokens / one.tokens == pytest.approx((conditions[1] + sizes * 4) / conditions[1])
         assert controls.n_sets(99) == 102

@@ -154,6 +154,8 @@ def test_errors_say_what_to_do(tiny_model):
     prompts = Prompts.from_ids([list(range(5, 25))] * 2, spans=[{"instruction": (1, 6), "data": (8, 15)}] * 2)
     with pytest.raises(PromptError, match="2 normal and 1 attacked prompts"):
         identify.attention_tracker(model, prompts, prompts[:1])
+    with pytest.raises(PromptError, match="2 normal and 2 attacked and 1 longer prompts do not form pairs"):
+        identify.attention_tracker(model, prompts, prompts, prompts[:1])
     with pytest.raises(UsageError, match=r"k=-1 is negative; give the number of standard deviations"):
         identify.attention_tracker(model, prompts, prompts, k=-1)
     bare = Prompts.from_ids([list(range(5, 25))], spans=[{"instruction": (1, 6)}])
@@ -242,10 +244,13 @@ def test_a_run_scores_all_pairs_at_once_with_the_k_of_the_paper(tmp_path):
     plan = run_cases.score_plan("attention_tracker", heads="")
     made = Run.open(tmp_path / "run", plan, model, tokenizer).finish(progress=False)
     table = made.scores["attention_tracker"]
-    normal, attacked = standard.injection(plan.sizes, tokenizer)
+    normal, attacked, longer = standard.injection(plan.sizes, tokenizer)
     assert len(normal) == 3 > plan.batch_size
     sides = [focus_by_head(model, side) for side in (normal, attacked)]
     expected = literal_candidates(*sides, k=4.0)
     torch.testing.assert_close(table.per_prompt, expected, atol=1e-5, rtol=0, equal_nan=True)
     assert table.settings["k"] == 4.0
     assert not expected.isnan().all()
+    # the control has data of the same length and no injection
+    control = literal_candidates(sides[0], focus_by_head(model, longer), k=4.0)
+    torch.testing.assert_close(table.extras["control"], control, atol=1e-5, rtol=0, equal_nan=True)

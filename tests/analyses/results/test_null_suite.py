@@ -26,6 +26,7 @@ PRINTED = {
     "analyses/measures/refusals.py": "safety: the model refuses",
     "analyses/results/trials.py": "ablation",
     "analyses/results/comparison.py": "overlap of two tables",
+    "report/extra_columns.py": "computed control",
     "plots/heads.py": "overlap of two tables, role: shares",
     "plots/rankings.py": "overlap of two tables",
     "report/report.html.j2": "overlap of two tables",

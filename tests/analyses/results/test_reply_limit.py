@@ -74,7 +74,7 @@ def test_an_ablation_test_counts_them_under_each_condition(model, needles):
     verdicts = iter([True, False, False] * 4)
     trials = interp.ablation_test(
         model, needles, interp.HeadSet.parse("L0H1"), n_random_sets=1, max_new_tokens=2, kinds=(),
-        judge=lambda reply, prompt: next(verdicts),
+        right_only=False, judge=lambda reply, prompt: next(verdicts),
     )  # fmt: skip
     for trial in trials.trials:
         assert trial.facts["at_limit"] == 1

@@ -1,0 +1,82 @@
+"""The method behind each section of a report: its documentation, and its settings next to those of the source."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from interp.analyses import registry
+from interp.analyses.measures.refusals import RefusalResult
+from interp.analyses.source_settings import SettingRow, setting_rows, text
+from interp.analyses.steer.result import SteeringResult
+from interp.report.page import about
+from interp.runs.results import RunResults
+
+HASHES = ("prompts", "counted")
+"""stored entries that are no settings: a hash, and numbers that sentences state"""
+
+
+@dataclass(frozen=True)
+class Method:
+    """Documentation and settings that a section prints."""
+
+    about: list[tuple[str, str]]
+    """headings and texts of the documentation"""
+    compared: list[SettingRow]
+    """settings whose value in the source is known"""
+    others: list[SettingRow]
+    """all other settings"""
+    stored: str = ""
+    """settings in one line, for a result that no entry of the registry made"""
+
+
+def method_of(results: RunResults, name: str) -> Method:
+    """The method of a result; empty where no entry of the registry made it.
+
+    Args:
+        results: The results of a run.
+        name: One of its names.
+    """
+    result = results[name]
+    named, kind = _entry_name(name, result)
+    entry = registry.find(named.rpartition("/")[2], kind)
+    table, dot, _ = name.rpartition(".")
+    # a further test of a table, such as "retrieval.profile", whose method the section of the table prints
+    if entry is None or (dot and table in results):
+        return Method([], [], [], settings_words(result))
+    # the plan is that of the outer run
+    plan: Mapping[str, Any] = {} if "/" in name else results.settings
+    rows = setting_rows(entry, _used(entry, plan, result), plan.get("sizes", {}), own=results.own_prompts)
+    compared = [row for row in rows if row.source]
+    return Method(about(named, kind), compared, [row for row in rows if not row.source])
+
+
+def settings_words(result: Any) -> str:
+    """The settings that a result stores, in one line; empty where it stores none.
+
+    Args:
+        result: A result, such as a control.
+    """
+    stored = dict(getattr(result, "settings", {}))
+    shown = [f"{name}\u00a0= {text(value)}" for name, value in stored.items() if name not in HASHES]
+    return f"Settings: {', '.join(shown)}." if shown else ""
+
+
+def _entry_name(name: str, result: Any) -> tuple[str, registry.Kind]:
+    """The entry that a section is about; requests are shown with the groups of Sahara."""
+    if isinstance(result, SteeringResult):
+        return result.method, "edit"
+    return ("sahara" if isinstance(result, RefusalResult) else name), "analysis"
+
+
+def _used(entry: registry.Entry, plan: Mapping[str, Any], result: Any) -> dict[str, Any]:
+    """Settings that the run gave, and those that the result stores."""
+    given = dict(plan.get("settings") or {}).get(entry.name, {})
+    stored = dict(getattr(result, "settings", {}))
+    if (threshold := getattr(result, "threshold", None)) is not None:
+        stored["threshold"] = threshold
+    if isinstance(result, SteeringResult):
+        stored |= {name: getattr(edit, name) for edit in result.edits for name in entry.settings if hasattr(edit, name)}
+    if isinstance(result, RefusalResult):
+        stored |= {"size": plan["group_size"]} if "group_size" in plan else {}
+        stored |= {"ablation": list(result.groups)} if result.groups else {}
+    return {name: value for name, value in (given | stored).items() if name in entry.settings}
