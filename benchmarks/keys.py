@@ -106,6 +106,7 @@ def draw() -> None:
     """Draw the figures and print the tables of the curve in docs/keys.json."""
     found = Trials.load(DOCS / "keys.json")
     ratios = found.sizes(RANDOM)
+    n = len(ratios) * len(found.tested)
     lines = []
     for task in found.tasks:
         plots.save(plots.trials(found, "right", task), DOCS / f"keys-{task.replace(' ', '-')}.svg", width=900)
@@ -117,7 +118,7 @@ def draw() -> None:
             cells = []
             for ratio in ratios:
                 mean, low, high = found.mean(name, "right", size=ratio, task=task)
-                gain = found.gain(name, "right", over=RANDOM, size=ratio, task=task)
+                gain = found.gain(name, "right", over=RANDOM, size=ratio, task=task, n_comparisons=n)
                 sign = "+" if gain.low > 0 else "−" if gain.high < 0 else ""
                 lost = found.mean(name, "loss", size=ratio, task=task).mean
                 cells.append(f"{mean:.0%}{sign} [{low:.0%}, {high:.0%}], {lost:.2f}")

@@ -1,5 +1,6 @@
 """Pruning curves: a loss against the share of heads that are ablated, least important first, and in random orders."""
 
+import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -139,22 +140,21 @@ def pruning_curve(
 
     notes = (OWN_PROMPTS,) if scores is None or recompute else ()
     scores = importance(HeadSet(())) if scores is None else scores
-    order, pruned = _order(scores, seed), [HeadSet(())]
+    order, pruned = order_of(scores, seed), [HeadSet(())]
     for count in counts:
         if recompute and len(pruned[-1]):
             # ablated heads stay ablated, whatever their gradient would be now
-            rest = [head for head in _order(importance(pruned[-1]), seed) if head not in pruned[-1]]
+            rest = [head for head in order_of(importance(pruned[-1]), seed) if head not in pruned[-1]]
             order = [*pruned[-1], *rest]
         pruned.append(_first(order, count, layout, keep_per_layer))
     planned = [(scores.name, 0, size, heads) for size, heads in zip(fractions, pruned[1:], strict=True)]
     if depth:
-        by_depth = _order(scores.depth_profile(), seed)
+        by_depth = order_of(scores.depth_profile(), seed)
         planned += [
             (f"{scores.name}, depth", 0, size, _first(by_depth, count, layout, keep_per_layer))
             for size, count in zip(fractions, counts, strict=True)
         ]
-    for draw in range(n_random_sets):
-        shuffled = _shuffled(layout, seed + draw)
+    for draw, shuffled in enumerate(random_orders(layout, n_random_sets, seed)):
         planned += [
             (RANDOM, draw, size, _first(shuffled, count, layout, keep_per_layer))
             for size, count in zip(fractions, counts, strict=True)
@@ -200,17 +200,37 @@ def _counts(fractions: Sequence[float], layout: HeadLayout, keep: int) -> list[i
     return counts
 
 
-def _shuffled(layout: HeadLayout, seed: int) -> list[Head]:
-    heads = list(layout.all())
+def _shuffled(layout: HeadLayout, text: str) -> list[Head]:
+    heads, seed = list(layout.all()), int.from_bytes(hashlib.sha256(text.encode()).digest()[:6])
     return [heads[i] for i in torch.randperm(len(heads), generator=torch.Generator().manual_seed(seed)).tolist()]
 
 
-def _order(scores: HeadScores, seed: int) -> list[Head]:
-    """Every head, the lowest score first."""
+def random_orders(layout: HeadLayout, n: int, seed: int) -> list[list[Head]]:
+    """Random orders of all heads, the control of a pruning curve.
+
+    Args:
+        layout: The layout of the model.
+        n: Number of orders.
+        seed: Seed of the orders.
+    """
+    # other draws than the order of equal scores
+    return [_shuffled(layout, f"{seed}|{RANDOM}|{draw}") for draw in range(n)]
+
+
+def order_of(scores: HeadScores, seed: int) -> list[Head]:
+    """Every head, the lowest score first; heads of equal score are in a random order.
+
+    Args:
+        scores: A score of every head.
+        seed: Seed of the order of equal scores.
+
+    Raises:
+        UsageError: If a head has no score.
+    """
     if scores.values.isnan().any():
         raise UsageError(f"scores '{scores.name}' have heads without a score; give scores of every head.")
     # where many scores are 0, the order of heads would put the first layers first
-    return sorted(_shuffled(scores.layout, seed), key=lambda head: float(scores.values[head]))
+    return sorted(_shuffled(scores.layout, f"{seed}|{scores.name}"), key=lambda head: float(scores.values[head]))
 
 
 def _first(order: list[Head], count: int, layout: HeadLayout, keep: int) -> HeadSet:

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from interp.analyses.measures.needle_sweep import NeedleSweep
+from interp.analyses.views.needle_sweep import NeedleSweep
 from interp.plots.dispatch import figure
 from interp.plots.style import SCALE, layout
 
@@ -27,7 +27,7 @@ def needle_sweep(result: NeedleSweep) -> "Figure":
         Figure: A plotly figure.
 
     Examples:
-        >>> from interp.analyses.measures.needle_sweep import NeedleSweep
+        >>> from interp.analyses.views.needle_sweep import NeedleSweep
         >>> two = {"recall": (1.0, 0.0), "at_limit": (0.0, 0.0), "replies": ("yes", "no")}
         >>> found = NeedleSweep(lengths=(256, 512), depths=(0.5, 0.5), right=(1.0, 0.0), **two)
         >>> interp.plots.needle_sweep(found).data[0].z.tolist()

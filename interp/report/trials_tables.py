@@ -7,8 +7,9 @@ from typing import Any
 from interp.analyses.results.intervals import Estimate
 from interp.analyses.results.trial import BASELINE, Trial
 from interp.analyses.results.trial_rows import groups, sizes
+from interp.analyses.results.trial_tests import counted
 from interp.analyses.results.trials import Trials
-from interp.report.trials_words import counted, gain_text
+from interp.report.trials_words import gain_text
 from interp.report.words import cut
 
 N_REPLIES, MAX_PROMPTS = 4, 50
@@ -70,6 +71,7 @@ def pivot(result: Trials, measure: str) -> dict[str, Any]:
     cells = {(row["condition"], row["size"]): row for row in rows}
     columns = sorted({row["size"] for row in rows})
     share = result.size_name.startswith("share")
+    apart = result.findings(measure)
 
     def cell(condition: str, size: float) -> dict[str, Any] | None:
         row = cells.get((condition, size))
@@ -80,7 +82,7 @@ def pivot(result: Trials, measure: str) -> dict[str, Any]:
             "mean": number_text(result, measure, row["mean"]),
             "sets": f"beyond {row['n_beyond']} of {row['n_sets']}" if "n_sets" in row else "",
             "gain": "" if gain is None else gain_text(result, measure, gain, with_unit=False),
-            "apart": _is_apart(result, condition, measure, size, gain),
+            "apart": (condition, size) in apart,
         }
 
     return {
@@ -93,16 +95,6 @@ def pivot(result: Trials, measure: str) -> dict[str, Any]:
             for condition in dict.fromkeys(row["condition"] for row in rows)
         ],
     }
-
-
-def _is_apart(result: Trials, condition: str, measure: str, size: float, gain: Estimate | None) -> bool:
-    """Whether a condition differs from its control: by the test of head sets where there is one, else by prompts."""
-    if not counted(result, measure) or gain is None:
-        return False
-    if result.claim is None:
-        return gain.excludes_zero
-    test = result.set_test(condition, measure, size=size)
-    return test is not None and test.is_beyond
 
 
 def by_prompt(result: Trials) -> dict[str, Any] | None:

@@ -2,13 +2,15 @@
 
 import math
 import re
-from typing import Any, get_args
+from collections.abc import Sequence
+from typing import get_args
 
 from interp.analyses.results.intervals import Estimate
 from interp.analyses.results.reply_limit import sentence_of_trials
-from interp.analyses.results.set_test import ALPHA, MIN_COUNTED_PROMPTS, MIN_RANDOM_SETS, SetTest
+from interp.analyses.results.set_test import MIN_COUNTED_PROMPTS, MIN_RANDOM_SETS, SetTest
 from interp.analyses.results.shown_behaviour import n_items, sentences_of_counted
 from interp.analyses.results.trial import BASELINE, RANDOM, RANDOM_BY_LAYER, RANDOM_KEPT
+from interp.analyses.results.trial_tests import compared, counted
 from interp.analyses.results.trials import Trials
 from interp.hooks.edit.ablation import AblationKind
 from interp.plots import number
@@ -24,6 +26,7 @@ NULL = re.compile(
     r"Not distinguishable|No condition is|Nothing could be lost|There is no verdict|\d+ random head sets? allow"
 )
 """beginnings of sentences that state a null, or that there is no verdict"""
+NO_SETS = "There is no verdict, since random heads or the unmodified model were not measured."
 
 
 def trials_words(result: Trials) -> list[str]:
@@ -50,31 +53,31 @@ def _measured(result: Trials) -> list[str]:
     base = _mean(result, BASELINE, measure)
     if base is not None:
         found.append(f"Baseline {measure}: {_shown(result, measure, base)}.")
-        if base.mean == 0 and measure in result.shares:
+        if measure in result.shares and not any(map(any, _values(result, measure))):
             return [*found, "Nothing could be lost, so these numbers show nothing about the other conditions."]
     every = [name for name in result.tested if _mean(result, name, measure) is not None]
     tested = [name for name in every if controls_of(result, name, measure, max(result.sizes(name)))] or every
     alone = _without_sets(result, measure, [name for name in every if name not in tested])
-    sizes = {size for name in tested for size in result.sizes(name)}
-    sized = any(len(result.sizes(name)) > 1 for name in tested)
-    if sized and len(tested) > 1 and result.control in result.conditions:
-        return [*found, *_best_by_size(result, measure, tested, sorted(sizes)), *alone]
+    if len(tested) > 1 and result.control in result.conditions:
+        if all(len(result.sizes(name)) == 1 for name in tested):
+            found += [_condition(result, name, measure)[0] for name in tested]
+        return [*found, *_compared(result, measure), *_other_measures(result, tested), *alone]
     for name in tested:
         found += _condition(result, name, measure)
     return [*found, *_other_measures(result, tested), *alone]
 
 
 def _other_measures(result: Trials, tested: list[str]) -> list[str]:
-    """The tests on all measures but the first, of several conditions with separate random sets."""
+    """What differs on all measures but the first, of several conditions with separate random sets."""
+    if len(tested) < 2 or result.claim is None:
+        return []
     found = []
-    for measure in result.measures[1:] if len(tested) > 1 else ():
-        tests = {name: result.set_test(name, measure) for name in tested if len(result.sizes(name)) == 1}
-        if decided := {name: test for name, test in tests.items() if test is not None and test.decided}:
-            beyond = [f"{name} (p = {test.p_value:.2g})" for name, test in decided.items() if test.is_beyond]
-            verdict = f"beyond random heads are {joined(beyond)}" if beyond else "no set is beyond random heads"
-            found.append(f"{measure[:1].upper()}{measure[1:]}: {verdict}.")
-    n = len(tested) * len(result.measures)
-    return [*found, f"The p-values of these {n} tests are not corrected for their number."] if found else []
+    for measure in result.measures[1:]:
+        words = _tests(result, measure)
+        found += (
+            [f"{measure[:1].upper()}{measure[1:]}: {words[0][:1].lower()}{words[0][1:]}", *words[1:]] if words else []
+        )
+    return found
 
 
 def _without_sets(result: Trials, measure: str, names: list[str]) -> list[str]:
@@ -102,6 +105,10 @@ def controls_of(result: Trials, name: str, measure: str, size: float) -> list[st
         if trial.size == size and trial.matched in ("", name)
     }
     return [control for control in names if (control, True) in found and control != name]
+
+
+def _values(result: Trials, measure: str) -> list[tuple[float, ...]]:
+    return [trial.values[measure] for trial in result.trials if measure in trial.values]
 
 
 def few_words(result: Trials) -> str:
@@ -138,7 +145,7 @@ def _condition(result: Trials, name: str, measure: str) -> list[str]:
         return sentences
     if result.claim is not None:
         test = result.set_test(name, measure, size=size)
-        verdict = [] if test is None else set_words(result, measure, test, name)
+        verdict = [NO_SETS] if test is None else set_words(result, measure, test, name)
         return [*verdict, *sentences] if verdict and NULL.match(verdict[0]) else [*sentences, *verdict]
     for over in controls:
         gain = result.gain(name, measure, over=over, size=size)
@@ -170,7 +177,8 @@ def set_words(result: Trials, measure: str, test: SetTest, condition: str = "") 
         sets = "1 random head set allows" if test.n_sets == 1 else f"{test.n_sets} random head sets allow"
         return [f"{sets} no verdict; at least {MIN_RANDOM_SETS} are needed."]
     if not counted(result, measure):
-        return [f"There is no verdict about shares of fewer than {MIN_COUNTED_PROMPTS} prompts."]
+        few = f"shares of fewer than {MIN_COUNTED_PROMPTS} prompts" if measure in result.shares else "a single prompt"
+        return [f"There is no verdict about {few}."]
     p = f"p = {test.p_value:.2g}"
     reached = test.n_sets - test.n_beyond
     ended = ""
@@ -187,21 +195,11 @@ def set_words(result: Trials, measure: str, test: SetTest, condition: str = "") 
     deviations = "" if math.isnan(test.deviations) else f", {abs(test.deviations):.1f} standard deviations of the sets"
     difference = difference_text(result, measure, test.difference)
     drawn = DRAWN[RANDOM_KEPT if condition in result.claims else RANDOM_BY_LAYER]
+    drawn = drawn if RANDOM_BY_LAYER in result.conditions or condition in result.claims else ""
     return [
-        f"Beyond {test.n_beyond} of {test.n_sets} random sets {drawn} ({p}): {difference} compared with their "
-        f"mean{deviations}.{ended}"
+        f"Beyond {test.n_beyond} of {test.n_sets} random sets{drawn and ' ' + drawn} ({p}): {difference} compared with "
+        f"their mean{deviations}.{ended}"
     ]
-
-
-def counted(result: Trials, measure: str) -> bool:
-    """Whether a measure has enough prompts for a verdict: a share needs 10, others need 2.
-
-    Args:
-        result: The trials.
-        measure: One of its measures.
-    """
-    least = min(len(trial.values[measure]) for trial in result.trials if measure in trial.values)
-    return least >= (MIN_COUNTED_PROMPTS if measure in result.shares else 2)
 
 
 def difference_text(result: Trials, measure: str, value: float) -> str:
@@ -217,65 +215,64 @@ def difference_text(result: Trials, measure: str, value: float) -> str:
     return f"{value:+.3f}{_unit(result, measure)}"
 
 
-def _best_by_size(result: Trials, measure: str, tested: list[str], sizes: list[float]) -> list[str]:
-    """The tested condition that is furthest above the control at each size, and those below it."""
+def _compared(result: Trials, measure: str) -> list[str]:
+    """The conditions and sizes that differ from their control, corrected for the number of comparisons."""
     if result.claim is not None:
-        return _tests_by_size(result, measure, tested, sizes)
-    rows = [row for row in result.rows(measure) if "gain" in row]
-    if not rows or not counted(result, measure):
+        return _tests(result, measure)
+    places = compared(result, measure)
+    if not places or not counted(result, measure):
         return []
+    found = result.findings(measure)
+    if not found:
+        return [f"No condition is distinguishable from {result.control} ({len(places)} comparisons)."]
+    gains = {place: result.gain(place[0], measure, size=place[1], n_comparisons=len(places)) for place in found}
     best = []
-    for size in sizes:
-        above = [row for row in rows if row["size"] == size and row["gain_low"] > 0]
+    for size in sorted({size for _, size in places}):
+        above = {name: gain for (name, at), gain in gains.items() if at == size and gain.low > 0}
         if not above:
-            best.append(f"at {_size(result, size)} none, as no 95\u00a0% interval is above 0")
+            best.append(f"at {_size(result, size)} none, as no interval is above 0")
             continue
-        first = max(above, key=lambda row: row["gain"])
-        best.append(f"at {_size(result, size)} {first['condition']}, {_row_gain(result, measure, first)}")
-    found = [f"Furthest above {result.control}: {'; '.join(best)}."]
-    below = {
-        name: [row["size"] for row in rows if row["condition"] == name and row["gain_high"] < 0] for name in tested
-    }
-    worse = [f"{name} at {joined([_size(result, size) for size in at])}" for name, at in below.items() if at]
-    if worse:
-        found.append(f"Below {result.control}: {'; '.join(worse)}.")
-    chance = round(0.05 * len(rows)) or 1
-    verb = "excludes" if chance == 1 else "exclude"
-    return [*found, f"Of {len(rows)} such 95\u00a0% intervals, about {chance} {verb} 0 by chance."]
+        first = max(above, key=lambda name: above[name].mean)
+        best.append(f"at {_size(result, size)} {first}, {gain_text(result, measure, above[first])}")
+    words = [f"Furthest above {result.control}: {'; '.join(best)}."]
+    if below := [place for place, gain in gains.items() if gain.high < 0]:
+        words.append(f"Below {result.control}: {_named_sizes(result, below)}.")
+    together = f"for all {len(places)} comparisons with 95\u00a0% (Bonferroni's correction)"
+    return [*words, f"The intervals hold together {together}."]
 
 
-def _tests_by_size(result: Trials, measure: str, tested: list[str], sizes: list[float]) -> list[str]:
-    """The tests of all conditions and sizes, with Holm's correction for their number."""
+def _tests(result: Trials, measure: str) -> list[str]:
+    """The tests of all conditions and sizes against random head sets."""
     tests = {
-        (name, size): test
-        for name in tested
-        for size in sizes
-        if size in result.sizes(name) and (test := result.set_test(name, measure, size=size)) is not None
+        place: test
+        for place in compared(result, measure)
+        if (test := result.set_test(place[0], measure, size=place[1])) is not None
     }
-    decided = {key: test for key, test in tests.items() if test.decided}
+    decided = {place: test for place, test in tests.items() if test.decided}
     if not decided or not counted(result, measure):
         return set_words(result, measure, next(iter(tests.values()))) if tests else []
-    beyond, n = [], len(decided)
-    for place, (key, test) in enumerate(sorted(decided.items(), key=lambda item: item[1].p_value)):
-        if test.p_value * (n - place) > ALPHA:
-            break
-        beyond.append(key)
-    single = [key for key, test in decided.items() if test.is_beyond and key not in beyond]
-    corrected = f"after Holm's correction for {n} tests"
-    random = "matched random heads" if result.claims else "random heads of the same layers"
+    beyond, n = result.findings(measure), len(decided)
+    single = [place for place, test in decided.items() if test.is_beyond and place not in beyond]
+    corrected = f"after Benjamini and Hochberg's correction for {n} tests"
     if not beyond and not single:
-        return [f"No condition is distinguishable from {random} ({n} tests)."]
+        return [f"No condition is distinguishable from {_control_sets(result)} ({n} tests)."]
     found = []
     if beyond:
-        found.append(f"Beyond {random} {corrected}: {_named_sizes(result, beyond)}.")
+        found.append(f"Beyond {_control_sets(result)} {corrected}: {_named_sizes(result, beyond)}.")
     else:
-        found.append(f"No condition is distinguishable from {random} {corrected}.")
+        found.append(f"No condition is distinguishable from {_control_sets(result)} {corrected}.")
     if single:
         found.append(f"Beyond them before the correction only: {_named_sizes(result, single)}.")
     return found
 
 
-def _named_sizes(result: Trials, keys: list[tuple[str, float]]) -> str:
+def _control_sets(result: Trials) -> str:
+    if result.claims:
+        return "matched random heads"
+    return "random heads of the same layers" if RANDOM_BY_LAYER in result.conditions else "random heads"
+
+
+def _named_sizes(result: Trials, keys: Sequence[tuple[str, float]]) -> str:
     names = dict.fromkeys(name for name, _ in keys)
     return "; ".join(
         f"{name} at {joined([_size(result, size) for other, size in sorted(keys) if other == name])}" for name in names
@@ -299,10 +296,6 @@ def gain_text(result: Trials, measure: str, gain: Estimate, with_unit: bool = Tr
     unit = _unit(result, measure) if with_unit else ""
     interval = "" if math.isnan(gain.low) else f" [{gain.low:+.3f}, {gain.high:+.3f}]"
     return f"{gain.mean:+.3f}{unit}{interval}"
-
-
-def _row_gain(result: Trials, measure: str, row: dict[str, Any]) -> str:
-    return gain_text(result, measure, Estimate(row["gain"], row["gain_low"], row["gain_high"]))
 
 
 def _excludes(gain: Estimate) -> str:

@@ -220,6 +220,10 @@ def test_bad_input(tiny_model):
 def test_unimportant_heads_of_the_demo_model_can_go(demo):
     model, tokenizer = demo
     scores = identify.gradient_importance(model, tasks.repeated(tokenizer, n=50, batch=8, seed=0))
-    curve = pruning_curve(model, tasks.repeated(tokenizer, n=50, batch=8, seed=1), scores, fractions=(0.0, 0.1))
+    others = tasks.repeated(tokenizer, n=50, batch=8, seed=1)
+    curve = pruning_curve(model, others, scores, fractions=(0.0, 0.1), n_random_sets=39)
     assert curve.mean(curve.name, size=0.1).mean < curve.mean(curve.name, size=0.0).mean + 0.4, curve
-    assert random_minus_scores(curve, 0.1).mean > 1.5, curve
+    assert random_minus_scores(curve, 0.1).low > 1.5, curve
+    test = curve.set_test(curve.name, size=0.1)
+    assert test is not None
+    assert test.is_beyond, curve

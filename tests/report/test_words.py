@@ -81,27 +81,38 @@ def test_several_rankings_are_corrected_for_their_number():
     sized = [replace(trial, size=size) for trial in second for size in (1, 3, 5)]
     sets = [replace(trial, matched="sinks") for trial in one.trials if trial.condition == "random by layer"]
     both = replace(one, trials=(*one.trials, *sized, *sets))
-    # six tests of 99 sets: 0.01 is the smallest p, and 6 x 0.01 is above 0.05
-    assert plain(trials_words(both))[:2] == [
-        "No condition is distinguishable from random heads of the same layers after Holm's correction for 6 tests.",
-        "Beyond them before the correction only: induction at 1 heads, 3 heads and 5 heads.",
+    corrected = "after Benjamini and Hochberg's correction for {} tests"
+    # three of six tests of 99 sets have the smallest p, 0.01, and 6 x 0.01 / 3 is below 0.05
+    assert plain(trials_words(both))[1:] == [
+        f"Beyond random heads of the same layers {corrected.format(6)}: induction at 1 heads, 3 heads and 5 heads.",
     ]
-    fewer = replace(both, trials=tuple(trial for trial in both.trials if trial.size in (0, 5)))
-    assert len(trials_words(fewer)) > 1
+    assert [cell and cell["apart"] for cell in dict(pivot(both, "loss")["rows"])["induction"]] == [None, *[True] * 3]
+    # of 39 sets the smallest p is 0.025, and one of three tests has it
+    few = tuple(
+        trial for trial in both.trials
+        if trial.draw < 39 and (trial.size == 5 or not trial.size or (trial.condition, trial.size) == ("sinks", 1)
+                                or (trial.matched, trial.size) == ("sinks", 1))
+    )  # fmt: skip
+    found = replace(both, trials=few, n_random_sets=39)
+    assert plain(trials_words(found))[:2] == [
+        f"No condition is distinguishable from random heads of the same layers {corrected.format(3)}.",
+        "Beyond them before the correction only: induction at 5 heads.",
+    ]
+    assert not any(cell and cell["apart"] for _, row in pivot(found, "loss")["rows"] for cell in row)
 
 
 def test_selectors_in_words_and_numbers():
-    assert plain(trials_words(kept_keys())) == [
+    assert plain(trials_words(kept_keys(16))) == [
         "Baseline right: 81%.",
-        "Furthest above random: at 10% none, as no 95 % interval is above 0; at 40% HeadKV-R, +50 points [+10, +63].",
-        "Of 4 such 95 % intervals, about 1 excludes 0 by chance.",
+        "Furthest above random: at 10% none, as no interval is above 0; at 40% HeadKV-R, +50 points [+9, +64].",
+        "The intervals hold together for all 4 comparisons with 95 % (Bonferroni's correction).",
     ]
     assert few_words(kept_keys(3)) == "With only 3 prompts of a task the interval is approximate; repeat with more."
-    found = pivot(kept_keys(), "right")
+    found = pivot(kept_keys(16), "right")
     assert found["sizes"] == ["10%", "40%", "100%"]
     rows = {name: [cell and (cell["mean"], cell["gain"], cell["apart"]) for cell in cells]
             for name, cells in found["rows"]}  # fmt: skip
-    assert rows["HeadKV-R"] == [("19%", "0 points [-20, +20]", False), ("81%", "+50 points [+10, +63]", True), None]
+    assert rows["HeadKV-R"] == [("19%", "0 points [-15, +15]", False), ("81%", "+50 points [+19, +60]", True), None]
     assert rows["baseline"] == [None, None, ("81%", "", False)]
     assert pivot(curve(), "loss")["sizes"] == ["0", "1", "3", "5"]
 
@@ -168,7 +179,7 @@ def test_a_long_text_keeps_the_mark_and_the_strongest_tokens_and_counts_the_othe
 
 
 def test_text_from_outside_is_unchanged_in_words():
-    assert SAFE_HOSTILE in " ".join(trials_words(kept_keys(better=SAFE_HOSTILE)))
+    assert SAFE_HOSTILE in " ".join(trials_words(kept_keys(16, better=SAFE_HOSTILE)))
 
 
 def test_the_provenance_names_the_analysis_of_each_control():
@@ -223,21 +234,20 @@ def test_heads_that_are_kept_and_conditions_without_random_sets_in_words():
         claims={"made kept": "smaller effect"},
     )  # fmt: skip
     words = plain(trials_words(made))
-    assert words[1:3] == [
-        "Loss with 2 heads ablated: made 5.00, random heads matched by layer 1.52 (mean of 39 draws).",
-        "Beyond 39 of 39 random sets matched by layer (p = 0.025): +3.481 compared with their mean, 305.3 standard "
-        "deviations of the sets.",
+    assert words[1] == "Loss with 2 heads ablated: made 5.00, random heads matched by layer 1.52 (mean of 39 draws)."
+    assert words[2].startswith("Loss with 2 heads kept and the others of their role ablated: made kept 1.20, random")
+    assert words[3:] == [
+        "Beyond matched random heads after Benjamini and Hochberg's correction for 2 tests: made at 2 heads; "
+        "made kept at 2 heads.",
+        "Without random sets: made, mean 4.00.",
     ]
-    assert words[3].startswith("Loss with 2 heads kept and the others of their role ablated: made kept 1.20, random")
-    assert words[4].startswith("Beyond 39 of 39 random sets of the same role kept in their place (p = 0.025): -3.319")
-    assert words[5:] == ["Without random sets: made, mean 4.00."]
     by_name = {row["condition"]: row["sets"] for row in table(made)}
     assert by_name["made"] == by_name["made kept"] == "beyond 39 of 39, p = 0.025"
     assert by_name["made, mean"] == by_name["baseline"] == ""
     # heads that are kept and do no better than random ones
     null = replace(made, trials=tuple(replace(t, values={"loss": (4.6, 4.6)}) if t.condition == "made kept" else t
                                       for t in trials))  # fmt: skip
-    assert any("random sets have as small an effect" in each for each in trials_words(null))
+    assert not any("made kept at 2 heads" in each for each in trials_words(null))
 
 
 def test_several_sets_and_measures_in_words():
@@ -250,8 +260,8 @@ def test_several_sets_and_measures_in_words():
     )
     made = Trials("made", trials, "zero", control="random by layer", claim="larger effect", n_random_sets=39)
     words = plain(trials_words(made))
-    assert "Loss: beyond random heads are only b (p = 0.025)." in words
-    assert words[-1] == "The p-values of these 4 tests are not corrected for their number."
+    corrected = "eyond random heads of the same layers after Benjamini and Hochberg's correction for 2 tests"
+    assert words[-2:] == [f"B{corrected}: only a at 2 heads.", f"Loss: b{corrected}: only b at 2 heads."]
     rows = [(row["condition"], row["measure"], row["sets"]) for row in table(made)]
     assert ("only b", "loss", "beyond 39 of 39, p = 0.025") in rows
     assert ("random by layer, for only b (39 sets)", "loss", "") in rows

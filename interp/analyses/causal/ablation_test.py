@@ -71,9 +71,9 @@ def ablation_test(
     `accuracy[p] = judge(reply of prompt p, prompt p)`, for greedy replies. The heads are ablated while the prompt is
     read and while the reply is generated.
 
-    Random head sets are the control: `n_random_sets` with as many heads in each layer as the tested set, and up to 3
-    that are drawn from all layers. `Trials.set_test` compares the tested set with the sets matched by layer. By default
-    the draws end early where the verdict is certain.
+    Random head sets are the control: `n_random_sets` with as many heads in each layer as the tested set, drawn from all
+    heads of the layer, and up to 3 of other heads of any layer. `Trials.set_test` compares the tested set with the sets
+    matched by layer. By default the draws end early where the verdict is certain.
 
     Use prompts that the scores were not made from.
 
@@ -122,8 +122,8 @@ def ablation_test(
         Wu et al. 2404.15574, section 3 (masking against random heads).
 
     Differs:
-        Random heads never include the top ones, nor heads above the threshold of the scores. Random heads matched by
-        layer are added, and further conditions. The ablation is named.
+        Random heads never include heads above the threshold of the scores that are not tested. Random heads matched by
+        layer are added, which may share heads with the tested set, and further conditions. The ablation is named.
 
     Limits:
         Where the prompts of the test are the reference, "resample" gives a prompt its own values in one of p cases.

@@ -45,8 +45,9 @@ def causal_curve(
     """Take every measure with the first heads of each ranking ablated, for several numbers of heads.
 
     Random heads are the control. Every ranking has its own for each size: `n_random_sets` sets with as many heads in
-    each layer, and up to 3 drawn from all layers. None has heads of the tested set or heads above the threshold of the
-    ranking. By default the draws end early where the verdict on the first measure is certain, see `Trials.set_test`.
+    each layer, drawn from all heads of the layer, and up to 3 of other heads of any layer. None has other heads above
+    the threshold of the ranking than the tested ones. By default the draws end early where the verdict on the first
+    measure is certain, see `Trials.set_test`; `Trials.findings` corrects for several rankings and sizes.
 
     A ranking by depth alone is the baseline: the first heads of the table's depth profile, in which every head scores
     the mean of its layer. Further ablations, the ablation of all other heads of the role ("kept") and the loss on

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,6 +11,8 @@ from interp.analyses.results.statistics import weighted_means
 
 N_RESAMPLES = 1000
 """bootstrap resamples of an interval"""
+MAX_RESAMPLES = 10_000
+"""bootstrap resamples at most, of intervals that hold together"""
 MIN_BOOTSTRAP_PROMPTS = 20
 """number of prompts from which on intervals are bootstrapped"""
 Rows = Sequence[Sequence[float | bool]]
@@ -38,6 +40,21 @@ class Bounds(NamedTuple):
 
 
 SHARE, SHARE_DIFFERENCE = Bounds(0.0, 1.0), Bounds(-1.0, 1.0)
+
+
+def together(n: int, level: float = 0.95) -> dict[str, Any]:
+    """The level and the resamples of n intervals that all hold together, by Bonferroni's correction.
+
+    Args:
+        n: Number of intervals.
+        level: Coverage of all of them together.
+
+    Returns:
+        Arguments `level` and `n_resamples` of the functions of this module.
+    """
+    each = 1 - (1 - level) / n
+    # the percentiles of a higher level are among fewer resamples
+    return {"level": each, "n_resamples": min(N_RESAMPLES * n, MAX_RESAMPLES)}
 
 
 def bounds_of(values: Tensor) -> Bounds | None:
@@ -235,6 +252,9 @@ def pooled_mean(
 ) -> Estimate:
     """Mean of the rows' means and its interval, each row resampled within itself.
 
+    Where a row has fewer than 20 numbers, the interval is Student's t with the degrees of freedom of Welch and
+    Satterthwaite.
+
     Args:
         rows: One row for each task, whose prompts are its numbers; every task has the same weight.
         level: Coverage of the interval.
@@ -252,9 +272,21 @@ def pooled_mean(
     if min(map(len, values)) < 2 or all(bool(_equal(row.min(), row.max())) for row in values):
         ends = [mean_interval(row, level, n_resamples, seed, bounds)[1:] for row in values]
         return Estimate(mean, *(sum(side) / len(side) for side in zip(*ends, strict=True)))
+    if min(map(len, values)) < MIN_BOOTSTRAP_PROMPTS:
+        half = _pooled_half(values, level)
+        return _clipped(Estimate(mean, mean - half, mean + half), bounds)
     generator = torch.Generator().manual_seed(seed)
     means = torch.stack([_resample_weights(len(row), n_resamples, generator) @ row for row in values])
     return _clipped(Estimate(mean, *_ends(means.mean(0), _widened(level, min(map(len, values))))), bounds)
+
+
+def _pooled_half(rows: Sequence[Tensor], level: float) -> float:
+    """Half of the width of Student's t interval of the mean of several means."""
+    from scipy.stats import t
+
+    errors = torch.stack([row.var() / len(row) for row in rows])
+    freedom = errors.sum() ** 2 / sum(error**2 / (len(row) - 1) for error, row in zip(errors, rows, strict=True))
+    return float(t.ppf((1 + level) / 2, float(freedom)) * errors.sum().sqrt() / len(rows))
 
 
 def column_intervals(

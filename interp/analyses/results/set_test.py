@@ -1,10 +1,13 @@
 """The test of a head set against random head sets: its unit is the set, since the set was drawn at random."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
+import torch
+
+from interp.analyses.results.table_statistics import benjamini_hochberg
 from interp.errors import UsageError
 
 N_RANDOM_SETS = 99
@@ -18,6 +21,7 @@ ALPHA = 0.05
 Claim = Literal["larger effect", "smaller effect", "higher"]
 """how the tested set is claimed to differ from random sets: in the size of its effect, or by its value"""
 CLAIMS: tuple[Claim, ...] = ("larger effect", "smaller effect", "higher")
+Key = TypeVar("Key", bound=Hashable)
 
 
 @dataclass(frozen=True)
@@ -156,3 +160,31 @@ def extremeness(value: float, baseline: float, claim: Claim) -> float:
     if claim == "higher":
         return value
     return abs(value - baseline) if claim == "larger effect" else -abs(value - baseline)
+
+
+def beyond_together(tests: Mapping[Key, SetTest]) -> tuple[Key, ...]:
+    """The tested sets that are beyond random sets after a correction for the number of tests.
+
+    The correction is that of Benjamini and Hochberg: of the sets that are returned, at most 5 % on average are not
+    beyond random sets, and without any effect a set is returned in at most 5 % of the cases.
+
+    Args:
+        tests: Tests of one table, by any key; tests without a verdict are left out.
+
+    Returns:
+        Keys of the sets, in the given order.
+
+    Limits:
+        The smallest p-value of n random sets is `1 / (1 + n)`. With few sets and many tests, several tested sets have
+        to be beyond all random sets before one is returned.
+
+    Examples:
+        >>> from interp.analyses.results.set_test import beyond_together, set_test
+        >>> far, near = set_test(9.0, [1.0] * 99, baseline=0.0), set_test(0.5, [1.0] * 99, baseline=0.0)
+        >>> beyond_together({"far": far, "near": near})
+        ('far',)
+    """
+    decided = {key: test.p_value for key, test in tests.items() if test.decided}
+    adjusted = benjamini_hochberg(torch.tensor(list(decided.values()), dtype=torch.float64)).tolist()
+    # a product that is 0.05 but for rounding counts
+    return tuple(key for key, p in zip(decided, adjusted, strict=True) if p <= ALPHA + 1e-12)

@@ -45,6 +45,28 @@ def sizes(result: Any, group: Group) -> tuple[float, ...]:
     return tuple(dict.fromkeys(trial.size for trial in chosen))
 
 
+def frame(result: Any) -> Any:
+    """See `Trials.to_frame`.
+
+    Args:
+        result: The trials.
+    """
+    import pandas as pd
+
+    return pd.DataFrame(
+        [
+            {
+                "condition": trial.condition, "task": trial.task, "size": trial.size, "draw": trial.draw,
+                "heads": str(trial.heads) if len(trial.heads) else "", "measure": measure, "prompt": prompt,
+                "value": value,
+            }
+            for trial in result.trials
+            for measure, values in trial.values.items()
+            for prompt, value in enumerate(values)
+        ]
+    )  # fmt: skip
+
+
 def rows(result: Any, measures: Sequence[str], task: str | None = None) -> list[dict[str, Any]]:
     """One row for each group, size and measure, see `Trials.rows`.
 

@@ -1,9 +1,10 @@
-"""The test of a tested condition of trials against the random head sets that were drawn for it."""
+"""Tests of the conditions of trials against the random head sets that were drawn for them, and what differs."""
 
 from typing import Any
 
-from interp.analyses.results.set_test import SetTest, is_settled, set_test
+from interp.analyses.results.set_test import MIN_COUNTED_PROMPTS, SetTest, beyond_together, is_settled, set_test
 from interp.analyses.results.trial import BASELINE, RANDOM, RANDOM_BY_LAYER, RANDOM_KEPT, Trial, by_task
+from interp.analyses.results.trial_rows import has_control
 
 
 def tested_set(result: Any, condition: str, measure: str, size: float | None, over: str | None) -> SetTest | None:
@@ -43,6 +44,60 @@ def mean_of(trials: Any, measure: str) -> float:
     """
     rows = by_task(trials, [trial.values[measure] for trial in trials])
     return sum(sum(row) / len(row) for row in rows) / len(rows)
+
+
+def findings(result: Any, measure: str) -> tuple[tuple[str, float], ...]:
+    """Conditions and sizes that differ from their control, see `Trials.findings`.
+
+    Args:
+        result: The trials.
+        measure: One of their measures.
+    """
+    if not counted(result, measure):
+        return ()
+    places = compared(result, measure)
+    if result.claim is not None:
+        tests = {place: result.set_test(place[0], measure, size=place[1]) for place in places}
+        return beyond_together({place: test for place, test in tests.items() if test is not None})
+    clear = [place for place in places if result.gain(place[0], measure, size=place[1]).excludes_zero]
+    n = len(places)
+    return tuple(
+        place for place in clear if result.gain(place[0], measure, size=place[1], n_comparisons=n).excludes_zero
+    )
+
+
+def compared(result: Any, measure: str) -> tuple[tuple[str, float], ...]:
+    """Tested conditions and sizes that have a control, without those that change nothing.
+
+    Args:
+        result: The trials.
+        measure: One of their measures.
+    """
+
+    def has(condition: str, size: float) -> bool:
+        if result.claim is None:
+            return has_control(result, condition, size, measure)
+        return result.set_test(condition, measure, size=size) is not None
+
+    return tuple(
+        (condition, size)
+        for condition in result.tested
+        for size in result.sizes(condition)
+        if size
+        and all(measure in trial.values and measure not in trial.intervals for trial in result.select(condition, size))
+        and has(condition, size)
+    )
+
+
+def counted(result: Any, measure: str) -> bool:
+    """Whether a measure has enough prompts for a verdict: a share needs 10, others need 2.
+
+    Args:
+        result: The trials.
+        measure: One of its measures.
+    """
+    least = min(len(trial.values[measure]) for trial in result.trials if measure in trial.values)
+    return least >= (MIN_COUNTED_PROMPTS if measure in result.shares else 2)
 
 
 def _sets(result: Any, condition: str, size: float, over: str | None) -> list[list[Trial]]:

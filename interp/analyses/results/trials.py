@@ -15,8 +15,8 @@ from interp.analyses.results.result import Result
 from interp.analyses.results.set_test import Claim, SetTest
 from interp.analyses.results.shown_behaviour import n_items, sentences_of_counted
 from interp.analyses.results.trial import BASELINE, DRAWN, RANDOM, Trial, by_task
-from interp.analyses.results.trial_rows import rows
-from interp.analyses.results.trial_tests import tested_set
+from interp.analyses.results.trial_rows import frame, rows
+from interp.analyses.results.trial_tests import findings, tested_set
 from interp.errors import UsageError
 from interp.hooks.model.provenance import Provenance
 
@@ -212,6 +212,7 @@ class Trials(Result):
         over: str | None = None,
         size: float | None = None,
         task: str | None = None,
+        n_comparisons: int = 1,
     ) -> Estimate:
         """Mean over prompts of a measure under one condition minus another, each prompt with itself, and its interval.
 
@@ -224,6 +225,7 @@ class Trials(Result):
                 which is compared with every size.
             size: As in `select`; of `over` where the condition is the baseline.
             task: As in `select`.
+            n_comparisons: Number of comparisons whose intervals hold together with 95 %, by Bonferroni's correction.
 
         Returns:
             Estimate: mean, low, high of the difference.
@@ -251,10 +253,11 @@ class Trials(Result):
                 f"{condition!r} and {over!r} were not measured on the same prompts; compare conditions that share them."
             )
         bounds = SHARE_DIFFERENCE if self._is_share(measure) else None
+        how: Any = {"seed": self.seed, "bounds": bounds, **intervals.together(n_comparisons)}
         if one[0].task:
             differences = [[a - b for a, b in zip(*pair, strict=True)] for pair in zip(*sides, strict=True)]
-            return intervals.pooled_mean(differences, seed=self.seed, bounds=bounds)
-        return intervals.paired_difference(rows, others, seed=self.seed, bounds=bounds)
+            return intervals.pooled_mean(differences, **how)
+        return intervals.paired_difference(rows, others, **how)
 
     def set_test(
         self, condition: str, measure: str | None = None, *, size: float | None = None, over: str | None = None
@@ -307,22 +310,23 @@ class Trials(Result):
         measures = self.measures if measure is None else (self._measure(measure),)
         return rows(self, measures, task)
 
+    def findings(self, measure: str | None = None) -> tuple[tuple[str, float], ...]:
+        """The tested conditions and sizes that differ from their control, corrected for the number of comparisons.
+
+        Where there are random head sets, these are the ones that are beyond them, see `beyond_together`. Otherwise the
+        interval of the gain over the control excludes 0 when it holds for all comparisons together.
+
+        Args:
+            measure: One of `measures`, by default the first.
+
+        Returns:
+            Pairs of condition and size; none for a share that is measured on fewer than 10 prompts.
+        """
+        return findings(self, self._measure(measure))
+
     def to_frame(self) -> Any:
         """The long table as a pandas DataFrame: condition, task, size, draw, heads, measure, prompt, value."""
-        import pandas as pd
-
-        return pd.DataFrame(
-            [
-                {
-                    "condition": trial.condition, "task": trial.task, "size": trial.size, "draw": trial.draw,
-                    "heads": str(trial.heads) if len(trial.heads) else "", "measure": measure, "prompt": prompt,
-                    "value": value,
-                }
-                for trial in self.trials
-                for measure, values in trial.values.items()
-                for prompt, value in enumerate(values)
-            ]
-        )  # fmt: skip
+        return frame(self)
 
     def summary(self, top: int = 10) -> str:
         """One line for each condition, size and measure: mean [95 % interval]; then the replies cut by a limit."""

@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from torch import nn
 
@@ -16,7 +16,7 @@ from interp.analyses.steer.describe import describe
 from interp.errors import HeadError, UsageError
 from interp.hooks.edit.edit import Edit, Edits, steering
 from interp.hooks.generate import Reply, generate
-from interp.hooks.model.heads import HeadLayout, HeadSet
+from interp.hooks.model.heads import HeadLayout, HeadSet, permute_in_layers
 from interp.hooks.model.provenance import Provenance
 from interp.hooks.prompts.prompts import Prompt, Prompts
 
@@ -42,8 +42,9 @@ def steering_conditions(
 ) -> tuple[SteeringCondition, ...]:
     """The conditions of `steer_check`: unmodified, steered, and each part of the edit in as many random heads.
 
-    Random heads are drawn from the heads that no part of the edit names: from all layers, and with as many from each
-    layer. There are none where too few heads are left, or where an edit holds vectors for its own heads (Offset).
+    Random heads are drawn in two ways. "random" takes heads that no part of the edit names, from all layers. "random by
+    layer" permutes all heads within each layer, so these sets may share heads with the edit, and `Trials.set_test` is
+    exact. There are none where too few heads are left, or where an edit holds vectors for its own heads (Offset).
 
     Args:
         edit: The edit, or several added up.
@@ -71,11 +72,15 @@ def steering_conditions(
     ]
     if not all(part.transferable for part in parts) or not len(united):
         return tuple(made)
-    ways: tuple[tuple[str, Literal["free", "layer"]], ...] = ((RANDOM, "free"), (RANDOM_BY_LAYER, "layer"))
-    for name, match in ways:
+    for name in (RANDOM, RANDOM_BY_LAYER):
         for i in range(n_random_sets):
             try:
-                drawn = [heads.random_like(layout, seed + i, match, exclude=united - heads) for heads in own]
+                # other heads, which describe the model; and a permutation of all heads, which is a test
+                drawn = (
+                    [heads.random_like(layout, seed + i, exclude=united - heads) for heads in own]
+                    if name == RANDOM
+                    else permute_in_layers(own, layout, seed + i)
+                )
             except HeadError:
                 return tuple(made)
             moved = Edits(tuple(replace(p, heads=str(heads)) for p, heads in zip(parts, drawn, strict=True)))
@@ -101,8 +106,8 @@ def steer_check(
     """Accuracy of greedy replies: unmodified, steered, and with the same edit in as many random heads.
 
     `accuracy[condition] = mean over prompts of judge(reply, prompt)`. Intervals are over prompts, and over prompts and
-    draws for the random conditions ("random": of all other heads, "random by layer": as many from each layer), which
-    are missing where too few other heads are left. `Trials.gain` compares conditions prompt by prompt.
+    draws for the random conditions, see `steering_conditions`, which are missing where too few other heads are left.
+    `Trials.gain` compares conditions prompt by prompt.
 
     Use prompts on which neither the heads nor the settings were chosen, such as the test split of a task.
 

@@ -1,6 +1,6 @@
 """Sets of attention heads with set algebra, and the head layout of a model."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -324,6 +324,43 @@ class HeadSet:
         if len(self) <= _MAX_SHOWN:
             return f"HeadSet({self})"
         return f"HeadSet({self.heads[0]}, {self.heads[1]}, ..., {self.heads[-1]}; {len(self)} heads)"
+
+
+def permute_in_layers(
+    sets: Sequence[HeadSet], layout: HeadLayout, seed: int, fixed: HeadSet | None = None
+) -> list[HeadSet]:
+    """Map head sets by one random permutation of the heads within each layer.
+
+    A permuted set has as many heads of each layer as the given one and may share heads with it. If the heads of a layer
+    are alike, the given set is a random one among its permutations, which makes a comparison with them exact.
+
+    Args:
+        sets: Head sets; all are mapped by the same permutation.
+        layout: The layout of the model.
+        seed: Seed of the permutation.
+        fixed: Heads that stay where they are.
+
+    Returns:
+        The permuted sets.
+
+    Raises:
+        HeadError: If a set has a head that the model does not have.
+
+    Examples:
+        >>> from interp.hooks.model.heads import permute_in_layers
+        >>> layout = interp.HeadLayout(layers=2, heads=4, kv_heads=2)
+        >>> (drawn,) = permute_in_layers([interp.HeadSet.parse("L0H1, L1H3")], layout, seed=0)
+        >>> [head.layer for head in drawn]
+        [0, 1]
+    """
+    draw, moved = torch.Generator().manual_seed(seed), {}
+    for heads in sets:
+        layout.check(heads)
+    stay = set(fixed or ())
+    for layer in sorted({head.layer for heads in sets for head in heads}):
+        pool = [head for head in (Head(layer, i) for i in range(layout.heads)) if head not in stay]
+        moved |= dict(zip(pool, _sample(pool, len(pool), draw), strict=True))
+    return [HeadSet(tuple(moved.get(head, head) for head in heads)) for heads in sets]
 
 
 def _kv_heads(text: Any, heads: int) -> int:

@@ -64,9 +64,8 @@ def _of_curve(kind: str, found: Trials) -> list[str]:
     intact = [place for place in places if mean(place, "easy right") >= MIN_ANSWERED * easy]
     halved = [place for place in places if mean(place, "refused") <= refused / 2]
     words = []
-    tests = {place: found.set_test(place[0], "refused", size=place[1]) for place in intact}
     lower = [place for place in intact if mean(place, "refused") < refused]
-    beyond = [place for place in lower if (test := tests[place]) is not None and test.is_beyond]
+    beyond = [place for place in found.findings("refused") if place in lower]
     if not lower:
         words.append(
             f"No set of heads lowers refusals under {kind} ablation while the model still answers easy questions."
@@ -81,9 +80,9 @@ def _of_curve(kind: str, found: Trials) -> list[str]:
         words.append(
             f"Under {kind} ablation, the first {size:g} heads by {ranking} lower the refusal rate of other requests to "
             f"{_share(found, ranking, size)}, and easy questions are still answered. It is the lowest of {len(beyond)} "
-            "sets that are beyond random heads, so it is slightly too low."
+            f"sets that are beyond random heads after a correction for {len(places)} tests, so it is slightly too low."
         )
-        test = tests[ranking, size]
+        test = found.set_test(ranking, "refused", size=size)
         words += [] if test is None else set_words(found, "refused", test)
     if not halved:
         words.append(f"No set of heads halves the refusals under {kind} ablation.")

@@ -10,7 +10,7 @@ from detectors import prompts
 
 from interp.analyses import identify, tasks
 from interp.analyses.causal.ablation_test import ablation_test
-from interp.analyses.causal.random_sets import FROM_OTHER_LAYERS, RandomSets, excluded
+from interp.analyses.causal.random_sets import FROM_OTHER_LAYERS, OF_TESTED_SET, RandomSets, excluded
 from interp.analyses.results.head_scores import HeadScores
 from interp.analyses.results.trial import Trial
 from interp.analyses.results.trials import Trials
@@ -41,6 +41,24 @@ def test_random_heads_leave_the_top_out_and_match_layers():
         RandomSets(top, LAYOUT, 0)
     with pytest.raises(UsageError, match="no heads to ablate"):
         RandomSets(HeadSet(()), LAYOUT, 3)
+
+
+def test_the_sets_of_a_test_permute_all_heads_of_each_layer():
+    top, never = HeadSet.parse("L4H0, L4H2, L5H1"), HeadSet.parse("L4H1")
+    sets = list(RandomSets(top, LAYOUT, 400, seed=1, name="made", exclude=never | top).permuted())
+    assert {condition.name for condition in sets} == {"random by layer"}
+    drawn = [condition.heads for condition in sets]
+    assert all([head.layer for head in heads] == [4, 4, 5] for heads in drawn)
+    assert not any(heads & never for heads in drawn)
+    assert [condition.facts for condition in sets] == [
+        {OF_TESTED_SET: len(heads & top)} if heads & top else {} for heads in drawn
+    ]
+    # three pairs of the three other heads of layer 4, times four heads of layer 5, each as often
+    assert len(set(drawn)) == 12
+    assert 15 < drawn.count(top) < 60
+    # a single head is one of the four of its layer, so it is never beyond 39 sets
+    alone = RandomSets(HeadSet.parse("L4H0"), LAYOUT, 39, seed=1, name="made")
+    assert any(condition.heads == HeadSet.parse("L4H0") for condition in alone.permuted())
 
 
 def test_draws_repeat_for_a_seed_and_differ_between_names_and_sets():

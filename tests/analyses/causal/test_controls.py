@@ -96,9 +96,7 @@ def test_the_logit_difference_of_answers(chat):
         with ablate(model, trial.heads, "zero"):
             expected = logit_differences(model, prompts)[shows].tolist()
             assert trial.values["logit difference"] == pytest.approx(expected, abs=1e-6)
-    assert not any(
-        set(t.heads) & set(scores.top(int(t.size))) for t in trials.trials if t.condition.startswith("random")
-    )
+    assert not any(set(t.heads) & set(scores.top(int(t.size))) for t in trials.trials if t.condition == "random")
 
 
 def test_answers_are_of_needles_that_no_score_saw(chat):

@@ -46,8 +46,10 @@ def test_repeated_documents_rank_first(family, ablation):
         repeated, fresh = influence(found)[0, ::2], influence(found)[0, 1::2]
         assert repeated.min() > 0.5 + fresh.max(), f"seed {seed}: {found}"
         for name in ("random", "random by layer"):
-            drawn = influence(found, name)
-            assert drawn.abs().max() < 0.1, f"seed {seed}: {found}"
+            # sets matched by layer may have the planted heads
+            other = [not trial.heads & HeadSet.parse([truth.head, truth.helper]) for trial in found.select(name)]
+            drawn = influence(found, name)[other]
+            assert not len(drawn) or drawn.abs().max() < 0.1, f"seed {seed}: {found}"
             by_chance += sum({i % 2 for i in row.topk(4).indices.tolist()} == {0} for row in drawn)
     assert by_chance < 15, f"{by_chance} of 30 random draws set repeated documents apart"
 

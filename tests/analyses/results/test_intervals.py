@@ -122,6 +122,23 @@ def test_every_task_has_the_same_weight():
     assert (found.high - found.low) / 2 == pytest.approx(1.96 * error, rel=0.15)
 
 
+def test_few_prompts_of_several_tasks_have_students_t():
+    rows = [RNG.normal(1, 1, 5), RNG.normal(2, 3, 9)]
+    found = intervals.pooled_mean([row.tolist() for row in rows])
+    # the mean of two means is half of the difference of one and the negative of the other
+    wanted = stats.ttest_ind(rows[0], -rows[1], equal_var=False).confidence_interval()
+    assert found[1:] == pytest.approx((wanted.low / 2, wanted.high / 2), abs=1e-9)
+
+
+def test_intervals_that_hold_together_are_wider():
+    rows, other = [VALUES.tolist()], [[0.0] * len(VALUES)]
+    alone, of_ten = (intervals.paired_difference(rows, other, **intervals.together(n)) for n in (1, 10))
+    assert alone == intervals.paired_difference(rows, other)
+    assert of_ten.low < alone.low < alone.high < of_ten.high
+    wanted = stats.ttest_1samp(VALUES, 0).confidence_interval(0.995)
+    assert of_ten[1:] == pytest.approx((wanted.low, wanted.high), abs=0.15)
+
+
 def test_columns_are_resampled_together_and_nan_does_not_count():
     values = torch.tensor(RNG.normal(size=(30, 4)))
     values[3:, 1] = torch.nan

@@ -6,10 +6,10 @@ import tiny_chat_model
 
 import interp
 from interp.analyses import tasks
-from interp.analyses.measures.needle_sweep import NeedleSweep, needle_sweep
 from interp.analyses.prompt_sizes import doubling
 from interp.analyses.tasks import standard
 from interp.analyses.tasks.standard import PromptSizes
+from interp.analyses.views.needle_sweep import NeedleSweep, needle_sweep
 from interp.errors import PromptError, UsageError
 from interp.hooks.generate import generate
 from interp.hooks.prompts.prompts import Prompts

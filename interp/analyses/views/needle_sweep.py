@@ -172,7 +172,7 @@ def needle_sweep(
         PromptError: If a prompt does not state its length, depth and answer, or does not fit into the context.
 
     Examples:
-        >>> from interp.analyses.measures.needle_sweep import needle_sweep
+        >>> from interp.analyses.views.needle_sweep import needle_sweep
         >>> needles = interp.tasks.needle(tokenizer, lengths=(560, 700), depths=(0.2, 0.8))
         >>> found = needle_sweep(model, needles, max_new_tokens=2)
         >>> found.depths
