@@ -190,7 +190,7 @@ def ablation_test(
         # a model that answers nothing shows no behaviour that heads could have
         if counted.get("accuracy", [1])[0]:
             trials.append(trial(Condition(TOP, heads), ablation, neutral))
-            random = sets.run(trial, *trials)
+            random = sets.run(trial, trials[0], trials[1])
             others = further_conditions(TOP, scores, heads, (ablation, *kinds), sufficiency)
             trials += [trial(condition, kind, neutral) for condition, kind in others]
             trials += [trial(each, ablation, neutral) for each in depth_conditions(TOP, scores, heads, depth)]
