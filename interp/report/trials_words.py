@@ -22,11 +22,11 @@ DRAWN = {
     RANDOM_KEPT: "of the same role kept in their place",
 }
 """conditions of random heads in words"""
-NO_SETS = "There is no verdict, since random heads or the unmodified model were not measured."
 NULL = re.compile(
     r"Not distinguishable|No condition is|Nothing could be lost|There is no verdict|\d+ random head sets? allow"
 )
 """beginnings of sentences that state a null, or that there is no verdict"""
+NO_SETS = "There is no verdict, since random heads or the unmodified model were not measured."
 
 
 def trials_words(result: Trials) -> list[str]:
@@ -231,6 +231,8 @@ def _compared(result: Trials, measure: str) -> list[str]:
     if not places or not counted(result, measure):
         return []
     found = result.findings(measure)
+    if not found:
+        return [f"No condition is distinguishable from {result.control} ({len(places)} comparisons)."]
     gains = {place: result.gain(place[0], measure, size=place[1], n_comparisons=len(places)) for place in found}
     best = []
     for size in sorted({size for _, size in places}):

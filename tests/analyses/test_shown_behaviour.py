@@ -42,7 +42,7 @@ def scores(unable):
     return identify.induction(model, tasks.repeated(tokenizer, n=12, batch=3))
 
 
-def needles(tokenizer, kind="literal", needles=1):
+def needles(tokenizer, kind: Any = "literal", needles=1):
     return tasks.needle(tokenizer, lengths=(700,), n=2, kind=kind, needles=needles)
 
 

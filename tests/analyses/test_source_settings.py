@@ -3,6 +3,7 @@
 import inspect
 import sys
 from dataclasses import fields, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -19,7 +20,7 @@ from interp.cli_list import card, card_data
 from interp.report import render
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "docs"))
-import method_pages
+method_pages = import_module("method_pages")
 
 ENTRIES = [entry for entry in registry.entries() if entry.source_settings]
 NAMES = [(entry.name, name) for entry in ENTRIES for name in entry.source_settings]

@@ -52,5 +52,10 @@ def test_a_difference_whose_interval_includes_0_is_a_null():
     assert "the 95\u00a0% interval includes 0" in words[0]
 
 
-def test_selectors_are_still_compared():
-    assert trials_words(kept_keys())
+def test_selectors_that_random_keys_equal_begin_with_it():
+    assert trials_words(kept_keys(16))[0].startswith("Baseline right")
+    made = kept_keys(16)
+    random = {(trial.task, trial.size): trial.values for trial in made.trials if trial.condition == made.control}
+    same = tuple(replace(trial, values=random.get((trial.task, trial.size), trial.values)) for trial in made.trials)
+    words = trials_words(replace(made, trials=same))
+    assert words[0] == "No condition is distinguishable from random (4 comparisons)."
