@@ -9,7 +9,7 @@ from interp.analyses import registry
 from interp.analyses.registry import Analysis, Entry
 from interp.analyses.source_settings import setting_rows
 
-PACKAGES = {"find": ("identify", "measures"), "steer": ("steer",), "kv": ("kv",), "views": ("views",)}
+PACKAGES = {"find": ("identify", "causal"), "steer": ("steer",), "kv": ("kv",), "views": ("views",)}
 """folder of the pages of methods -> packages that hold them"""
 COLUMNS = "| name | title | measures | source | needs |\n|---|---|---|---|---|"
 

@@ -40,7 +40,7 @@ REFERENCE: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "test/heads": (
         "Tests of heads",
         f"{A}.causal",
-        ("ablation_test", "curve", "causal_profile", "set_difference", "sweep", "controls"),
+        ("ablation_test", "curve", "causal_profile", "sweep", "controls"),
     ),
     "results": ("Results", f"{A}.results", ("result", "head_scores", "trials", "statistics", "codec")),
     "runs": ("Runs", "interp.runs", ("run", "plan", "steer", "safety", "results", "stage", "estimate")),

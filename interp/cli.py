@@ -75,8 +75,8 @@ def score(
         typer.Argument(
             metavar="ANALYSES",
             help="Names separated by commas, or a set of them: basic (the five analyses of `interp report`), long "
-            "(analyses of long contexts), all (every analysis that does not need the results of another). "
-            "`interp list` prints names and sets.",
+            "(analyses of long contexts), all (every analysis that needs no results of another, without "
+            "needle_sweep and those of `interp safety`). `interp list` prints names and sets.",
         ),
     ],
     model: Model,

@@ -25,7 +25,7 @@ ANY_HEADS = "heads"
 SETS = {
     "basic": "the five analyses of `interp report`",
     "long": "analyses of long contexts",
-    "all": "every analysis that does not need the results of another",
+    "all": "every analysis that needs no results of another, without needle_sweep and those of `interp safety`",
 }
 """the sets of this package in words"""
 TASKS = "tasks"

@@ -33,19 +33,20 @@ class PromptSizes:
         n_needles: Number of needle prompts: long texts that hide a made-up fact, with a question about it.
         needle_length: Number of tokens of a needle prompt, at most.
         needle_depths: Depths of the needle, as fractions of the text.
-        long_length: Number of tokens of a needle prompt of an analysis that reads some of the keys, as Task-KV does.
+        long_length: Number of tokens of the needle prompts of analyses that choose a fixed number of keys, such as
+            task_kv; it has to be much larger than that number.
         haystack: Folder of texts (.txt, .md or .rst) in which needles are hidden; by default prose from a grammar.
         reply_tokens: Number of new tokens of a reply to a needle prompt, at most, also in ablation tests.
-        n_texts: Number of plain texts, of prompts of repeated tokens, and of prompts in each of the three tests of the
-            analysis kv.
+        n_texts: Number of plain texts; also the number of prompts of repeated tokens, and of prompts in each of the
+            three tests of the analysis kv.
         text_length: Number of tokens of a plain text.
         n_repeated: Number of random tokens that are repeated.
         n_pairs: Number of pairs of prompts for patching and for methods that contrast two kinds of prompts.
         n_few_shot: Number of few-shot prompts of function vectors, over all relations.
         sweep_lengths: Numbers of tokens of the needle sweep; by default they double from 256 to the model's context.
         n_sweep: Number of needle prompts of each length and depth of the needle sweep.
-        n_check_needles: Number of needle prompts of an ablation test, of those that the unmodified model answers right;
-            twice as many are drawn.
+        n_check_needles: Number of needle prompts of an ablation test. Twice as many are drawn, and of those that the
+            unmodified model answers right, up to this number is used.
         check_length: Number of tokens of a needle prompt of an ablation test, at most.
         training_steps: Number of optimisation steps of a method that trains, such as DuoAttention.
         explorer_tokens: Number of tokens of the text in the explorer, at most; 0 for no explorer.

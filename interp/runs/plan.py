@@ -66,11 +66,11 @@ class ScorePlan:
             against.
         ablation: How heads are ablated: zero (output set to 0), uniform (attend evenly) or first (attend to the first
             token).
-        kinds: Ablations that the tested heads are also shown with, without random head sets: zero, mean, resample,
-            uniform or first. Mean and resample take values from other prompts of the same form.
-        thorough: Add a section for each tested analysis: 1 head, a third of the heads and all of them, under every
-            ablation in kinds, ablated or kept while the others of their role are ablated, each with at most 39 random
-            head sets.
+        kinds: Further ablations under which the tested heads are shown: zero, mean, resample, uniform or first. They
+            are not compared with random head sets. Mean and resample take values from other prompts of the same form.
+        thorough: Add a section for each tested analysis. It takes the first, the first third and all of the tested
+            heads. For every ablation in kinds it ablates these heads, and in turn the other heads above the threshold
+            of the analysis. Each case is compared with at most 39 random head sets.
         batch_size: Number of prompts per forward pass.
     """
 

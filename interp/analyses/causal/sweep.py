@@ -160,8 +160,9 @@ def sweep(
         unit: Unit of the scores.
         batch_size: Number of prompts in a batch. Every forward pass holds all prompts of a batch, for one or more
             heads.
-        rows: Number of sequences per forward pass, where each sequence is one prompt with one head changed; by default
-            as many as fit into free memory, halved where it runs out.
+        rows: Largest number of sequences per forward pass, where each sequence is one prompt with one head changed,
+            but never fewer than the prompts of a batch; by default as many as fit into free memory, halved where that
+            runs out.
         seed: Seed of "resample" and of the confidence intervals over prompts.
         folder: Where finished pieces are kept, so that an interrupted sweep continues with the same numbers.
         progress: Show a progress bar.
@@ -247,8 +248,9 @@ def sweep_sets(
         metric: As in `sweep`; it may return several numbers for each row.
         batch_size: Number of prompts in a batch. Every forward pass holds all prompts of a batch, for one or more head
             sets.
-        rows: Number of sequences per forward pass, where each sequence is one prompt under one head set; by default as
-            many as fit into free memory, halved where it runs out.
+        rows: Largest number of sequences per forward pass, where each sequence is one prompt under one head set,
+            but never fewer than the prompts of a batch; by default as many as fit into free memory, halved where that
+            runs out.
         folder: Where finished pieces are kept, so that an interrupted sweep continues with the same numbers.
         progress: Show a progress bar.
 

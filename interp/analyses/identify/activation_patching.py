@@ -47,8 +47,8 @@ def activation_patching(
     clean answer is positive either way. `score[n l h] = effect[n l h] / D`, where D is the mean of M_clean - M_corrupt
     over the pairs that count (see below). The score of a head is thus a ratio of means.
 
-    A pair counts where the model shows the behaviour, M_clean > M_corrupt. The scores of other pairs are NaN, and
-    without a pair that counts no head has a score. Give a metric that is higher on the clean prompts.
+    A pair counts where the model shows the behaviour, M_clean > M_corrupt. The scores of other pairs are NaN; if
+    no pair counts, no head has a score. Give a metric that is higher on the clean prompts.
 
     To save time, the forward pass with a patched head starts at the layer of the head, from the stored residual stream
     of the run that is patched. The numbers are those of a whole pass. `scores.compare(other, k)` gives the overlap of
@@ -58,8 +58,8 @@ def activation_patching(
         model: A transformers causal language model, or a TransformerBridge over one.
         clean: Clean prompts, such as the first side of `tasks.ioi` or `tasks.colored_objects`.
         corrupt: The partner of each clean prompt, of equal token length.
-        metric: By default the logit difference of the clean prompts' meta["right"] and meta["wrong"] (first tokens).
-            Else a function of the logits [b v] at the last position and the clean prompts [b] that gives [b].
+        metric: By default the logit of the first token of meta["right"][0] minus that of meta["wrong"][0], of the clean
+            prompt. Else a function of the logits [b v] at the last position and the clean prompts [b] that gives [b].
         direction: "denoise" patches the clean run into the corrupt one (is the head sufficient?), "noise" the reverse
             (is it necessary?).
         normalize: Divide by D, so that 1 is a head that carries all of the difference. False gives the effect itself.

@@ -75,8 +75,8 @@ def function_vectors(
         right_only: Use only the clean prompts that the model answers right, and their twins; False uses all.
         batch_size: Number of shuffled prompts in a batch. Every forward pass holds all prompts of a batch, for one or
             more heads.
-        rows: Number of sequences per forward pass, where each sequence is one prompt with one head replaced; by default
-            as many as fit into free memory.
+        rows: Largest number of sequences per forward pass, where each sequence is one prompt with one head replaced,
+            but never fewer than the prompts of a batch; by default as many as fit into free memory.
         seed: Seed of the confidence intervals over prompts.
         progress: Show a progress bar.
 

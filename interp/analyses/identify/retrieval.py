@@ -77,13 +77,13 @@ def retrieval(
         prompts: Prompts with a span "answer", such as `tasks.needle`.
         form: "decode" reads the attention while the model generates its reply. "forced" is a cheaper variant: it
             appends the tokens of the answer to the prompt, reads them in one forward pass, and counts every prompt. It
-            reads the tokens of the answer only. In "decode", a reply that goes on after the answer can copy more of
-            them, and those count too.
+            scores each answer token once. In "decode", a reply that goes on after the answer may copy answer tokens
+            again, and these repeats count too.
         count: "steps" counts each step, as the authors' code does, so that a score can exceed 1. "set" counts each
             distinct answer token once and divides by the number of distinct answer tokens, as in the paper's Eq. 1.
         by_value: Weight each key by the norm of its value vector: the most attended position is the argmax over k of
-            `pattern[n l h r_t k] |v_k|`. It keeps whole rows of attention of the replies, prompt length times new
-            tokens for each head.
+            `pattern[n l h r_t k] |v_k|`. This needs more memory: for each head it keeps the whole attention row of
+            every reply token.
         threshold: Score above which a head is called a retrieval head.
         recall: A prompt counts where the reply contains more than this share of the words of the answer (ROUGE-1
             recall); otherwise its scores are NaN.

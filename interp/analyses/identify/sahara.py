@@ -125,8 +125,8 @@ def sahara(
             are shown.
         batch_size: Number of prompts in a batch. Every forward pass holds all prompts of a batch, for one or more
             groups.
-        rows: Number of sequences per forward pass, where each sequence is one prompt with one group ablated; by default
-            as many as fit into free memory.
+        rows: Largest number of sequences per forward pass, where each sequence is one prompt with one group ablated,
+            but never fewer than the prompts of a batch; by default as many as fit into free memory.
         seed: Seed of the random groups and of the confidence intervals.
         folder: Where finished pieces are kept, so that an interrupted analysis continues with the same numbers.
         progress: Show a progress bar.

@@ -53,8 +53,8 @@ def ships(
     Only requests count that the unmodified model refuses; the scores of others are NaN. Where it refuses none, no head
     has a score.
 
-    In 16 bits the error of this divergence is as large as the tenth highest score of a model of 1.5B parameters, so
-    load the model in float32.
+    Load the model in float32: for a model of 1.5B parameters in 16 bits, the error of the divergence was as large as
+    the score of the head with rank ten.
 
     Args:
         model: A transformers causal language model, or a TransformerBridge over one.
@@ -62,14 +62,14 @@ def ships(
         ablation: "uniform" makes the attention exactly flat; it stands for the paper's "undifferentiated attention",
             which multiplies the query of the head by 1e-4. "zero" sets the output of the head to 0; it stands for the
             paper's "scaling contribution", which multiplies the output by 1e-4.
-        judge: Function of a reply and its prompt that returns whether it refuses. None counts all requests, for those
-            that the model is known to refuse.
+        judge: Function of a reply and its prompt that returns whether it refuses. None counts all requests
+            without a check; use it for requests that the model is known to refuse.
         max_new_tokens: Number of new tokens of a reply that is judged.
         heads: Anything that `HeadSet.parse` takes, by default all heads; others are NaN.
         batch_size: Number of prompts in a batch. Every forward pass holds all prompts of a batch, for one or more
             heads.
-        rows: Number of sequences per forward pass, where each sequence is one prompt with one head ablated; by default
-            as many as fit into free memory.
+        rows: Largest number of sequences per forward pass, where each sequence is one prompt with one head ablated, but
+            never fewer than the prompts of a batch; by default as many as fit into free memory.
         seed: Seed of the confidence intervals over prompts.
         folder: Where finished pieces are kept, so that an interrupted analysis continues with the same numbers.
         progress: Show a progress bar.
