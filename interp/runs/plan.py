@@ -69,8 +69,9 @@ class ScorePlan:
         kinds: Further ablations under which the tested heads are shown: zero, mean, resample, uniform or first. They
             are not compared with random head sets. Mean and resample take values from other prompts of the same form.
         thorough: Add a section for each tested analysis. It takes the first, the first third and all of the tested
-            heads. For every ablation in kinds it ablates these heads, and in turn the other heads above the threshold
-            of the analysis. Each case is compared with at most 39 random head sets.
+            heads. For every ablation in kinds there are two cases: these heads are ablated, or they are kept and all
+            other heads above the threshold of the analysis are ablated. Each case is compared with random head sets, at
+            most 39.
         batch_size: Number of prompts per forward pass.
     """
 
