@@ -70,7 +70,7 @@ def _measured(result: Trials) -> list[str]:
 
 
 def _other_measures(result: Trials, tested: list[str]) -> list[str]:
-    """What differs on all measures but the first, of several conditions with separate random sets."""
+    """The findings on all measures but the first, of several conditions with separate random sets."""
     if len(tested) < 2 or result.claim is None:
         return []
     found = []

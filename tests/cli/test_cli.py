@@ -139,7 +139,9 @@ def test_list_and_help_tell_the_sets_apart(call):
     words = [line.split(maxsplit=1) for line in lines]
     assert [name for name, _ in words] == ["basic", "long", "all"]
     assert words[0][1] == f"the five analyses of `interp report`: {basic}"
-    assert words[2][1].startswith("every analysis that does not need the results of another: ")
+    assert words[2][1].startswith(
+        "every analysis that needs no results of another, without needle_sweep and those of `interp safety`: "
+    )
     text = " ".join(re.sub("[│╭╮╰╯─]", " ", call("score", "--help")[1]).split())
     assert all(f"{name} (" in text for name, _ in words)
     assert ScorePlan().analyses == tuple(basic.split(", "))

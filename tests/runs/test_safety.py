@@ -52,7 +52,8 @@ def test_the_planted_head_is_found_and_ablating_it_ends_refusals(whole):
         assert curve.mean("random", measure="refused", size=1)[0] == 1
         # every ranking ends where refusals end, so no set of two heads is needed
         assert curve.sizes("random") == curve.sizes("random by layer") == (1,)
-        assert curve.mean("random by layer", measure="refused", size=1)[0] == 1
+        for trial in curve.select("random by layer", 1):
+            assert all(value == (Head(*made.head) not in trial.heads) for value in trial.values["refused"])
         assert curve.measures == ("refused", "harmless refused", "easy right", "neutral loss")
     assert set(found.groups) == set(found.curves) == {"uniform", "zero"}
     for group in found.groups.values():

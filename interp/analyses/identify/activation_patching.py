@@ -59,7 +59,7 @@ def activation_patching(
         clean: Clean prompts, such as the first side of `tasks.ioi` or `tasks.colored_objects`.
         corrupt: The partner of each clean prompt, of equal token length.
         metric: By default the logit of the first token of the right answer minus that of the wrong one; the answers are
-            meta["right"][0] and meta["wrong"][0] of the clean prompt, in every run. Else a function of the logits
+            `meta["right"][0]` and `meta["wrong"][0]` of the clean prompt, in every run. Else a function of the logits
             [b v] at the last position and the clean prompts [b] that gives [b].
         direction: "denoise" patches the clean run into the corrupt one (is the head sufficient?), "noise" the reverse
             (is it necessary?).

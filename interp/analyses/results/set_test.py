@@ -5,9 +5,6 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
-import torch
-
-from interp.analyses.results.table_statistics import benjamini_hochberg
 from interp.errors import UsageError
 
 N_RANDOM_SETS = 99
@@ -184,6 +181,11 @@ def beyond_together(tests: Mapping[Key, SetTest]) -> tuple[Key, ...]:
         >>> beyond_together({"far": far, "near": near})
         ('far',)
     """
+    # the options of commands come from plans, which name the defaults of this module, and --help imports no torch
+    import torch
+
+    from interp.analyses.results.table_statistics import benjamini_hochberg
+
     decided = {key: test.p_value for key, test in tests.items() if test.decided}
     adjusted = benjamini_hochberg(torch.tensor(list(decided.values()), dtype=torch.float64)).tolist()
     # a product that is 0.05 but for rounding counts
