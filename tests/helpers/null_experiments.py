@@ -55,7 +55,7 @@ class Verdict:
     draw: Draw
     power: float = 0.8
     """least share of findings with 50 prompts where an effect is planted"""
-    trials: int = 2000
+    trials: int = 1000
     """null experiments for each number of prompts"""
     is_share: bool = False
     """whether it is about a share of prompts, and so there is none below 10 prompts"""
@@ -324,15 +324,15 @@ SET, PROMPT, HEAD = "head set", "prompt", "head within its layer"
 VERDICTS = (
     Verdict("ablation", SET, "Beyond k of n random sets", ablation, is_share=True),
     Verdict("influence", SET, "Beyond k of n random sets", influence, is_share=True),
-    Verdict("steering", SET, "Beyond k of n random sets", steering, trials=1000, is_share=True),
+    Verdict("steering", SET, "Beyond k of n random sets", steering, trials=500, is_share=True),
     Verdict("pruning", "order of heads", "Beyond k of n random sets", pruned),
-    Verdict("pruning: every share", "order of heads", "bold cells", bold_of_pruning, trials=1000),
-    Verdict("curve", SET, "Beyond random heads after a correction", curve, trials=400),
-    Verdict("safety", SET, "lower the refusal rate", safety, power=0.5, trials=400, is_share=True),
+    Verdict("pruning: every share", "order of heads", "bold cells", bold_of_pruning, trials=500),
+    Verdict("curve", SET, "Beyond random heads after a correction", curve, trials=200),
+    Verdict("safety", SET, "lower the refusal rate", safety, power=0.5, trials=200, is_share=True),
     Verdict("safety: the model refuses", PROMPT, "the run does not stop", refusing),
     Verdict("selector", PROMPT, "the interval excludes 0", selector, is_share=True),
     Verdict("selectors and shares", PROMPT, "Furthest above random, Below random", selectors, is_share=True),
-    Verdict("selectors: loss", PROMPT, "bold cells", bold_of_selectors, trials=1000),
+    Verdict("selectors: loss", PROMPT, "bold cells", bold_of_selectors, trials=500),
     Verdict("overlap of two tables", HEAD, "p", overlap, power=0.7),
     *(Verdict(f"role: {kind}", PROMPT, "confident", roles(kind)) for kind in ("counts", "shares", "numbers")),
     Verdict("computed control", PROMPT, "confidently higher than the control", computed_control),

@@ -16,7 +16,7 @@ import interp
 
 N_PROMPTS = (4, 8, 16, 50)
 LEVEL, ALLOWED = 0.05, 0.06
-N_POWER = 100
+N_POWER = 50
 """experiments with a planted effect"""
 PRINTED = {
     "report/trials_words.py": "ablation, influence, steering, pruning, curve, selector, selectors and shares",
@@ -72,13 +72,14 @@ def test_false_positives_are_at_most_six_percent(verdict):
     rows = findings(*((verdict.name, n, trials[n], N_POWER, 0) for n in N_PROMPTS))
     for n, (wrong, right) in zip(N_PROMPTS, rows, strict=True):
         if wrong > ALLOWED * trials[n]:
-            # of 2,000 tests with a true 5 %, more than 6 % are positive in 2 of 100 cases; of 8,000, in 1 of 30,000
+            # of 1,000 tests with a true 5 %, more than 6 % are positive in 7 of 100 cases; of 4,000, in 2 of 1,000
             wrong += findings((verdict.name, n, 3 * trials[n], 0, 1))[0][0]
             trials[n] *= 4
-        found = f"{verdict.name}, n={n}: false positives {wrong / trials[n]:.1%} of {trials[n]}, power {right}%"
+        power = right / N_POWER
+        found = f"{verdict.name}, n={n}: false positives {wrong / trials[n]:.1%} of {trials[n]}, power {power:.0%}"
         print(found)
         assert wrong <= ALLOWED * trials[n], found
-        assert n < 50 or right >= verdict.power * N_POWER, found
+        assert n < 50 or power >= verdict.power, found
 
 
 def test_every_file_that_words_a_verdict_is_listed():
