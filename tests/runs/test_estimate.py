@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import pytest
 import run_cases
-import tiny_chat_model
 
 from interp.analyses import memory, registry
 from interp.analyses.kv.kv_curve import KEEP_RATIOS
@@ -15,16 +14,6 @@ from interp.runs import estimate as estimates
 from interp.runs.estimate import estimate
 from interp.runs.run import Run
 from interp.runs.stages.analyses import settings_of
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return tiny_chat_model.tokenizer()
-
-
-@pytest.fixture(scope="module")
-def model():
-    return tiny_chat_model.model()
 
 
 def test_every_stage_that_declares_a_cost_is_counted(model, tokenizer):

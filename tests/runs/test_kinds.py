@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import pytest
 import run_cases
-import tiny_chat_model
 import torch
 
 from interp.analyses import identify, registry, tasks
@@ -19,16 +18,6 @@ from interp.runs.plan import ScorePlan
 from interp.runs.run import Run
 
 NEUTRAL = "loss on neutral text"
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return tiny_chat_model.tokenizer()
-
-
-@pytest.fixture(scope="module")
-def model():
-    return tiny_chat_model.model()
 
 
 @pytest.fixture(scope="module")

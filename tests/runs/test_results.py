@@ -16,16 +16,6 @@ from interp.runs.run import Run
 
 
 @pytest.fixture(scope="module")
-def tokenizer():
-    return tiny_chat_model.tokenizer()
-
-
-@pytest.fixture(scope="module")
-def model():
-    return tiny_chat_model.model()
-
-
-@pytest.fixture(scope="module")
 def finished(model, tokenizer, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run") / "whole"
     plan = run_cases.score_plan("basic", heads="")

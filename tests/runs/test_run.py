@@ -23,16 +23,6 @@ PLAN = run_cases.score_plan("previous_token", "sinks", check=False, heads="")
 
 
 @pytest.fixture(scope="module")
-def tokenizer():
-    return tiny_chat_model.tokenizer()
-
-
-@pytest.fixture(scope="module")
-def model():
-    return tiny_chat_model.model()
-
-
-@pytest.fixture(scope="module")
 def finished(model, tokenizer, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run") / "whole"
     return folder, Run.open(folder, PLAN, model, tokenizer).finish(progress=False)

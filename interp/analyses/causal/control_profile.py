@@ -8,9 +8,8 @@ from torch import nn
 
 from interp.analyses.causal.ablated_measures import KINDS, NATS, NEUTRAL, neutral_loss
 from interp.analyses.causal.causal_profile import causal_profile
-from interp.analyses.causal.controls import OWN_PROMPTS, Answers, Control
+from interp.analyses.causal.controls import Answers, Control
 from interp.analyses.results.head_scores import HeadScores
-from interp.analyses.results.shown_behaviour import COUNTED
 from interp.analyses.results.trials import Trials
 from interp.hooks.edit.ablation import AblationKind
 from interp.hooks.model.heads import HeadLayout
@@ -77,17 +76,13 @@ def control_profile(
         about=about,
         progress=progress,
     )
-    own = control.chooses and not held_out
-    return replace(
+    titled = replace(
         found,
         title=f"{control.title}, by number of heads and kind of ablation",
-        claim=None if own else found.claim,
-        claims={} if own else found.claims,
-        units=control.units_of(name) | ({} if neutral is None else {NEUTRAL: NATS}),
+        units={} if neutral is None else {NEUTRAL: NATS},
         shares=(name,) if isinstance(control, Answers) else (),
-        settings=found.settings | ({COUNTED: {name: counted}} if counted else {}),
-        notes=(*((OWN_PROMPTS,) if own else ()), *found.notes),
     )
+    return control.describe(titled, name, counted, held_out)
 
 
 def sizes_of(control: Control, n_heads: int, layout: HeadLayout) -> list[int]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from itertools import compress
 from typing import Any, ClassVar
 
-from torch import Tensor, nn
+from torch import nn
 
 from interp.analyses.causal.ablated_measures import NATS, Measure, accuracy
 from interp.analyses.causal.ablation_test import ablation_test
@@ -44,6 +44,8 @@ class Control:
     """heading in reports"""
     measure: ClassVar[str]
     """name of the measure, where the prompts do not change it"""
+    unit: ClassVar[str] = ""
+    """unit of the measure, where it has one"""
     own_prompts: ClassVar[bool] = True
     """whether the prompts are those of the analysis"""
     shown_above: ClassVar[float | None] = None
@@ -174,19 +176,26 @@ class Control:
             about=None if folder is None else [type(self).__name__, used.fingerprint()],
             progress=progress,
         )
-        own = self.chooses and not held_out and heads is None
+        return self.describe(replace(found, title=self.title), name, counted, held_out or heads is not None)
+
+    def describe(self, found: Trials, name: str, counted: list[int], held_out: bool) -> Trials:
+        """The trials with the unit of the measure and the prompts that count, and without a test where it has none.
+
+        Args:
+            found: Trials of this measure.
+            name: Name of the measure.
+            counted: As `showing` returns it.
+            held_out: Whether the heads were chosen without these prompts.
+        """
+        own = self.chooses and not held_out
         return replace(
             found,
-            title=self.title,
             claim=None if own else found.claim,
-            units=found.units | self.units_of(name),
-            notes=(OWN_PROMPTS,) if own else (),
+            claims={} if own else found.claims,
+            units=found.units | ({name: self.unit} if self.unit else {}),
+            notes=(*((OWN_PROMPTS,) if own else ()), *found.notes),
             settings=found.settings | ({COUNTED: {name: counted}} if counted else {}),
         )
-
-    def units_of(self, name: str) -> dict[str, str]:
-        """The unit of the measure, where it has one."""
-        return {} if self.measure == "logit difference" else {name: NATS}
 
     def measure_on(self, prompts: Prompts, batch_size: int) -> tuple[str, Measure]:
         """The name of the measure on these prompts, and the function of the model that takes it."""
@@ -297,12 +306,6 @@ class Answers(Control):
         )
         return replace(found, name=scores.name, title=self.title)
 
-    def cost(
-        self, model: nn.Module, prompts: Prompts, batch_size: int, *, n_heads: int, n_random_sets: int, n_kinds: int = 0
-    ) -> Cost:
-        conditions = 1 + n_tested(n_kinds) + n_sets(n_random_sets)
-        return self.cost_of_conditions(model, prompts, batch_size, conditions)
-
     def cost_of_conditions(self, model: nn.Module, prompts: Prompts, batch_size: int, n: int) -> Cost:
         # all prompts once, to find those that the model answers right
         every = cost_of(model, prompts, batch_size, 1, self.new_tokens)
@@ -336,6 +339,7 @@ class Loss(Control):
 
     title: ClassVar[str] = "Loss with heads ablated"
     measure: ClassVar[str] = "loss"
+    unit: ClassVar[str] = NATS
 
     @property
     def chooses(self) -> bool:
@@ -358,7 +362,7 @@ class Loss(Control):
     def head_counts(self, n_heads: int, layout: HeadLayout) -> list[int]:
         if self.n_tokens is None:
             return super().head_counts(n_heads, layout)
-        # random heads matched by layer need as many heads again in each layer, which small models hardly have
+        # the random sets of other heads need as many heads again, which small models hardly have
         return [min(n_heads, max(1, layout.size // 4))]
 
     def _has_span(self, prompts: Prompts) -> bool:
@@ -368,11 +372,7 @@ class Loss(Control):
         if not self._has_span(prompts):
             return self.measure, lambda model: token_losses(model, prompts, batch_size)
         name = "loss on the second copy of repeated tokens" if self.span == "second" else f"loss on {self.span}"
-
-        def measure(model: nn.Module) -> Tensor:
-            return token_losses(model, prompts, batch_size, loss=SpanLoss(self.span))
-
-        return name, measure
+        return name, lambda model: token_losses(model, prompts, batch_size, loss=SpanLoss(self.span))
 
 
 def answers() -> Answers:

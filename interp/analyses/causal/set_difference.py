@@ -62,7 +62,8 @@ def set_difference(
     """Ablate the top heads that only one of two tables has, and those that both have, on up to three measures.
 
     `only a = top(a) - top(b)`, `only b = top(b) - top(a)`, `both = top(a) & top(b)`. Each of the three sets is compared
-    with separate random sets, as many heads of each layer, without a head of either table, see `Trials.set_test`.
+    with separate random sets, as many heads of each layer, see `Trials.set_test`. A random set may share heads with the
+    set it is compared with, and has no top head of either table that is not in that set.
 
     Two tables that correlate may still find different heads. Where they do, the heads of one table alone are needed on
     its own measure and not on that of the other, and the same holds the other way around.

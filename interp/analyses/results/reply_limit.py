@@ -41,24 +41,24 @@ def sentence_of_scores(extras: Mapping[str, Tensor], settings: Mapping[str, Any]
 
 
 def sentence_of_trials(trials: Iterable[Any], settings: Mapping[str, Any]) -> str:
-    """How many replies ended at the limit under each condition, and how many of them are wrong; "" without replies.
+    """How many replies ended at the limit, and how many of them are wrong under each condition; "" without replies.
 
     Args:
         trials: The trials.
         settings: Settings of the experiment.
     """
-    counts: dict[str, list[int]] = {}
+    n, ended, wrong = 0, 0, {}
     for trial in trials:
         if AT_LIMIT in trial.facts:
-            n = len(trial.replies)
-            sums = counts.setdefault(trial.condition, [0, 0, 0])
-            sums[0] += n
-            sums[1] += round(n * trial.facts[AT_LIMIT])
-            sums[2] += round(n * trial.facts[WRONG_AT_LIMIT])
-    if not counts:
+            n += len(trial.replies)
+            ended += round(len(trial.replies) * trial.facts[AT_LIMIT])
+            found = round(len(trial.replies) * trial.facts[WRONG_AT_LIMIT])
+            wrong[trial.condition] = wrong.get(trial.condition, 0) + found
+    if not n:
         return ""
-    parts = [
-        f"{condition} {ended} of {n}" + (f" ({wrong} of them wrong)" if ended else "")
-        for condition, (n, ended, wrong) in counts.items()
-    ]
-    return f"Replies that ended at the limit of {settings.get('max_new_tokens')} new tokens: {', '.join(parts)}."
+    limit = f"ended at the limit of {settings.get('max_new_tokens')} new tokens"
+    if not ended:
+        return f"None of {n} replies {limit}."
+    parts = [f"{condition} {count}" for condition, count in wrong.items() if count]
+    where = f"{sum(wrong.values())} of them wrong ({'; '.join(parts)})" if parts else "none of them wrong"
+    return f"Of {n} replies, {ended} {limit}, {where}."

@@ -10,6 +10,7 @@ import torch
 from interp.analyses import identify, registry, tasks
 from interp.analyses.causal import ablated_measures, ablation_test, controls
 from interp.analyses.measures.answer_logits import logit_differences
+from interp.analyses.results.trial import Trial
 from interp.analyses.results.trials import Trials
 from interp.analyses.tasks.standard import PromptSizes
 from interp.errors import PromptError, UsageError
@@ -256,3 +257,16 @@ def test_the_demo_model_needs_its_induction_heads_for_repeated_text(demo):
         mean, low, _ = trials.gain("induction", size=10, over=over)
         assert mean > 1.0
         assert low > 0
+
+
+@pytest.mark.parametrize(("control", "unit"), [("answers", ""), ("logits", ""), ("loss", "nats per token")])
+def test_a_control_and_its_profile_state_the_unit_of_its_measure(control, unit):
+    """A share of right answers is no number of nats."""
+    used = KINDS[control]
+    trials = Trials("made", (Trial("baseline", {"made": (1.0, 0.5)}),), "zero", claim="larger effect", notes=("kept",))
+    told = used.describe(trials, "made", [], held_out=True)
+    assert told.units == ({"made": unit} if unit else {})
+    assert (told.claim, told.notes) == ("larger effect", ("kept",))
+    own = used.describe(trials, "made", [3, 4], held_out=False)
+    assert (own.claim is None) == used.chooses
+    assert own.settings["counted"] == {"made": [3, 4]}
