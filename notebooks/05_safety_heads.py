@@ -165,8 +165,9 @@ for size in (1, 2):
 # %% [markdown]
 # ## Ablate the heads
 #
-# The first heads of each ranking are ablated and compared with random heads. Refusals of harmless requests are measured
-# as well, because a model that writes nonsense does not refuse either.
+# The first heads of each ranking are ablated and compared with random heads: heads that are not tested, and sets in
+# which the heads of each layer are permuted, which may contain the planted head. Refusals of harmless requests are
+# measured as well, because a model that writes nonsense does not refuse either.
 
 # %%
 curve = interp.causal_curve(
@@ -211,7 +212,10 @@ else:
     assert curve.mean("baseline", "refused").mean > 0.9
     assert curve.mean("ships", "refused", size=1).mean < 0.1
     assert curve.mean("random", "refused", size=3).mean > 0.9
-    assert curve.mean("random by layer", "refused", size=3).mean > 0.9
+    # a random set of the same layers may contain the planted head, and ends the refusals exactly then
+    for trial in curve.select("random by layer", 3):
+        refused = trial.values["refused"]
+        assert (sum(refused) / len(refused) > 0.9) == (planted not in trial.heads)
     for seed in range(1, 5):
         other, place, _ = plant(seed)
         assert interp.identify.ships(other, requests(1, harm=True), judge=None).top(1) == [place]

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from interp.analyses.results.set_test import N_RANDOM_SETS
 from interp.errors import UsageError
 from interp.runs.plan import at_least_one
 
@@ -31,8 +32,8 @@ class SteerPlan:
         n_dev_items: Number of other items, the dev items, on which the head set is chosen.
         n_test_items: Number of further items whose replies are judged in the end.
         n_profiled_heads: Number of heads that are profiled on all items; the others are eliminated after fewer items.
-        n_random_sets: Number of random head sets of each kind (from all layers, and matched by layer) to which the edit
-            is applied for comparison; a verdict needs 39.
+        n_random_sets: Number of random head sets, matched by layer, to which the edit is applied for comparison; a
+            verdict needs 39, and the draws end where it is certain.
         seed: Seed of the order of prompts, of random head sets and of confidence intervals.
         batch_size: Number of replies per forward pass.
     """
@@ -48,7 +49,7 @@ class SteerPlan:
     n_dev_items: int = 20
     n_test_items: int = 40
     n_profiled_heads: int = 50
-    n_random_sets: int = 3
+    n_random_sets: int = N_RANDOM_SETS
     seed: int = 0
     batch_size: int = 8
 

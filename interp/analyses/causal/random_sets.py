@@ -4,6 +4,7 @@ import hashlib
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 from interp.analyses.results.head_scores import HeadScores
 from interp.analyses.results.set_test import Claim, is_settled
@@ -17,6 +18,7 @@ FROM_OTHER_LAYERS = "heads from other layers"
 """fact of a trial: heads that their layer could not provide, taken from the nearest layers that could"""
 OF_TESTED_SET = "heads of the tested set"
 """fact of a trial: heads of a permuted set that the tested set has too"""
+Drawn = TypeVar("Drawn")
 
 
 @dataclass(frozen=True)
@@ -186,7 +188,7 @@ class KeptSets:
 
 
 def drawn(
-    measure: Callable[[Condition], Trial], conditions: Iterable[Condition], ended: Callable[[Sequence[Trial]], bool]
+    measure: Callable[[Drawn], Trial], conditions: Iterable[Drawn], ended: Callable[[Sequence[Trial]], bool]
 ) -> list[Trial]:
     """The trials of random sets, until they end.
 

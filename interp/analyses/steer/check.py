@@ -1,15 +1,17 @@
 """The effect of steering on a task, compared with the unmodified model and with the same edit in random heads."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from interp.analyses.causal.random_sets import N_FREE_SETS, drawn, seed_of, settled
 from interp.analyses.results import codec
 from interp.analyses.results.files import digest
+from interp.analyses.results.set_test import N_RANDOM_SETS
 from interp.analyses.results.trial import BASELINE, RANDOM, RANDOM_BY_LAYER, Trial
 from interp.analyses.results.trials import Trials
 from interp.analyses.steer.describe import describe
@@ -38,18 +40,20 @@ class SteeringCondition:
 
 
 def steering_conditions(
-    edit: Edit | Edits, layout: HeadLayout, n_random_sets: int = 3, seed: int = 0
+    edit: Edit | Edits, layout: HeadLayout, n_random_sets: int = N_RANDOM_SETS, seed: int = 0
 ) -> tuple[SteeringCondition, ...]:
     """The conditions of `steer_check`: unmodified, steered, and each part of the edit in as many random heads.
 
-    Random heads are drawn in two ways. "random" takes heads that no part of the edit names, from all layers. "random by
-    layer" permutes all heads within each layer, so these sets may share heads with the edit, and `Trials.set_test` is
-    exact. There are none where too few heads are left, or where an edit holds vectors for its own heads (Offset).
+    Random heads are drawn in two ways. "random by layer" permutes all heads within each layer, so these sets may share
+    heads with the edit, and `Trials.set_test` is exact. There are none where the edit is in all heads of its layers.
+    "random" takes heads that no part of the edit names, from all layers, three times at most; these sets describe the
+    model and test nothing. There are none where too few heads are left. An edit that holds vectors for its own heads
+    (Offset) has no random heads.
 
     Args:
         edit: The edit, or several added up.
         layout: Layers and heads of the model.
-        n_random_sets: Number of random draws of each kind.
+        n_random_sets: Number of random sets that are matched by layer.
         seed: Seed of the draws.
 
     Raises:
@@ -72,21 +76,26 @@ def steering_conditions(
     ]
     if not all(part.transferable for part in parts) or not len(united):
         return tuple(made)
-    for name in (RANDOM, RANDOM_BY_LAYER):
-        for i in range(n_random_sets):
-            try:
-                # other heads, which describe the model; and a permutation of all heads, which is a test
-                drawn = (
-                    [heads.random_like(layout, seed + i, exclude=united - heads) for heads in own]
-                    if name == RANDOM
-                    else permute_in_layers(own, layout, seed + i)
-                )
-            except HeadError:
-                return tuple(made)
-            moved = Edits(tuple(replace(p, heads=str(heads)) for p, heads in zip(parts, drawn, strict=True)))
-            heads = HeadSet(tuple({head for part in drawn for head in part}))
-            made.append(SteeringCondition(name, moved, heads, i))
+    for name, n in ((RANDOM, min(n_random_sets, N_FREE_SETS)), (RANDOM_BY_LAYER, n_random_sets)):
+        for i in range(n):
+            sets = _draw(name, own, layout, seed_of(seed, describe(edit), united, i))
+            if sets is None:
+                break
+            moved = Edits(tuple(replace(p, heads=str(heads)) for p, heads in zip(parts, sets, strict=True)))
+            made.append(SteeringCondition(name, moved, HeadSet(tuple({h for heads in sets for h in heads})), i))
     return tuple(made)
+
+
+def _draw(name: str, own: list[HeadSet], layout: HeadLayout, seed: int) -> list[HeadSet] | None:
+    """Random heads for each part of an edit, or None where no others can be drawn."""
+    united = HeadSet(tuple({head for heads in own for head in heads}))
+    if name == RANDOM_BY_LAYER:
+        whole = all(len(of_layer) == layout.heads for heads in own for of_layer in heads.by_layer().values())
+        return None if whole else permute_in_layers(own, layout, seed)
+    try:
+        return [heads.random_like(layout, seed, exclude=united - heads) for heads in own]
+    except HeadError:
+        return None
 
 
 def steer_check(
@@ -97,7 +106,8 @@ def steer_check(
     judge: Callable[[str, Prompt], bool],
     max_new_tokens: int = 32,
     stop: str | None = None,
-    n_random_sets: int = 3,
+    n_random_sets: int = N_RANDOM_SETS,
+    stop_early: bool = True,
     batch_size: int = 8,
     seed: int = 0,
     folder: str | Path | None = None,
@@ -106,8 +116,8 @@ def steer_check(
     """Accuracy of greedy replies: unmodified, steered, and with the same edit in as many random heads.
 
     `accuracy[condition] = mean over prompts of judge(reply, prompt)`. Intervals are over prompts, and over prompts and
-    draws for the random conditions, see `steering_conditions`, which are missing where too few other heads are left.
-    `Trials.gain` compares conditions prompt by prompt.
+    draws for the random conditions, see `steering_conditions`, which are missing where no other heads can be drawn.
+    `Trials.set_test` ranks the edit among the sets matched by layer, and `Trials.gain` compares prompt by prompt.
 
     Use prompts on which neither the heads nor the settings were chosen, such as the test split of a task.
 
@@ -118,7 +128,10 @@ def steer_check(
         judge: Reply and prompt -> whether the reply is right, such as `Task.judge`.
         max_new_tokens: Longest reply.
         stop: Text that ends a reply.
-        n_random_sets: Number of random draws of each kind; a verdict of `Trials.set_test` needs at least 39.
+        n_random_sets: Number of random sets matched by layer; a verdict of `Trials.set_test` needs at least 39. Up to 3
+            sets of other heads are also drawn, from all layers.
+        stop_early: End the draws where the verdict is certain: after 39 sets if none has so high an accuracy, or once
+            so many have that no further set can change the verdict, see `SetTest`.
         batch_size: Number of prompts per forward pass.
         seed: Seed of the draws and of the confidence intervals.
         folder: Finished conditions are stored here, so that a killed check continues.
@@ -151,22 +164,23 @@ def steer_check(
     shared = [provenance.config_hash, provenance.weights_hash, provenance.dtype, provenance.versions]
     shared += [prompts.fingerprint(), max_new_tokens, stop, batch_size]
     size = len(conditions[1].heads)
-    trials = []
-    for condition in tqdm(conditions, desc="steering check", disable=not progress, delay=2, leave=False):
+    bar = tqdm(desc="steering check", unit="head set", disable=not progress, delay=2, leave=False)
+
+    def trial(condition: SteeringCondition) -> Trial:
+        bar.update()
         path = None
         if folder is not None:
             Path(folder).mkdir(parents=True, exist_ok=True)
             key = digest([shared, condition.name, condition.draw, [part.to_dict() for part in condition.edits]])
             path = Path(folder) / f"steer_check-{key}.json"
         if path is not None and path.is_file():
-            trials.append(codec.load(path))
-            continue
+            return codec.load(path)
         replies = steered_replies(
             model, prompts, condition.edits, max_new_tokens=max_new_tokens, stop=stop, batch_size=batch_size
         )
         texts = tuple(reply.text for reply in replies)
         verdicts = tuple(float(judge(text, prompt)) for text, prompt in zip(texts, prompts, strict=True))
-        trial = Trial(
+        made = Trial(
             condition.name,
             {"accuracy": verdicts},
             heads=condition.heads,
@@ -176,8 +190,18 @@ def steer_check(
             replies=texts,
         )
         if path is not None:
-            codec.save(trial, path)
-        trials.append(trial)
+            codec.save(made, path)
+        return made
+
+    with bar:
+        trials = [trial(condition) for condition in conditions if condition.name != RANDOM_BY_LAYER]
+        baseline, steered = trials[:2]
+
+        def ended(random: Sequence[Trial]) -> bool:
+            return stop_early and settled(random, n_random_sets, baseline, steered, "higher", first_look=True)
+
+        by_layer = [condition for condition in conditions if condition.name == RANDOM_BY_LAYER]
+        trials += drawn(trial, by_layer, ended)
     answers, questions = (tuple(str(prompt.meta.get(key, "")) for prompt in prompts) for key in ("answer", "question"))
     return Trials(
         name="steering",
@@ -185,7 +209,9 @@ def steer_check(
         intervention=describe(edit),
         title="Steering",
         shares=("accuracy",),
+        control=RANDOM_BY_LAYER,
         claim="higher",
+        n_random_sets=n_random_sets,
         questions=questions,
         answers=answers,
         seed=seed,

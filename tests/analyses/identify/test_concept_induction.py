@@ -199,7 +199,7 @@ def test_a_shuffled_context_begins_as_the_tokenizer_begins_a_text():
         start, stop = prompt.spans["entity"][0]
         assert (prompt.ids[0] == tokenizer.bos_token_id) is bos
         assert len(prompt) == bos + 30 + 1 + start - bos
-        assert tokenizer.decode(list(prompt.ids[start:stop])).strip() == prompt.meta["entity"]
+        assert str(tokenizer.decode(list(prompt.ids[start:stop]))).strip() == prompt.meta["entity"]
 
 
 @pytest.mark.parametrize("given", [{"n": 0}, {"min_tokens": 1}, {"min_tokens": 6}, {"context": "none"}])

@@ -12,7 +12,7 @@ from interp.analyses.steer import check
 from interp.analyses.steer.result import SettingComparisons, SteeringResult
 from interp.errors import ScoreError, UsageError
 from interp.hooks.edit.edit import Edits, steering
-from interp.hooks.generate import generate
+from interp.hooks.generate import Reply, generate
 from interp.hooks.model.heads import HeadLayout
 from interp.hooks.prompts.prompts import Prompts
 
@@ -66,9 +66,9 @@ def test_conditions():
 
 
 def test_accuracy_is_that_of_the_replies_under_each_condition(model, prompts):
-    trials = steer.steer_check(model, prompts, EDIT, judge=judge, max_new_tokens=6, n_random_sets=2, seed=1)
+    trials = steer.steer_check(model, prompts, EDIT, judge=judge, max_new_tokens=6, n_random_sets=2, seed=3)
     assert trials.conditions == ("baseline", "steered", "random", "random by layer")
-    conditions = steer.steering_conditions(EDIT, HeadLayout.of(model), 2, 1)
+    conditions = steer.steering_conditions(EDIT, HeadLayout.of(model), 2, 3)
     for trial, condition in zip(trials.trials, conditions, strict=True):
         assert trial.heads == condition.heads
         with steering(model, condition.edits, prompts):
@@ -79,7 +79,9 @@ def test_accuracy_is_that_of_the_replies_under_each_condition(model, prompts):
     assert len(rows) == 2
     mean, low, high = trials.mean("random")
     assert mean == sum(map(sum, rows)) / 10
-    assert (low, high) == bootstrap(rows, seed=1)
+    assert (low, high) == bootstrap(rows, seed=3)
+    assert (trials.control, trials.n_random_sets) == ("random by layer", 2)
+    rows = [trial.values["accuracy"] for trial in trials.select("random by layer")]
     steered, other = torch.tensor(trials.select("steered")[0].values["accuracy"]), torch.tensor(rows).mean(0)
     assert trials.gain("steered").mean == pytest.approx(float((steered - other).mean()))
     assert trials.gain("steered", over="baseline").mean == pytest.approx(
@@ -87,6 +89,56 @@ def test_accuracy_is_that_of_the_replies_under_each_condition(model, prompts):
     )
     assert (trials.questions[3], trials.answers[3]) == ("3?", "yes")
     assert trials.intervention == "Boost(factor=9.0)"
+
+
+@pytest.mark.parametrize(
+    ("heads", "random", "by_layer"),
+    [
+        ("L0H1 L0H3", 3, 99),
+        ("L0", 3, 0),  # no set of the same layer is another one
+        ("L0 L1 L2 L3H0", 0, 99),  # the other three heads are too few for a set of other heads
+        ("all", 0, 0),
+    ],
+)
+def test_random_heads_are_drawn_as_far_as_there_are_others(heads, random, by_layer):
+    layout = HeadLayout(4, 4, 2)
+    rows = steer.steering_conditions(steer.Boost("mark", 3.0, heads=heads), layout)
+    names = Counter(row.name for row in rows)
+    assert (names["random"], names["random by layer"]) == (random, by_layer)
+    if by_layer:
+        drawn = [row.heads for row in rows if row.name == "random by layer"]
+        # they are a test only if they may be, or share heads with, the steered ones
+        assert any(heads & rows[1].heads for heads in drawn)
+        again = steer.steering_conditions(steer.Boost("mark", 4.0, heads=heads), layout)
+        assert [row.heads for row in again if row.name == "random by layer"] != drawn
+
+
+@pytest.mark.parametrize(
+    ("n_right", "n", "n_drawn"),
+    [
+        (2, 99, 39),  # no set is as accurate: one look after 39
+        (1000, 99, 5),  # every set is as accurate: no verdict is possible after the fifth
+        (2, 20, 20),  # too few for a verdict: all are drawn
+    ],
+)
+@pytest.mark.parametrize("stop_early", [True, False])
+def test_draws_end_where_the_verdict_is_certain(model, prompts, monkeypatch, n_right, n, n_drawn, stop_early):
+    calls = []
+
+    def replies(model, prompts, edits, **_):
+        calls.append(edits)
+        return iter([Reply((1,), "right" if 1 < len(calls) <= n_right else "wrong")] * len(prompts))
+
+    monkeypatch.setattr(check, "steered_replies", replies)
+    trials = steer.steer_check(
+        model, prompts, EDIT, judge=lambda reply, prompt: reply == "right", n_random_sets=n, stop_early=stop_early
+    )
+    found = trials.set_test("steered")
+    assert found.n_sets == len(trials.select("random by layer")) == (n_drawn if stop_early else n)
+    assert found.n_planned == n
+    assert found.is_beyond is (n_right == 2 and n == 99)
+    if stop_early:
+        assert found.p_value == {39: 1 / 40, 5: 1, 20: 1 / 21}[n_drawn]
 
 
 def test_a_check_that_was_killed_continues(model, prompts, tmp_path, monkeypatch):

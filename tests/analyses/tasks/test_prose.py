@@ -94,9 +94,9 @@ def test_needles_lie_between_sentences_of_the_texts(tmp_path):
         assert prompt.meta["haystack"] == prose_name(path)
         (low, high), ranges = prompt.spans["context"][0], (*prompt.spans["needle"], *prompt.spans["distractor"])
         assert len(ranges) == 3
-        context = tokenizer.decode(list(prompt.ids[low:high]))
+        context = str(tokenizer.decode(list(prompt.ids[low:high])))
         for start, stop in ranges:
-            context = context.replace(tokenizer.decode(list(prompt.ids[start:stop])).strip(), "")
+            context = context.replace(str(tokenizer.decode(list(prompt.ids[start:stop]))).strip(), "")
         left = sentences_of(" ".join(context.split()))
         assert len(left) > 5
         assert set(left) <= own

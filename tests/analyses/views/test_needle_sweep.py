@@ -1,5 +1,7 @@
 """Needle sweeps: verdicts by length and depth, against replies one by one, in files, figures, sections and runs."""
 
+from typing import Any
+
 import pytest
 import run_cases
 import tiny_chat_model
@@ -64,7 +66,7 @@ def test_summary_frame_and_file(tmp_path):
 
 
 def test_the_figure_shows_the_share_of_each_length_and_depth():
-    drawn = interp.plots.figure(made())
+    drawn: Any = interp.plots.figure(made())
     cells = drawn.data[0].z
     assert cells[0, 0] == 1
     assert cells[1].tolist() == [0.5, 0]
