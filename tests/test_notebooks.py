@@ -18,7 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 FOLDER = Path(__file__).parents[1] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("[0-9]*.py"))
 MODEL = 'MODEL = "demo"'
-SECONDS = {"06_long_context": 1200}
+SECONDS = {"03_sinks": 1500, "04_pasta": 900, "06_long_context": 1200}
 """limits where the usual one does not do; times on 2 cores are a quarter of them"""
 LARGEST = 400_000
 """bytes of a rendered notebook"""
