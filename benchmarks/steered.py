@@ -1,7 +1,9 @@
 """Table of the effects of steering, with one row per finished run of `interp steer`.
 
-interp steer demo --method pasta --task json --out runs/pasta-json
-python -m benchmarks.steered runs/*
+    interp steer demo --method pasta --task json --out runs/pasta-json
+    python -m benchmarks.steered runs/*
+
+"beyond" counts the random sets by layer under which fewer replies are right than under the chosen heads.
 """
 
 import argparse
@@ -17,8 +19,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="+", type=Path)
     rows = [row(folder) for folder in parser.parse_args().folders if is_finished(folder)]
-    print("| edit | task | heads | baseline | steered | random heads | random by layer | minutes |")
-    print("|---" * 8 + "|")
+    print("| edit | task | heads | baseline | steered | random heads | random by layer | beyond | minutes |")
+    print("|---" * 9 + "|")
     print("\n".join(rows))
 
 
@@ -34,6 +36,8 @@ def row(folder: Path) -> str:
             cells.append(f"{mean:.0%} [{low:.0%}, {high:.0%}]")
         else:
             cells.append("")
+    test = trials.set_test("steered")
+    cells.append("" if test is None else f"{test.n_beyond} of {test.n_sets}, p = {test.p_value:.2g}")
     return "| " + " | ".join([*cells, f"{results.seconds / 60:.0f}"]) + " |"
 
 
