@@ -1,13 +1,15 @@
 """Greedy decoding of replies to a batch of prompts, with the generate() method of the model."""
 
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from interp.hooks.model.layers import unwrap
-from interp.hooks.prompts.prompts import Prompts
+from interp.hooks.prompts.prompts import Prompt, Prompts
 from interp.hooks.read.capture import model_inputs
 
 
@@ -23,7 +25,18 @@ class Reply:
     """Whether it ended at the largest number of new tokens, without an end token or the stop text."""
 
 
-def generate(model: nn.Module, prompts: Prompts, *, max_new_tokens: int = 32, stop: str | None = None) -> list[Reply]:
+Ended = Callable[[str, Prompt], bool]
+"""function of a reply so far and its prompt that returns whether the reply ends here"""
+
+
+def generate(
+    model: nn.Module,
+    prompts: Prompts,
+    *,
+    max_new_tokens: int = 32,
+    stop: str | None = None,
+    ended: Ended | None = None,
+) -> list[Reply]:
     """Generate replies by greedy decoding, with a KV cache, for one batch padded on the left.
 
     The generation settings that a model is shipped with, such as a repetition penalty, are not applied.
@@ -33,6 +46,8 @@ def generate(model: nn.Module, prompts: Prompts, *, max_new_tokens: int = 32, st
         prompts: The prompts of the batch.
         max_new_tokens: Maximum number of tokens of a reply.
         stop: A text that ends a reply, such as a newline. It is ignored where the prompts have no tokenizer.
+        ended: Function of a reply so far and its prompt that returns whether the reply ends here, for a use to which
+            more text makes no difference. It is ignored where the prompts have no tokenizer.
 
     Returns:
         One reply for each prompt.
@@ -46,10 +61,11 @@ def generate(model: nn.Module, prompts: Prompts, *, max_new_tokens: int = 32, st
         >>> len(replies), all(len(reply.ids) <= 4 for reply in replies)
         (2, True)
     """
-    from transformers import GenerationConfig
+    from transformers import GenerationConfig, StoppingCriteriaList
 
     network: Any = unwrap(model)
     tokenizer = prompts.tokenizer
+    ended = None if tokenizer is None else ended
     inputs = model_inputs(network, prompts, more=max_new_tokens)
     del inputs["position_ids"]
     own = network.generation_config
@@ -62,15 +78,47 @@ def generate(model: nn.Module, prompts: Prompts, *, max_new_tokens: int = 32, st
         pad_token_id=prompts.pad_id,
         stop_strings=None if stop is None or tokenizer is None else [stop],
     )
+    n = inputs["input_ids"].shape[1]
+    criteria = [] if ended is None else [_EndedRows(prompts, n, ended)]
     # generate() fills open settings from those of the model, and a repetition penalty would work against copying
     network.generation_config = GenerationConfig()
     try:
         with torch.no_grad():
-            tokens = network.generate(**inputs, generation_config=config, tokenizer=tokenizer)
+            tokens = network.generate(
+                **inputs,
+                generation_config=config,
+                tokenizer=tokenizer,
+                stopping_criteria=StoppingCriteriaList(criteria),
+            )
     finally:
         network.generation_config = own
-    new = tokens[:, inputs["input_ids"].shape[1] :].tolist()
-    return [_reply(row, ends, stop, tokenizer, max_new_tokens) for row in new]
+    lengths = criteria[0].lengths if criteria else [sys.maxsize] * len(prompts)
+    rows = zip(tokens[:, n:].tolist(), lengths, strict=True)
+    # a reply that ended is not at the limit, even if it has as many tokens
+    limits = [max_new_tokens if length > max_new_tokens else -1 for length in lengths]
+    return [
+        _reply(row[:length], ends, stop, tokenizer, limit) for (row, length), limit in zip(rows, limits, strict=True)
+    ]
+
+
+class _EndedRows:
+    """Which rows end here, as a stopping criterion of transformers."""
+
+    def __init__(self, prompts: Prompts, n: int, ended: Ended) -> None:
+        self.prompts, self.n, self.ended = prompts, n, ended
+        self.lengths = [sys.maxsize] * len(prompts)
+        """number of new tokens of each row that has ended"""
+
+    def __call__(self, tokens: Tensor, scores: Any, **_: Any) -> Tensor:
+        tokenizer: Any = self.prompts.tokenizer
+        new = tokens[:, self.n :].tolist()
+        for row, prompt in enumerate(self.prompts):
+            if len(new[row]) < self.lengths[row]:
+                text = tokenizer.decode(new[row], skip_special_tokens=True)
+                if self.ended(text, prompt):
+                    self.lengths[row] = len(new[row])
+        have_ended = [length <= len(row) for length, row in zip(self.lengths, new, strict=True)]
+        return torch.tensor(have_ended, device=tokens.device)
 
 
 def _reply(row: list[int], ends: list[int], stop: str | None, tokenizer: Any, limit: int) -> Reply:

@@ -58,3 +58,25 @@ def test_a_row_that_ends_before_the_others_is_not_at_the_limit(model, prompts):
     both = generate(model, prompts, max_new_tokens=LIMIT)
     assert [reply.at_limit for reply in both] == [False, True]
     assert both[0].ids == one.ids[: ends[0]]
+
+
+@pytest.mark.parametrize("place", [1, 3, LIMIT])
+@pytest.mark.parametrize("row", [0, 1])
+def test_a_row_ends_where_more_text_makes_no_difference(model, prompts, tokenizer, place, row):
+    whole = generate(model, prompts, max_new_tokens=LIMIT)
+    enough = tokenizer.decode(whole[row].ids[:place])
+    seen = []
+
+    def ended(text, prompt):
+        seen.append((text, prompt))
+        return prompt is prompts[row] and text.startswith(enough)
+
+    replies = generate(model, prompts, max_new_tokens=LIMIT, ended=ended)
+    first = next(i for i in range(1, LIMIT + 1) if tokenizer.decode(whole[row].ids[:i]).startswith(enough))
+    assert (replies[row].ids, replies[row].at_limit) == (whole[row].ids[:first], False)
+    assert replies[row].text == tokenizer.decode(whole[row].ids[:first])
+    # the other row goes on, and a row that ended is not asked again
+    assert replies[1 - row] == whole[1 - row]
+    assert len(seen) == LIMIT + first
+    bare = generate(model, Prompts(prompts.items, None, prompts.pad_id), max_new_tokens=2, ended=ended)
+    assert [len(reply.ids) for reply in bare] == [2, 2]

@@ -13,7 +13,7 @@ from interp.analyses.measures.losses import token_losses
 from interp.analyses.prompt_sizes import REPLY_TOKENS
 from interp.analyses.results.files import Parts
 from interp.analyses.results.trial import Trial
-from interp.analyses.tasks.needle import judge
+from interp.analyses.tasks.needle import judge, judge_is_final
 from interp.analyses.tasks.task import Judge
 from interp.errors import UsageError
 from interp.hooks.edit.ablation import AblationKind, Intervention, ReferenceOutputs, ablate
@@ -202,23 +202,29 @@ def accuracy(
     """
 
     def measure(model: nn.Module) -> Tensor:
-        replies = replies_to(model, prompts, max_new_tokens, batch_size)
+        replies = replies_to(model, prompts, max_new_tokens, batch_size, judge)
         return torch.tensor([float(judge(reply.text, prompt)) for reply, prompt in zip(replies, prompts, strict=True)])
 
     return measure
 
 
-def replies_to(model: nn.Module, prompts: Prompts, max_new_tokens: int, batch_size: int) -> list[Reply]:
-    """Greedy replies, up to a newline.
+def replies_to(
+    model: nn.Module, prompts: Prompts, max_new_tokens: int, batch_size: int, judged_by: Judge | None = None
+) -> list[Reply]:
+    """Greedy replies, up to a newline. Replies that only `tasks.judge` sees end once its verdict is certain.
 
     Args:
         model: The model, on which an ablation may be open.
         prompts: The prompts.
         max_new_tokens: Number of new tokens of a reply.
         batch_size: Number of prompts per forward pass.
+        judged_by: Function that judges the replies, where nothing else is done with them.
     """
-    batches = prompts.batches(batch_size)
-    return [reply for batch in batches for reply in generate(model, batch, max_new_tokens=max_new_tokens, stop="\n")]
+    ended = judge_is_final if judged_by is judge else None
+    replies: list[Reply] = []
+    for batch in prompts.batches(batch_size):
+        replies += generate(model, batch, max_new_tokens=max_new_tokens, stop="\n", ended=ended)
+    return replies
 
 
 def neutral_loss(prompts: Prompts, batch_size: int = 8) -> Measure:

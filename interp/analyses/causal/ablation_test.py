@@ -92,7 +92,8 @@ def ablation_test(
         neutral: Plain texts, whose loss is a further measure of the baseline and of tested heads.
         sufficiency: Add the condition "top kept".
         depth: Add the condition "top, depth".
-        judge: Function of a reply and its prompt that returns whether the reply is right.
+        judge: Function of a reply and its prompt that returns whether the reply is right. With the default judge, a
+            reply ends where it is right and no further text can change that.
         right_only: Use only the prompts that the unmodified model answers right. Where it answers none, no heads are
             ablated, and the baseline is all of the result. False uses all prompts.
         n_prompts: Number of these prompts that are used, at most; by default all.
@@ -156,7 +157,7 @@ def ablation_test(
         def work() -> dict[str, Tensor]:
             passes = shared.record() if not len(condition.heads) else shared.resume(condition.heads)
             with ablations.ablate(condition.heads, kind), passes:
-                replies = replies_to(model, prompts, max_new_tokens, batch_size)
+                replies = replies_to(model, prompts, max_new_tokens, batch_size, judge)
                 more = {} if texts is None else {"neutral": neutral_loss(texts, batch_size)(model)}
             right = [bool(judge(reply.text, prompt)) for reply, prompt in zip(replies, prompts, strict=True)]
             ended = [reply.at_limit for reply in replies]
@@ -220,7 +221,7 @@ def ablation_test(
 
 def _right(model: nn.Module, prompts: Prompts, judge: Judge, max_new_tokens: int, batch_size: int) -> dict[str, Tensor]:
     """Whether the unmodified model answers each prompt right."""
-    replies = replies_to(model, prompts, max_new_tokens, batch_size)
+    replies = replies_to(model, prompts, max_new_tokens, batch_size, judge)
     return {
         "right": torch.tensor([bool(judge(reply.text, prompt)) for reply, prompt in zip(replies, prompts, strict=True)])
     }

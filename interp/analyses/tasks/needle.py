@@ -151,6 +151,16 @@ def judge(reply: str, prompt: Prompt) -> bool:
     return all(word in spoken for word in words(prompt.meta["answer"]) if word not in FILLERS)
 
 
+def judge_is_final(reply: str, prompt: Prompt) -> bool:
+    """Whether `judge` accepts a reply without its last word, so that more text cannot change the verdict.
+
+    Args:
+        reply: The reply so far, whose last word may be incomplete.
+        prompt: The prompt that is answered.
+    """
+    return judge(" ".join(reply.split()[:-1]), prompt)
+
+
 def rouge1_recall(reference: str, text: str) -> float:
     """Share of the reference's words that occur in the text, each as often as both have it; there is no stemming.
 

@@ -12,7 +12,7 @@ from tokenizers_tiny import byte_fallback, byte_level
 
 from interp.analyses.tasks import judge, needle, rouge1_recall
 from interp.analyses.tasks.haystack import paragraphs
-from interp.analyses.tasks.needle import FILLERS, draw, grammar, words
+from interp.analyses.tasks.needle import FILLERS, draw, grammar, judge_is_final, words
 from interp.errors import InterpError, UsageError
 from interp.hooks.prompts.prompts import Prompt
 
@@ -171,6 +171,25 @@ ANSWER = "the teal barn at Velmora, with seventy-three pearls"
 )
 def test_judge(reply, verdict):
     assert judge(reply, Prompt("", (0,), {}, {"answer": ANSWER})) is verdict
+
+
+@pytest.mark.parametrize(
+    ("reply", "final"),
+    [
+        (ANSWER, False),  # the last word may go on: seventy-three pearls, or pearlstones
+        (f"{ANSWER}.", False),
+        (f"{ANSWER} a", True),
+        (f"{ANSWER}. It is", True),
+        (f"{ANSWER}\n", False),
+        ("the teal barn at Velmora and seventy-four pearls, no,", False),
+        ("", False),
+    ],
+)
+def test_a_verdict_is_final_once_a_word_follows(reply, final):
+    prompt = Prompt("", (0,), {}, {"answer": ANSWER})
+    assert judge_is_final(reply, prompt) is final
+    if final:
+        assert all(judge(reply + more, prompt) for more in ("", "s", " but no", "'s", "-"))
 
 
 def test_judge_refuses_the_distractors():
