@@ -51,7 +51,8 @@ class RandomSets:
         n: Number of sets that are matched by layer. Up to 3 sets of other heads are also drawn, from all layers.
         seed: Seed of the run; draws differ by name and size.
         name: Name of the tested set.
-        exclude: Further heads that are not drawn, such as heads that have the tested role as well.
+        exclude: Further heads that are not drawn, such as heads that have the tested role as well. A layer with too few
+            others draws them nevertheless, see `permuted`.
         stop_early: Whether draws end where the verdict is certain, see `SetTest`.
         is_single: Whether no other head set is tested in the same experiment. Otherwise draws do not end after 39 sets,
             whose p-value would be too large to correct for several tests.
@@ -91,9 +92,15 @@ class RandomSets:
 
         They may share heads with the tested set: if sets of a layer with few heads left the tested ones out, random
         heads would differ from them in up to 17 % of the cases, where 5 % are stated.
+
+        A layer leaves out the excluded heads only if it has as many other heads as tested ones. Otherwise the sets
+        would be little else than the tested set.
         """
+        tested, taken = self.heads.by_layer(), (self.exclude | self.heads).by_layer()
+        full = {layer for layer, own in tested.items() if self.layout.heads - len(taken[layer]) < len(own)}
+        fixed = HeadSet(tuple(head for head in self.exclude - self.heads if head.layer not in full))
         for draw in range(self.n):
-            (heads,) = permute_in_layers([self.heads], self.layout, self._seed(draw), self.exclude - self.heads)
+            (heads,) = permute_in_layers([self.heads], self.layout, self._seed(draw), fixed)
             shared = len(heads & self.heads)
             yield Condition(RANDOM_BY_LAYER, heads, draw, {OF_TESTED_SET: shared} if shared else {})
 

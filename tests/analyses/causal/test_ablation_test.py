@@ -44,7 +44,7 @@ def test_random_heads_leave_the_top_out_and_match_layers():
 
 
 def test_the_sets_of_a_test_permute_all_heads_of_each_layer():
-    top, never = HeadSet.parse("L4H0, L4H2, L5H1"), HeadSet.parse("L4H1")
+    top, never = HeadSet.parse("L4H0, L4H2, L5H1"), HeadSet.parse("L5H2")
     sets = list(RandomSets(top, LAYOUT, 400, seed=1, name="made", exclude=never | top).permuted())
     assert {condition.name for condition in sets} == {"random by layer"}
     drawn = [condition.heads for condition in sets]
@@ -53,12 +53,30 @@ def test_the_sets_of_a_test_permute_all_heads_of_each_layer():
     assert [condition.facts for condition in sets] == [
         {OF_TESTED_SET: len(heads & top)} if heads & top else {} for heads in drawn
     ]
-    # three pairs of the three other heads of layer 4, times four heads of layer 5, each as often
-    assert len(set(drawn)) == 12
-    assert 15 < drawn.count(top) < 60
+    # six pairs of the four heads of layer 4, times three heads of layer 5, each as often
+    assert len(set(drawn)) == 18
+    assert 8 < drawn.count(top) < 45
     # a single head is one of the four of its layer, so it is never beyond 39 sets
     alone = RandomSets(HeadSet.parse("L4H0"), LAYOUT, 39, seed=1, name="made")
     assert any(condition.heads == HeadSet.parse("L4H0") for condition in alone.permuted())
+
+
+@pytest.mark.parametrize(
+    ("top", "exclude", "drawn"),
+    [
+        # two tested heads, one excluded and one other: three heads would give three sets, two thirds of each tested
+        ("L4H0, L4H1", "L4H2", {"L4H0", "L4H1", "L4H2", "L4H3"}),
+        ("L4H0, L4H1", "L4H2, L4H3", {"L4H0", "L4H1", "L4H2", "L4H3"}),
+        # one tested head and two others: the excluded one stays out
+        ("L4H0", "L4H2", {"L4H0", "L4H1", "L4H3"}),
+        # each layer by itself
+        ("L4H0, L4H1, L5H0", "L4H2, L5H3", {"L4H0", "L4H1", "L4H2", "L4H3", "L5H0", "L5H1", "L5H2"}),
+    ],
+)
+def test_a_layer_with_too_few_other_heads_draws_the_excluded_ones(top, exclude, drawn):
+    sets = RandomSets(HeadSet.parse(top), LAYOUT, 200, name="made", exclude=HeadSet.parse(exclude))
+    found = {str(head) for condition in sets.permuted() for head in condition.heads}
+    assert found == drawn
 
 
 def test_draws_repeat_for_a_seed_and_differ_between_names_and_sets():
