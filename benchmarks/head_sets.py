@@ -98,10 +98,12 @@ def experiment(
     """The control of an analysis on the first heads of a table, or on a head set."""
     settings: Any = {"n_random_sets": n_sets, "stop_early": stop_early, "seed": seed}
     if control.measure == "accuracy":
+        # the further conditions of the test are no part of its verdict
+        settings |= {"kinds": (), "sufficiency": False, "depth": False, "n_prompts": control.n_used}
         return ablation_test(model, prompts, scores, n_heads=n_heads, batch_size=16, **settings)
     name, measure = control.measure_on(control.used(prompts), 16)
     ranking, size = (scores, n_heads) if isinstance(scores, HeadScores) else (list(scores), len(scores))
-    return causal_curve(model, {"top": ranking}, {name: measure}, sizes=(size,), **settings)
+    return causal_curve(model, {"top": ranking}, {name: measure}, sizes=(size,), depth=False, **settings)
 
 
 def table(name: str, scores: HeadScores, threshold: float) -> dict[str, Any]:
