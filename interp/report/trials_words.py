@@ -21,6 +21,8 @@ NULL = re.compile(
 """beginnings of sentences that state a null, or that there is no verdict"""
 CLAIMED = {"smaller effect": "as small an effect", "higher": "as high a value"}
 """how random sets compare with a tested set that they equal, by its claim; otherwise as large an effect"""
+NOUNS = {"refused": "the share of refused requests", "right": "the share of right answers"}
+"""measures whose name is no noun, as the subject of a sentence"""
 NO_SETS = "There is no verdict, since random heads or the unmodified model were not measured."
 
 
@@ -207,7 +209,7 @@ def set_words(result: Trials, measure: str, test: SetTest, condition: str = "", 
     deviations = "" if math.isnan(test.deviations) else deviations
     overlap = " A random set may contain some of the tested heads." if shared else ""
     return [
-        f"{subject} a {larger} than {n} random sets{drawn} ({p}): {measure} is "
+        f"{subject} a {larger} than {n} random sets{drawn} ({p}): {NOUNS.get(measure, measure)} is "
         f"{compared_text(result, measure, test.difference)} than the mean of these sets{deviations}.{ended}{overlap}"
     ]
 
