@@ -53,7 +53,7 @@ def condition_notes(result: Trials) -> list[str]:
     names, ends = result.conditions, {name.partition(" (")[0].removeprefix(TOP).strip() for name in result.tested}
     tops = [name for name in result.tested if name.partition(" ")[0] == TOP]
     sizes = {size for name in tops for size in result.sizes(name)}
-    first = f"{sized(result, max(sizes))}" if len(sizes) == 1 else "heads"
+    first = sized(result, max(sizes)) if len(sizes) == 1 else "heads"
     from_scores = bool({KEPT, BY_DEPTH} & ends)
     others = [kind for kind in get_args(AblationKind) if any(name.endswith(f" ({kind})") for name in result.tested)]
     ablated = f"{result.intervention}-ablated" if result.intervention in get_args(AblationKind) else "ablated"
@@ -67,8 +67,10 @@ def condition_notes(result: Trials) -> list[str]:
         found.append(f"{', '.join(f'({kind})' for kind in others)}: the kind of ablation.")
     if any(name.partition(" (")[0].endswith(f" {KEPT}") for name in result.tested):
         found.append(f"{KEPT}: the tested heads stay, and all other heads of their role are ablated.")
-    if any(name.partition(" (")[0].endswith(f" {BY_DEPTH}") for name in result.tested):
-        found.append(f"{BY_DEPTH}: the first heads, as many, when each head has the mean score of its layer.")
+    if by_depth := [name for name in result.tested if name.partition(" (")[0].endswith(f" {BY_DEPTH}")]:
+        sizes = {size for name in by_depth for size in result.sizes(name)}
+        first = sized(result, max(sizes)) if len(sizes) == 1 else "heads"
+        found.append(f"{BY_DEPTH}: the first {first} when each head has the mean score of its layer.")
     if RANDOM_BY_LAYER in names:
         found.append(
             f"{RANDOM_BY_LAYER}: random sets matched by layer, with as many heads of each layer as the tested heads."
@@ -89,10 +91,12 @@ def measure_notes(result: Trials) -> list[str]:
     found, measures = [], result.measures
     if NEUTRAL in measures and len(measures) > 1:
         n, first = n_prompts(result, NEUTRAL), measures[0]
-        texts = "1 plain text that is" if n == 1 else f"{n} plain texts that are"
-        found.append(f"{NEUTRAL[:1].upper()}{NEUTRAL[1:]}: of {texts} none of the prompts of this test.")
+        texts = "of 1 plain text, which is no prompt" if n == 1 else f"mean over {n} plain texts, which are not prompts"
+        found.append(f"{NEUTRAL[:1].upper()}{NEUTRAL[1:]}: {texts} of this test.")
         if first.startswith("loss"):
-            found.append(f"{first[:1].upper()}{first[1:]}: of the {n_prompts(result, first)} prompts of this test.")
+            found.append(
+                f"{first[:1].upper()}{first[1:]}: mean over the {n_prompts(result, first)} prompts of this test."
+            )
     for measure in measures:
         if not has_interval(result, measure):
             n = n_prompts(result, measure)

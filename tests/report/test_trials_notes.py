@@ -31,10 +31,10 @@ NAMED = {
         "top: the 2 heads with the highest scores, zero-ablated.",
         "(mean): the same heads under another ablation.",
         "kept: the tested heads stay, and all other heads of their role are ablated.",
-        "by depth: the first heads, as many, when each head has the mean score of its layer.",
+        "by depth: the first 2 heads when each head has the mean score of its layer.",
     ],
     ("induction", "induction by depth"): [
-        "by depth: the first heads, as many, when each head has the mean score of its layer."
+        "by depth: the first 2 heads when each head has the mean score of its layer."
     ],
 }
 
@@ -72,11 +72,11 @@ def losses(*counts: int) -> Trials:
 @pytest.mark.parametrize("n", [1, 2, 3, 5])
 def test_each_loss_has_its_texts_and_a_few_of_them_no_interval(n):
     made = losses(n)
-    texts = "1 plain text that is" if n == 1 else f"{n} plain texts that are"
+    texts = "of 1 plain text, which is no prompt" if n == 1 else f"mean over {n} plain texts, which are not prompts"
     notes = measure_notes(made)
     assert notes[:2] == [
-        f"Loss on neutral text: of {texts} none of the prompts of this test.",
-        "Loss: of the 4 prompts of this test.",
+        f"Loss on neutral text: {texts} of this test.",
+        "Loss: mean over the 4 prompts of this test.",
     ]
     intervals = {row["measure"]: bool(row["interval"]) for row in table(made)}
     assert intervals == {"loss": True, NEUTRAL: n >= 3}
