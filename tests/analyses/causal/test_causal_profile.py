@@ -59,7 +59,7 @@ def found() -> Trials:
 
 def test_every_condition_is_the_ablation_that_its_name_says(found):
     for trial in found.trials:
-        kind = (trial.matched or trial.condition).rsplit(", ", 1)[-1]
+        kind = (trial.matched or trial.condition).rpartition("(")[2].removesuffix(")")
         if trial.draw > 1 or trial.condition == "baseline":
             continue
         reference = None if kind == "zero" else OTHERS
