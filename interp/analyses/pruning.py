@@ -16,7 +16,7 @@ from interp.analyses.measures.losses import Loss, token_losses
 from interp.analyses.prompt_sizes import REPLY_TOKENS
 from interp.analyses.results.files import Parts
 from interp.analyses.results.head_scores import HeadScores
-from interp.analyses.results.trial import RANDOM, Trial
+from interp.analyses.results.trial import BY_DEPTH, RANDOM, Trial
 from interp.analyses.results.trials import Trials
 from interp.analyses.tasks.task import Judge
 from interp.errors import ScoreError, UsageError
@@ -88,7 +88,7 @@ def pruning_curve(
         >>> from interp.analyses.pruning import pruning_curve
         >>> curve = pruning_curve(model, prompts, scores, fractions=(0.0, 0.5), n_random_sets=1)
         >>> curve.conditions, curve.sizes("random")
-        (('induction', 'induction, depth', 'random'), (0.0, 0.5))
+        (('induction', 'induction by depth', 'random'), (0.0, 0.5))
 
     Source:
         Michel et al. 1905.10650, section 4.2; `recompute` as in the code of bertology.
@@ -151,7 +151,7 @@ def pruning_curve(
     if depth:
         by_depth = order_of(scores.depth_profile(), seed)
         planned += [
-            (f"{scores.name}, depth", 0, size, _first(by_depth, count, layout, keep_per_layer))
+            (f"{scores.name} {BY_DEPTH}", 0, size, _first(by_depth, count, layout, keep_per_layer))
             for size, count in zip(fractions, counts, strict=True)
         ]
     for draw, shuffled in enumerate(random_orders(layout, n_random_sets, seed)):

@@ -88,15 +88,16 @@ def atlas(scores: Mapping[str, HeadScores] | HeadRoles) -> "Figure":
     )
     notes = [
         f"{layers * heads} heads",
-        "solid: confidently above the threshold (false discovery rate 5 %), pale: only the mean is",
-        "each head is drawn once, under one role",
-        "legend: heads drawn under the role (of all heads with it)",
+        "solid: confidently above the role's threshold (false discovery rate 5 %)",
+        "pale: mean above it, but not confidently",
+        "a head with several roles is drawn under the first confident one in the order of the legend, else the first",
+        "legend: heads drawn in this colour (of all heads with the role)",
         "number in a cell: the head" if heads <= 16 and layers <= 40 else "",
     ]
     picture.update_layout(**layout("Roles of the heads", notes, size * heads + 184), meta=_table(found))
     picture.update_layout(**ABOVE)
     picture.update_xaxes(title="layer", range=[-0.6, layers - 0.4], **whole(layers))
-    picture.update_yaxes(title="heads, sorted", range=[heads - 0.4, -0.6], showticklabels=False)
+    picture.update_yaxes(title="heads of the layer, sorted by role", range=[heads - 0.4, -0.6], showticklabels=False)
     picture.update_yaxes(showgrid=False, zeroline=False)
     return picture
 

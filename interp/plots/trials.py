@@ -89,13 +89,14 @@ def _rows(result: Trials, found: list[Group], measure: str, task: str | None) ->
         result.mean(group.condition, measure, size=size, task=task, matched=group.matched)
         for group, size in zip(found, first, strict=True)
     ]
-    ticks, about = [], []
+    ticks, about, word = [], [], _draw_word(result)
+    n_sizes = len({size for group, size in zip(found, first, strict=True) if group.condition in result.tested})
     dots: dict[str, list[Any]] = {"x": [], "y": [], "text": []}
     for row, (group, size, mean) in enumerate(zip(found, first, means, strict=True)):
         drawn = result.select(group.condition, size, task, group.matched)
         draws = list(dict.fromkeys(trial.draw for trial in drawn))
-        label = safe(_label(result, group))
-        count = f" ({len(draws)} draws)" if len(draws) > 1 else ""
+        label = safe(_label(result, group, n_sizes > 1))
+        count = f" ({len(draws)} {word}s)" if len(draws) > 1 else ""
         ticks.append(f"{label}<br>{_number(result, measure, mean.mean)}{count}")
         about.append(f"{label}<br>{result.show(measure, *mean)}")
         for place, draw in enumerate(draws if len(draws) > 1 else ()):
@@ -103,7 +104,7 @@ def _rows(result: Trials, found: list[Group], measure: str, task: str | None) ->
             values = [value for trial in own for value in trial.values[measure]]
             dots["x"].append(sum(values) / len(values))
             dots["y"].append(row + 0.18 + 0.14 * place / max(len(draws) - 1, 1))
-            dots["text"].append(f"{label}, draw {place + 1}: {_count(values, result.show)}<br>{listed(own[0].heads)}")
+            dots["text"].append(f"{label}, {word} {place + 1}: {_count(values, result.show)}<br>{listed(own[0].heads)}")
     colours = [ORANGE if group.condition in result.tested else BLUE for group in found]
     picture = go.Figure()
     picture.add_scatter(
@@ -119,7 +120,7 @@ def _rows(result: Trials, found: list[Group], measure: str, task: str | None) ->
         **dots, mode="markers", name="draw", marker={"size": 7, "color": GREY, "opacity": 0.8},
         hovertemplate="%{text}<extra></extra>", showlegend=False,
     )  # fmt: skip
-    notes = [*_notes(result, measure, task), *(["small dots: single draws"] if dots["x"] else [])]
+    notes = [*_notes(result, measure, task), *([f"small dots: single random {word}s"] if dots["x"] else [])]
     picture.update_layout(**layout(_title(result, measure, task), notes, 66 * len(means) + 120))
     picture.update_xaxes(title=_axis(result, measure))
     if measure in result.shares:
@@ -229,12 +230,23 @@ def _has(result: Trials, group: Group, measure: str) -> bool:
     return all(measure in trial.values for trial in result.trials if trial.condition == group.condition)
 
 
-def _label(result: Trials, group: Group) -> str:
-    """A condition, with its size where it is tested."""
+def _label(result: Trials, group: Group, with_size: bool) -> str:
+    """A condition, with its size where tested conditions differ in it."""
     size, condition = sizes(result, group)[0], group.label
-    if group.condition not in result.tested or not size:
+    if group.condition not in result.tested or not size or not with_size:
         return condition
-    return f"{condition}, {size:.0%}" if result.size_name.startswith("share") else f"{condition} {size:g}"
+    return f"{condition} ({_sized(result, size)})"
+
+
+def _sized(result: Trials, size: float) -> str:
+    if result.size_name.startswith("share"):
+        return f"{size:.0%}"
+    return f"{size:g} {result.size_name.removesuffix('s') if size == 1 else result.size_name}"
+
+
+def _draw_word(result: Trials) -> str:
+    """Name of a random draw: a set where heads are drawn."""
+    return "set" if result.size_name == "heads" else "draw"
 
 
 def _bars(rows: list[Estimate], colour: str) -> dict[str, Any]:
@@ -248,6 +260,10 @@ def _title(result: Trials, measure: str, task: str | None) -> str:
     where = f", {task}" if task else ", mean over tasks" if len(result.tasks) > 1 else ""
     if result.title and len(result.measures) == 1:
         return f"{result.title}{where}"
+    # the title of a control names its first measure
+    _, ablated, rest = result.title.partition(" with heads ablated")
+    if ablated:
+        return f"{measure[:1].upper()}{measure[1:]}{ablated}{rest}{where}"
     return f"{result.title or title_of(result.name)}: {measure}{where}"
 
 
@@ -259,8 +275,12 @@ def _notes(result: Trials, measure: str, task: str | None) -> list[str]:
     draws = any(trial.draw != result.trials[0].draw for trial in result.trials)
     bars = "bars: 95 % interval" if chosen[0].intervals else "bars: 95 % interval over prompts"
     kind = result.intervention
-    bars += " and draws" if draws and not chosen[0].task else ""
-    return [f"{kind} ablation" if kind in get_args(AblationKind) else kind, f"{n} prompts" if n > 1 else "", bars]
+    bars += f" and random {_draw_word(result)}s" if draws and not chosen[0].task else ""
+    if kind in get_args(AblationKind):
+        others = tuple(f" ({other})" for other in get_args(AblationKind))
+        unless = " unless named otherwise" if any(name.endswith(others) for name in result.tested) else ""
+        kind = f"{kind} ablation{unless}"
+    return [kind, f"{n} prompts" if n > 1 else "", bars]
 
 
 def _axis(result: Trials, measure: str) -> str:

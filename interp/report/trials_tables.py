@@ -5,11 +5,13 @@ from itertools import product
 from typing import Any
 
 from interp.analyses.results.intervals import Estimate
-from interp.analyses.results.trial import BASELINE, Trial
+from interp.analyses.results.trial import BASELINE, DRAWN, Trial
 from interp.analyses.results.trial_rows import groups, sizes
 from interp.analyses.results.trial_tests import counted
 from interp.analyses.results.trials import Trials
-from interp.report.trials_words import gain_text
+from interp.report.lists import joined
+from interp.report.trials_notes import has_interval
+from interp.report.trials_words import gain_text, test_text
 from interp.report.words import cut
 
 N_REPLIES, MAX_PROMPTS = 4, 50
@@ -29,7 +31,7 @@ def table(result: Trials) -> list[dict[str, Any]]:
         if not trials:
             continue
         sets = len({trial.draw for trial in trials})
-        name = f"{group.label} ({sets} sets)" if sets > 1 else group.label
+        name = f"{group.label} ({_sets(sets)})" if sets > 1 or condition in DRAWN else group.label
         for measure in result.measures:
             values = [value for trial in trials for value in trial.values.get(measure, ())]
             if not values:
@@ -43,9 +45,9 @@ def table(result: Trials) -> list[dict[str, Any]]:
                     "measure": measure,
                     "count": f"{int(sum(values))} of {len(values)}" if verdicts else "",
                     "mean": number_text(result, measure, value.mean),
-                    "interval": "" if math.isnan(value.low) else " to ".join(ends),
+                    "interval": "" if math.isnan(value.low) or not has_interval(result, measure) else " to ".join(ends),
                     "sets": "" if task or condition not in result.tested else _sets_text(result, condition, measure),
-                    "heads": f"{sets} sets" if sets > 1 else str(trials[0].heads) if len(trials[0].heads) else "",
+                    "heads": _sets(sets) if sets > 1 else str(trials[0].heads) if len(trials[0].heads) else "",
                 }
             )
     return rows
@@ -57,7 +59,11 @@ def _sets_text(result: Trials, condition: str, measure: str) -> str:
     if test is None:
         return ""
     p = f", p = {test.p_value:.2g}" if test.decided and counted(result, measure) else ""
-    return f"beyond {test.n_beyond} of {test.n_sets}{p}"
+    return f"{test_text(result.claims.get(condition, result.claim), test)}{p}"
+
+
+def _sets(n: int) -> str:
+    return "1 set" if n == 1 else f"{n} sets"
 
 
 def pivot(result: Trials, measure: str) -> dict[str, Any]:
@@ -73,6 +79,9 @@ def pivot(result: Trials, measure: str) -> dict[str, Any]:
     share = result.size_name.startswith("share")
     apart = result.findings(measure)
 
+    def claim_of(row: dict[str, Any]) -> str:
+        return str(result.claims.get(row["condition"], result.claim))
+
     def cell(condition: str, size: float) -> dict[str, Any] | None:
         row = cells.get((condition, size))
         if row is None:
@@ -80,7 +89,7 @@ def pivot(result: Trials, measure: str) -> dict[str, Any]:
         gain = Estimate(row["gain"], row["gain_low"], row["gain_high"]) if "gain" in row else None
         return {
             "mean": number_text(result, measure, row["mean"]),
-            "sets": f"beyond {row['n_beyond']} of {row['n_sets']}" if "n_sets" in row else "",
+            "sets": f"{claim_of(row)} than {row['n_beyond']} of {row['n_sets']}" if "n_sets" in row else "",
             "gain": "" if gain is None else gain_text(result, measure, gain, with_unit=False),
             "apart": (condition, size) in apart,
         }
@@ -123,7 +132,18 @@ def by_prompt(result: Trials) -> dict[str, Any] | None:
         "conditions": list(rows),
         "rows": [(labels[i], [number_text(result, measure, row[i]) for row in rows.values()]) for i in order],
         "left_out": n - len(order),
+        "note": _sorting(result, list(rows), first),
     }
+
+
+def _sorting(result: Trials, conditions: list[str], first: str) -> str:
+    """How the prompts of a table are sorted, and which columns are means over random sets."""
+    several = [name for name in conditions if len({trial.draw for trial in result.select(name)}) > 1]
+    order = f"The prompts are sorted by the column {first}, highest first."
+    if not several:
+        return order
+    columns = f"column {several[0]} holds" if len(several) == 1 else f"columns {joined(several)} hold"
+    return f"{order} The {columns} the mean over the random sets."
 
 
 def replies(result: Trials) -> list[dict[str, Any]]:
@@ -187,7 +207,7 @@ def _merged(rows: list[tuple[str, bool, str]]) -> list[tuple[str, bool, str]]:
         found = names.setdefault((right, reply), {})
         found[name] = found.get(name, 0) + 1
     return [
-        (", ".join(f"{name} ({n} sets)" if n > 1 else name for name, n in found.items()), *key)
+        (", ".join(f"{name} ({_sets(n)})" if n > 1 or name in DRAWN else name for name, n in found.items()), *key)
         for key, found in names.items()
     ]
 

@@ -3,29 +3,26 @@
 import math
 import re
 from collections.abc import Sequence
-from typing import get_args
 
 from interp.analyses.results.intervals import Estimate
 from interp.analyses.results.reply_limit import sentence_of_trials
 from interp.analyses.results.set_test import MIN_COUNTED_PROMPTS, MIN_RANDOM_SETS, SetTest
 from interp.analyses.results.shown_behaviour import n_items, sentences_of_counted
-from interp.analyses.results.trial import BASELINE, RANDOM, RANDOM_BY_LAYER, RANDOM_KEPT
+from interp.analyses.results.trial import BASELINE, OF_TESTED_SET, RANDOM, RANDOM_BY_LAYER, RANDOM_KEPT, TOP
 from interp.analyses.results.trial_tests import compared, counted
 from interp.analyses.results.trials import Trials
-from interp.hooks.edit.ablation import AblationKind
 from interp.plots import number
 from interp.report.lists import joined
+from interp.report.trials_notes import is_ablation, sized
 
-DRAWN = {
-    RANDOM: "from all layers",
-    RANDOM_BY_LAYER: "matched by layer",
-    RANDOM_KEPT: "of the same role kept in their place",
-}
-"""conditions of random heads in words"""
 NULL = re.compile(
     r"Not distinguishable|No condition is|Nothing could be lost|There is no verdict|\d+ random head sets? allow"
 )
 """beginnings of sentences that state a null, or that there is no verdict"""
+CLAIMED = {"smaller effect": "as small an effect", "higher": "as high a value"}
+"""how random sets compare with a tested set that they equal, by its claim; otherwise as large an effect"""
+NOUNS = {"refused": "the share of refused requests", "right": "the share of right answers"}
+"""measures whose name is no noun, as the subject of a sentence"""
 NO_SETS = "There is no verdict, since random heads or the unmodified model were not measured."
 
 
@@ -88,7 +85,7 @@ def _without_sets(result: Trials, measure: str, names: list[str]) -> list[str]:
         return []
     means = [(name, result.mean(name, measure, size=max(result.sizes(name)))) for name in names]
     shown = [f"{name} {_shown(result, measure, mean)}" for name, mean in means]
-    return [f"Without random sets: {', '.join(shown)}."]
+    return [f"Conditions that were not compared with random heads: {'; '.join(shown)}."]
 
 
 def controls_of(result: Trials, name: str, measure: str, size: float) -> list[str]:
@@ -123,7 +120,10 @@ def few_words(result: Trials) -> str:
     least = min(len(trial.values[first]) for trial in result.trials if first in trial.values)
     each = " of a task" if len(result.tasks) > 1 else ""
     few = 1 < least < MIN_COUNTED_PROMPTS
-    return f"With only {least} prompts{each} the interval is approximate; repeat with more." if few else ""
+    if not few:
+        return ""
+    few_of = f"only {least} prompts{each}"
+    return f"The intervals below come from {few_of} and are approximate; use more prompts for exact ones."
 
 
 def _values_of(result: Trials, name: str, measure: str) -> str:
@@ -134,15 +134,13 @@ def _values_of(result: Trials, name: str, measure: str) -> str:
     for condition in (name, *controls):
         own = None if condition == name else name
         draws = len({trial.draw for trial in result.select(condition, size, matched=own)})
-        drawn = f" (mean of {draws} draws)" if draws > 1 else ""
+        drawn = f" (mean of {draws} sets)" if draws > 1 else ""
         value = _shown(result, measure, result.mean(condition, measure, size=size, matched=own))
-        parts.append(f"{_condition_name(result, condition)} {value}{drawn}")
-    kind = result.intervention
-    is_ablation = kind in get_args(AblationKind) or kind.startswith("ablations:")
-    ablated = " ablated" if is_ablation and result.size_name == "heads" else ""
+        parts.append(f"{condition} {value}{drawn}")
+    ablated = " ablated" if is_ablation(result) and result.size_name == "heads" else ""
     ablated = " kept and the others of their role ablated" if RANDOM_KEPT in controls else ablated
-    sized = f" with {_size(result, size)}{ablated}" if size else ""
-    return f"{measure[:1].upper()}{measure[1:]}{sized}: {', '.join(parts)}."
+    ablation = f" with {sized(result, size)}{ablated}" if size else ""
+    return f"{measure[:1].upper()}{measure[1:]}{ablation}: {', '.join(parts)}."
 
 
 def _condition(result: Trials, name: str, measure: str) -> list[str]:
@@ -153,7 +151,7 @@ def _condition(result: Trials, name: str, measure: str) -> list[str]:
         return sentences
     if result.claim is not None:
         test = result.set_test(name, measure, size=size)
-        verdict = [NO_SETS] if test is None else set_words(result, measure, test, name)
+        verdict = [NO_SETS] if test is None else set_words(result, measure, test, name, size)
         return [*verdict, *sentences] if NULL.match(verdict[0]) else [*sentences, *verdict]
     for over in controls_of(result, name, measure, size):
         gain = result.gain(name, measure, over=over, size=size)
@@ -161,18 +159,15 @@ def _condition(result: Trials, name: str, measure: str) -> list[str]:
         if verdict and not gain.excludes_zero:
             sentences.insert(
                 0,
-                f"Not distinguishable from {_condition_name(result, over)}: the difference ({name} minus {over}) is "
+                f"Not distinguishable from {over}: the difference ({name} minus {over}) is "
                 f"{gain_text(result, measure, gain)}{verdict}.",
             )
             continue
-        sentences.append(
-            f"Difference from {_condition_name(result, over)} ({name} minus {over}): "
-            f"{gain_text(result, measure, gain)}{verdict}."
-        )
+        sentences.append(f"Difference from {over} ({name} minus {over}): {gain_text(result, measure, gain)}{verdict}.")
     return sentences
 
 
-def set_words(result: Trials, measure: str, test: SetTest, condition: str = "") -> list[str]:
+def set_words(result: Trials, measure: str, test: SetTest, condition: str = "", size: float | None = None) -> list[str]:
     """The test of a head set against random head sets, in sentences. A null comes first.
 
     Args:
@@ -180,6 +175,7 @@ def set_words(result: Trials, measure: str, test: SetTest, condition: str = "") 
         measure: The measure that was tested.
         test: The test.
         condition: The tested condition.
+        size: Its size.
     """
     if not test.decided:
         sets = "1 random head set allows" if test.n_sets == 1 else f"{test.n_sets} random head sets allow"
@@ -189,25 +185,70 @@ def set_words(result: Trials, measure: str, test: SetTest, condition: str = "") 
         return [f"There is no verdict about {few}."]
     p = f"p = {test.p_value:.2g}"
     reached = test.n_sets - test.n_beyond
+    claim = result.claims.get(condition, result.claim)
+    claimed = CLAIMED.get(claim or "", "as large an effect")
     ended = ""
     if test.ended_early:
-        why = "more sets could not change this" if reached else "none of them has as large an effect"
-        why = why if reached or result.claim == "larger effect" else "none of them is as extreme"
-        ended = f" The draws ended after {test.n_sets} of {test.n_planned} sets, since {why}."
-    claimed = {"smaller effect": "as small an effect", "higher": "as high a value"}.get(
-        result.claims.get(condition, result.claim) or "", "as large an effect"
-    )
+        why = ", since no further set could make p \u2264 0.05" if reached else f": none had {claimed}"
+        sure = "" if reached else ", which already gives p < 0.05"
+        ended = f" Drawing stopped after {test.n_sets} of {test.n_planned} planned sets{why}{sure}."
+    shared, n_heads = _shared_heads(result, condition, size)
     if not test.is_beyond:
-        sets = f"{reached} of {test.n_sets} random sets have {claimed}"
-        return [f"Not distinguishable from random heads: {sets} ({p}).{ended}"]
-    deviations = "" if math.isnan(test.deviations) else f", {abs(test.deviations):.1f} standard deviations of the sets"
-    difference = difference_text(result, measure, test.difference)
-    drawn = DRAWN[RANDOM_KEPT if condition in result.claims else RANDOM_BY_LAYER]
-    drawn = drawn if RANDOM_BY_LAYER in result.conditions or condition in result.claims else ""
+        sets = f"{reached} of {test.n_sets} random sets {'has' if reached == 1 else 'have'} {claimed}"
+        weak = ""
+        if n_heads and shared >= n_heads / 2:
+            weak = f" The random sets share {shared:.1f} of the {n_heads:g} tested heads on average"
+            weak = f"{weak}, so the test has little power."
+        return [f"Not distinguishable from random heads: {sets} ({p}).{ended}{weak}"]
+    subject = f"{condition[:1].upper()}{condition[1:]} has" if condition and condition != TOP else "The top heads have"
+    larger = f"higher {measure}" if claim == "higher" else claim
+    n = f"all {test.n_sets}" if test.n_beyond == test.n_sets else f"{test.n_beyond} of {test.n_sets}"
+    drawn = " matched by layer" if RANDOM_BY_LAYER in result.conditions else ""
+    drawn = " of the same role" if condition in result.claims else drawn
+    deviations = f", a difference of {abs(test.deviations):.1f} of their standard deviations"
+    deviations = "" if math.isnan(test.deviations) else deviations
+    overlap = " A random set may contain some of the tested heads." if shared else ""
     return [
-        f"Beyond {test.n_beyond} of {test.n_sets} random sets{drawn and ' ' + drawn} ({p}): {difference} compared with "
-        f"their mean{deviations}.{ended}"
+        f"{subject} a {larger} than {n} random sets{drawn} ({p}): {NOUNS.get(measure, measure)} is "
+        f"{compared_text(result, measure, test.difference)} than the mean of these sets{deviations}.{ended}{overlap}"
     ]
+
+
+def _shared_heads(result: Trials, condition: str, size: float | None) -> tuple[float, float]:
+    """The mean number of tested heads that are in a random set too, and the number of tested heads."""
+    sets = [
+        trial
+        for trial in result.trials
+        if trial.condition == RANDOM_BY_LAYER and trial.matched in ("", condition) and size in (None, trial.size)
+    ]
+    if not sets or result.size_name != "heads":
+        return 0.0, 0.0
+    return sum(trial.facts.get(OF_TESTED_SET, 0) for trial in sets) / len(sets), sets[0].size
+
+
+def test_text(claim: str | None, test: SetTest) -> str:
+    """The number of random sets that a tested set is beyond, in a few words.
+
+    Args:
+        claim: How the tested set is claimed to differ.
+        test: The test.
+    """
+    return f"{claim} than {test.n_beyond} of {test.n_sets}"
+
+
+def compared_text(result: Trials, measure: str, value: float) -> str:
+    """How much higher or lower a measure is, as in "78 percentage points lower".
+
+    Args:
+        result: The trials.
+        measure: One of its measures.
+        value: The difference.
+    """
+    way = "lower" if value < 0 else "higher"
+    if measure in result.shares:
+        points = round(100 * abs(value))
+        return f"{points} percentage point{'' if points == 1 else 's'} {way}"
+    return f"{abs(value):.3f}{_unit(result, measure)} {way}"
 
 
 def difference_text(result: Trials, measure: str, value: float) -> str:
@@ -238,10 +279,10 @@ def _compared(result: Trials, measure: str) -> list[str]:
     for size in sorted({size for _, size in places}):
         above = {name: gain for (name, at), gain in gains.items() if at == size and gain.low > 0}
         if not above:
-            best.append(f"at {_size(result, size)} none, as no interval is above 0")
+            best.append(f"at {sized(result, size)} none, as no interval is above 0")
             continue
         first = max(above, key=lambda name: above[name].mean)
-        best.append(f"at {_size(result, size)} {first}, {gain_text(result, measure, above[first])}")
+        best.append(f"at {sized(result, size)} {first}, {gain_text(result, measure, above[first])}")
     words = [f"Furthest above {result.control}: {'; '.join(best)}."]
     if below := [place for place, gain in gains.items() if gain.high < 0]:
         words.append(f"Below {result.control}: {_named_sizes(result, below)}.")
@@ -266,24 +307,26 @@ def _tests(result: Trials, measure: str) -> list[str]:
         return [f"No condition is distinguishable from {_control_sets(result)} ({n} tests)."]
     found = []
     if beyond:
-        found.append(f"Beyond {_control_sets(result)} {corrected}: {_named_sizes(result, beyond)}.")
+        larger = f"{(result.claim or '')[:1].upper()}{(result.claim or '')[1:]}"
+        kept = " (smaller where heads are kept)" if result.claims else ""
+        found.append(f"{larger}{kept} than {_control_sets(result)} {corrected}: {_named_sizes(result, beyond)}.")
     else:
         found.append(f"No condition is distinguishable from {_control_sets(result)} {corrected}.")
     if single:
-        found.append(f"Beyond them before the correction only: {_named_sizes(result, single)}.")
+        found.append(f"Only before the correction: {_named_sizes(result, single)}.")
     return found
 
 
 def _control_sets(result: Trials) -> str:
     if result.claims:
-        return "matched random heads"
-    return "random heads of the same layers" if RANDOM_BY_LAYER in result.conditions else "random heads"
+        return "matched random sets"
+    return "random sets matched by layer" if RANDOM_BY_LAYER in result.conditions else "random sets"
 
 
 def _named_sizes(result: Trials, keys: Sequence[tuple[str, float]]) -> str:
     names = dict.fromkeys(name for name, _ in keys)
     return "; ".join(
-        f"{name} at {joined([_size(result, size) for other, size in sorted(keys) if other == name])}" for name in names
+        f"{name} at {joined([sized(result, size) for other, size in sorted(keys) if other == name])}" for name in names
     )
 
 
@@ -321,12 +364,6 @@ def _held(result: Trials, condition: str, measure: str, size: float) -> bool:
     return all(measure in trial.values for trial in result.select(condition, size))
 
 
-def _condition_name(result: Trials, condition: str) -> str:
-    """A condition in words; random heads with how they were drawn."""
-    heads = condition in DRAWN and result.size_name == "heads"
-    return f"random heads {DRAWN[condition]}" if heads else condition
-
-
 def _shown(result: Trials, measure: str, value: Estimate) -> str:
     """A mean, as a share in percent, or with its unit."""
     if measure in result.shares:
@@ -337,7 +374,3 @@ def _shown(result: Trials, measure: str, value: Estimate) -> str:
 def _unit(result: Trials, measure: str) -> str:
     unit = result.units.get(measure, "")
     return f" {unit}" if unit else ""
-
-
-def _size(result: Trials, size: float) -> str:
-    return f"{size:.0%}" if result.size_name.startswith("share") else f"{size:g} {result.size_name}"

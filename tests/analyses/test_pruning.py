@@ -64,14 +64,14 @@ def test_the_depth_profile_is_a_baseline_order(tiny_model):
     # the first layer has the higher mean, and the lowest head
     table = torch.tensor([[[0.0, 9.0, 9.0, 9.0], [1.0, 2.0, 3.0, 4.0]]])
     curve = pruning_curve(model, batch, HeadScores("made", table), fractions=(0.0, 0.5, 0.75), n_random_sets=1)
-    assert curve.tested == ("made", "made, depth")
-    half, more = (curve.select("made, depth", size)[0].heads for size in (0.5, 0.75))
+    assert curve.tested == ("made", "made by depth")
+    half, more = (curve.select("made by depth", size)[0].heads for size in (0.5, 0.75))
     assert half == HeadSet.parse("L1H0-L1H3")
     assert len(more) == 6
     assert half & more == half
     with ablate(model, half, "zero"):
         expected = token_losses(model, batch)
-    torch.testing.assert_close(values(curve, "made, depth")[1], expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(values(curve, "made by depth")[1], expected, atol=1e-6, rtol=0)
     assert not [n for n in pruning_curve(model, batch, HeadScores("m", table), depth=False).tested if "depth" in n]
 
 

@@ -157,11 +157,11 @@ def test_the_prompts_that_the_model_answers_right_are_used(scores):
     assert all(trial.values["accuracy"] == (1.0, 1.0, 1.0) for trial in trials.trials)
     assert trials.questions == tuple(prompts[number].meta["question"] for number in (1, 2, 4))
     assert sentences_of_counted(trials.settings, n_items(trials.trials)) == [
-        "The unmodified model shows the behaviour (accuracy) on 3 of 6 prompts, and these are used."
+        "The unmodified model answers 3 of 6 prompts right; these are used."
     ]
     few = ablation_tests.ablation_test(model, prompts, scores, n_prompts=2, **settings)
     assert few.questions == trials.questions[:2]
-    assert "and the first 2 of these are used." in few.summary()
+    assert "The unmodified model answers 3 of 6 prompts right; the first 2 of these are used." in few.summary()
     every = ablation_tests.ablation_test(model, prompts, scores, right_only=False, **settings)
     assert len(every.questions) == 6
     assert "counted" not in every.settings
@@ -174,6 +174,8 @@ def test_items_without_the_behaviour_leave_a_curve(scores):
     assert {trial.values["one"] for trial in found.trials} == {(1.0, 2.0)}
     assert {trial.values["other"] for trial in found.trials} == {(0.0, 5.0)}
     assert found.settings["counted"] == {"one": [2, 3]}
+    words = "Measured by one, the unmodified model shows the behaviour on 2 of 3 prompts; these are used."
+    assert words in found.summary()
     assert "a" in found.conditions
     other = causal_curve(model, {"a": scores}, measures, shown={"other": 9.0}, sizes=(1,), n_random_sets=1)
     # only the first measure decides whether heads are ablated

@@ -8,6 +8,7 @@ differently. In a null experiment the tested heads are random ones, so their sco
 """
 
 import json
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -40,6 +41,11 @@ N_SETS, N_HEADS = 39, 4
 """random sets of a run, and heads of a set"""
 N_CURVE_SETS = 99
 """random sets of a curve with several rankings"""
+BEYOND_SETS = re.compile(
+    r".+ ha(s|ve) a (larger effect|smaller effect|higher .+) than (all \d+|\d+ of \d+) random sets.* \(p = [\d.e-]+\): "
+)
+CORRECTED = re.compile(r"Larger effect than random sets .*correction for \d+ tests: ")
+"""sentences that state a finding about a single head set, and about several of them"""
 NAMES, SIZES = ("ships", "sahara", "gradient"), (1, 3, 5)
 
 
@@ -133,9 +139,9 @@ def curve_of(
     )
 
 
-def is_told(trials: Trials, *begins: str) -> bool:
+def is_told(trials: Trials, finding: re.Pattern[str]) -> bool:
     """Whether the sentences of a report tell a finding."""
-    return any(sentence.startswith(begins) for sentence in trials_words(trials))
+    return any(finding.match(sentence) for sentence in trials_words(trials))
 
 
 def ablation(random: np.random.Generator, n: int, planted: bool) -> bool:
@@ -143,7 +149,7 @@ def ablation(random: np.random.Generator, n: int, planted: bool) -> bool:
     orders = {"top": world.order(N_HEADS, planted)}
     trials = curve_of(lambda heads: {"accuracy": world.right(heads)}, orders, (N_HEADS,), int(random.integers(1 << 30)),
                     shares=("accuracy",))  # fmt: skip
-    return is_told(trials, "Beyond")
+    return is_told(trials, BEYOND_SETS)
 
 
 def influence(random: np.random.Generator, n: int, planted: bool) -> bool:
@@ -153,14 +159,14 @@ def influence(random: np.random.Generator, n: int, planted: bool) -> bool:
         lambda heads: {"influence": tuple((np.array(world.loss(heads)) / base - 1).tolist())},
         {"heads": world.order(N_HEADS, planted)}, (N_HEADS,), int(random.integers(1 << 30)), shares=("influence",),
     )  # fmt: skip
-    return is_told(trials, "Beyond")
+    return is_told(trials, BEYOND_SETS)
 
 
 def curve(random: np.random.Generator, n: int, planted: bool) -> bool:
     world, seed = World(random, n), int(random.integers(1 << 30))
     orders = {name: world.order(max(SIZES), planted and name != "sahara") for name in NAMES}
     trials = curve_of(lambda heads: {"loss": world.loss(heads)}, orders, SIZES, seed, n_sets=N_CURVE_SETS)
-    told = is_told(trials, "Beyond random heads")
+    told = is_told(trials, CORRECTED)
     assert is_bold(trials, "loss") == told
     return told
 
@@ -202,7 +208,7 @@ def _pruned(random: np.random.Generator, n: int, planted: bool) -> Trials:
 
 
 def pruned(random: np.random.Generator, n: int, planted: bool) -> bool:
-    return is_told(_pruned(random, n, planted), "Beyond")
+    return is_told(_pruned(random, n, planted), BEYOND_SETS)
 
 
 def bold_of_pruning(random: np.random.Generator, n: int, planted: bool) -> bool:
@@ -219,7 +225,7 @@ def steering(random: np.random.Generator, n: int, planted: bool) -> bool:
         for each in made
     ]  # fmt: skip
     found = Trials("steering", tuple(trials), "Boost", shares=("accuracy",), claim="higher")
-    return is_told(found, "Beyond")
+    return is_told(found, BEYOND_SETS)
 
 
 def _selected(random: np.random.Generator, n: int, planted: bool, names: tuple[str, ...], ratios) -> Trials:
@@ -322,12 +328,12 @@ def refusing(random: np.random.Generator, n: int, planted: bool) -> bool:
 
 SET, PROMPT, HEAD = "head set", "prompt", "head within its layer"
 VERDICTS = (
-    Verdict("ablation", SET, "Beyond k of n random sets", ablation, is_share=True),
-    Verdict("influence", SET, "Beyond k of n random sets", influence, is_share=True),
-    Verdict("steering", SET, "Beyond k of n random sets", steering, trials=500, is_share=True),
-    Verdict("pruning", "order of heads", "Beyond k of n random sets", pruned),
+    Verdict("ablation", SET, "larger effect than k of n random sets", ablation, is_share=True),
+    Verdict("influence", SET, "larger effect than k of n random sets", influence, is_share=True),
+    Verdict("steering", SET, "higher than k of n random sets", steering, trials=500, is_share=True),
+    Verdict("pruning", "order of heads", "smaller effect than k of n random sets", pruned),
     Verdict("pruning: every share", "order of heads", "bold cells", bold_of_pruning, trials=500),
-    Verdict("curve", SET, "Beyond random heads after a correction", curve, trials=200),
+    Verdict("curve", SET, "larger effect than random sets after a correction", curve, trials=200),
     Verdict("safety", SET, "lower the refusal rate", safety, power=0.5, trials=200, is_share=True),
     Verdict("safety: the model refuses", PROMPT, "the run does not stop", refusing),
     Verdict("selector", PROMPT, "the interval excludes 0", selector, is_share=True),

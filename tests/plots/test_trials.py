@@ -32,18 +32,18 @@ def test_conditions_of_one_size_are_points_with_a_dot_for_each_draw():
     means, draws = figure.data
     assert list(means.x) == [1.0, 1 / 8, 14 / 16, 14 / 16]
     assert list(draws.x) == [1.0, 6 / 8, 7 / 8, 7 / 8]
-    assert draws.text[1] == "random, draw 2: 6 of 8<br>L0H0, L0H1"
+    assert draws.text[1] == "random, set 2: 6 of 8<br>L0H0, L0H1"
     mean, low, high = trials.mean("random")
     assert means.error_x.array[2] == pytest.approx(high - mean)
     assert means.error_x.arrayminus[2] == pytest.approx(mean - low)
     assert list(means.marker.color) == [BLUE, ORANGE, BLUE, BLUE]
     assert [tick.split("<br>") for tick in figure.layout.yaxis.ticktext][:3] == [
-        ["baseline", "100%"], ["top 2", "12%"], ["random", "88% (2 draws)"]
+        ["baseline", "100%"], ["top", "12%"], ["random", "88% (2 sets)"]
     ]  # fmt: skip
     assert figure.layout.xaxis.tickformat == ".0%"
     assert title(figure) == (
-        "Accuracy with heads ablated | zero ablation; 8 prompts; bars: 95 % interval over prompts and draws; small "
-        "dots: single draws"
+        "Accuracy with heads ablated | zero ablation; 8 prompts; bars: 95 % interval over prompts and random sets; "
+        "small dots: single random sets"
     )
 
 
@@ -89,7 +89,7 @@ def test_a_baseline_of_another_size_is_a_line_across():
 
 def test_conditions_without_a_measure_are_left_out():
     figure = plots.trials(influence(), "influence")
-    assert [tick.split("<br>")[0] for tick in figure.layout.yaxis.ticktext] == ["heads 2", "random"]
+    assert [tick.split("<br>")[0] for tick in figure.layout.yaxis.ticktext] == ["heads", "random"]
     assert len(plots.trials(influence(), "loss").layout.yaxis.ticktext) == 3
 
 
@@ -131,14 +131,14 @@ def dose(n_sets: int = 8) -> Trials:
         for size in (1, 3):
             heads = HeadSet(tuple(Head(0, head) for head in range(size)))
             value = (2.0 * size + place, 3.0 * size)
-            trials.append(Trial(f"made, {kind}", {"loss": value}, heads, size))
-            trials.append(Trial(f"made kept, {kind}", {"loss": (1.0, 2.0)}, heads, size))
+            trials.append(Trial(f"made ({kind})", {"loss": value}, heads, size))
+            trials.append(Trial(f"made kept ({kind})", {"loss": (1.0, 2.0)}, heads, size))
             trials += [
-                Trial(name, {"loss": (1.0 + draw + place, 1.0)}, heads, size, draw, matched=f"{of}, {kind}")
+                Trial(name, {"loss": (1.0 + draw + place, 1.0)}, heads, size, draw, matched=f"{of} ({kind})")
                 for name, of in (("random by layer", "made"), ("random kept", "made kept"))
                 for draw in range(n_sets)
             ]
-    claims: Any = {"made kept, zero": "smaller effect", "made kept, mean": "smaller effect"}
+    claims: Any = {"made kept (zero)": "smaller effect", "made kept (mean)": "smaller effect"}
     return Trials(
         "made", tuple(trials), "ablations: zero, mean", control="random by layer", claim="larger effect", claims=claims
     )
@@ -148,16 +148,17 @@ def test_each_kind_of_ablation_has_a_line_and_a_band_of_its_own_random_sets():
     figure = plots.figure(dose())
     shown = [trace.name for trace in figure.data if "central" not in trace.name]
     # heads that are kept have a figure of their own
-    assert shown == ["made, zero", "made, mean"]
+    assert shown == ["made (zero)", "made (mean)"]
     colours = {trace.name: trace.line.color for trace in figure.data}
     for kind, place in (("zero", 0), ("mean", 1)):
-        (band,) = [t for t in figure.data if t.name == f"random by layer, for made, {kind}, central 95 %"]
-        assert band.line.color == colours[f"made, {kind}"]
+        (band,) = [t for t in figure.data if t.name == f"random by layer for made ({kind}), central 95 %"]
+        assert band.line.color == colours[f"made ({kind})"]
         means = [(2.0 + draw + place) / 2 for draw in range(8)]
         assert [band.y[1], band.y[2]] == pytest.approx(list(numpy.quantile(means, [0.025, 0.975])))
     assert "bands: central 95 % of the random sets" in title(figure)
-    kept = plots.trials(dose(), leave_out=["made, zero", "made, mean"])
-    assert [trace.name for trace in kept.data if "central" not in trace.name] == ["made kept, zero", "made kept, mean"]
+    kept = plots.trials(dose(), leave_out=["made (zero)", "made (mean)"])
+    names = [trace.name for trace in kept.data if "central" not in trace.name]
+    assert names == ["made kept (zero)", "made kept (mean)"]
     # few sets make no band
     assert not [trace for trace in plots.figure(dose(4)).data if "central" in trace.name]
 
@@ -173,10 +174,10 @@ def test_sets_of_different_sizes_are_rows_with_their_own_random_sets():
         ]
     made = Trials("made", tuple(trials), "zero", control="random by layer", claim="larger effect")
     means, dots = plots.figure(made).data
-    rows = ["baseline", "only a 1", "random by layer, for only a", "both 3", "random by layer, for both"]
+    rows = ["baseline", "only a (1 head)", "random by layer for only a", "both (3 heads)", "random by layer for both"]
     ticks = [tick.split("<br>")[0] for tick in plots.figure(made).layout.yaxis.ticktext]
     assert sorted(ticks) == sorted(rows)
     at = dict(zip(ticks, means.x, strict=True))
-    assert at["random by layer, for only a"] == pytest.approx(1.0)
-    assert at["random by layer, for both"] == pytest.approx(2.0)
+    assert at["random by layer for only a"] == pytest.approx(1.0)
+    assert at["random by layer for both"] == pytest.approx(2.0)
     assert len(dots.x) == 6

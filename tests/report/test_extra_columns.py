@@ -34,7 +34,7 @@ def test_a_control_is_a_column_and_a_sentence(name, extra, real):
         assert column.words.startswith(f"None of the 3 leading heads is distinguishable from {where}")
     page = Page(render(run({name: scores}))).words
     assert column.title in page
-    (digest,) = (part for part in page.split("Prompts counted")[1:2])
+    (digest,) = (part for part in page.split("Prompts used")[1:2])
     assert digest.split(" of 12 ")[1].startswith(extra_columns(name, scores, scores.top(10))[0].words[:25])
 
 

@@ -48,7 +48,7 @@ def test_curves_that_random_heads_equal_begin_with_it():
 def test_a_difference_whose_interval_includes_0_is_a_null():
     trials = replace(ablation((8, 8, 8, 8, 8, 8), n_prompts=12), claim=None)
     words = trials_words(trials)
-    assert words[0].startswith("Not distinguishable from random heads")
+    assert words[0].startswith("Not distinguishable from random: the difference")
     assert "the 95\u00a0% interval includes 0" in words[0]
 
 

@@ -127,14 +127,14 @@ def test_the_overview_shows_the_numbers_of_the_tables(results, page: Page):
 
 
 def test_roles_are_confident_or_tentative(page: Page):
-    assert "Confident: above the threshold, with at most 5 % of such heads wrong on average" in page.words
-    assert "adjusted for all heads of its table by Benjamini and Hochberg's method" in page.words
-    assert "Tentative: only the mean is above it." in page.words
+    assert "Confident: a test over prompts shows the score to be above the threshold." in page.words
+    assert "The tests of all heads of an analysis are adjusted by Benjamini and Hochberg's method" in page.words
+    assert "Tentative: the mean is above the threshold, but not confidently." in page.words
     assert "Role Threshold Confident Tentative Heads, strongest first" in page.words
 
 
 def test_leading_heads_are_shown_with_their_stability(results, page: Page):
-    assert "Head Score 95 % interval Held out Top 10 in Prompts above 0" in page.words
+    assert "Head Score 95 % interval Held out In top 10 of resamples Prompts with score above 0" in page.words
     for scores in results.scores.values():
         assert f"Rank correlation between halves of the prompts: {scores.split_half:.2f}, over all heads." in page.words
         cut = 0.3 if scores.threshold is None else scores.threshold

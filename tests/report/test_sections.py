@@ -64,7 +64,8 @@ def test_refusals_in_words_with_curves_and_groups():
         "The unmodified model refused 1 of 2 harmful requests and 0 of 1 harmless requests.",
         "Under zero ablation, the first 1 heads by ships lower the refusal rate of other requests to 60%",
         "It is the lowest of 1 sets that are beyond random heads after a correction for 2 tests, so it is slightly too",
-        "Beyond 39 of 39 random sets matched by layer (p = 0.025): -20 points compared with their mean.",
+        "Ships has a larger effect than all 39 random sets matched by layer (p = 0.025): the share of refused "
+        "requests is 20 percentage points lower than the mean of these sets.",
         "Refusals are halved only where the model breaks: with 3 heads by ships ablated, it answers 10% of the easy",
         "Groups of heads, uniform ablation",
         "sahara 2 degrees 18 17 to 19",

@@ -19,18 +19,15 @@ def plain(sentences: list[str]) -> list[str]:
     return [sentence.replace("\u00a0", " ") for sentence in sentences]
 
 
-ABLATED = (
-    "Accuracy with 2 heads ablated: top 8%, random heads matched by layer {}% (mean of {} draws), random heads from "
-    "all layers 92% (mean of 2 draws)."
-)
+ABLATED = "Accuracy with 2 heads ablated: top 8%, random by layer {}% (mean of {} sets), random 92% (mean of 2 sets)."
 
 
 @pytest.mark.parametrize(
     ("by_layer", "mean", "verdict"),
     [
         ([10, 11] * 48 + [12] * 3, 88,
-         "Beyond 99 of 99 random sets matched by layer (p = 0.01): -80 points compared with their mean, 17.1 standard "
-         "deviations of the sets."),
+         "The top heads have a larger effect than all 99 random sets matched by layer (p = 0.01): accuracy is 80 "
+         "percentage points lower than the mean of these sets, a difference of 17.1 of their standard deviations."),
         ([10, 11, 1, 0, 1, 1, 12, 1], 39,
          "Not distinguishable from random heads: 5 of 8 random sets have as large an effect (p = 0.62)."),
         ([10, 11], 88, "2 random head sets allow no verdict; at least 39 are needed."),
@@ -42,18 +39,20 @@ def test_an_ablation_test_in_words(by_layer, mean, verdict):
     made = replace(ablation((12, 1, 12, 10, *by_layer), n_prompts=12), n_random_sets=99 if early else len(by_layer))
     sentences = plain(trials_words(made))
     # a null, or that there is no verdict, comes first
-    base, ablated, found = sentences if verdict.startswith("Beyond") else (sentences[2], sentences[1], sentences[0])
+    base, ablated, found = sentences if verdict.startswith("The top heads") else reversed(sentences)
     assert base == "Baseline accuracy: 100%."
-    draws = f" (mean of {len(by_layer)} draws)" if len(by_layer) > 1 else ""
-    assert ablated == ABLATED.replace(" (mean of {} draws)", draws).format(mean)
-    ended = " The draws ended after 8 of 99 sets, since more sets could not change this."
+    drawn = f" (mean of {len(by_layer)} sets)" if len(by_layer) > 1 else ""
+    assert ablated == ABLATED.replace(" (mean of {} sets)", drawn).format(mean)
+    ended = " Drawing stopped after 8 of 99 planned sets, since no further set could make p \u2264 0.05."
     assert found == verdict + (ended if early else "")
 
 
 def test_shares_of_few_prompts_have_no_verdict():
     made = ablation((8, 1, 8, 6, *[8] * 99))
     assert trials_words(made)[0] == "There is no verdict about shares of fewer than 10 prompts."
-    assert few_words(made) == "With only 8 prompts the interval is approximate; repeat with more."
+    assert few_words(made) == (
+        "The intervals below come from only 8 prompts and are approximate; use more prompts for exact ones."
+    )
 
 
 def test_a_baseline_of_0_shows_nothing():
@@ -65,9 +64,10 @@ def test_a_curve_in_words():
     base, loss, verdict = plain(trials_words(curve()))
     mean = curve().mean("baseline").mean
     assert base == f"Baseline loss: {mean:.2f} nats per token."
-    assert loss.startswith(f"Loss with 5 heads ablated: induction {mean + 5:.2f} nats per token, random heads matched")
+    assert loss.startswith(f"Loss with 5 heads ablated: induction {mean + 5:.2f} nats per token, random by layer")
     assert verdict.startswith(
-        "Beyond 99 of 99 random sets matched by layer (p = 0.01): +4.255 nats per token compared with their mean, "
+        "Induction has a larger effect than all 99 random sets matched by layer (p = 0.01): loss is 4.255 nats per "
+        "token higher than the mean of these sets, a difference of "
     )
     assert few_words(curve()) == ""
 
@@ -84,7 +84,8 @@ def test_several_rankings_are_corrected_for_their_number():
     corrected = "after Benjamini and Hochberg's correction for {} tests"
     # three of six tests of 99 sets have the smallest p, 0.01, and 6 x 0.01 / 3 is below 0.05
     assert plain(trials_words(both))[1:] == [
-        f"Beyond random heads of the same layers {corrected.format(6)}: induction at 1 heads, 3 heads and 5 heads.",
+        f"Larger effect than random sets matched by layer {corrected.format(6)}: induction at 1 head, 3 heads and 5 "
+        "heads.",
     ]
     assert [cell and cell["apart"] for cell in dict(pivot(both, "loss")["rows"])["induction"]] == [None, *[True] * 3]
     # of 39 sets the smallest p is 0.025, and one of three tests has it
@@ -96,8 +97,8 @@ def test_several_rankings_are_corrected_for_their_number():
     found = replace(both, trials=few, n_random_sets=39)
     # a null comes first
     assert plain(trials_words(found))[:2] == [
-        f"No condition is distinguishable from random heads of the same layers {corrected.format(3)}.",
-        "Beyond them before the correction only: induction at 5 heads.",
+        f"No condition is distinguishable from random sets matched by layer {corrected.format(3)}.",
+        "Only before the correction: induction at 5 heads.",
     ]
     assert not any(cell and cell["apart"] for _, row in pivot(found, "loss")["rows"] for cell in row)
 
@@ -108,7 +109,9 @@ def test_selectors_in_words_and_numbers():
         "Furthest above random: at 10% none, as no interval is above 0; at 40% HeadKV-R, +50 points [+9, +64].",
         "The intervals hold together for all 4 comparisons with 95 % (Bonferroni's correction).",
     ]
-    assert few_words(kept_keys(3)) == "With only 3 prompts of a task the interval is approximate; repeat with more."
+    assert few_words(kept_keys(3)) == (
+        "The intervals below come from only 3 prompts of a task and are approximate; use more prompts for exact ones."
+    )
     found = pivot(kept_keys(16), "right")
     assert found["sizes"] == ["10%", "40%", "100%"]
     rows = {name: [cell and (cell["mean"], cell["gain"], cell["apart"]) for cell in cells]
@@ -226,7 +229,7 @@ def test_heads_that_are_kept_and_conditions_without_random_sets_in_words():
         Trial("baseline", {"loss": (1.0, 1.0)}),
         Trial("made", {"loss": (5.0, 5.0)}, size=2),
         Trial("made kept", {"loss": (1.2, 1.2)}, size=2),
-        Trial("made, mean", {"loss": (4.0, 4.0)}, size=2),
+        Trial("made (mean)", {"loss": (4.0, 4.0)}, size=2),
         *sets("random by layer", {"loss": 1.5}, "made"),
         *sets("random kept", {"loss": 4.5}, "made kept"),
     )
@@ -235,16 +238,17 @@ def test_heads_that_are_kept_and_conditions_without_random_sets_in_words():
         claims={"made kept": "smaller effect"},
     )  # fmt: skip
     words = plain(trials_words(made))
-    assert words[1] == "Loss with 2 heads ablated: made 5.00, random heads matched by layer 1.52 (mean of 39 draws)."
+    assert words[1] == "Loss with 2 heads ablated: made 5.00, random by layer 1.52 (mean of 39 sets)."
     assert words[2].startswith("Loss with 2 heads kept and the others of their role ablated: made kept 1.20, random")
     assert words[3:] == [
-        "Beyond matched random heads after Benjamini and Hochberg's correction for 2 tests: made at 2 heads; "
-        "made kept at 2 heads.",
-        "Without random sets: made, mean 4.00.",
+        "Larger effect (smaller where heads are kept) than matched random sets after Benjamini and Hochberg's "
+        "correction for 2 tests: made at 2 heads; made kept at 2 heads.",
+        "Conditions that were not compared with random heads: made (mean) 4.00.",
     ]
     by_name = {row["condition"]: row["sets"] for row in table(made)}
-    assert by_name["made"] == by_name["made kept"] == "beyond 39 of 39, p = 0.025"
-    assert by_name["made, mean"] == by_name["baseline"] == ""
+    assert by_name["made"] == "larger effect than 39 of 39, p = 0.025"
+    assert by_name["made kept"] == "smaller effect than 39 of 39, p = 0.025"
+    assert by_name["made (mean)"] == by_name["baseline"] == ""
     # heads that are kept and do no better than random ones
     null = replace(made, trials=tuple(replace(t, values={"loss": (4.6, 4.6)}) if t.condition == "made kept" else t
                                       for t in trials))  # fmt: skip
@@ -261,8 +265,8 @@ def test_several_sets_and_measures_in_words():
     )
     made = Trials("made", trials, "zero", control="random by layer", claim="larger effect", n_random_sets=39)
     words = plain(trials_words(made))
-    corrected = "eyond random heads of the same layers after Benjamini and Hochberg's correction for 2 tests"
-    assert words[-2:] == [f"B{corrected}: only a at 2 heads.", f"Loss: b{corrected}: only b at 2 heads."]
+    corrected = "arger effect than random sets matched by layer after Benjamini and Hochberg's correction for 2 tests"
+    assert words[-2:] == [f"L{corrected}: only a at 2 heads.", f"Loss: l{corrected}: only b at 2 heads."]
     rows = [(row["condition"], row["measure"], row["sets"]) for row in table(made)]
-    assert ("only b", "loss", "beyond 39 of 39, p = 0.025") in rows
-    assert ("random by layer, for only b (39 sets)", "loss", "") in rows
+    assert ("only b", "loss", "larger effect than 39 of 39, p = 0.025") in rows
+    assert ("random by layer for only b (39 sets)", "loss", "") in rows

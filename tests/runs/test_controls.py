@@ -32,9 +32,9 @@ def test_the_loss_of_the_second_copy_is_measured_with_the_top_heads_ablated():
     (measure,) = trials.measures
     assert "second" in measure
     # a quarter of eight heads
-    (size,) = trials.sizes("induction")
+    (size,) = trials.sizes("top")
     assert size == 2
-    (trial,) = trials.select("induction")
+    (trial,) = trials.select("top")
     assert set(trial.heads) == set(scores.top(2))
     second = [range(*prompt.spans["second"][0]) for prompt in prompts]
     with ablate(model, trial.heads, "zero"):
@@ -78,6 +78,6 @@ def test_the_demo_model_needs_its_induction_heads_for_what_repeats(demo):
     scores = interp.identify.induction(model, prompts)
     trials = control("induction")(model, prompts, scores, n_heads=10, n_random_sets=2, seed=0, batch_size=6)
     for over in ("random", "random by layer"):
-        mean, low, _ = trials.gain("induction", over=over)
+        mean, low, _ = trials.gain("top", over=over)
         assert mean > 1.0
         assert low > 0

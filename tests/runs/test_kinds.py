@@ -29,9 +29,9 @@ def finished(model, tokenizer, tmp_path_factory):
 
 def test_a_run_shows_three_ablations_and_the_loss_on_neutral_text(finished):
     control = finished[1]["induction.control"]
-    assert {"induction", "induction, mean", "induction, resample", "induction, depth"} <= set(control.tested)
+    assert {"top", "top (mean)", "top (resample)", "top by depth"} <= set(control.tested)
     assert control.measures == ("loss on the second copy of repeated tokens", NEUTRAL)
-    heads = {name: control.select(name)[0].heads for name in ("induction", "induction, mean", "induction, resample")}
+    heads = {name: control.select(name)[0].heads for name in ("top", "top (mean)", "top (resample)")}
     assert len(set(heads.values())) == 1
     assert {trial.condition for trial in control.trials if NEUTRAL not in trial.values} == {"random", "random by layer"}
     # the reference is drawn with another seed than the prompts of the scores and of the test
@@ -40,9 +40,9 @@ def test_a_run_shows_three_ablations_and_the_loss_on_neutral_text(finished):
 
 def test_a_thorough_run_has_random_sets_for_every_ablation(finished):
     profile = finished[1]["induction.profile"]
-    assert profile.sizes("induction, zero") == (1, 2)
+    assert profile.sizes("top (zero)") == (1, 2)
     for kind in ("zero", "mean", "resample"):
-        test = profile.set_test(f"induction, {kind}", size=2)
+        test = profile.set_test(f"top ({kind})", size=2)
         assert test is not None
         assert (test.n_sets, test.decided) == (2, False)
     assert profile.units == dict.fromkeys(profile.measures, "nats per token")
@@ -56,7 +56,12 @@ def test_results_of_a_run_that_answers_nothing_are_missing_with_a_reason(finishe
 
 def test_the_report_shows_them(finished):
     page = render(finished[1])
-    for text in ("induction, resample", "by number of heads and kind of ablation", "Without random sets", NEUTRAL):
+    for text in (
+        "top (resample)",
+        "by number of heads and kind of ablation",
+        "Conditions that were not compared with random heads",
+        NEUTRAL,
+    ):
         assert text in page
 
 
@@ -91,8 +96,8 @@ def test_a_single_prompt_of_the_user_is_not_resampled(model, tokenizer, tmp_path
     own = tasks.repeated(tokenizer, n=12, batch=1)
     plan = run_cases.score_plan("induction", heads="")
     found = Run.open(tmp_path / "run", plan, model, tokenizer, own).finish(progress=False)
-    assert "induction, mean" in found["induction.control"].tested
-    assert "induction, resample" not in found["induction.control"].tested
+    assert "top (mean)" in found["induction.control"].tested
+    assert "top (resample)" not in found["induction.control"].tested
 
 
 def test_plans_with_kinds(model, tokenizer):

@@ -28,7 +28,7 @@ from interp.analyses.results.head_scores import HeadScores
 from interp.analyses.results.reply_limit import AT_LIMIT, WRONG_AT_LIMIT
 from interp.analyses.results.set_test import N_RANDOM_SETS
 from interp.analyses.results.shown_behaviour import COUNTED
-from interp.analyses.results.trial import BASELINE, RANDOM_BY_LAYER, Trial
+from interp.analyses.results.trial import BASELINE, RANDOM_BY_LAYER, TOP, Trial
 from interp.analyses.results.trials import Trials
 from interp.analyses.tasks.needle import judge
 from interp.analyses.tasks.task import Judge
@@ -38,9 +38,6 @@ from interp.hooks.generate import Reply
 from interp.hooks.model.heads import HeadLayout, HeadSet
 from interp.hooks.model.provenance import Provenance
 from interp.hooks.prompts.prompts import Prompts
-
-TOP = "top"
-"""condition of the tested heads"""
 
 
 def ablation_test(
@@ -91,7 +88,7 @@ def ablation_test(
             test. Then "resample" needs two prompts, and is left out of `kinds` for a single one.
         neutral: Plain texts, whose loss is a further measure of the baseline and of tested heads.
         sufficiency: Add the condition "top kept".
-        depth: Add the condition "top, depth".
+        depth: Add the condition "top by depth".
         judge: Function of a reply and its prompt that returns whether the reply is right. With the default judge, a
             reply ends where it is right and no further text can change that.
         right_only: Use only the prompts that the unmodified model answers right. Where it answers none, no heads are
@@ -117,7 +114,7 @@ def ablation_test(
         >>> needles = interp.Prompts.encode(tokenizer, [{"text": "The key is 7. The key is", "meta": {"answer": "7"}}])
         >>> trials = interp.ablation_test(model, needles, scores, n_heads=2, n_random_sets=1, right_only=False)
         >>> trials.conditions
-        ('baseline', 'top', 'top, mean', 'top kept', 'top kept, mean', 'top, depth', 'random', 'random by layer')
+        ('baseline', 'top', 'top (mean)', 'top kept', 'top kept (mean)', 'top by depth', 'random', 'random by layer')
 
     Source:
         Wu et al. 2404.15574, section 3 (masking against random heads).

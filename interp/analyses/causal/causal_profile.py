@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from interp.analyses.causal.ablated_measures import KINDS, AblatedMeasures, Measure
-from interp.analyses.causal.further_conditions import depth_conditions, kept
+from interp.analyses.causal.further_conditions import depth_conditions, kept, under
 from interp.analyses.causal.random_sets import Condition, KeptSets, RandomSets, excluded, role_of
 from interp.analyses.results.head_scores import HeadScores
 from interp.analyses.results.set_test import MIN_RANDOM_SETS, Claim
@@ -45,12 +45,13 @@ def causal_profile(
 
     For scores named "retrieval" the conditions of the ablation "zero" are:
 
-    - "retrieval, zero" (necessity): the first heads of the table are ablated. The control is random heads, as many of
+    - "retrieval (zero)" (necessity): the first heads of the table are ablated. The control is random heads, as many of
       each layer, without heads above the threshold.
-    - "retrieval kept, zero" (sufficiency): all other heads of the role are ablated, those above the threshold of the
+    - "retrieval kept (zero)" (sufficiency): all other heads of the role are ablated, those above the threshold of the
       table, or above its floor where it has no threshold. The control is random choices of as many heads of the role
       that are kept in place of the first ones.
-    - "retrieval, depth, zero": the first heads of the depth profile, in which every head scores the mean of its layer.
+    - "retrieval by depth (zero)": the first heads of the depth profile, in which every head scores the mean of its
+      layer.
 
     The draws end early where no further set can change the verdict on any measure, see `Trials.set_test`.
 
@@ -83,7 +84,7 @@ def causal_profile(
         >>> measures = {"loss": neutral_loss(prompts)}
         >>> found = interp.causal_profile(model, scores, measures, kinds=("zero",), sizes=(1, 2), n_random_sets=1)
         >>> found.tested
-        ('induction, zero', 'induction kept, zero', 'induction, depth, zero')
+        ('induction (zero)', 'induction kept (zero)', 'induction by depth (zero)')
 
     Source:
         Wang et al. 2211.00593, sections 2.2 and 4 (mean ablation; a circuit is kept and everything else ablated), and
@@ -117,14 +118,14 @@ def causal_profile(
             return points.trial(condition, kind)
 
         for kind, chosen in product(kinds, heads.values()):
-            own, take = f"{name}, {kind}", partial(trial, kind=kind)
+            own, take = under(name, kind), partial(trial, kind=kind)
             tested = take(Condition(own, chosen))
             # the same random heads under every ablation
             sets = RandomSets(chosen, layout, n_random_sets, seed, name, excluded(scores, chosen), is_single=False)
             random = sets.run(take, base, tested, free=False, every_measure=True)
             trials += [tested, *(replace(each, matched=own) for each in random)]
         for kind, chosen in product(kinds, heads.values()) if sufficiency else ():
-            own, take, role = f"{kept(name)}, {kind}", partial(trial, kind=kind), role_of(scores, chosen)
+            own, take, role = under(kept(name), kind), partial(trial, kind=kind), role_of(scores, chosen)
             if len(role) == len(chosen):
                 notes[NONE_LEFT.format(name)] = None
                 continue
@@ -134,7 +135,7 @@ def causal_profile(
             claims[own] = "smaller effect"
         for kind, chosen in product(kinds, heads.values()):
             for condition in depth_conditions(name, scores, chosen):
-                trials.append(trial(replace(condition, name=f"{condition.name}, {kind}"), kind))
+                trials.append(trial(replace(condition, name=under(condition.name, kind)), kind))
     return Trials(
         name=name,
         trials=(base, *trials),

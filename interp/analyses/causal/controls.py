@@ -15,6 +15,7 @@ from interp.analyses.causal.ablated_measures import NATS, Measure, accuracy
 from interp.analyses.causal.ablation_test import ablation_test
 from interp.analyses.causal.control_costs import cost_of, n_sets, n_tested
 from interp.analyses.causal.curve import causal_curve
+from interp.analyses.causal.further_conditions import of_top_heads
 from interp.analyses.costs import Cost
 from interp.analyses.measures.answer_logits import logit_differences
 from interp.analyses.measures.losses import SpanLoss, token_losses
@@ -187,7 +188,7 @@ class Control:
             counted: As `showing` returns it.
             held_out: Whether the heads were chosen without these prompts.
         """
-        own = self.chooses and not held_out
+        own, found = self.chooses and not held_out, of_top_heads(found)
         return replace(
             found,
             claim=None if own else found.claim,

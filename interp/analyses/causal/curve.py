@@ -92,7 +92,7 @@ def causal_curve(
         >>> measures = {"loss": lambda model: token_losses(model, prompts)}
         >>> curve = interp.causal_curve(model, {"induction": scores}, measures, sizes=(1, 2), n_random_sets=1)
         >>> curve.conditions, curve.sizes("induction")
-        (('baseline', 'induction', 'induction, depth', 'random', 'random by layer'), (1, 2))
+        (('baseline', 'induction', 'induction by depth', 'random', 'random by layer'), (1, 2))
 
     Source:
         The curves of Wu et al. 2404.15574 and of Zhou et al. (ICLR 2025).

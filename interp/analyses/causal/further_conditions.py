@@ -1,10 +1,13 @@
 """Conditions that accompany a tested head set: other ablations, the heads kept alone, and a ranking by depth."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from interp.analyses.causal.random_sets import Condition, role_of
 from interp.analyses.results.head_scores import HeadScores
+from interp.analyses.results.trial import BY_DEPTH, KEPT, TOP
+from interp.analyses.results.trials import Trials
 from interp.hooks.edit.ablation import AblationKind
 from interp.hooks.model.heads import HeadSet
 
@@ -23,12 +26,12 @@ def further_conditions(
     """
     others: list[AblationKind] = [kind for kind in dict.fromkeys(kinds[1:]) if kind != kinds[0]]
     for kind in others:
-        yield Condition(f"{name}, {kind}", heads), kind
+        yield Condition(under(name, kind), heads), kind
     rest = role_of(ranking, heads) - heads if sufficiency and isinstance(ranking, HeadScores) else HeadSet(())
     every: list[AblationKind] = [kinds[0], *others] if len(rest) else []
     for kind in every:
-        suffix = "" if kind == kinds[0] else f", {kind}"
-        yield Condition(f"{kept(name)}{suffix}", rest, n_tested=len(heads)), kind
+        own = kept(name) if kind == kinds[0] else under(kept(name), kind)
+        yield Condition(own, rest, n_tested=len(heads)), kind
 
 
 def depth_conditions(name: str, ranking: Any, heads: HeadSet, wanted: bool = True) -> list[Condition]:
@@ -43,7 +46,7 @@ def depth_conditions(name: str, ranking: Any, heads: HeadSet, wanted: bool = Tru
     if not wanted or not isinstance(ranking, HeadScores):
         return []
     first = HeadSet(tuple(ranking.depth_profile().top(len(heads), unranked=True)))
-    return [Condition(f"{name}, depth", first)] if len(first) else []
+    return [Condition(by_depth(name), first)] if len(first) else []
 
 
 def kept(name: str) -> str:
@@ -52,4 +55,43 @@ def kept(name: str) -> str:
     Args:
         name: Name of the tested condition.
     """
-    return f"{name} kept"
+    return f"{name} {KEPT}"
+
+
+def by_depth(name: str) -> str:
+    """The condition of the first heads by the mean score of their layer.
+
+    Args:
+        name: Name of the tested condition.
+    """
+    return f"{name} {BY_DEPTH}"
+
+
+def under(name: str, kind: str) -> str:
+    """A condition under another ablation than that of the tested heads, or under one of several.
+
+    Args:
+        name: The condition.
+        kind: The ablation.
+    """
+    return f"{name} ({kind})"
+
+
+def of_top_heads(found: Trials) -> Trials:
+    """Trials whose tested heads are named "top", in place of the name of their scores.
+
+    Args:
+        found: Trials of one head set or table, under its name.
+    """
+
+    def named(condition: str) -> str:
+        own = condition == found.name or condition.startswith(f"{found.name} ")
+        return TOP + condition.removeprefix(found.name) if own else condition
+
+    return replace(
+        found,
+        trials=tuple(
+            replace(each, condition=named(each.condition), matched=named(each.matched)) for each in found.trials
+        ),
+        claims={named(condition): claim for condition, claim in found.claims.items()},
+    )

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from interp.analyses.results.head_scores import HeadScores
 from interp.analyses.results.set_test import Claim, is_settled
-from interp.analyses.results.trial import RANDOM, RANDOM_BY_LAYER, RANDOM_KEPT, Trial
+from interp.analyses.results.trial import OF_TESTED_SET, RANDOM, RANDOM_BY_LAYER, RANDOM_KEPT, Trial
 from interp.errors import UsageError
 from interp.hooks.model.heads import HeadLayout, HeadSet, permute_in_layers
 
@@ -16,8 +16,6 @@ N_FREE_SETS = 3
 """random head sets at most that are drawn from all layers, which describe the model and test nothing"""
 FROM_OTHER_LAYERS = "heads from other layers"
 """fact of a trial: heads that their layer could not provide, taken from the nearest layers that could"""
-OF_TESTED_SET = "heads of the tested set"
-"""fact of a trial: heads of a permuted set that the tested set has too"""
 Drawn = TypeVar("Drawn")
 
 

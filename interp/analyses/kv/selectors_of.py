@@ -12,7 +12,7 @@ from interp.analyses.kv._shares import global_layers
 from interp.analyses.kv.selector import KeySelector
 from interp.analyses.registry import SelectorEntry
 from interp.analyses.results.head_scores import HeadScores
-from interp.analyses.results.trial import RANDOM
+from interp.analyses.results.trial import BY_DEPTH, RANDOM
 from interp.errors import UsageError
 from interp.hooks.model.layers import unwrap
 
@@ -41,7 +41,7 @@ def selectors_of(
             a budget that belongs to the other layers.
         names: Selectors to make; empty for all that can be made.
         settings: Selector -> settings, such as {"snapkv": {"window": 32}}.
-        depth: Add a baseline of each selector that chooses heads, such as "duo_attention, depth": it takes the depth
+        depth: Add a baseline of each selector that chooses heads, such as "duo_attention by depth": it takes the depth
             profile of its scores, in which every head scores the mean of its layer.
 
     Returns:
@@ -94,7 +94,7 @@ def condition_of(entry: SelectorEntry) -> str:
 
 def depth_of(entry: SelectorEntry) -> str:
     """The name of the baseline of a selector that chooses heads by depth alone."""
-    return f"{condition_of(entry)}, depth"
+    return f"{condition_of(entry)} {BY_DEPTH}"
 
 
 def _depth_profile(scores: HeadScores) -> HeadScores:

@@ -3,6 +3,7 @@
 Such a reply may have been cut before its answer, which then counts as wrong.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -47,18 +48,23 @@ def sentence_of_trials(trials: Iterable[Any], settings: Mapping[str, Any]) -> st
         trials: The trials.
         settings: Settings of the experiment.
     """
-    n, ended, wrong = 0, 0, {}
+    n, ended = 0, 0
+    wrong, replies = Counter[str](), Counter[str]()
     for trial in trials:
         if AT_LIMIT in trial.facts:
             n += len(trial.replies)
             ended += round(len(trial.replies) * trial.facts[AT_LIMIT])
-            found = round(len(trial.replies) * trial.facts[WRONG_AT_LIMIT])
-            wrong[trial.condition] = wrong.get(trial.condition, 0) + found
+            wrong[trial.condition] += round(len(trial.replies) * trial.facts[WRONG_AT_LIMIT])
+            replies[trial.condition] += len(trial.replies)
     if not n:
         return ""
-    limit = f"ended at the limit of {settings.get('max_new_tokens')} new tokens"
+    limit = settings.get("max_new_tokens")
     if not ended:
-        return f"None of {n} replies {limit}."
-    parts = [f"{condition} {count}" for condition, count in wrong.items() if count]
-    where = f"{sum(wrong.values())} of them wrong ({'; '.join(parts)})" if parts else "none of them wrong"
-    return f"Of {n} replies, {ended} {limit}, {where}."
+        return f"None of {n} replies was cut at {limit} new tokens."
+    cut = f"{ended} of {n} replies {'was' if ended == 1 else 'were'} cut at {limit} new tokens"
+    parts = [f"{condition} {count} of {replies[condition]}" for condition, count in wrong.items() if count]
+    if not parts:
+        return f"{cut}, and none of these is counted as wrong."
+    counted = wrong.total()
+    are = "is" if counted == 1 else "are"
+    return f"{cut}, so a later answer would be missed; {counted} of these {are} counted as wrong: {'; '.join(parts)}."

@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+ACCURACY = "accuracy"
+"""measure of right answers"""
 COUNTED = "counted"
 """setting of trials: measure -> [items on which the unmodified model shows the behaviour, all items]"""
 
@@ -17,16 +19,14 @@ def sentences_of_counted(settings: Mapping[str, Any], n_used: Mapping[str, int])
     found = []
     for measure, (shown, n) in settings.get(COUNTED, {}).items():
         used = n_used.get(measure, shown)
+        states = "The unmodified model answers {} of {} prompts right"
+        if measure != ACCURACY:
+            states = f"Measured by {measure}, the unmodified model shows the behaviour on {{}} of {{}} prompts"
         if not shown:
-            found.append(
-                f"The unmodified model shows the behaviour ({measure}) on none of {n} prompts, so nothing is stated "
-                "about heads."
-            )
+            found.append(f"{states.format('none', n)}, so nothing is stated about heads.")
         elif used < n:
             which = "these" if used == shown else f"the first {used} of these"
-            found.append(
-                f"The unmodified model shows the behaviour ({measure}) on {shown} of {n} prompts, and {which} are used."
-            )
+            found.append(f"{states.format(shown, n)}; {which} are used.")
     return found
 
 

@@ -12,8 +12,15 @@ RANDOM, RANDOM_BY_LAYER = "random", "random by layer"
 """conditions of random heads: drawn from all layers, and as many from each layer as the tested set has"""
 RANDOM_KEPT = "random kept"
 """condition of random heads of a role that are kept, with all other heads of the role ablated"""
+TOP = "top"
+"""condition of the tested heads of one table, or of named heads"""
+KEPT, BY_DEPTH = "kept", "by depth"
+"""ends of conditions, before another ablation in brackets: the tested heads stay and the others of their role are
+ablated, and the first heads by the mean score of their layer"""
 DRAWN = (RANDOM, RANDOM_BY_LAYER, RANDOM_KEPT)
 """all conditions of random heads"""
+OF_TESTED_SET = "heads of the tested set"
+"""fact of a trial: heads of a permuted set that the tested set has too"""
 
 
 @result

@@ -28,7 +28,7 @@ def groups(result: Any) -> list[Group]:
         if condition not in DRAWN or len(names) == 1:
             found.append(Group(condition, condition, None))
         else:
-            found += [Group(f"{condition}, for {name}" if name else condition, condition, name) for name in names]
+            found += [Group(f"{condition} for {name}" if name else condition, condition, name) for name in names]
     return found
 
 

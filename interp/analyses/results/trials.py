@@ -330,11 +330,12 @@ class Trials(Result):
 
     def summary(self, top: int = 10) -> str:
         """One line for each condition, size and measure: mean [95 % interval]; then the replies cut by a limit."""
-        lines = []
-        for row in self.rows():
+        lines, found = [], self.rows()
+        width = max(18, *(len(row["condition"]) for row in found))
+        for row in found:
             numbers = self.show(row["measure"], row["mean"], row["low"], row["high"])
             size = f"{row['size']:.0%}" if self.size_name.startswith("share") else f"{row['size']:g}"
-            name = f"{row['condition']:18s} {size:>4s}"
+            name = f"{row['condition']:{width}s} {size:>4s}"
             line = f"{name}  {row['measure']:16s} {numbers}"
             if "gain" in row:
                 gain = self.show(row["measure"], row["gain"], row["gain_low"], row["gain_high"], signed=True)

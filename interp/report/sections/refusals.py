@@ -83,7 +83,7 @@ def _of_curve(kind: str, found: Trials) -> list[str]:
             f"sets that are beyond random heads after a correction for {len(places)} tests, so it is slightly too low."
         )
         test = found.set_test(ranking, "refused", size=size)
-        words += [] if test is None else set_words(found, "refused", test)
+        words += [] if test is None else set_words(found, "refused", test, ranking, size)
     if not halved:
         words.append(f"No set of heads halves the refusals under {kind} ablation.")
     elif not set(halved) & set(intact):

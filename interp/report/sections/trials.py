@@ -3,10 +3,12 @@
 from typing import Any
 
 from interp import plots
+from interp.analyses.results.shown_behaviour import ACCURACY
 from interp.analyses.results.trial import DRAWN
 from interp.analyses.results.trials import Trials
 from interp.report.page import Page, Section, title_of
 from interp.report.sections.dispatch import section
+from interp.report.trials_notes import condition_notes, heads_column, measure_notes
 from interp.report.trials_tables import by_prompt, pivot, replies, replies_words, table
 from interp.report.trials_words import few_words, trials_words
 
@@ -42,10 +44,13 @@ def trials_body(result: Trials, page: Page, measures: tuple[str, ...] = ()) -> s
         "words": trials_words(result),
         "few": few_words(result),
         "notes": result.notes,
+        "names": [*condition_notes(result), *measure_notes(result)],
         "drawn": [page.figure(plots.trials(result, measure, leave_out=names)) for measure in drawn for names in parts],
         "tasks": [page.figure(plots.trials(result, drawn[0], task)) for task in tasks],
         "pivots": [pivot(result, measure) for measure in result.measures] if sized else [],
         "rows": rows,
+        "count_title": count_title(rows),
+        "heads_title": heads_column(result),
         "with_sets": any(row["sets"] for row in rows),
         "prompts": None if sized or tasks else by_prompt(result),
         "replies": replies(result),
@@ -54,6 +59,16 @@ def trials_body(result: Trials, page: Page, measures: tuple[str, ...] = ()) -> s
         "by_sets": result.claim is not None,
     }
     return page.render("sections/trials.html.j2", **context)
+
+
+def count_title(rows: list[dict[str, Any]]) -> str:
+    """The heading of the column that counts prompts; empty where no measure counts any.
+
+    Args:
+        rows: Rows of `table`.
+    """
+    measures = {row["measure"] for row in rows if row["count"]}
+    return ("Answered right" if measures == {ACCURACY} else "Count") if measures else ""
 
 
 def _drawn(result: Trials) -> list[str]:

@@ -10,9 +10,9 @@ from detectors import prompts
 
 from interp.analyses import identify, tasks
 from interp.analyses.causal.ablation_test import ablation_test
-from interp.analyses.causal.random_sets import FROM_OTHER_LAYERS, OF_TESTED_SET, RandomSets, excluded
+from interp.analyses.causal.random_sets import FROM_OTHER_LAYERS, RandomSets, excluded
 from interp.analyses.results.head_scores import HeadScores
-from interp.analyses.results.trial import Trial
+from interp.analyses.results.trial import OF_TESTED_SET, Trial
 from interp.analyses.results.trials import Trials
 from interp.errors import UsageError
 from interp.hooks.edit.ablation import ablate
@@ -176,7 +176,7 @@ def test_a_reference_reaches_the_ablation(demo):
     trials = ablation_test(model, batch, heads, ablation="mean", reference=batch, **settings)
     assert trials.intervention == trials.settings["ablation"] == "mean"
     # the ablation of the test is not one of the others
-    assert trials.conditions == ("baseline", "top", "top, zero", "top, resample", "random", "random by layer")
+    assert trials.conditions == ("baseline", "top", "top (zero)", "top (resample)", "random", "random by layer")
     assert trials.settings["kinds"] == ["zero", "resample"]
     assert trials.select("top")[0].heads == heads
     assert trials.answers == tuple(prompt.meta["answer"] for prompt in batch)

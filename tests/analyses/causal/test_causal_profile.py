@@ -59,7 +59,7 @@ def found() -> Trials:
 
 def test_every_condition_is_the_ablation_that_its_name_says(found):
     for trial in found.trials:
-        kind = (trial.matched or trial.condition).rsplit(", ", 1)[-1]
+        kind = (trial.matched or trial.condition).rpartition("(")[2].removesuffix(")")
         if trial.draw > 1 or trial.condition == "baseline":
             continue
         reference = None if kind == "zero" else OTHERS
@@ -70,28 +70,28 @@ def test_every_condition_is_the_ablation_that_its_name_says(found):
 @pytest.mark.parametrize("kind", KINDS)
 def test_planted_heads_are_needed_and_suffice_under_every_ablation(found, kind):
     base = found.mean("baseline").mean
-    needed = verdict(found, f"made, {kind}", size=2)
+    needed = verdict(found, f"made ({kind})", size=2)
     # in layers of few heads, some random sets have the planted heads too
-    shared = [trial for trial in found.select("random by layer", 2, matched=f"made, {kind}") if trial.heads & JOB]
+    shared = [trial for trial in found.select("random by layer", 2, matched=f"made ({kind})") if trial.heads & JOB]
     assert needed.n_sets - needed.n_beyond <= len(shared) < needed.n_sets
-    assert found.mean(f"made, {kind}", size=2).mean > base + 1
+    assert found.mean(f"made ({kind})", size=2).mean > base + 1
     # every other head is ablated, and the job is still done
-    kept = verdict(found, f"made kept, {kind}", size=2)
+    kept = verdict(found, f"made kept ({kind})", size=2)
     assert kept.is_beyond
-    assert found.mean(f"made kept, {kind}", size=2).mean < base + 0.5
-    assert found.mean("random kept", size=2, matched=f"made kept, {kind}").mean > base + 1
+    assert found.mean(f"made kept ({kind})", size=2).mean < base + 0.5
+    assert found.mean("random kept", size=2, matched=f"made kept ({kind})").mean > base + 1
 
 
 def test_other_heads_are_neither_needed_nor_do_they_suffice():
     noise = HeadSet(tuple(head for head in table(JOB).layout.all() if head not in JOB))
     other = HeadSet(noise.heads[:2])
     null = profile(table(other), sizes=(2,))
-    for condition in ("made, zero", "made, mean", "made, resample"):
+    for condition in ("made (zero)", "made (mean)", "made (resample)"):
         test = verdict(null, condition)
         assert test.decided
         assert not test.is_beyond
     for kind in KINDS:
-        assert not verdict(null, f"made kept, {kind}").is_beyond
+        assert not verdict(null, f"made kept ({kind})").is_beyond
 
 
 def test_the_role_is_what_the_threshold_or_the_floor_says():
@@ -107,7 +107,7 @@ def test_the_role_is_what_the_threshold_or_the_floor_says():
 
 def test_without_another_head_of_the_role_nothing_is_kept():
     found = profile(table(JOB, threshold=0.5), sizes=(1, 2), kinds=("zero",), n_random_sets=2)
-    assert found.sizes("made kept, zero") == (1,)
+    assert found.sizes("made kept (zero)") == (1,)
     assert found.notes == (
         "No other head is above the threshold of made, so there is no condition in which the tested heads are kept.",
     )
@@ -127,14 +127,14 @@ def test_kept_sets_are_drawn_from_the_role():
 def test_the_depth_profile_is_a_baseline_of_curves_and_profiles(found):
     scores = table(JOB)
     first = HeadSet(tuple(scores.depth_profile().top(2)))
-    assert found.select("made, depth, mean", 2)[0].heads == first
+    assert found.select("made by depth (mean)", 2)[0].heads == first
     curve = interp.causal_curve(
         PLANTED.model, {"made": scores, "listed": list(JOB)}, {"loss": copying}, sizes=(1, 2), n_random_sets=1
     )
-    assert curve.conditions == ("baseline", "made", "listed", "made, depth", "random", "random by layer")
-    assert curve.select("made, depth", 2)[0].heads == first
+    assert curve.conditions == ("baseline", "made", "listed", "made by depth", "random", "random by layer")
+    assert curve.select("made by depth", 2)[0].heads == first
     # a baseline ranking has no random sets of its own
-    assert curve.set_test("made, depth", size=2) is None
+    assert curve.set_test("made by depth", size=2) is None
 
 
 def test_a_curve_shows_other_ablations_and_neutral_text_without_random_sets():
@@ -144,9 +144,9 @@ def test_a_curve_shows_other_ablations_and_neutral_text_without_random_sets():
         kinds=("zero", "mean", "resample"), reference=OTHERS, neutral=neutral, sufficiency=True, depth=False,
     )  # fmt: skip
     assert curve.tested == (
-        "made", "made, mean", "made, resample", "made kept", "made kept, mean", "made kept, resample"
+        "made", "made (mean)", "made (resample)", "made kept", "made kept (mean)", "made kept (resample)"
     )  # fmt: skip
-    (trial,) = curve.select("made, mean", 2)
+    (trial,) = curve.select("made (mean)", 2)
     with ablate(PLANTED.model, JOB, "mean", reference=OTHERS):
         assert trial.values["loss"] == pytest.approx(copying(PLANTED.model).tolist(), abs=1e-4)
         assert trial.values[ablated_measures.NEUTRAL] == pytest.approx(
@@ -154,7 +154,7 @@ def test_a_curve_shows_other_ablations_and_neutral_text_without_random_sets():
         )
     assert all(set(trial.values) == {"loss"} for trial in curve.trials if trial.condition.startswith("random"))
     assert curve.set_test("made", ablated_measures.NEUTRAL, size=2) is None
-    assert curve.set_test("made, mean", size=2) is None
+    assert curve.set_test("made (mean)", size=2) is None
     assert len(curve.rows()) == len({(row["condition"], row["size"], row["measure"]) for row in curve.rows()})
 
 
@@ -185,7 +185,7 @@ def test_a_profile_is_kept_in_a_folder_and_as_a_file(tmp_path):
     loaded = Trials.load(first.save(tmp_path / "profile"))
     assert loaded.claims == first.claims
     assert loaded.rows() == first.rows()
-    assert "made kept, zero" in first.summary()
+    assert "made kept (zero)" in first.summary()
 
 
 @pytest.mark.parametrize(

@@ -59,8 +59,8 @@ def test_the_loss_of_the_second_copy_with_the_top_heads_ablated(chat):
     (measure,) = trials.measures
     assert (measure, trials.units) == ("loss on the second copy of repeated tokens", {measure: "nats per token"})
     # a quarter of eight heads
-    assert trials.sizes("induction") == trials.sizes("random") == trials.sizes("random by layer") == (2,)
-    (top,) = trials.select("induction")
+    assert trials.sizes("top") == trials.sizes("random") == trials.sizes("random by layer") == (2,)
+    (top,) = trials.select("top")
     assert set(top.heads) == set(scores.top(2))
     second = [range(*prompt.spans["second"][0]) for prompt in prompts]
     for trial in trials.trials:
@@ -88,7 +88,7 @@ def test_the_logit_difference_of_answers(chat):
     scores = identify.induction(model, tasks.repeated(tokenizer, n=12, batch=3))
     trials = KINDS["logits"](model, prompts, scores, **SETTINGS)
     assert (trials.measures, trials.units) == (("logit difference",), {})
-    assert trials.sizes("induction") == (1, 4)
+    assert trials.sizes("top") == (1, 4)
     assert trials.notes == (controls.OWN_PROMPTS,)
     shows = logit_differences(model, prompts) > 0
     assert 0 < shows.sum() < len(shows)
@@ -113,7 +113,7 @@ def test_answers_are_of_needles_that_no_score_saw(chat):
     scores = identify.induction(model, tasks.repeated(tokenizer, n=12, batch=3))
     trials = control(model, prompts, scores, **SETTINGS)
     assert (trials.name, trials.title, trials.measures) == ("induction", "Accuracy with heads ablated", ("accuracy",))
-    assert trials.conditions == ("baseline", "top", "top kept", "top, depth", "random", "random by layer")
+    assert trials.conditions == ("baseline", "top", "top kept", "top by depth", "random", "random by layer")
     assert trials.sizes("top") == (4,)
     plain = ablation_test.ablation_test(model, prompts, scores, kinds=(), **SETTINGS)
     assert trials.trials == plain.trials
@@ -254,7 +254,7 @@ def test_the_demo_model_needs_its_induction_heads_for_repeated_text(demo):
     scores = identify.induction(model, prompts)
     trials = LOOKING(model, prompts, scores, n_heads=10, n_random_sets=2, seed=0, batch_size=6)
     for over in ("random", "random by layer"):
-        mean, low, _ = trials.gain("induction", size=10, over=over)
+        mean, low, _ = trials.gain("top", size=10, over=over)
         assert mean > 1.0
         assert low > 0
 

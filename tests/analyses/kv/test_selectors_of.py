@@ -57,10 +57,10 @@ def test_without_scores_four_selectors_are_made():
 def test_selectors_that_choose_heads_have_a_baseline_by_depth():
     made = selectors_of(EVERY, depth=True)
     pairs = ["compress_kv", "head_kv", "duo_attention", "razor_attention"]
-    assert list(made) == [*ALWAYS, *(name for pair in pairs for name in (pair, f"{pair}, depth"))]
+    assert list(made) == [*ALWAYS, *(name for pair in pairs for name in (pair, f"{pair} by depth"))]
     profile = replace(EVERY["duo_gates"].depth_profile(), name="duo_gates")
-    assert made["duo_attention, depth"](0.4) == DuoAttention.from_scores(profile, 0.4)
-    assert made["duo_attention, depth"](0.4) != made["duo_attention"](0.4)
+    assert made["duo_attention by depth"](0.4) == DuoAttention.from_scores(profile, 0.4)
+    assert made["duo_attention by depth"](0.4) != made["duo_attention"](0.4)
 
 
 def test_each_selector_takes_its_own_scores():

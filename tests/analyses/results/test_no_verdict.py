@@ -98,7 +98,10 @@ def claims(found) -> bool:
         words = trials_words(found)
         assert words
         assert all(sentence.endswith(".") for sentence in words)
-        told = any(word in " ".join(words) for word in ("Beyond", "excludes 0", "points ["))
+        told = any(
+            word in " ".join(words)
+            for word in ("larger effect than", "smaller effect than", "has a higher", "excludes 0", "points [")
+        )
         return told or any(found.findings(measure) for measure in found.measures)
     return bool(found.confident.any()) if isinstance(found, HeadRoles) else found.p_overlap <= 0.05
 

@@ -42,8 +42,8 @@ PRINTED = {
 """file below interp/ that words a verdict -> rows of the table above"""
 COMMENT = ("#", '"""')
 WORDS = re.compile(
-    r"""["'>].*(?:[Bb]eyond (?:\{|random|before)|'excludes'|istinguishable|(?<![.])\b[Cc]onfident|lower the refusal"""
-    r"""|'is above'|\bp = \{)|p_overlap|p_text\(|fisher_exact\("""
+    r"""["'>].*(?:[Bb]eyond (?:\{|random)|\} than \{|differ from random|'excludes'|istinguishable|(?<![.])\b[Cc]onf"""
+    r"""ident|lower the refusal|'is above'|\bp = \{)|p_overlap|p_text\(|fisher_exact\("""
 )
 
 

@@ -81,12 +81,12 @@ def test_an_ablation_test_counts_them_under_each_condition(model, needles):
         assert trial.facts["at_limit"] == 1
         assert trial.facts["wrong_at_limit"] == pytest.approx(2 / 3)
     sentence = (
-        "Of 12 replies, 12 ended at the limit of 2 new tokens, 8 of them wrong (baseline 2; top 2; random 2; random by "
-        "layer 2)."
+        "12 of 12 replies were cut at 2 new tokens, so a later answer would be missed; 8 of these are counted as "
+        "wrong: baseline 2 of 3; top 2 of 3; random 2 of 3; random by layer 2 of 3."
     )
     assert trials.summary().splitlines()[-1] == sentence
     assert trials_words(trials)[-1] == sentence
-    assert "16 of them wrong (baseline 4; top 4" in Trials.concat([trials, trials]).summary()
+    assert "16 of these are counted as wrong: baseline 4 of 6; top 4 of 6;" in Trials.concat([trials, trials]).summary()
 
 
 def test_a_reply_that_ends_by_itself_is_not_counted(needles):
@@ -97,7 +97,7 @@ def test_a_reply_that_ends_by_itself_is_not_counted(needles):
         ending, needles[:1], interp.HeadSet.parse("L0H1"), n_random_sets=1, max_new_tokens=3, judge=lambda *_: True
     )
     assert trials.trials[0].facts == {"at_limit": 0, "wrong_at_limit": 0}
-    assert "None of 5 replies ended at the limit of 3 new tokens." in trials.summary()
+    assert "None of 5 replies was cut at 3 new tokens." in trials.summary()
     cut = tuple(replace(trial, facts={"at_limit": 1, "wrong_at_limit": 0}) for trial in trials.trials[:2])
-    said = "Of 2 replies, 2 ended at the limit of 3 new tokens, none of them wrong."
+    said = "2 of 2 replies were cut at 3 new tokens, and none of these is counted as wrong."
     assert said in replace(trials, trials=cut).summary()
