@@ -25,6 +25,11 @@ if TYPE_CHECKING:
 
 N_STEPS = 255
 """steps of a weight in a page: its square root is kept in multiples of 1 / 255"""
+MARKS = {
+    "needle": "needle: the sentence that holds the answer;",
+    "distractor": "distractors: other made-up facts.",
+}
+"""span of a needle prompt -> its meaning"""
 _START = (
     'interpExplorer(document.querySelector(".explorer"), JSON.parse(document.getElementById("explored").textContent));'
 )
@@ -166,6 +171,7 @@ class Explorer:
             "summaries": SUMMARIES,
             "chosen": len(self.explored.heads),
             "marks": [visible(name) for name, ranges in self.explored.marks.items() if ranges],
+            "explained": [text for name, text in MARKS.items() if self.explored.marks.get(name)],
             "steps": N_STEPS,
         }
         return environment.from_string(_own("explorer.html.j2")).render(context | more)

@@ -6,9 +6,10 @@ from typing import Any
 
 from interp.analyses import registry
 from interp.analyses.measures.refusals import RefusalResult
-from interp.analyses.source_settings import SettingRow, setting_rows, text
+from interp.analyses.source_settings import SettingRow, setting_rows
 from interp.analyses.steer.result import SteeringResult
 from interp.report.page import about
+from interp.report.words import CONTROL, named_settings
 from interp.runs.results import RunResults
 
 HASHES = ("prompts", "counted")
@@ -21,10 +22,8 @@ class Method:
 
     about: list[tuple[str, str]]
     """headings and texts of the documentation"""
-    compared: list[SettingRow]
-    """settings whose value in the source is known"""
-    others: list[SettingRow]
-    """all other settings"""
+    settings: list[SettingRow]
+    """settings whose value in the source is known, then all others that are set"""
     stored: str = ""
     """settings in one line, for a result that no entry of the registry made"""
 
@@ -42,23 +41,24 @@ def method_of(results: RunResults, name: str) -> Method:
     table, dot, _ = name.rpartition(".")
     # a further test of a table, such as "retrieval.profile", whose method the section of the table prints
     if entry is None or (dot and table in results):
-        return Method([], [], [], settings_words(result))
+        return Method([], [], settings_words(result, name))
     # the plan is that of the outer run
     plan: Mapping[str, Any] = {} if "/" in name else results.settings
     rows = setting_rows(entry, _used(entry, plan, result), plan.get("sizes", {}), own=results.own_prompts)
-    compared = [row for row in rows if row.source]
-    return Method(about(named, kind), compared, [row for row in rows if not row.source])
+    rows = [row for row in rows if row.source or row.is_set]
+    return Method(about(named, kind), sorted(rows, key=lambda row: not row.source))
 
 
-def settings_words(result: Any) -> str:
+def settings_words(result: Any, name: str) -> str:
     """The settings that a result stores, in one line; empty where it stores none.
 
     Args:
         result: A result, such as a control.
+        name: Its name in the run.
     """
-    stored = dict(getattr(result, "settings", {}))
-    shown = [f"{name}\u00a0= {text(value)}" for name, value in stored.items() if name not in HASHES]
-    return f"Settings: {', '.join(shown)}." if shown else ""
+    stored = {key: value for key, value in getattr(result, "settings", {}).items() if key not in HASHES}
+    shown = [f"{key}\u00a0= {value}" for key, value in named_settings(stored, tested=name.endswith(CONTROL))]
+    return f"Settings: {'; '.join(shown)}." if shown else ""
 
 
 def _entry_name(name: str, result: Any) -> tuple[str, registry.Kind]:

@@ -67,10 +67,14 @@ def _fingerprint(prompts: Any) -> list[str]:
 
 def test_rows_hold_the_values_of_a_run_and_of_the_source():
     rows = {row.name: row for row in setting_rows(registry.get("retrieval"), {"threshold": 0.2}, {"n_needles": 16})}
-    assert rows["threshold"] == SettingRow("threshold", "0.2", "0.1")
+    assert rows["threshold"] == SettingRow(
+        "threshold", "0.2", "0.1", "Score above which a head is called a retrieval head."
+    )
     assert rows["threshold"].differs
     assert (rows["n_needles"].used, rows["n_needles"].source) == ("16", "600")
-    assert rows["by_value"] == SettingRow("by_value", "false")
+    assert (rows["by_value"].used, rows["by_value"].source) == ("false", "")
+    assert rows["by_value"].help.startswith("Weight each key by the norm of its value vector")
+    assert rows["n_needles"].help.startswith("Number of needle prompts")
     assert not rows["by_value"].differs
     assert not rows["form"].differs
     # without the sizes of the run there is nothing to state
@@ -84,7 +88,7 @@ def test_rows_hold_the_values_of_a_run_and_of_the_source():
 @pytest.mark.parametrize(
     ("used", "source", "differs"),
     [("16", "16", False), ("16", "16, unconfirmed", False), ("16", "160", True), ("1", "1,000 to 2,000", True),
-     ("0.1", "0.15", True), ("steps", "steps in the code, set in the paper", False), ("16", "", False)],
+     ("0.1", "0.15", True), ("steps", '"steps" in the code, "set" in the paper', False), ("16", "", False)],
 )  # fmt: skip
 def test_words_about_the_same_value_do_not_differ(used, source, differs):
     assert SettingRow("name", used, source).differs is differs
@@ -93,7 +97,7 @@ def test_words_about_the_same_value_do_not_differ(used, source, differs):
 @pytest.mark.parametrize(
     ("value", "shown"),
     [(4.0, "4"), (0.1, "0.1"), (None, "none"), ("", "none"), (True, "true"), ((), "by default"), ((1, 2), "1, 2"),
-     (text, "text"), ({"a": 1}, '{"a": 1}')],
+     (text, "text"), ("\n", '"\\n"'), ({"a": 1}, '{"a": 1}')],
 )  # fmt: skip
 def test_values_as_text(value, shown):
     assert text(value) == shown
@@ -122,10 +126,11 @@ def test_every_section_of_a_method_prints_its_differences_and_settings(name):
     entry = registry.get(name)
     words = Page(render(run_results.run({name: run_results.table(name, 0)}))).words
     if differs := entry.sections.get("differs"):
-        assert "Differs" in words
+        assert "Differences from the source" in words
         assert " ".join(differs.replace("`", "").split())[1:60] in words
-    for setting in entry.settings:
-        assert f" {setting} " in f" {words.replace('=', ' ')} ".replace("\xa0", " ")
+    for row in setting_rows(entry):
+        assert not row.is_set or f" {row.name} {row.used} " in words
+        assert row.help
 
 
 @pytest.mark.parametrize("entry", WITH_EXTRAS, ids=lambda entry: entry.name)

@@ -52,7 +52,7 @@ def sinks(**more: Any) -> HeadScores:
     sink = (received[..., 0] > 0.3).float()
     return HeadScores(
         "sinks", received[..., 0], "share of attention", 2, 0.3, {"column_threshold": 0.1}, ORIGIN,
-        {"positions": received, "sink": sink}, labels=("T=64",) * N_PROMPTS, **more,
+        {"positions": received, "sink": sink}, labels=("64 tokens",) * N_PROMPTS, **more,
     )  # fmt: skip
 
 

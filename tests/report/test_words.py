@@ -187,22 +187,22 @@ def test_the_provenance_names_the_analysis_of_each_control():
     both = replace(curve(), title="Loss with heads ablated", settings={"sizes": [5], "prompts": "a1b2"})
     results = {"retrieval.control": ablation(), "induction.control": both, "sinks.control": both}
     found = dict(words.provenance(replace(whole(), results=whole().results | results)))
-    assert [heading for heading in found if heading.startswith("Control of")] == [
-        "Control of Retrieval: accuracy with heads ablated",
-        "Control of Induction: loss with heads ablated",
-        "Control of Sinks: loss with heads ablated",
+    assert [heading for heading in found if heading.startswith("Ablation test of")] == [
+        "Ablation test of Retrieval: accuracy with heads ablated",
+        "Ablation test of Induction: loss with heads ablated",
+        "Ablation test of Sinks: loss with heads ablated",
     ]
-    rows = dict(found["Control of Sinks: loss with heads ablated"])
-    assert rows["numbers of heads"] == "[5]"
+    rows = dict(found["Ablation test of Sinks: loss with heads ablated"])
+    assert rows["number of ablated heads"] == "5"
     assert rows["hash of the prompts"] == "a1b2"
-    assert dict(found["Sinks"])["prompts counted"] == "12 of 12"
+    assert dict(found["Sinks"])["prompts used"] == "12 of 12"
 
 
 def test_side_results_of_sinks_in_sentences():
     scores = sinks()
     share, keys = words.facts(replace(scores, extras=scores.extras | {"columns": torch.full((12, 6, 4), 3.0)}), None)
-    assert share.startswith("In a single prompt, ")
-    assert share.endswith("% of the heads are above the threshold, on average over the prompts.")
+    assert share.startswith("When each prompt is taken alone, ")
+    assert share.endswith("% of the heads are above the threshold, on average over prompts.")
     assert keys.startswith("On average over heads and prompts, 3.00 keys of a prompt receive more than 0.1 of a head's")
 
 
