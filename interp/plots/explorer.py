@@ -59,7 +59,8 @@ class Explorer:
         """Model, tokens, heads and top keys, as short texts."""
         explored, origin = self.explored, self.explored.provenance
         heads, k = len(explored.heads), explored.keys.shape[-1]
-        kept = f"top {k} keys of {heads} {'head' if heads == 1 else 'heads'}" if heads else "no top keys"
+        of = f"{heads} {'head' if heads == 1 else 'heads'}"
+        kept = f"the {k} most attended keys of each query in {of}" if heads else "no keys stored"
         facts = [
             f"{len(explored.tokens):,} tokens in blocks of {explored.block}",
             f"{explored.layout.layers} layers × {explored.layout.heads} heads",

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from interp.analyses import registry
+from interp.analyses.entries import Analysis
 from interp.analyses.measures.refusals import RefusalResult
+from interp.analyses.prompt_sizes import description
 from interp.analyses.source_settings import SettingRow, setting_rows
 from interp.analyses.steer.result import SteeringResult
 from interp.report.page import about
@@ -46,7 +48,26 @@ def method_of(results: RunResults, name: str) -> Method:
     plan: Mapping[str, Any] = {} if "/" in name else results.settings
     rows = setting_rows(entry, _used(entry, plan, result), plan.get("sizes", {}), own=results.own_prompts)
     rows = [row for row in rows if row.source or row.is_set]
-    return Method(about(named, kind), sorted(rows, key=lambda row: not row.source))
+    texts = about(named, kind)
+    if prompts := prompts_words(entry, plan.get("sizes", {}), own=results.own_prompts):
+        texts.insert(1, ("Prompts", prompts))
+    return Method(texts, sorted(rows, key=lambda row: not row.source))
+
+
+def prompts_words(entry: registry.Entry, sizes: Mapping[str, Any], own: bool = False) -> str:
+    """The prompts of an analysis in a run, in words; empty where they are not known.
+
+    Args:
+        entry: The entry of the analysis.
+        sizes: Fields of the `PromptSizes` of the run.
+        own: Whether the user's own prompts took the place of the standard ones.
+    """
+    if not isinstance(entry, Analysis) or not sizes:
+        return ""
+    if own and entry.own_prompts:
+        return "Your own prompts."
+    words = description(entry.prompts, sizes)
+    return f"{words[:1].upper()}{words[1:]}." if words else ""
 
 
 def settings_words(result: Any, name: str) -> str:

@@ -17,12 +17,11 @@ from interp.analyses.results.trials import Trials
 from interp.analyses.source_settings import is_set, text
 from interp.analyses.views.head_roles import threshold_of
 from interp.plots import number
+from interp.report.run_words import CONTROL, run_settings
 from interp.runs.results import RunResults
 
 N_LABELS, REPLY_CHARACTERS, LENGTH = 6, 80, " tokens"
 """labels of prompts that are listed, characters of a reply, and end of a label that is a length"""
-CONTROL = ".control"
-"""ending of the name of a control, after the name of its analysis"""
 STORED_NAMES = {"bos": "first token"}
 """fields of a provenance whose names are not clear"""
 SETTING_NAMES = {
@@ -219,7 +218,7 @@ def provenance(results: RunResults) -> list[tuple[str, list[tuple[str, str]]]]:
         ("Versions", [(key, _plain(value)) for key, value in versions.items()]),
         (
             "Settings of the run",
-            [*named_settings(results.settings), ("time spent measuring", duration(results.seconds))],
+            [*run_settings(results), ("time spent measuring", duration(results.seconds))],
         ),
     ]
     for name, scores in results.scores.items():

@@ -2,7 +2,7 @@
 
 import inspect
 import sys
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,12 @@ import tiny_chat_model
 from html_page import Page
 
 from interp.analyses import registry, tasks
-from interp.analyses.prompt_sizes import PromptSizes
+from interp.analyses.prompt_sizes import PromptSizes, description, sizes_used
 from interp.analyses.source_settings import OWN_PROMPTS, SettingRow, setting_rows, text
 from interp.cli_list import card, card_data
 from interp.report import render
+from interp.report.run_words import run_settings
+from interp.runs.plan import ScorePlan
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "docs"))
 method_pages = import_module("method_pages")
@@ -55,6 +57,59 @@ def test_a_declared_name_is_a_setting_of_the_analysis_or_changes_its_prompts(ana
     changed = replace(SIZES, **{name: value[:1] if isinstance(value, tuple) and len(value) > 1 else _more(value)})
     before, after = (_fingerprint(entry.prompts(sizes, tokenizer)) for sizes in (SIZES, changed))
     assert before != after
+
+
+REFUSED = {*MADE, "duo_gates", "activation_patching", "path_patching", "attribution_patching", "logit_attribution"}
+"""analyses whose standard prompts a tokenizer of bytes cannot make"""
+DESCRIBED = [entry for entry in registry.entries() if entry.prompts is not None and entry.name not in REFUSED]
+
+
+@pytest.mark.parametrize("entry", DESCRIBED, ids=lambda entry: entry.name)
+def test_the_description_of_standard_prompts_names_the_sizes_that_change_them(entry):
+    tokenizer = tiny_chat_model.tokenizer()
+    used = sizes_used(entry.prompts)
+    assert used is not None
+    before = _fingerprint(entry.prompts(SIZES, tokenizer))
+    for name in {field.name for field in fields(PromptSizes)} - {"seed", "haystack"}:
+        value = getattr(SIZES, name)
+        changed = replace(SIZES, **{name: value[-1:] if isinstance(value, tuple) and len(value) > 1 else _more(value)})
+        if name in used:
+            assert _fingerprint(entry.prompts(changed, tokenizer)) != before, name
+        else:
+            assert _fingerprint(entry.prompts(changed, tokenizer)) == before, name
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes", "words"),
+    [("retrieval", {"needle_depths": (0.5,)},
+      "16 texts of at most 320 tokens, each with a made-up fact (the needle) at one of the depths 0.5, and a question "
+      "about it"),
+     ("induction", {}, "12 sequences of 50 random tokens, each followed by its copy"),
+     ("razor_echo", {"n_texts": 2}, "2 sequences of 50 random tokens, each followed by 3 copies"),
+     ("positional", {}, "12 sequences of 2 × 50 random tokens"),
+     ("sinks", {"text_length": 4096}, "12 plain texts of at most 4,096 tokens"),
+     ("qk_score", {}, "16 multiple-choice questions")],
+)  # fmt: skip
+def test_prompts_of_a_run_in_words(name, sizes, words):
+    assert description(registry.get(name).prompts, asdict(PromptSizes(**sizes))) == words
+    plan = {"analyses": [name], "sizes": asdict(PromptSizes(**sizes))}
+    page = Page(render(run_results.run({name: run_results.table(name, 0)}, settings=plan))).words
+    assert f" Prompts {words}." in page or f" Prompts {words[:1].upper()}{words[1:]}." in page
+
+
+def test_the_settings_of_a_run_are_those_that_it_used_in_words():
+    plan = asdict(ScorePlan(analyses=("sinks",), settings={"sinks": {"rows": "visible"}}))
+    rows = dict(run_settings(run_results.run({"sinks": run_results.table("sinks", 0)}, settings=plan)))
+    assert (rows["analyses"], rows["ablation tests"], rows["sinks.rows"]) == ("sinks", "yes", "visible")
+    assert (rows["number of plain texts"], rows["further ablations"]) == ("12", "mean, resample")
+    assert not any("needle" in name or "optimisation" in name or "few-shot" in name for name in rows)
+    # a prompt maker that does not name its sizes may use any of them
+    own = run_results.run({"sinks": run_results.table("sinks", 0)}, settings=plan)
+    with mock.patch.object(registry.get("sinks").prompts, "described", None):
+        assert "number of needle prompts" in dict(run_settings(own))
+    without = dict(run_settings(replace(own, settings=plan | {"check": False})))
+    assert without["ablation tests"] == "no"
+    assert "further ablations" not in without
 
 
 def _more(value: Any) -> Any:
