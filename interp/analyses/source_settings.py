@@ -115,6 +115,7 @@ def _in_run(entry: "Entry", sizes: Mapping[str, Any]) -> dict[str, Any]:
     given = {
         name: sizes.get(value[1:], value) if isinstance(value, str) and value.startswith("$") else value
         for name, value in getattr(entry, "run_settings", {}).items()
+        if not str(value).startswith("$") or value[1:] in sizes
     }
     return defaults | {name: value for name, value in given.items() if name in defaults}
 

@@ -27,4 +27,4 @@ def query_words(view: OvTokens) -> str:
     """
     query = view.queries[0]
     which = "the last token" if view.from_last else "the token"
-    return f"{which}, “{query.text.strip() or query.text}” (position {query.position:,})"
+    return f"{which} (“{query.text.strip() or query.text}”, position {query.position:,})"

@@ -214,15 +214,14 @@ def test_cards_show_scores_prompts_and_written_tokens():
     assert f"rank 1 of {LAYERS * HEADS}" in page.words
     span, query = (
         "the span “needle” “saffron saffron saffron”",
-        "the token “saffron” at position 3, by default the last one",
+        "the last token (“saffron”, position 3)",
     )
-    attended = f"In the prompt of the explorer: most attended tokens of {span} (attention of {query})"
-    assert f"{attended} → tokens that the head would promote if it attended to that token only:" in page.words
-    assert (
-        f"those tokens of {span} that the query attends to most, each with this attention; the query is {query}."
-        in page.words
-    )
-    assert "the share of the 3 tokens of this span for which the head would promote that same token" in page.words
+    attended = f"In the prompt of the explorer (below): the tokens of {span} that {query} attends to most."
+    raised = "After each arrow: the tokens whose logits the head would raise most if it attended to that token only."
+    assert f"{attended} {raised}" in page.words
+    assert f"The query is {query}. For each head, the table lists the tokens of {span} that it attends to" in page.words
+    assert "the share of the 3 tokens of this span that are among the 5 tokens the head would promote" in page.words
+    assert "Only 3 of the" not in page.words
     assert "retrieval" in page.words
 
 
