@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 N_STEPS = 255
 """steps of a weight in a page: its square root is kept in multiples of 1 / 255"""
 MARKS = {
-    "needle": "needle: the sentence that holds the answer;",
-    "distractor": "distractors: other made-up facts.",
+    "needle": "needle: the sentence that holds the answer",
+    "distractor": "distractors: other made-up facts",
 }
 """span of a needle prompt -> its meaning"""
 _START = (

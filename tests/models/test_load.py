@@ -228,7 +228,8 @@ def test_gguf_gives_the_weights_and_a_note(tiny_model, tmp_path):
     assert tokenizer.convert_tokens_to_ids(["abb", "t9"]) == [3, 9]
     assert model.config.interp_name == "tiny-q"
     assert model.config.interp_note == (
-        "The weights were dequantised from tiny-q.gguf; benchmark results may differ from those of the original weights."
+        "The weights were dequantised from tiny-q.gguf; benchmark results may differ from those of the original "
+        "weights."
     )
 
 
