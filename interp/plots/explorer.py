@@ -25,6 +25,11 @@ if TYPE_CHECKING:
 
 N_STEPS = 255
 """steps of a weight in a page: its square root is kept in multiples of 1 / 255"""
+MARKS = {
+    "needle": "needle: the sentence that holds the answer",
+    "distractor": "distractors: other made-up facts",
+}
+"""span of a needle prompt -> its meaning"""
 _START = (
     'interpExplorer(document.querySelector(".explorer"), JSON.parse(document.getElementById("explored").textContent));'
 )
@@ -54,7 +59,8 @@ class Explorer:
         """Model, tokens, heads and top keys, as short texts."""
         explored, origin = self.explored, self.explored.provenance
         heads, k = len(explored.heads), explored.keys.shape[-1]
-        kept = f"top {k} keys of {heads} {'head' if heads == 1 else 'heads'}" if heads else "no top keys"
+        of = f"{heads} {'head' if heads == 1 else 'heads'}"
+        kept = f"the {k} most attended keys of each query in {of}" if heads else "no keys stored"
         facts = [
             f"{len(explored.tokens):,} tokens in blocks of {explored.block}",
             f"{explored.layout.layers} layers × {explored.layout.heads} heads",
@@ -166,6 +172,7 @@ class Explorer:
             "summaries": SUMMARIES,
             "chosen": len(self.explored.heads),
             "marks": [visible(name) for name, ranges in self.explored.marks.items() if ranges],
+            "explained": [text for name, text in MARKS.items() if self.explored.marks.get(name)],
             "steps": N_STEPS,
         }
         return environment.from_string(_own("explorer.html.j2")).render(context | more)

@@ -203,8 +203,9 @@ def scatter(one: HeadScores, other: HeadScores, k: int = 10) -> "Figure":
     notes = [
         f"Spearman {number(agreed.spearman)}",
         f"{agreed.overlap} of the top {k} shared",
-        f"by chance {number(agreed.expected_overlap)} over all heads, {number(agreed.expected_within_layers)} within "
-        f"layers ({p_text(agreed.p_overlap)}), {number(agreed.depth_overlap)} with the depth profile of "
+        f"expected by chance: {number(agreed.expected_overlap)} heads, or {number(agreed.expected_within_layers)} if "
+        f"both lists keep their heads per layer ({p_text(agreed.p_overlap)})",
+        f"{number(agreed.depth_overlap)} shared with a list chosen by the layer means of "
         f"{title_of(other.name).lower()}",
     ]
     picture.update_layout(**layout(f"{title_of(one.name)} against {title_of(other.name).lower()}", notes, 460))

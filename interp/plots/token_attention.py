@@ -41,7 +41,7 @@ def token_attention(result: TokenAttention) -> "Figure":
         for start, stop in ranges:
             picture.add_vrect(x0=start - 0.5, x1=stop - 0.5, fillcolor="#8a8f98", opacity=0.2, line_width=0)
     notes = [result.title, f"grey: {', '.join(result.marks)}" if result.marks else ""]
-    picture.update_layout(**layout("Attention on the text", notes, 380))
+    picture.update_layout(**layout("Attention at the start of a reply", notes, 380))
     picture.update_xaxes(title="position")
     picture.update_yaxes(title="share of attention", rangemode="tozero")
     return picture

@@ -111,7 +111,7 @@ def _sections(results: RunResults, page: Page) -> list[Shown]:
                 body=shown.body,
                 digest=shown.digest,
                 control="" if tested is None else tested.body,
-                control_settings=settings_words(control),
+                control_settings=settings_words(control, f"{name}{CONTROL}"),
                 is_table=isinstance(results[name], HeadScores),
             )
         )

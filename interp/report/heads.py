@@ -70,7 +70,7 @@ def _best(results: RunResults, head: Head) -> list[dict[str, Any]]:
     order = column.nan_to_num(nan=float("-inf")).argsort(descending=True, stable=True).tolist()
     return [
         {
-            "analysis": plots.title_of(name).lower(),
+            "analysis": plots.title_of(name),
             "value": float(column[i]),
             "text": cut(texts[i], MAX_CHARACTERS) if i < len(texts) else f"prompt {i + 1}",
         }

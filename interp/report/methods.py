@@ -5,10 +5,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from interp.analyses import registry
+from interp.analyses.entries import Analysis
 from interp.analyses.measures.refusals import RefusalResult
-from interp.analyses.source_settings import SettingRow, setting_rows, text
+from interp.analyses.prompt_sizes import description
+from interp.analyses.source_settings import SettingRow, setting_rows
 from interp.analyses.steer.result import SteeringResult
 from interp.report.page import about
+from interp.report.words import CONTROL, named_settings
 from interp.runs.results import RunResults
 
 HASHES = ("prompts", "counted")
@@ -21,10 +24,8 @@ class Method:
 
     about: list[tuple[str, str]]
     """headings and texts of the documentation"""
-    compared: list[SettingRow]
-    """settings whose value in the source is known"""
-    others: list[SettingRow]
-    """all other settings"""
+    settings: list[SettingRow]
+    """settings whose value in the source is known, then all others that are set"""
     stored: str = ""
     """settings in one line, for a result that no entry of the registry made"""
 
@@ -42,23 +43,43 @@ def method_of(results: RunResults, name: str) -> Method:
     table, dot, _ = name.rpartition(".")
     # a further test of a table, such as "retrieval.profile", whose method the section of the table prints
     if entry is None or (dot and table in results):
-        return Method([], [], [], settings_words(result))
+        return Method([], [], settings_words(result, name))
     # the plan is that of the outer run
     plan: Mapping[str, Any] = {} if "/" in name else results.settings
     rows = setting_rows(entry, _used(entry, plan, result), plan.get("sizes", {}), own=results.own_prompts)
-    compared = [row for row in rows if row.source]
-    return Method(about(named, kind), compared, [row for row in rows if not row.source])
+    rows = [row for row in rows if row.source or row.is_set]
+    texts = about(named, kind)
+    if prompts := prompts_words(entry, plan.get("sizes", {}), own=results.own_prompts):
+        texts.insert(1, ("Prompts", prompts))
+    return Method(texts, sorted(rows, key=lambda row: not row.source))
 
 
-def settings_words(result: Any) -> str:
+def prompts_words(entry: registry.Entry, sizes: Mapping[str, Any], own: bool = False) -> str:
+    """The prompts of an analysis in a run, in words; empty where they are not known.
+
+    Args:
+        entry: The entry of the analysis.
+        sizes: Fields of the `PromptSizes` of the run.
+        own: Whether the user's own prompts took the place of the standard ones.
+    """
+    if not isinstance(entry, Analysis) or not sizes:
+        return ""
+    if own and entry.own_prompts:
+        return "Your own prompts."
+    words = description(entry.prompts, sizes)
+    return f"{words[:1].upper()}{words[1:]}." if words else ""
+
+
+def settings_words(result: Any, name: str) -> str:
     """The settings that a result stores, in one line; empty where it stores none.
 
     Args:
         result: A result, such as a control.
+        name: Its name in the run.
     """
-    stored = dict(getattr(result, "settings", {}))
-    shown = [f"{name}\u00a0= {text(value)}" for name, value in stored.items() if name not in HASHES]
-    return f"Settings: {', '.join(shown)}." if shown else ""
+    stored = {key: value for key, value in getattr(result, "settings", {}).items() if key not in HASHES}
+    shown = [f"{key}\u00a0= {value}" for key, value in named_settings(stored, tested=name.endswith(CONTROL))]
+    return f"Settings: {'; '.join(shown)}." if shown else ""
 
 
 def _entry_name(name: str, result: Any) -> tuple[str, registry.Kind]:

@@ -48,6 +48,12 @@ class Section:
     """HTML of its entry in the overview; empty for none"""
 
 
+ABOUT = {
+    "Method": "summary", "Limits": "limits", "Source": "source", "Differences from the source": "differs",
+}  # fmt: skip
+"""heading in a section -> part of the docstring"""
+
+
 @dataclass(frozen=True, eq=False)
 class Page:
     """A page while it is made: sections add figures, styles and scripts, and render their templates."""
@@ -142,8 +148,7 @@ def about(name: str, kind: registry.Kind = "analysis") -> list[tuple[str, str]]:
     if entry is None:
         return []
     sections = entry.sections
-    parts = (("Method", "summary"), ("Limits", "limits"), ("Source", "source"), ("Differs", "differs"))
-    texts = ((heading, " ".join(sections.get(key, "").replace("`", "").split())) for heading, key in parts)
+    texts = ((heading, " ".join(sections.get(key, "").replace("`", "").split())) for heading, key in ABOUT.items())
     return [(heading, text[:1].upper() + text[1:]) for heading, text in texts if text]
 
 

@@ -26,4 +26,5 @@ def query_words(view: OvTokens) -> str:
         view: The view.
     """
     query = view.queries[0]
-    return f"the token “{query.text.strip() or query.text}” at position {query.position:,}, by default the last one"
+    which = "the last token" if view.from_last else "the token"
+    return f"{which} (“{query.text.strip() or query.text}”, position {query.position:,})"

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -13,20 +14,29 @@ from interp.analyses.results.head_scores_text import unranked
 from interp.analyses.results.reply_limit import sentence_of_scores
 from interp.analyses.results.table_statistics import held_out_means, rank_correlation
 from interp.analyses.results.trials import Trials
+from interp.analyses.source_settings import is_set, text
 from interp.analyses.views.head_roles import threshold_of
 from interp.plots import number
+from interp.report.run_words import CONTROL, run_settings
 from interp.runs.results import RunResults
 
-N_LABELS, REPLY_CHARACTERS = 6, 80
-"""labels of prompts that are listed, and characters of a reply"""
-CONTROL = ".control"
-"""ending of the name of a control, after the name of its analysis"""
+N_LABELS, REPLY_CHARACTERS, LENGTH = 6, 80, " tokens"
+"""labels of prompts that are listed, characters of a reply, and end of a label that is a length"""
+STORED_NAMES = {"bos": "first token"}
+"""fields of a provenance whose names are not clear"""
 SETTING_NAMES = {
+    "ablation": "ablation",
+    "counted.accuracy": "prompts that the unmodified model answers right",
+    "counted.logit difference": "prompts on which the unmodified model favours the right answer",
+    "kinds": "further ablations",
+    "max_new_tokens": "new tokens of a reply, at most",
+    "n_heads": "number of ablated heads",
+    "n_random_sets": "random sets, at most",
     "prompts": "hash of the prompts",
-    "sizes": "numbers of heads",
+    "sizes": "number of ablated heads",
     "until": "stop when the measure falls to this share of the baseline",
 }
-"""stored settings whose names are not clear without their values"""
+"""stored settings of an ablation test -> their names in a report"""
 
 
 @dataclass(frozen=True)
@@ -91,8 +101,9 @@ def _found(scores: HeadScores, above: int | None, confident: int | None, thresho
     heads = scores.top(3)
     if not scores.counted:
         return (
-            "No prompt counted, so no head has a score. Prompts count where the model shows the behaviour (it gives "
-            "the answer, or favours it more on the clean prompt), and for heads whose window reaches what is scored."
+            "No prompt could be used, so no head has a score. A prompt is used where the model shows the behaviour (it "
+            "gives the answer, or favours it more on the clean prompt), and for heads whose window reaches what is "
+            "scored."
         )
     if not heads:
         return f"No head leads: {unranked(scores)}"
@@ -120,8 +131,8 @@ def _certainty(scores: HeadScores, held_out: float) -> str:
 def _interval(scores: HeadScores) -> str:
     heads, counted = scores.top(2), scores.counted
     if not heads and not counted:
-        return f"0 of {len(scores.per_prompt)} prompts counted."
-    prompts = f"{counted} of {len(scores.per_prompt)} prompts counted"
+        return f"0 of {len(scores.per_prompt)} prompts used."
+    prompts = f"{counted} of {len(scores.per_prompt)} prompts used"
     if not heads:
         return f"{prompts}."
     best = heads[0]
@@ -147,8 +158,9 @@ def stability(scores: HeadScores) -> str:
     which = "all heads"
     if scores.n_unranked:
         ranked = int((scores.values > scores.floor).sum())
-        which = f"the {ranked} heads that have a rank (score above {number(scores.floor)})"
-    return f"Rank correlation between halves of the prompts: {scores.split_half:.2f}, over {which}."
+        which = f"the {ranked} heads with a score above {scores.floor:.3g}"
+    correlation = f"{scores.split_half:.2f} on average, over {which}"
+    return f"Scores from random halves of the prompts have a rank correlation of {correlation}."
 
 
 def facts(scores: HeadScores, threshold: float | None) -> list[str]:
@@ -162,17 +174,18 @@ def facts(scores: HeadScores, threshold: float | None) -> list[str]:
     if (weighted := scores.extras.get("by_value")) is not None:
         means = weighted.float().nanmean(0)
         agreed = rank_correlation(means.flatten(), scores.values.flatten())
-        text = f"With each key weighted by the norm of its value, the rank correlation with this table is {agreed:.2f}"
+        text = "If attention is weighted by the norm of the value vectors, the head scores correlate with those above"
+        text += f" at {agreed:.2f} (ranks)"
         if threshold is not None:
             above = means > threshold
-            both = int((above & (scores.values > threshold)).sum())
-            text += f", and {int(above.sum())} heads are above {threshold:g}, "
-            text += f"{both} of which are above it in this table too"
+            n, both = int(above.sum()), int((above & (scores.values > threshold)).sum())
+            text += f"; {n or 'no'} head{' is' if n == 1 else 's are'} then above {threshold:g}"
+            text += f", {'all' if both == n else both} of them also without the weighting" if n > 1 else ""
         sentences.append(f"{text}.")
     if (sink := scores.extras.get("sink")) is not None:
         sentences.append(
-            f"In a single prompt, {float(sink.float().nanmean()):.1%} of the heads are above the threshold, on average "
-            "over the prompts."
+            f"When each prompt is taken alone, {float(sink.float().nanmean()):.1%} of the heads are above the "
+            "threshold, on average over prompts."
         )
     if (columns := scores.extras.get("columns")) is not None and "positions" in scores.extras:
         limit = scores.settings.get("column_threshold")
@@ -198,23 +211,32 @@ def provenance(results: RunResults) -> list[tuple[str, list[tuple[str, str]]]]:
     stored = results.provenance.to_dict()
     versions = stored.pop("versions")
     groups = [
-        ("Model and run", [(key.replace("_", " "), _plain(value)) for key, value in stored.items()]),
+        (
+            "Model and run",
+            [(STORED_NAMES.get(key, key.replace("_", " ")), _plain(value)) for key, value in stored.items()],
+        ),
         ("Versions", [(key, _plain(value)) for key, value in versions.items()]),
-        ("Settings of the run", [*_flat(results.settings), ("time spent measuring", duration(results.seconds))]),
+        (
+            "Settings of the run",
+            [*run_settings(results), ("time spent measuring", duration(results.seconds))],
+        ),
     ]
     for name, scores in results.scores.items():
         rows = [
             ("unit", scores.unit),
             ("threshold", _plain(threshold_of(name, scores))),
-            ("prompts counted", f"{scores.counted} of {len(scores.per_prompt)}"),
-            ("prompt labels", _some(scores.labels)),
+            ("prompts used", f"{scores.counted} of {len(scores.per_prompt)}"),
+            _labels(scores),
             ("seed of the confidence intervals", str(scores.seed)),
         ]
-        groups.append((title_of(name), [*rows, *_flat(scores.settings)]))
+        groups.append((title_of(name), [*rows, *named_settings(scores.settings)]))
     for name, trials in results.items():
         if isinstance(trials, Trials):
-            rows = [("intervention", trials.intervention), ("seed of the confidence intervals", str(trials.seed))]
-            groups.append((_heading(name, trials.title), [*rows, *_flat(trials.settings)]))
+            rows = named_settings(trials.settings, tested=name.endswith(CONTROL))
+            if trials.intervention and ("ablation", trials.intervention) not in rows:
+                rows.insert(0, ("intervention", trials.intervention))
+            rows.append(("seed of the confidence intervals", str(trials.seed)))
+            groups.append((_heading(name, trials.title), rows))
     return [(title, [(key, value or "–") for key, value in rows]) for title, rows in groups]
 
 
@@ -226,7 +248,7 @@ def title_of(name: str) -> str:
     """
     folder, _, last = name.rpartition("/")
     tested = last.removesuffix(CONTROL)
-    title = plots.title_of(tested) if tested == last else f"Control of {plots.title_of(tested)}"
+    title = plots.title_of(tested) if tested == last else f"Ablation test of {plots.title_of(tested)}"
     return f"{title} ({folder})" if folder else title
 
 
@@ -277,15 +299,38 @@ def _heading(name: str, title: str) -> str:
     return heading if title in ("", heading) else f"{heading}: {title[:1].lower()}{title[1:]}"
 
 
-def _flat(settings: Mapping[str, Any], before: str = "") -> Iterable[tuple[str, str]]:
+def named_settings(settings: Mapping[str, Any], tested: bool = False) -> list[tuple[str, str]]:
+    """Stored settings as names and texts, without those that are not set.
+
+    Args:
+        settings: The settings of a result.
+        tested: Whether the result is an ablation test, whose settings have names in words.
+    """
+    found = []
+    for key, value in _flat(settings):
+        if key == "kinds":
+            value = [kind for kind in value if kind != settings.get("ablation")]
+        if key.startswith("counted.") and isinstance(value, list | tuple) and len(value) == 2:
+            value = f"{value[0]} of {value[1]}"
+        if is_set(value):
+            found.append((SETTING_NAMES.get(key, key) if tested else key, text(value)))
+    return found
+
+
+def _flat(settings: Mapping[str, Any], before: str = "") -> Iterable[tuple[str, Any]]:
     for key, value in settings.items():
-        if isinstance(value, Mapping) and value:
+        if isinstance(value, Mapping):
             yield from _flat(value, f"{before}{key}.")
         else:
-            yield f"{before}{SETTING_NAMES.get(key, key)}", _plain(value)
+            yield f"{before}{key}", value
 
 
-def _some(labels: tuple[str, ...]) -> str:
-    distinct = list(dict.fromkeys(labels))
+def _labels(scores: HeadScores) -> tuple[str, str]:
+    """The lengths of the prompts where the labels are lengths, else some of the labels."""
+    lengths = [int(label.removesuffix(LENGTH)) for label in scores.labels if re.fullmatch(rf"\d+{LENGTH}", label)]
+    if lengths and len(lengths) == len(scores.labels):
+        low, high = min(lengths), max(lengths)
+        return "prompts", f"{len(lengths)} of {low:,}{f' to {high:,}' if high > low else ''}{LENGTH}"
+    distinct = list(dict.fromkeys(scores.labels))
     more = f" and {len(distinct) - N_LABELS} more" if len(distinct) > N_LABELS else ""
-    return ", ".join(distinct[:N_LABELS]) + more
+    return "prompt labels", ", ".join(distinct[:N_LABELS]) + more

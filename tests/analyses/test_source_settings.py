@@ -2,7 +2,7 @@
 
 import inspect
 import sys
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,12 @@ import tiny_chat_model
 from html_page import Page
 
 from interp.analyses import registry, tasks
-from interp.analyses.prompt_sizes import PromptSizes
+from interp.analyses.prompt_sizes import PromptSizes, description, sizes_used
 from interp.analyses.source_settings import OWN_PROMPTS, SettingRow, setting_rows, text
 from interp.cli_list import card, card_data
 from interp.report import render
+from interp.report.run_words import run_settings
+from interp.runs.plan import ScorePlan
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "docs"))
 method_pages = import_module("method_pages")
@@ -57,6 +59,59 @@ def test_a_declared_name_is_a_setting_of_the_analysis_or_changes_its_prompts(ana
     assert before != after
 
 
+REFUSED = {*MADE, "duo_gates", "activation_patching", "path_patching", "attribution_patching", "logit_attribution"}
+"""analyses whose standard prompts a tokenizer of bytes cannot make"""
+DESCRIBED = [entry for entry in registry.entries() if entry.prompts is not None and entry.name not in REFUSED]
+
+
+@pytest.mark.parametrize("entry", DESCRIBED, ids=lambda entry: entry.name)
+def test_the_description_of_standard_prompts_names_the_sizes_that_change_them(entry):
+    tokenizer = tiny_chat_model.tokenizer()
+    used = sizes_used(entry.prompts)
+    assert used is not None
+    before = _fingerprint(entry.prompts(SIZES, tokenizer))
+    for name in {field.name for field in fields(PromptSizes)} - {"seed", "haystack"}:
+        value = getattr(SIZES, name)
+        changed = replace(SIZES, **{name: value[-1:] if isinstance(value, tuple) and len(value) > 1 else _more(value)})
+        if name in used:
+            assert _fingerprint(entry.prompts(changed, tokenizer)) != before, name
+        else:
+            assert _fingerprint(entry.prompts(changed, tokenizer)) == before, name
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes", "words"),
+    [("retrieval", {"needle_depths": (0.5,)},
+      "16 texts of at most 320 tokens, each with a made-up fact (the needle) at one of the depths 0.5, and a question "
+      "about it"),
+     ("induction", {}, "12 sequences of 50 random tokens, each followed by its copy"),
+     ("razor_echo", {"n_texts": 2}, "2 sequences of 50 random tokens, each followed by 3 copies"),
+     ("positional", {}, "12 sequences of 2 × 50 random tokens"),
+     ("sinks", {"text_length": 4096}, "12 plain texts of at most 4,096 tokens"),
+     ("qk_score", {}, "16 multiple-choice questions")],
+)  # fmt: skip
+def test_prompts_of_a_run_in_words(name, sizes, words):
+    assert description(registry.get(name).prompts, asdict(PromptSizes(**sizes))) == words
+    plan = {"analyses": [name], "sizes": asdict(PromptSizes(**sizes))}
+    page = Page(render(run_results.run({name: run_results.table(name, 0)}, settings=plan))).words
+    assert f" Prompts {words}." in page or f" Prompts {words[:1].upper()}{words[1:]}." in page
+
+
+def test_the_settings_of_a_run_are_those_that_it_used_in_words():
+    plan = asdict(ScorePlan(analyses=("sinks",), settings={"sinks": {"rows": "visible"}}))
+    rows = dict(run_settings(run_results.run({"sinks": run_results.table("sinks", 0)}, settings=plan)))
+    assert (rows["analyses"], rows["ablation tests"], rows["sinks.rows"]) == ("sinks", "yes", "visible")
+    assert (rows["number of plain texts"], rows["further ablations"]) == ("12", "mean, resample")
+    assert not any("needle" in name or "optimisation" in name or "few-shot" in name for name in rows)
+    # a prompt maker that does not name its sizes may use any of them
+    own = run_results.run({"sinks": run_results.table("sinks", 0)}, settings=plan)
+    with mock.patch.object(registry.get("sinks").prompts, "described", None):
+        assert "number of needle prompts" in dict(run_settings(own))
+    without = dict(run_settings(replace(own, settings=plan | {"check": False})))
+    assert without["ablation tests"] == "no"
+    assert "further ablations" not in without
+
+
 def _more(value: Any) -> Any:
     return (900,) if isinstance(value, tuple) else value + 200 if value > 100 else value + 1
 
@@ -67,10 +122,14 @@ def _fingerprint(prompts: Any) -> list[str]:
 
 def test_rows_hold_the_values_of_a_run_and_of_the_source():
     rows = {row.name: row for row in setting_rows(registry.get("retrieval"), {"threshold": 0.2}, {"n_needles": 16})}
-    assert rows["threshold"] == SettingRow("threshold", "0.2", "0.1")
+    assert rows["threshold"] == SettingRow(
+        "threshold", "0.2", "0.1", "Score above which a head is called a retrieval head."
+    )
     assert rows["threshold"].differs
     assert (rows["n_needles"].used, rows["n_needles"].source) == ("16", "600")
-    assert rows["by_value"] == SettingRow("by_value", "false")
+    assert (rows["by_value"].used, rows["by_value"].source) == ("false", "")
+    assert rows["by_value"].help.startswith("Weight each key by the norm of its value vector")
+    assert rows["n_needles"].help.startswith("Number of needle prompts")
     assert not rows["by_value"].differs
     assert not rows["form"].differs
     # without the sizes of the run there is nothing to state
@@ -84,7 +143,7 @@ def test_rows_hold_the_values_of_a_run_and_of_the_source():
 @pytest.mark.parametrize(
     ("used", "source", "differs"),
     [("16", "16", False), ("16", "16, unconfirmed", False), ("16", "160", True), ("1", "1,000 to 2,000", True),
-     ("0.1", "0.15", True), ("steps", "steps in the code, set in the paper", False), ("16", "", False)],
+     ("0.1", "0.15", True), ("steps", '"steps" in the code, "set" in the paper', False), ("16", "", False)],
 )  # fmt: skip
 def test_words_about_the_same_value_do_not_differ(used, source, differs):
     assert SettingRow("name", used, source).differs is differs
@@ -93,7 +152,7 @@ def test_words_about_the_same_value_do_not_differ(used, source, differs):
 @pytest.mark.parametrize(
     ("value", "shown"),
     [(4.0, "4"), (0.1, "0.1"), (None, "none"), ("", "none"), (True, "true"), ((), "by default"), ((1, 2), "1, 2"),
-     (text, "text"), ({"a": 1}, '{"a": 1}')],
+     (text, "text"), ("\n", '"\\n"'), ({"a": 1}, '{"a": 1}')],
 )  # fmt: skip
 def test_values_as_text(value, shown):
     assert text(value) == shown
@@ -122,10 +181,12 @@ def test_every_section_of_a_method_prints_its_differences_and_settings(name):
     entry = registry.get(name)
     words = Page(render(run_results.run({name: run_results.table(name, 0)}))).words
     if differs := entry.sections.get("differs"):
-        assert "Differs" in words
+        assert "Differences from the source" in words
         assert " ".join(differs.replace("`", "").split())[1:60] in words
-    for setting in entry.settings:
-        assert f" {setting} " in f" {words.replace('=', ' ')} ".replace("\xa0", " ")
+    for row in setting_rows(entry):
+        assert row.name not in entry.settings or not row.is_set or f" {row.name} {row.used} " in words
+        assert row.help
+    assert "$" not in words
 
 
 @pytest.mark.parametrize("entry", WITH_EXTRAS, ids=lambda entry: entry.name)

@@ -52,7 +52,7 @@ def sinks(**more: Any) -> HeadScores:
     sink = (received[..., 0] > 0.3).float()
     return HeadScores(
         "sinks", received[..., 0], "share of attention", 2, 0.3, {"column_threshold": 0.1}, ORIGIN,
-        {"positions": received, "sink": sink}, labels=("T=64",) * N_PROMPTS, **more,
+        {"positions": received, "sink": sink}, labels=("64 tokens",) * N_PROMPTS, **more,
     )  # fmt: skip
 
 
@@ -175,7 +175,7 @@ def ov(text: str = " saffron", count: int = 3) -> OvTokens:
         span="needle", ids=ids[None], positions=10 + ids[None], attention=torch.stack([shares, shares.flip(0)])[None],
         ranks=ids.expand(1, 2, count), written_ids=written.expand(1, 2, count, 2),
         written_logits=torch.tensor([1.5, 0.5]).expand(1, 2, count, 2),
-        texts={str(i): text for i in range(count)} | {"999": "b"}, provenance=ORIGIN,
+        texts={str(i): text for i in range(count)} | {"999": "b"}, from_last=True, provenance=ORIGIN,
     )  # fmt: skip
 
 

@@ -227,7 +227,10 @@ def test_gguf_gives_the_weights_and_a_note(tiny_model, tmp_path):
     assert tokenizer is not None
     assert tokenizer.convert_tokens_to_ids(["abb", "t9"]) == [3, 9]
     assert model.config.interp_name == "tiny-q"
-    assert "dequantised from tiny-q.gguf" in model.config.interp_note
+    assert model.config.interp_note == (
+        "The weights were dequantised from tiny-q.gguf; benchmark results may differ from those of the original "
+        "weights."
+    )
 
 
 def test_broken_gguf(tmp_path):
@@ -255,7 +258,11 @@ def test_demo_is_the_expected_model(demo):
     )
     assert model.dtype == torch.float32
     assert config.interp_name == "SmolLM2-135M-Instruct"
-    assert "4-bit GGUF" in config.interp_note
+    # made when the model is loaded: folders of earlier versions store another note
+    assert config.interp_note == (
+        "The weights were dequantised from a 4-bit GGUF file (Q4_1 matrices, Q8_0 embedding); benchmark results may "
+        "differ from those of the original weights."
+    )
     assert (tokenizer.bos_token, tokenizer.eos_token) == ("<|im_start|>", "<|im_end|>")
     assert tokenizer.decode(tokenizer("so , it 's").input_ids) == "so , it 's"
     assert tokenizer.tokenize("in 2024") == ["in", "Ġ", "2", "0", "2", "4"]

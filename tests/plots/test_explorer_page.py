@@ -71,6 +71,21 @@ def test_the_page_is_one_file_that_allows_its_own_script_alone(explored, page, t
     assert repr(made).startswith("Explorer(Explored('A needle', 300 tokens")
 
 
+@pytest.mark.parametrize(
+    ("marks", "note"),
+    [
+        (("needle", "distractor"), "needle: the sentence that holds the answer; distractors: other made-up facts."),
+        (("needle", "answer"), "needle: the sentence that holds the answer."),
+        (("distractor",), "distractors: other made-up facts."),
+        (("question",), ""),
+        ((), ""),
+    ],
+)
+def test_spans_of_a_needle_prompt_are_explained_where_they_are_there(explored, marks, note):
+    panel = plots.explorer(replace(explored, marks=dict.fromkeys(marks, ((4, 9),)))).panel()
+    assert re.findall(r'<p class="x-soft">((?:needle|distractors):[^<]*)</p>', panel) == ([note] if note else [])
+
+
 def test_the_data_hold_maps_keys_and_summaries(explored):
     data, keys, probs = data_of(explored)
     assert torch.equal(keys, explored.keys)

@@ -121,7 +121,7 @@ def test_the_overview_shows_the_numbers_of_the_tables(results, page: Page):
         assert f"Best head {best} Score, 95 % interval {value} [{low} to {high}]" in page.words
         assert f"{best} has the highest score, {value} (unit: share of attention)" in page.words
         assert f"{len(scores.heads())} of {LAYERS * HEADS} heads" in page.words
-    assert "9 of 12 prompts counted" in page.words
+    assert "9 of 12 prompts used" in page.words
     # planted far above the other heads
     assert f"is above that of the next head, {results.scores['induction'].top(2)[1]}" in page.words
 
@@ -136,7 +136,7 @@ def test_roles_are_confident_or_tentative(page: Page):
 def test_leading_heads_are_shown_with_their_stability(results, page: Page):
     assert "Head Score 95 % interval Held out In top 10 of resamples Prompts with score above 0" in page.words
     for scores in results.scores.values():
-        assert f"Rank correlation between halves of the prompts: {scores.split_half:.2f}, over all heads." in page.words
+        assert f"have a rank correlation of {scores.split_half:.2f} on average, over all heads." in page.words
         cut = 0.3 if scores.threshold is None else scores.threshold
         above = f"{len(scores.heads(above=cut))} of {len(scores)}, {len(scores.confident(cut))} confident"
         assert above in page.words
@@ -152,7 +152,7 @@ def test_overlaps_are_shown_with_both_chances_and_the_depth_profile(results, pag
     numbers = [plots.number(getattr(agreed, f"expected_{over}")) for over in ("overlap", "within_layers")]
     depth = plots.number(agreed.depth_overlap)
     assert f"{agreed.overlap} {numbers[0]}; {numbers[1]}, {plots.p_text(agreed.p_overlap)}; {depth}" in page.words
-    assert "a list that knows only the depth of the column’s analysis" in page.words
+    assert "(3) for a list that ranks heads by the mean score of their layer in the column’s analysis" in page.words
 
 
 def test_heads_at_the_floor_are_in_no_list():
@@ -178,7 +178,7 @@ def test_the_header_and_the_contents(page: Page):
 
 def test_a_control_is_shown_with_its_analysis(page: Page):
     no_verdict = "2 random head sets allow no verdict; at least 39 are needed."
-    assert f"Control {no_verdict} Accuracy with 2 heads ablated: top 12%" in page.words
+    assert f"Ablation test {no_verdict} Accuracy with 2 heads ablated: top 12%" in page.words
     assert "baseline accuracy 8 of 8 100% 63% to 100% – none" in page.words
     assert "random (2 sets) accuracy 14 of 16 88%" in page.words
 
@@ -210,19 +210,18 @@ def test_cards_show_scores_prompts_and_written_tokens():
     assert "L1H2" in [attrs.get("id") for attrs in page.of("article")]
     assert f"text {best}" in page.words
     assert "The highest-scoring heads, up to 3 of each analysis and 12 in all." in page.words
-    assert "Prompts with the highest retrieval scores:" in page.words
+    assert "Prompts with the highest scores in Retrieval:" in page.words
     assert f"rank 1 of {LAYERS * HEADS}" in page.words
     span, query = (
         "the span “needle” “saffron saffron saffron”",
-        "the token “saffron” at position 3, by default the last one",
+        "the last token (“saffron”, position 3)",
     )
-    attended = f"In the prompt of the explorer: most attended tokens of {span} (attention of {query})"
-    assert f"{attended} → tokens that the head would promote if it attended to that token only:" in page.words
-    assert (
-        f"those tokens of {span} that the query attends to most, each with this attention; the query is {query}."
-        in page.words
-    )
-    assert "the share of the 3 tokens of this span for which the head would promote that same token" in page.words
+    attended = f"In the prompt of the explorer (below): the tokens of {span} that {query} attends to most."
+    raised = "After each arrow: the tokens whose logits the head would raise most if it attended to that token only."
+    assert f"{attended} {raised}" in page.words
+    assert f"The query is {query}. For each head, the table lists the tokens of {span} that it attends to" in page.words
+    assert "the share of the 3 tokens of this span that are among the 5 tokens the head would promote" in page.words
+    assert "Only 3 of the" not in page.words
     assert "retrieval" in page.words
 
 
@@ -274,8 +273,8 @@ def test_one_analysis_alone_makes_a_report():
 def test_scores_without_a_counted_prompt():
     nothing = HeadScores("retrieval", torch.full((3, LAYERS, HEADS), torch.nan), threshold=0.1)
     page = Page(render(run({"retrieval": nothing, "induction": table("induction", 1)})))
-    assert "No prompt counted, so no head has a score." in page.words
-    assert "0 of 3 prompts counted" in page.words
+    assert "No prompt could be used, so no head has a score." in page.words
+    assert "0 of 3 prompts used" in page.words
 
 
 def test_the_file_is_one_page_below_eight_megabytes(tmp_path: Path):

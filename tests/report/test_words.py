@@ -6,6 +6,7 @@ import pytest
 import torch
 from run_results import SAFE_HOSTILE, ablation, attention, curve, influence, kept_keys, sinks, whole
 
+from interp.analyses.results.head_scores import HeadScores
 from interp.analyses.results.trial import Trial
 from interp.analyses.results.trials import Trials
 from interp.analyses.views.token_attention import TokenAttention
@@ -190,23 +191,57 @@ def test_the_provenance_names_the_analysis_of_each_control():
     both = replace(curve(), title="Loss with heads ablated", settings={"sizes": [5], "prompts": "a1b2"})
     results = {"retrieval.control": ablation(), "induction.control": both, "sinks.control": both}
     found = dict(words.provenance(replace(whole(), results=whole().results | results)))
-    assert [heading for heading in found if heading.startswith("Control of")] == [
-        "Control of Retrieval: accuracy with heads ablated",
-        "Control of Induction: loss with heads ablated",
-        "Control of Sinks: loss with heads ablated",
+    assert [heading for heading in found if heading.startswith("Ablation test of")] == [
+        "Ablation test of Retrieval: accuracy with heads ablated",
+        "Ablation test of Induction: loss with heads ablated",
+        "Ablation test of Sinks: loss with heads ablated",
     ]
-    rows = dict(found["Control of Sinks: loss with heads ablated"])
-    assert rows["numbers of heads"] == "[5]"
+    rows = dict(found["Ablation test of Sinks: loss with heads ablated"])
+    assert rows["number of ablated heads"] == "5"
     assert rows["hash of the prompts"] == "a1b2"
-    assert dict(found["Sinks"])["prompts counted"] == "12 of 12"
+    assert dict(found["Sinks"])["prompts"] == "12 of 64 tokens"
+    assert dict(found["Sinks"])["prompts used"] == "12 of 12"
 
 
 def test_side_results_of_sinks_in_sentences():
     scores = sinks()
     share, keys = words.facts(replace(scores, extras=scores.extras | {"columns": torch.full((12, 6, 4), 3.0)}), None)
-    assert share.startswith("In a single prompt, ")
-    assert share.endswith("% of the heads are above the threshold, on average over the prompts.")
+    assert share.startswith("When each prompt is taken alone, ")
+    assert share.endswith("% of the heads are above the threshold, on average over prompts.")
     assert keys.startswith("On average over heads and prompts, 3.00 keys of a prompt receive more than 0.1 of a head's")
+
+
+@pytest.mark.parametrize(
+    ("stored", "shown"),
+    [
+        ({"sizes": [10], "until": None}, [("number of ablated heads", "10")]),
+        ({"ablation": "zero", "kinds": ["zero", "mean"]}, [("ablation", "zero"), ("further ablations", "mean")]),
+        ({"ablation": "zero", "kinds": ["zero"]}, [("ablation", "zero")]),
+        (
+            {"counted": {"accuracy": [18, 20]}},
+            [("prompts that the unmodified model answers right", "18 of 20")],
+        ),
+        ({"n_random_sets": 99, "counted": {}, "prompts": ""}, [("random sets, at most", "99")]),
+    ],
+)
+def test_settings_of_an_ablation_test_in_words(stored, shown):
+    assert words.named_settings(stored, tested=True) == shown
+
+
+@pytest.mark.parametrize(
+    ("weighted", "end"),
+    [
+        ([0.5, 0.4, 0.1, 0.0], "2 heads are then above 0.3, all of them also without the weighting."),
+        ([0.5, 0.1, 0.4, 0.0], "2 heads are then above 0.3, 1 of them also without the weighting."),
+        ([0.5, 0.1, 0.1, 0.0], "1 head is then above 0.3."),
+        ([0.2, 0.1, 0.1, 0.0], "no heads are then above 0.3."),
+    ],
+)
+def test_scores_weighted_by_values_in_a_sentence(weighted, end):
+    values, other = (torch.tensor(row)[None, None].repeat(3, 1, 1) for row in ([0.9, 0.8, 0.2, 0.1], weighted))
+    (sentence,) = words.facts(HeadScores("x", values, extras={"by_value": other}), 0.3)
+    assert sentence.startswith("If attention is weighted by the norm of the value vectors, the head scores correlate")
+    assert sentence.endswith(f" (ranks); {end}")
 
 
 @pytest.mark.parametrize(

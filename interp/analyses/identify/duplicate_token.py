@@ -65,7 +65,7 @@ def duplicate_token(
         Wang et al. 2211.00593, duplicate token heads.
 
     Differs:
-        Averages only over the queries that have a target.
+        Averages only over the tokens that occurred before in the prompt.
 
     Limits:
         Does not show that the head reads the token's identity rather than its position, unless the copies lie at

@@ -69,11 +69,12 @@ def induction(
         Olsson et al. 2022, "prefix matching".
 
     Differs:
-        Uses the repetition as given, and the latest earlier occurrence only.
+        Where the prompt marks its repeated part, the distance between the copies gives the target; elsewhere only the
+        most recent earlier occurrence of a token counts.
 
     Limits:
         Does not show that the head copies the token; examine its OV circuit for that. Does not show that the model
-        needs the head; run an ablation test for that.
+        needs the head; an ablation test shows that.
     """
     return score_targets(
         model,

@@ -45,10 +45,10 @@ TOP = top_keys(1)
         "recall": 0.5,
         "max_new_tokens": 50,
         "form": "decode",
-        "count": "steps in the code, set in the paper",
+        "count": '"steps" in the code, "set" in the paper',
         "n_needles": 600,
-        "needle_length": "1,000 to 50,000",
-        "needle_depths": "10 from 0 to 1",
+        "needle_length": "1,000 to 50,000 tokens",
+        "needle_depths": "10 depths from 0 to 1",
     },
 )
 def retrieval(
@@ -65,7 +65,9 @@ def retrieval(
     seed: int = 0,
     progress: bool = False,
 ) -> HeadScores:
-    """Score each head by how often its most attended position holds the answer token that the model generates.
+    """Score each head by the number of tokens that it copies from the answer, divided by the number of answer tokens.
+    A head copies a generated token where its most attended position lies in the answer and holds the same token.
+    A prompt is used where the reply contains more than half of the words of the answer.
 
     The model decodes greedily. Let w_t be the token generated at step t, and r_t the query whose logits give it.
     `hit[n l h t] = 1` where argmax over k of `pattern[n l h r_t k]` lies in the prompt's span "answer" and holds w_t.
@@ -85,7 +87,7 @@ def retrieval(
             `pattern[n l h r_t k] |v_k|`. This needs more memory: for each head it keeps the whole attention row of
             every reply token.
         threshold: Score above which a head is called a retrieval head.
-        recall: A prompt counts where the reply contains more than this share of the words of the answer (ROUGE-1
+        recall: A prompt is used where the reply contains more than this share of the words of the answer (ROUGE-1
             recall); otherwise its scores are NaN.
         max_new_tokens: Number of new tokens of a reply, at most.
         batch_size: Number of prompts per forward pass.
@@ -115,14 +117,14 @@ def retrieval(
 
     Differs:
         The answer's tokens are located by exact character offsets, whereas the released code searches for similar
-        tokens. `tasks.needle` uses the chat template of any tokenizer that has one, whereas the released code uses it
-        for two models. The reply is prefilled: `tasks.needle` ends with the first words of the answer's sentence, so
-        that the model copies from its first new token on, whereas the prompts of the released code end with the
-        question. A reply has at most 32 new tokens instead of 50; `max_new_tokens`, or `--reply-tokens` in a run, sets
-        their number.
+        tokens. The prompts of this package (`tasks.needle`: a made-up fact, the needle, hidden in a long text, and a
+        question about it) use the chat template of any tokenizer that has one, whereas the released code uses it for
+        two models. They end with the first words of the answer's sentence, so that the model copies from its first new
+        token on, whereas the prompts of the released code end with the question. By default a reply has at most 32 new
+        tokens, not 50; the setting `max_new_tokens` (option `--reply-tokens`) changes this limit.
 
     Limits:
-        Does not show that the model needs the head; run an ablation test for that. Does not find heads that retrieve
+        Does not show that the model needs the head; an ablation test shows that. Does not find heads that retrieve
         without copying words.
     """
     if form not in ("decode", "forced") or count not in ("steps", "set"):

@@ -102,7 +102,8 @@ def sinks(
         multiple of 1/N, where N is the number of tokens).
 
     Differs:
-        Uses the first token of the prompt, never column 0 of a padded batch. The paper has no models with windows.
+        Uses the first token of the prompt, never column 0 of a padded batch. The paper studies no models with
+        sliding-window attention; there, queries beyond the window count as 0, unless `rows` is "visible".
 
     Limits:
         Does not show that the head is idle. It may attend to the first token and still write something.
@@ -145,5 +146,5 @@ def sinks(
         provenance=Provenance.of(model, prompts.tokenizer, seed=seed),
         extras=extras | {"sink": (score > threshold).float()},
         seed=seed,
-        labels=tuple(f"T={length}" for length in prompts.lengths),
+        labels=tuple(f"{length} tokens" for length in prompts.lengths),
     )

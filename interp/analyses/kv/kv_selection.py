@@ -11,6 +11,7 @@ from interp.analyses import registry
 from interp.analyses.kv.kv_curve import KEEP_RATIOS, NO_GLOBAL_LAYERS, kv_curve
 from interp.analyses.kv.kv_tasks import KVTask, kv_tasks
 from interp.analyses.kv.selectors_of import condition_of, depth_of, has_global_layers, selectors_of
+from interp.analyses.prompt_sizes import described
 from interp.analyses.registry import SelectorEntry, analysis
 from interp.analyses.results.files import digest
 from interp.analyses.results.head_scores import HeadScores
@@ -23,6 +24,7 @@ SEED_OFFSET = 3_000_017
 """added to the seed of a run, so that no prompt is one on which heads were scored"""
 
 
+@described("{n_texts} prompts of at most {needle_length} tokens for each of three tasks")
 def _prompts(sizes: Any, tokenizer: Any) -> Prompts:
     """The prompts of all tasks, each with a context, a question and an answer."""
     tasks = kv_tasks(tokenizer, n=sizes.n_texts, length=sizes.needle_length, seed=sizes.seed + SEED_OFFSET)

@@ -7,7 +7,7 @@ from operator import add
 from typing import Any
 
 from interp.analyses import tasks
-from interp.analyses.prompt_sizes import PromptSizes, doubling
+from interp.analyses.prompt_sizes import PromptSizes, described, doubling
 from interp.hooks.prompts.prompts import Prompts
 
 Pair = tuple[Prompts, Prompts]
@@ -30,6 +30,10 @@ RELATIONS = ("antonym", "capital", "past", "plural")
 """relations of few-shot prompts"""
 
 
+@described(
+    "{n_needles} texts of at most {needle_length} tokens, each with a made-up fact (the needle) at one of the "
+    "depths {needle_depths}, and a question about it"
+)
 def needles(sizes: PromptSizes, tokenizer: Any) -> Prompts:
     """Needle prompts, see `tasks.needle`."""
     return tasks.needle(
@@ -42,11 +46,19 @@ def needles(sizes: PromptSizes, tokenizer: Any) -> Prompts:
     )
 
 
+@described(
+    "{n_needles} texts of at most {long_length} tokens, each with a made-up fact (the needle) at one of the "
+    "depths {needle_depths}, and a question about it"
+)
 def long_needles(sizes: PromptSizes, tokenizer: Any) -> Prompts:
     """Needle prompts of `long_length` tokens, many more than the keys that an analysis chooses."""
     return needles(replace(sizes, needle_length=sizes.long_length), tokenizer)
 
 
+@described(
+    "2 × {n_needles} texts of at most {needle_length} tokens, each with a made-up fact (the needle) at one of "
+    "the depths {needle_depths}, and a question about it in other words"
+)
 def inferred_needles(sizes: PromptSizes, tokenizer: Any) -> Prompts:
     """Needle prompts that ask in other words than those of the needle, with two distractors.
 
@@ -63,6 +75,10 @@ def inferred_needles(sizes: PromptSizes, tokenizer: Any) -> Prompts:
     )
 
 
+@described(
+    "texts with a made-up fact (the needle) and a question about it, {n_sweep} of each length "
+    "({sweep_lengths}) and depth ({needle_depths})"
+)
 def needle_grid(sizes: PromptSizes, tokenizer: Any) -> Prompts:
     """Needle prompts of `sweep_lengths`, each at all depths.
 
@@ -79,11 +95,19 @@ def needle_grid(sizes: PromptSizes, tokenizer: Any) -> Prompts:
     )
 
 
+@described(
+    "up to 4 of {n_needles} texts of at most {needle_length} tokens, each with a made-up fact (the "
+    "needle) at one of the depths {needle_depths}, and a question about it"
+)
 def few_needles(sizes: PromptSizes, tokenizer: Any) -> Prompts:
     """The first four needle prompts."""
     return needles(sizes, tokenizer)[:N_FEW_NEEDLES]
 
 
+@described(
+    "up to {n_check_needles} texts of at most {check_length} tokens, each with a made-up fact (the needle) at "
+    "one of the depths {needle_depths}, and a question about it, which the unmodified model answers right"
+)
 def check_needles(sizes: PromptSizes, tokenizer: Any) -> Prompts:
     """Needle prompts of a causal test, drawn with another seed than those that the heads were chosen on.
 
@@ -95,6 +119,7 @@ def check_needles(sizes: PromptSizes, tokenizer: Any) -> Prompts:
     return needles(drawn, tokenizer)
 
 
+@described("a few plain texts of at most {text_length} tokens")
 def neutral_texts(sizes: PromptSizes, tokenizer: Any) -> Prompts:
     """A few short plain texts of a causal test, drawn with another seed than those that the heads were chosen on."""
     return tasks.passages(
@@ -108,16 +133,22 @@ def check_prompts(sizes: PromptSizes, tokenizer: Any) -> tuple[Prompts, Prompts,
     return check_needles(sizes, tokenizer), copies, neutral_texts(sizes, tokenizer)
 
 
+@described("{n_texts} plain texts of at most {text_length} tokens")
 def passages(sizes: PromptSizes, tokenizer: Any) -> Prompts:
     """Plain texts, see `tasks.passages`."""
     return tasks.passages(tokenizer, n=sizes.n_texts, length=sizes.text_length, seed=sizes.seed)
 
 
+@described(
+    "one text of at most {explorer_tokens} tokens with a made-up fact (the needle) at one of the depths "
+    "{needle_depths}, and a question about it"
+)
 def explored(sizes: PromptSizes, tokenizer: Any) -> Prompts:
     """One needle prompt of `explorer_tokens` tokens, drawn with another seed than the prompts of the scores."""
     return needles(_explored(sizes), tokenizer)
 
 
+@described("one plain text of at most {explorer_tokens} tokens")
 def explored_passage(sizes: PromptSizes, tokenizer: Any) -> Prompts:
     """One plain text of `explorer_tokens` tokens, drawn with another seed than the prompts of the scores."""
     return passages(_explored(sizes), tokenizer)
@@ -141,6 +172,10 @@ def repeated(copies: int = 2, times: int = 1) -> Callable[[PromptSizes, Any], Pr
         Callable: A function of sizes and tokenizer that makes the prompts.
     """
 
+    again = {1: "", 2: ", each followed by its copy"}.get(copies, f", each followed by {copies - 1} copies")
+    n_tokens = "{n_repeated}" if times == 1 else f"{times} × {{n_repeated}}"
+
+    @described(f"{{n_texts}} sequences of {n_tokens} random tokens{again}")
     def maker(sizes: PromptSizes, tokenizer: Any) -> Prompts:
         return tasks.repeated(
             tokenizer, n=times * sizes.n_repeated, copies=copies, batch=sizes.n_texts, seed=sizes.seed
@@ -149,27 +184,34 @@ def repeated(copies: int = 2, times: int = 1) -> Callable[[PromptSizes, Any], Pr
     return maker
 
 
+@described("{n_pairs} sentences in which a name has to be completed, and the same sentences with another name")
 def ioi(sizes: PromptSizes, tokenizer: Any) -> Pair:
     """Clean and corrupt prompts of indirect object identification, see `tasks.ioi`."""
     return tasks.ioi(tokenizer, n=sizes.n_pairs, seed=sizes.seed)
 
 
+@described("{n_pairs} sentences in which a name has to be completed")
 def ioi_clean(sizes: PromptSizes, tokenizer: Any) -> Prompts:
     """The clean prompts of `ioi`."""
     return ioi(sizes, tokenizer)[0]
 
 
+@described(
+    "{n_needles} lists of documents with a query that one of them answers, and the same lists with a query for nothing"
+)
 def documents(sizes: PromptSizes, tokenizer: Any) -> Pair:
     """Documents with a query, and the same documents with a query for nothing, see `tasks.documents`."""
     return tasks.documents(tokenizer, n=sizes.n_needles, seed=sizes.seed)
 
 
+@described("{n_pairs} repeated texts with a word of several tokens, and the same texts with random tokens in its place")
 def entities(sizes: PromptSizes, tokenizer: Any) -> Pair:
     """Repeated texts with a word of several tokens, and with random tokens in its place, see `tasks.entities`."""
     real, random = (tasks.entities(tokenizer, n=sizes.n_pairs, random=r, seed=sizes.seed) for r in (False, True))
     return real, random
 
 
+@described("{n_pairs} prompts without an injected instruction, with one, and with a sentence of its length")
 def injection(sizes: PromptSizes, tokenizer: Any) -> tuple[Prompts, Prompts, Prompts]:
     """Prompts without and with an injected instruction, and with a sentence of its length, see `tasks.injection`."""
     normal, attacked, longer = (
@@ -178,6 +220,9 @@ def injection(sizes: PromptSizes, tokenizer: Any) -> tuple[Prompts, Prompts, Pro
     return normal, attacked, longer
 
 
+@described(
+    "{n_few_shot} few-shot prompts of four relations with permuted answers, and the same prompts with the right answers"
+)
 def relations(sizes: PromptSizes, tokenizer: Any) -> Pair:
     """Few-shot prompts of four relations with permuted answers, and with the right ones, see `tasks.relations`.
 
@@ -197,16 +242,19 @@ def relations(sizes: PromptSizes, tokenizer: Any) -> Pair:
     return shuffled, clean
 
 
+@described("questions after several contexts, of which one holds the answer")
 def contexts(sizes: PromptSizes, tokenizer: Any) -> Prompts:
     """Questions after several contexts, one of which answers, see `tasks.contexts`."""
     return tasks.contexts(tokenizer, seed=sizes.seed)
 
 
+@described("long texts whose hidden passkeys are repeated at the end")
 def passkeys(sizes: PromptSizes, tokenizer: Any) -> Prompts:
     """Long texts whose passkeys are repeated at the end, see `tasks.passkeys`."""
     return tasks.passkeys(tokenizer, seed=sizes.seed)
 
 
+@described("{n_pairs} multiple-choice questions")
 def choice(sizes: PromptSizes, tokenizer: Any) -> Prompts:
     """Multiple-choice questions, see the task "choice"."""
     return tasks.get("choice").prompts(tokenizer, "all", sizes.n_pairs)

@@ -40,7 +40,7 @@ SUMMARIES = {
 @result
 @dataclass(frozen=True, eq=False, repr=False)
 class Explored(Result):
-    """Attention on one prompt: summaries and block maps of the heads, and the top keys of chosen heads."""
+    """Attention on one prompt: mean numbers and block maps of the heads, and the top keys of chosen heads."""
 
     title: str
     tokens: tuple[str, ...]
@@ -159,7 +159,8 @@ def explore(
     marks: Sequence[str] = (),
     seed: int = 0,
 ) -> Explored:
-    """Read the attention of every head on one prompt: summaries, block maps, and the top keys of chosen heads.
+    """Read the attention of every head on one prompt, as mean numbers for each head, maps of the attention between
+    blocks of tokens, and the most attended keys of each query for chosen heads.
 
     `maps[i n m] = mean over q in block n of sum over k in block m of pattern[q k]`. The summaries `[l h]` are means
     over queries:
@@ -208,7 +209,7 @@ def explore(
         This package.
 
     Limits:
-        Does not show that a head matters; run an ablation test for that. Does not show what a head writes.
+        Does not show that a head matters; an ablation test shows that. Does not show what a head writes.
     """
     prompt, layout, size = _plan(model, prompts, block, max_map_bytes)
     if unknown := [name for name in marks if name not in prompt.spans]:

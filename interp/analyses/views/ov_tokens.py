@@ -76,6 +76,8 @@ class OvTokens(Result):
     written_logits: Float[Tensor, "n h t k"]
     texts: dict[str, str]
     """token id -> its text"""
+    from_last: bool = False
+    """whether each query is the last token of its prompt"""
     provenance: Provenance | None = None
 
     def __post_init__(self) -> None:
@@ -175,7 +177,8 @@ def ov_tokens(
     batch_size: int = 8,
     progress: bool = False,
 ) -> OvTokens:
-    """List the tokens that a head would write at the query if it attended to one token alone, for each token of a span.
+    """For each token of a span, list the tokens whose logits the head's output at the query would raise most if it
+    attended to that token alone.
 
     `logit[b h k v] = ((v[b h k d] W_O[h d m]) / s[b] * gamma[m]) . W_U[m v]`, with the values v of this run; the values
     of a kv head serve its group.
@@ -264,6 +267,7 @@ def ov_tokens(
         written_ids=written_ids,
         written_logits=written_logits,
         texts=texts_of(prompts.tokenizer, query_ids, filled[0], written_ids),
+        from_last=all(place.position + 1 == len(prompt) for place, prompt in zip(places, prompts, strict=True)),
         provenance=Provenance.of(model, prompts.tokenizer),
     )
 

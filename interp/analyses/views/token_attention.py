@@ -85,14 +85,15 @@ class TokenAttention(Result):
 
 
 @analysis(
-    title="Attention on the text", group="views", order=35, prompts=standard.needles, joint=True, in_all=False,
-    automatic=True, needs=("retrieval",), inputs=lambda run: {"heads": run.scores["retrieval"]},
+    title="Attention at the start of a reply", group="views", order=35, prompts=standard.needles, joint=True,
+    in_all=False, automatic=True, needs=("retrieval",), inputs=lambda run: {"heads": run.scores["retrieval"]},
     max_new_tokens=REPLY_TOKENS,
 )  # fmt: skip
 def token_attention(
     model: nn.Module, prompts: Prompts, heads: Any, *, max_new_tokens: int = REPLY_TOKENS, stop: str = "\n"
 ) -> TokenAttention:
-    """Read the attention of each head at the last token of one prompt, from which the model begins its reply.
+    """Read the attention of some heads at the last token of one prompt, where the model begins its reply.
+    In a run, the prompt is one of those of the retrieval scores, and the heads are the 8 best retrieval heads.
 
     `weights[h k] = pattern[h q k]` with q the last token; only these rows are computed.
 

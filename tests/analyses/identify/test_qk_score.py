@@ -87,7 +87,7 @@ def test_where_the_model_answers_none_no_head_has_a_score(tiny_model):
     none = identify.qk_score(model, with_answers(others, best))
     assert none.per_prompt.isnan().all()
     assert (none.counted, none.n_scored, none.top(3)) == (0, 0, [])
-    assert "0 of 3 prompts counted" in summary(none, None).certainty
+    assert "0 of 3 prompts used" in summary(none, None).certainty
     one = identify.qk_score(model, with_answers([best[0], *others[1:]], [others[0], *best[1:]]))
     assert one.counted == 1
     with pytest.raises(PromptError, match='prompt 0 has no "right" continuations'):
