@@ -41,8 +41,8 @@ class PromptSizes:
             task_kv; it has to be much larger than that number.
         haystack: Folder of texts (.txt, .md or .rst) in which needles are hidden; by default prose from a grammar.
         reply_tokens: Number of new tokens of a reply to a needle prompt, at most, also in ablation tests.
-        n_texts: Number of plain texts; also the number of prompts of repeated tokens, and of prompts in each of the
-            three tests of the analysis kv.
+        n_texts: Number of plain texts; also the number of prompts of repeated tokens. The analysis kv has as many
+            prompts in each of its three tests.
         text_length: Number of tokens of a plain text.
         n_repeated: Number of random tokens that are repeated.
         n_pairs: Number of pairs of prompts for patching and for methods that contrast two kinds of prompts.

@@ -203,10 +203,10 @@ def scatter(one: HeadScores, other: HeadScores, k: int = 10) -> "Figure":
     notes = [
         f"Spearman {number(agreed.spearman)}",
         f"{agreed.overlap} of the top {k} shared",
-        f"expected by chance: {number(agreed.expected_overlap)} heads, or {number(agreed.expected_within_layers)} if "
-        f"both lists keep their heads per layer ({p_text(agreed.p_overlap)})",
-        f"{number(agreed.depth_overlap)} shared with a list chosen by the layer means of "
-        f"{title_of(other.name).lower()}",
+        f"expected by chance: {number(agreed.expected_overlap)} heads, or {number(agreed.expected_within_layers)} for "
+        f"random lists with as many heads in each layer ({p_text(agreed.p_overlap)})",
+        f"{number(agreed.depth_overlap)} of the top {k} of {title_of(one.name).lower()} expected in a list that ranks "
+        f"heads by the layer means of {title_of(other.name).lower()}",
     ]
     picture.update_layout(**layout(f"{title_of(one.name)} against {title_of(other.name).lower()}", notes, 460))
     picture.update_layout(**ABOVE)

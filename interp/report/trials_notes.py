@@ -66,11 +66,14 @@ def condition_notes(result: Trials) -> list[str]:
     elif others:
         found.append(f"{', '.join(f'({kind})' for kind in others)}: the kind of ablation.")
     if any(name.partition(" (")[0].endswith(f" {KEPT}") for name in result.tested):
-        found.append(f"{KEPT}: the tested heads stay, and all other heads of their role are ablated.")
+        found.append(
+            f"{KEPT}: the tested heads stay, and the other heads above the threshold of the scores are ablated (above "
+            "the lowest score, where the scores have no threshold)."
+        )
     if by_depth := [name for name in result.tested if name.partition(" (")[0].endswith(f" {BY_DEPTH}")]:
         sizes = {size for name in by_depth for size in result.sizes(name)}
         first = sized(result, max(sizes)) if len(sizes) == 1 else "heads"
-        found.append(f"{BY_DEPTH}: the first {first} when each head has the mean score of its layer.")
+        found.append(f"{BY_DEPTH}: {first} of the layers with the highest mean score, in random order within a layer.")
     if RANDOM_BY_LAYER in names:
         found.append(
             f"{RANDOM_BY_LAYER}: random sets matched by layer, with as many heads of each layer as the tested heads."

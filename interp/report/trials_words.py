@@ -123,7 +123,7 @@ def few_words(result: Trials) -> str:
     if not few:
         return ""
     few_of = f"only {least} prompts{each}"
-    return f"The intervals below come from {few_of} and are approximate; use more prompts for exact ones."
+    return f"The intervals below come from {few_of} and are rough; use more prompts for reliable ones."
 
 
 def _values_of(result: Trials, name: str, measure: str) -> str:
@@ -207,7 +207,7 @@ def set_words(result: Trials, measure: str, test: SetTest, condition: str = "", 
     drawn = " of the same role" if condition in result.claims else drawn
     deviations = f", a difference of {abs(test.deviations):.1f} of their standard deviations"
     deviations = "" if math.isnan(test.deviations) else deviations
-    overlap = " A random set may contain some of the tested heads." if shared else ""
+    overlap = " A set matched by layer may contain some of the tested heads." if shared else ""
     return [
         f"{subject} a {larger} than {n} random sets{drawn} ({p}): {NOUNS.get(measure, measure)} is "
         f"{compared_text(result, measure, test.difference)} than the mean of these sets{deviations}.{ended}{overlap}"

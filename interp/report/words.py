@@ -330,7 +330,7 @@ def _labels(scores: HeadScores) -> tuple[str, str]:
     lengths = [int(label.removesuffix(LENGTH)) for label in scores.labels if re.fullmatch(rf"\d+{LENGTH}", label)]
     if lengths and len(lengths) == len(scores.labels):
         low, high = min(lengths), max(lengths)
-        return "prompts", f"{len(lengths)} of {low:,}{f' to {high:,}' if high > low else ''}{LENGTH}"
+        return "prompts", f"{len(lengths)}, each of {low:,}{f' to {high:,}' if high > low else ''}{LENGTH}"
     distinct = list(dict.fromkeys(scores.labels))
     more = f" and {len(distinct) - N_LABELS} more" if len(distinct) > N_LABELS else ""
     return "prompt labels", ", ".join(distinct[:N_LABELS]) + more

@@ -61,9 +61,9 @@ class ScorePlan:
         check: Test the top heads against random heads, for analyses that have a control.
         heads: Heads to test instead of the top ones, such as L18H6,L17H3 or L8-L12.
         n_heads: Number of top heads that a test ablates; some tests ablate at most a quarter of the model's heads.
-        n_random_sets: Number of random head sets, matched by layer, that a test compares with; a verdict needs 39.
-            Draws end early where the verdict is certain. Up to 3 more sets, from all layers, are shown but not tested
-            against.
+        n_random_sets: Number of random head sets, matched by layer, that a test compares with, at most; a verdict
+            needs 39. Draws end early where the verdict is certain. Up to 3 more sets, from all layers, are shown but
+            not tested against.
         ablation: How heads are ablated: zero (output set to 0), uniform (attend evenly) or first (attend to the first
             token).
         kinds: Further ablations under which the tested heads are shown: zero, mean, resample, uniform or first. They

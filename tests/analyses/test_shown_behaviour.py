@@ -111,7 +111,7 @@ def test_no_head_is_ranked_where_the_model_shows_nothing(unable, name):
     assert isinstance(table, HeadScores)
     assert (table.counted, table.n_scored, table.top(5)) == (0, 0, [])
     assert "L0H" not in table.summary()
-    assert "No prompt counted, so no head has a score." in summary(table, 0.1).found
+    assert "No prompt could be used, so no head has a score." in summary(table, 0.1).found
 
 
 @pytest.mark.parametrize("name", TESTED)

@@ -93,9 +93,9 @@ def test_scatter_shows_the_numbers_of_compare():
     assert f"Spearman {plots.number(agreed.spearman)}" in title(figure)
     assert f"{agreed.overlap} of the top 4 shared" in title(figure)
     chances = [plots.number(value) for value in (agreed.expected_overlap, agreed.expected_within_layers)]
-    assert f"expected by chance: {chances[0]} heads, or {chances[1]} if both lists keep their heads" in title(figure)
+    assert f"expected by chance: {chances[0]} heads, or {chances[1]} for random lists with as many" in title(figure)
     depth = plots.number(agreed.depth_overlap)
-    assert f"{depth} shared with a list chosen by the layer means of induction" in title(figure)
+    assert f"{depth} of the top 4 of retrieval expected in a list that ranks heads by the layer means" in title(figure)
     found = {
         name: (x, y)
         for trace in figure.data

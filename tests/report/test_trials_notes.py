@@ -30,11 +30,12 @@ NAMED = {
     ("top", "top kept", "top kept (mean)", "top by depth"): [
         "top: the 2 heads with the highest scores, zero-ablated.",
         "(mean): the same heads under another ablation.",
-        "kept: the tested heads stay, and all other heads of their role are ablated.",
-        "by depth: the first 2 heads when each head has the mean score of its layer.",
+        "kept: the tested heads stay, and the other heads above the threshold of the scores are ablated (above the "
+        "lowest score, where the scores have no threshold).",
+        "by depth: 2 heads of the layers with the highest mean score, in random order within a layer.",
     ],
     ("induction", "induction by depth"): [
-        "by depth: the first 2 heads when each head has the mean score of its layer."
+        "by depth: 2 heads of the layers with the highest mean score, in random order within a layer."
     ],
 }
 
@@ -174,7 +175,7 @@ def test_a_larger_effect_states_that_random_sets_may_contain_tested_heads(shared
     trials = tuple(replace(t, facts={OF_TESTED_SET: shared}) for t in made.trials)
     words = trials_words(replace(made, trials=trials, n_random_sets=40))
     (found,) = [sentence for sentence in words if sentence.startswith("The top heads have a larger effect than all 40")]
-    assert found.endswith("A random set may contain some of the tested heads.") == bool(shared)
+    assert found.endswith("A set matched by layer may contain some of the tested heads.") == bool(shared)
 
 
 def test_draws_that_end_after_39_sets_state_why():

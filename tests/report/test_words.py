@@ -52,7 +52,7 @@ def test_shares_of_few_prompts_have_no_verdict():
     made = ablation((8, 1, 8, 6, *[8] * 99))
     assert trials_words(made)[0] == "There is no verdict about shares of fewer than 10 prompts."
     assert few_words(made) == (
-        "The intervals below come from only 8 prompts and are approximate; use more prompts for exact ones."
+        "The intervals below come from only 8 prompts and are rough; use more prompts for reliable ones."
     )
 
 
@@ -111,7 +111,7 @@ def test_selectors_in_words_and_numbers():
         "The intervals hold together for all 4 comparisons with 95 % (Bonferroni's correction).",
     ]
     assert few_words(kept_keys(3)) == (
-        "The intervals below come from only 3 prompts of a task and are approximate; use more prompts for exact ones."
+        "The intervals below come from only 3 prompts of a task and are rough; use more prompts for reliable ones."
     )
     found = pivot(kept_keys(16), "right")
     assert found["sizes"] == ["10%", "40%", "100%"]
@@ -199,7 +199,7 @@ def test_the_provenance_names_the_analysis_of_each_control():
     rows = dict(found["Ablation test of Sinks: loss with heads ablated"])
     assert rows["number of ablated heads"] == "5"
     assert rows["hash of the prompts"] == "a1b2"
-    assert dict(found["Sinks"])["prompts"] == "12 of 64 tokens"
+    assert dict(found["Sinks"])["prompts"] == "12, each of 64 tokens"
     assert dict(found["Sinks"])["prompts used"] == "12 of 12"
 
 

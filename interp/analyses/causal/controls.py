@@ -144,8 +144,7 @@ class Control:
             neutral: Plain texts, whose loss is a further measure of the baseline and of tested heads.
             heads: Heads to test in place of the top ones.
             batch_size: Number of prompts per forward pass.
-            held_out: Whether the scores were made from other prompts. Otherwise a control whose measure the scores are
-                made of has no test.
+            held_out: Whether the scores come from other prompts; else a control with their own measure has no test.
             seed: Seed of the random heads and of the confidence intervals.
             folder: Where finished conditions are kept, so that an interrupted control continues.
             progress: Show a progress bar.

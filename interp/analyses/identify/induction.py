@@ -69,8 +69,8 @@ def induction(
         Olsson et al. 2022, "prefix matching".
 
     Differs:
-        Where the prompt marks its repeated part, the distance between the copies gives the target; elsewhere only the
-        most recent earlier occurrence of a token counts.
+        In a prompt whose repeated part is known, such as a sequence and its copy, the attended token has to be the one
+        after the same place of the first copy. In other prompts it is the one after the most recent earlier occurrence.
 
     Limits:
         Does not show that the head copies the token; examine its OV circuit for that. Does not show that the model

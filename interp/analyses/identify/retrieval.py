@@ -45,7 +45,7 @@ TOP = top_keys(1)
         "recall": 0.5,
         "max_new_tokens": 50,
         "form": "decode",
-        "count": '"steps" in the code, "set" in the paper',
+        "count": '"steps" in the code, "set" (each distinct answer token once) in the paper',
         "n_needles": 600,
         "needle_length": "1,000 to 50,000 tokens",
         "needle_depths": "10 depths from 0 to 1",
@@ -83,9 +83,9 @@ def retrieval(
             again, and these repeats count too.
         count: "steps" counts each step, as the authors' code does, so that a score can exceed 1. "set" counts each
             distinct answer token once and divides by the number of distinct answer tokens, as in the paper's Eq. 1.
-        by_value: Weight each key by the norm of its value vector: the most attended position is the argmax over k of
-            `pattern[n l h r_t k] |v_k|`. This needs more memory: for each head it keeps the whole attention row of
-            every reply token.
+        by_value: Weight each key by the norm of its value vector: the most attended position is the key with the
+            largest product of attention and value norm. This needs more memory: for each head it keeps the whole
+            attention row of every reply token.
         threshold: Score above which a head is called a retrieval head.
         recall: A prompt is used where the reply contains more than this share of the words of the answer (ROUGE-1
             recall); otherwise its scores are NaN.

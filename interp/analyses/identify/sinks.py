@@ -73,8 +73,8 @@ def sinks(
         rows: "all" takes the mean over all queries from the key on, as the paper does; "visible" over those whose
             window reaches the key.
         threshold: Score above which a head is called a sink head.
-        column_threshold: Mean attention above which a key counts as a sink in the extra "columns".
-        by_value: Weight the attention by value norms, `alpha = sum over k = 0 of p |v| / sum over k of p |v|`; the
+        column_threshold: Mean attention above which a key counts as a sink in the numbers of sinks ("columns").
+        by_value: Weight the attention p by value norms: `alpha = p_0 |v_0| / (sum over k of p_k |v_k|)`. The
             score is then small where the first token is attended to but carries nothing.
         batch_size: Number of prompts per forward pass.
         seed: Seed of the confidence intervals over prompts.

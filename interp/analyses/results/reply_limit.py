@@ -66,5 +66,7 @@ def sentence_of_trials(trials: Iterable[Any], settings: Mapping[str, Any]) -> st
     if not parts:
         return f"{cut}, and none of these is counted as wrong."
     counted = wrong.total()
-    are = "is" if counted == 1 else "are"
-    return f"{cut}, so a later answer would be missed; {counted} of these {are} counted as wrong: {'; '.join(parts)}."
+    which = "all of these" if counted == ended else f"{counted} of these"
+    which = "it" if ended == 1 else which
+    are = "is" if counted == 1 and (ended == 1 or counted < ended) else "are"
+    return f"{cut}, so a later answer would be missed; {which} {are} counted as wrong: {'; '.join(parts)}."

@@ -176,15 +176,15 @@ def explore(
     Args:
         model: A transformers causal language model, or a TransformerBridge over one.
         prompts: One prompt.
-        heads: Heads whose top k keys of each query are kept, as `HeadSet.parse` takes them; `scores.top(12)` fits. By
-            default the top keys of all heads are read, which takes more time and memory, and those of 12 heads are
-            kept: the heads whose last 512 queries attend most to one key far back, by the mean of the squared weight of
-            a top key that is not the first token and lies at least 16 tokens back.
+        heads: Heads whose top k keys of each query are kept. Anything that `HeadSet.parse` takes, such as
+            `scores.top(12)`. By default the top keys of all heads are read, which takes more time and memory, and those
+            of 12 heads are kept: the heads whose last 512 queries attend most to one key far back, by the mean of the
+            squared weight of a top key that is not the first token and lies at least 16 tokens back.
         maps: Heads with a block map.
         block: Number of tokens in a block. By default the smallest of 1, 2, 3, 4, 6, 8, 12 ... that makes at most 96
             blocks.
-        max_map_bytes: Size of the block maps of all heads in a page, at one byte a block. Where it is given and `block`
-            is not, a block is the smallest power of two that keeps this limit.
+        max_map_bytes: Largest size of the block maps of all heads in a page, at one byte a block. Where it is given and
+            `block` is not, a block is the smallest power of two that keeps this limit.
         k: Number of top keys of a query.
         title: Heading, by default the question of the prompt where its `meta` has one.
         marks: Names of the spans to mark; by default all that cover at most half of the tokens.

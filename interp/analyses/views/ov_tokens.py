@@ -193,7 +193,7 @@ def ov_tokens(
         span: Name of a span, a position, or a range (start, stop). By default "answer" where all prompts have it, else
             the last 8 tokens. Tokens after the query are left out.
         k: Number of tokens to list for each token of the span.
-        queries: Position of the query, as in `logit_lens`.
+        queries: Position of the query; "last" is the last token of the prompt. Other positions as in `logit_lens`.
         batch_size: Number of prompts per forward pass.
         progress: Show a progress bar.
 
@@ -218,7 +218,7 @@ def ov_tokens(
         Elhage et al. 2021, OV circuits.
 
     Differs:
-        Uses the values of this run, not those of the embedding alone.
+        Uses the value vectors that the head computes on the prompt, not those of the token embeddings alone.
 
     Limits:
         Does not show whether the head attends to the token; its attention is given for one query only. Does not show

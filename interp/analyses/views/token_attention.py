@@ -93,7 +93,7 @@ def token_attention(
     model: nn.Module, prompts: Prompts, heads: Any, *, max_new_tokens: int = REPLY_TOKENS, stop: str = "\n"
 ) -> TokenAttention:
     """Read the attention of some heads at the last token of one prompt, where the model begins its reply.
-    In a run, the prompt is one of those of the retrieval scores, and the heads are the 8 best retrieval heads.
+    In a report, the prompt is one of the retrieval prompts, and the heads are the 8 with the highest retrieval scores.
 
     `weights[h k] = pattern[h q k]` with q the last token; only these rows are computed.
 

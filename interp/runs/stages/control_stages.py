@@ -8,9 +8,11 @@ from interp.analyses.causal import controls
 from interp.analyses.causal.ablation_test import ablation_test
 from interp.analyses.causal.control_profile import control_profile, sizes_of
 from interp.analyses.registry import Analysis
+from interp.analyses.results.head_scores import HeadScores
 from interp.analyses.results.result import Result
 from interp.analyses.results.set_test import MIN_RANDOM_SETS
 from interp.analyses.tasks import standard
+from interp.analyses.views.head_roles import threshold_of
 from interp.hooks.model.heads import HeadLayout
 from interp.hooks.prompts.prompts import Prompts
 from interp.runs.stage import Stage, single
@@ -37,6 +39,12 @@ class _Inputs(NamedTuple):
     settings: dict[str, Any]
 
 
+def _scores(run: "Run", entry: Analysis) -> HeadScores:
+    """The scores of an analysis with the threshold that it declares, above which heads have the tested role."""
+    scores: Any = run.result(entry.name)
+    return scores if scores.threshold is not None else replace(scores, threshold=threshold_of(entry.name, scores))
+
+
 def control_stage(entry: Analysis, plan: "ScorePlan", tokenizer: Any, own: Prompts | None) -> Stage:
     """The stage that tests the top heads of an analysis against random heads."""
     control, prompts, of_analysis, kinds, settings = _inputs(entry, plan, tokenizer, own)
@@ -44,7 +52,7 @@ def control_stage(entry: Analysis, plan: "ScorePlan", tokenizer: Any, own: Promp
     def work(run: "Run", steps: Path) -> Result:
         named = run.named_heads
         return control(
-            run.model, prompts, run.result(entry.name), ablation=plan.ablation, kinds=kinds,
+            run.model, prompts, _scores(run, entry), ablation=plan.ablation, kinds=kinds,
             heads=named if len(named) and not of_analysis else None, folder=steps, **settings,
         )  # fmt: skip
 
@@ -72,7 +80,7 @@ def profile_stage(entry: Analysis, plan: "ScorePlan", tokenizer: Any, own: Promp
 
     def work(run: "Run", steps: Path) -> Result:
         few: dict[str, Any] = settings | {"n_random_sets": n_random_sets}
-        return control_profile(control, run.model, prompts, run.result(entry.name), kinds=kinds, folder=steps, **few)
+        return control_profile(control, run.model, prompts, _scores(run, entry), kinds=kinds, folder=steps, **few)
 
     def cost(model: Any) -> Any:
         n_sizes = len(sizes_of(control, plan.n_heads, HeadLayout.of(model)))
