@@ -90,7 +90,8 @@ def atlas(scores: Mapping[str, HeadScores] | HeadRoles) -> "Figure":
         f"{layers * heads} heads",
         "solid: confidently above the role's threshold (false discovery rate 5 %)",
         "pale: mean above it, but not confidently",
-        "a head with several roles is drawn under the first confident one of them in the legend, or under the first",
+        "a head with several roles has the colour of the first in the legend for which it is confident, or, if there "
+        "is none, of the first",
         "legend: heads drawn in this colour (of all heads with the role)",
         "number in a cell: the head" if heads <= 16 and layers <= 40 else "",
     ]

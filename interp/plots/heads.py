@@ -203,10 +203,10 @@ def scatter(one: HeadScores, other: HeadScores, k: int = 10) -> "Figure":
     notes = [
         f"Spearman {number(agreed.spearman)}",
         f"{agreed.overlap} of the top {k} shared",
-        f"expected by chance: {number(agreed.expected_overlap)} heads, or {number(agreed.expected_within_layers)} for "
-        f"random lists with as many heads in each layer ({p_text(agreed.p_overlap)})",
-        f"{number(agreed.depth_overlap)} of the top {k} of {title_of(one.name).lower()} expected in a list that ranks "
-        f"heads by the layer means of {title_of(other.name).lower()}",
+        f"by chance {number(agreed.expected_overlap)}; by random lists with as many heads in each layer as these two "
+        f"{number(agreed.expected_within_layers)} ({p_text(agreed.p_overlap)} for {agreed.overlap} or more)",
+        f"shared by the top {k} of {title_of(one.name).lower()} and a list that ranks heads by the mean score of their "
+        f"layer in {title_of(other.name).lower()}: {number(agreed.depth_overlap)} expected",
     ]
     picture.update_layout(**layout(f"{title_of(one.name)} against {title_of(other.name).lower()}", notes, 460))
     picture.update_layout(**ABOVE)

@@ -73,7 +73,10 @@ def condition_notes(result: Trials) -> list[str]:
     if by_depth := [name for name in result.tested if name.partition(" (")[0].endswith(f" {BY_DEPTH}")]:
         sizes = {size for name in by_depth for size in result.sizes(name)}
         first = sized(result, max(sizes)) if len(sizes) == 1 else "heads"
-        found.append(f"{BY_DEPTH}: {first} of the layers with the highest mean score, in random order within a layer.")
+        found.append(
+            f"{BY_DEPTH}: {first}, taken layer by layer from the layer with the highest mean score; where a part of a "
+            "layer is needed, its heads are chosen at random."
+        )
     if RANDOM_BY_LAYER in names:
         found.append(
             f"{RANDOM_BY_LAYER}: random sets matched by layer, with as many heads of each layer as the tested heads."

@@ -93,9 +93,10 @@ def test_scatter_shows_the_numbers_of_compare():
     assert f"Spearman {plots.number(agreed.spearman)}" in title(figure)
     assert f"{agreed.overlap} of the top 4 shared" in title(figure)
     chances = [plots.number(value) for value in (agreed.expected_overlap, agreed.expected_within_layers)]
-    assert f"expected by chance: {chances[0]} heads, or {chances[1]} for random lists with as many" in title(figure)
+    within = f"by random lists with as many heads in each layer as these two {chances[1]}"
+    assert f"by chance {chances[0]}; {within}" in title(figure)
     depth = plots.number(agreed.depth_overlap)
-    assert f"{depth} of the top 4 of retrieval expected in a list that ranks heads by the layer means" in title(figure)
+    assert f"layer in induction: {depth} expected" in title(figure)
     found = {
         name: (x, y)
         for trace in figure.data

@@ -220,7 +220,7 @@ def test_cards_show_scores_prompts_and_written_tokens():
     raised = "After each arrow: the tokens whose logits the head would raise most if it attended to that token only."
     assert f"{attended} {raised}" in page.words
     assert f"The query is {query}. For each head, the table lists the tokens of {span} that it attends to" in page.words
-    assert "the share of the 3 tokens of this span that are among the 5 tokens the head would promote" in page.words
+    assert "for which the token itself is among the 5 tokens whose logits the head would raise most" in page.words
     assert "Only 3 of the" not in page.words
     assert "retrieval" in page.words
 

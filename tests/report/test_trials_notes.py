@@ -32,10 +32,12 @@ NAMED = {
         "(mean): the same heads under another ablation.",
         "kept: the tested heads stay, and the other heads above the threshold of the scores are ablated (above the "
         "lowest score, where the scores have no threshold).",
-        "by depth: 2 heads of the layers with the highest mean score, in random order within a layer.",
+        "by depth: 2 heads, taken layer by layer from the layer with the highest mean score; where a part of a "
+        "layer is needed, its heads are chosen at random.",
     ],
     ("induction", "induction by depth"): [
-        "by depth: 2 heads of the layers with the highest mean score, in random order within a layer."
+        "by depth: 2 heads, taken layer by layer from the layer with the highest mean score; where a part of a "
+        "layer is needed, its heads are chosen at random."
     ],
 }
 

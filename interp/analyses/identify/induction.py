@@ -70,7 +70,8 @@ def induction(
 
     Differs:
         In a prompt whose repeated part is known, such as a sequence and its copy, the attended token has to be the one
-        after the same place of the first copy. In other prompts it is the one after the most recent earlier occurrence.
+        that follows the corresponding position of the original sequence, even where the current token occurs elsewhere
+        too. In other prompts it is the one that follows the most recent earlier occurrence of the current token.
 
     Limits:
         Does not show that the head copies the token; examine its OV circuit for that. Does not show that the model

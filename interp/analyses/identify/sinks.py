@@ -73,7 +73,8 @@ def sinks(
         rows: "all" takes the mean over all queries from the key on, as the paper does; "visible" over those whose
             window reaches the key.
         threshold: Score above which a head is called a sink head.
-        column_threshold: Mean attention above which a key counts as a sink in the numbers of sinks ("columns").
+        column_threshold: A key counts as a sink of a head if its mean attention is above this value; the extra
+            "columns" is the number of such keys.
         by_value: Weight the attention p by value norms: `alpha = p_0 |v_0| / (sum over k of p_k |v_k|)`. The
             score is then small where the first token is attended to but carries nothing.
         batch_size: Number of prompts per forward pass.
@@ -102,8 +103,9 @@ def sinks(
         multiple of 1/N, where N is the number of tokens).
 
     Differs:
-        Uses the first token of the prompt, never column 0 of a padded batch. The paper studies no models with
-        sliding-window attention; there, queries beyond the window count as 0, unless `rows` is "visible".
+        Uses the first token of the prompt, never column 0 of a padded batch. In models with sliding-window
+        attention, which the paper does not study, a query whose window does not reach the first token counts as 0,
+        unless `rows` is "visible".
 
     Limits:
         Does not show that the head is idle. It may attend to the first token and still write something.
