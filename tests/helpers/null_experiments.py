@@ -126,7 +126,8 @@ def curve_of(
                 break
     sets = []
     for each in own:
-        drawn = RandomSets(each.heads, LAYOUT, n_sets, seed, each.condition)
+        # a curve of several sets draws on after 39 of them, as causal_curve does
+        drawn = RandomSets(each.heads, LAYOUT, n_sets, seed, each.condition, is_single=len(own) == 1)
         sets += drawn.run(trial, base, each)
     return Trials(
         "made",
