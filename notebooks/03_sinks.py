@@ -66,9 +66,9 @@ for head in scores.top(3):
 #
 # ACT reduces the attention to keys that receive much attention and are not the first token. To choose the heads, each
 # candidate head is steered alone on a few prompts of the task's profile split. Candidates are the heads that had at
-# least three such sinks on the texts above. The replies are then judged on the test split. The controls are ten random
-# heads: three sets of other heads of the whole model, and up to 39 sets for a test, which permute the heads of each
-# layer.
+# least three such sinks on the texts above. The replies are then judged on the test split. The controls are random sets
+# of ten heads: three sets of heads that were not chosen, from the whole model, and up to 39 sets for a test, with as
+# many heads in each layer as the chosen set.
 
 # %%
 task = interp.tasks.get("topic")
@@ -91,8 +91,8 @@ plots.trials(act)
 # ## ZeroTuning: increase or reduce attention to the first token
 #
 # ZeroTuning scales the attention to the first token itself, here in all heads that were found as sink heads above. The
-# better of two strengths is chosen on the dev split, by the probability of the right topic. The controls are of the
-# same kinds; the draws end where the verdict is certain.
+# better of two strengths is chosen on the dev split, by the probability of the right topic. The controls are the
+# same two kinds of random sets. Drawing stops early where further sets cannot change the verdict.
 
 # %%
 strengths = {f"gamma {gamma}": steer.ZeroTuning(gamma, heads=sink_heads) for gamma in (0.2, 5.0)}
@@ -109,8 +109,9 @@ print(zero)
 # %% [markdown]
 # ## Compare the effects
 #
-# The unit of the test is the head set, because it was drawn at random: the test counts the random sets under which at
-# least as many replies are right.
+# The unit of the test is the head set, because the random heads were drawn as sets. "Beyond 39 of 39" means that fewer
+# replies are right under each of the 39 random sets than under the chosen set. The verdict comes from this test. The
+# intervals show how far a difference may move with other items and sets, and may contain zero all the same.
 
 # %%
 for name, trials in (("ACT", act), ("ZeroTuning", zero)):
@@ -125,8 +126,8 @@ for name, trials in (("ACT", act), ("ZeroTuning", zero)):
 # ## Limits
 #
 # The test uses two dozen items and one wording of one task. [docs/steering.md](../docs/steering.md) reports more items
-# and a second model. That ZeroTuning is not distinguishable from the same edit in random heads does not show that it
-# has no effect, and random sets of half of the heads share many heads with the tested set. The score shows where heads
+# and a second model. The heads of ZeroTuning are half of all heads, so the random sets share many heads with them,
+# and a difference is hard to find. The result does not show that ZeroTuning has no effect. The score shows where heads
 # attend. It does not show that a sink is useless, because a head may attend to the first token and still contribute to
 # the output.
 

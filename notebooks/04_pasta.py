@@ -93,8 +93,8 @@ print("expected         ", [prompt.meta["answer"] for prompt in test[:4]])
 # %% [markdown]
 # Steering as many other heads, drawn from the whole model, does not help. The sets of the test have as many heads of
 # each layer as the chosen set, and they share some heads with it, as the next cell counts. These sets help nearly as
-# much, and several of them do at least as well as the chosen set. The edit therefore depends on the layers. That the
-# profile chose the heads of these layers better than at random is not shown.
+# much, and several of them do at least as well as the chosen set. The layers of the heads, or the heads that are
+# shared, may explain the effect. That the profile chose the heads of these layers better than at random is not shown.
 
 # %%
 own = trials.select("steered")[0].heads
@@ -111,8 +111,9 @@ print(trials.set_test("steered"))
 # The heads were chosen on six prompts, and six other prompts would give a partly different choice.
 
 # %%
-# the conclusion: replies follow the marked fact when the chosen heads are steered, and not when heads of any layer are;
-# heads of the same layers cannot be distinguished from the chosen ones
+# the conclusion: more replies follow the marked fact when the chosen heads are steered than when other heads, drawn
+# from all layers, are; by the test over sets, the chosen heads are not distinguishable from random heads of the same
+# layers
 for over in ("baseline", "random"):
     gain, low, high = trials.gain("steered", over=over)
     print(f"steered compared with {over:10s} {gain:+.0%} [{low:+.0%}, {high:+.0%}]")

@@ -165,9 +165,10 @@ for size in (1, 2):
 # %% [markdown]
 # ## Ablate the heads
 #
-# The first heads of each ranking are ablated and compared with random heads: heads that are not tested, and sets in
-# which the heads of each layer are permuted, which may contain the planted head. Refusals of harmless requests are
-# measured as well, because a model that writes nonsense does not refuse either.
+# The first heads of each ranking are ablated and compared with two kinds of random sets: other heads from all layers,
+# and as many heads of each layer, drawn from all of its heads. A set of the second kind may contain the planted head,
+# and then ends the refusals too. Refusals of harmless requests are measured as well, because a model that writes
+# nonsense does not refuse either.
 
 # %%
 curve = interp.causal_curve(
