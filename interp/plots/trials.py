@@ -7,7 +7,7 @@ import torch
 
 from interp.analyses.results.intervals import Estimate
 from interp.analyses.results.trial import BASELINE, RANDOM, RANDOM_BY_LAYER, RANDOM_KEPT, Trial
-from interp.analyses.results.trial_rows import Group, groups, sizes
+from interp.analyses.results.trial_rows import Group, groups, sized, sizes
 from interp.analyses.results.trial_tests import mean_of
 from interp.analyses.results.trials import Trials
 from interp.errors import UsageError
@@ -235,13 +235,7 @@ def _label(result: Trials, group: Group, with_size: bool) -> str:
     size, condition = sizes(result, group)[0], group.label
     if group.condition not in result.tested or not size or not with_size:
         return condition
-    return f"{condition} ({_sized(result, size)})"
-
-
-def _sized(result: Trials, size: float) -> str:
-    if result.size_name.startswith("share"):
-        return f"{size:.0%}"
-    return f"{size:g} {result.size_name.removesuffix('s') if size == 1 else result.size_name}"
+    return f"{condition} ({sized(result, size)})"
 
 
 def _draw_word(result: Trials) -> str:

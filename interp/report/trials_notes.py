@@ -4,6 +4,7 @@ from typing import get_args
 
 from interp.analyses.causal.ablated_measures import NEUTRAL
 from interp.analyses.results.trial import BY_DEPTH, KEPT, RANDOM, RANDOM_BY_LAYER, RANDOM_KEPT, TOP
+from interp.analyses.results.trial_rows import sized
 from interp.analyses.results.trials import Trials
 from interp.hooks.edit.ablation import AblationKind
 
@@ -27,19 +28,6 @@ def heads_column(result: Trials) -> str:
         result: The trials.
     """
     return "Ablated heads" if is_ablation(result) else "Edited heads"
-
-
-def sized(result: Trials, size: float) -> str:
-    """A size with the name of what it counts, as in "1 head" or "40%".
-
-    Args:
-        result: The trials.
-        size: The size.
-    """
-    if result.size_name.startswith("share"):
-        return f"{size:.0%}"
-    name = result.size_name.removesuffix("s") if size == 1 else result.size_name
-    return f"{size:g} {name}"
 
 
 def condition_notes(result: Trials) -> list[str]:

@@ -9,11 +9,12 @@ from interp.analyses.results.reply_limit import sentence_of_trials
 from interp.analyses.results.set_test import MIN_COUNTED_PROMPTS, MIN_RANDOM_SETS, SetTest
 from interp.analyses.results.shown_behaviour import n_items, sentences_of_counted
 from interp.analyses.results.trial import BASELINE, OF_TESTED_SET, RANDOM, RANDOM_BY_LAYER, RANDOM_KEPT, TOP
+from interp.analyses.results.trial_rows import sized
 from interp.analyses.results.trial_tests import compared, counted
 from interp.analyses.results.trials import Trials
 from interp.plots import number
 from interp.report.lists import joined
-from interp.report.trials_notes import is_ablation, sized
+from interp.report.trials_notes import is_ablation
 
 NULL = re.compile(
     r"Not distinguishable|No condition is|Nothing could be lost|There is no verdict|\d+ random head sets? allow"

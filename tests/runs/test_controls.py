@@ -6,8 +6,11 @@ import torch
 
 import interp
 from interp.analyses import identify, registry, tasks
+from interp.analyses.prompt_sizes import PromptSizes
 from interp.hooks.edit.ablation import ablate
 from interp.hooks.model.heads import HeadLayout
+from interp.runs.plan import ScorePlan
+from interp.runs.run import Run
 
 SETTINGS = {"n_heads": 4, "n_random_sets": 2, "seed": 0, "batch_size": 4}
 
@@ -81,3 +84,18 @@ def test_the_demo_model_needs_its_induction_heads_for_what_repeats(demo):
         mean, low, _ = trials.gain("top", over=over)
         assert mean > 1.0
         assert low > 0
+
+
+@pytest.mark.parametrize("name", ["induction", "previous_token", "duplicate_token", "sinks"])
+def test_a_control_of_a_run_knows_the_threshold_that_its_analysis_declares(tmp_path, name):
+    model, tokenizer = tiny_chat_model.model(), tiny_chat_model.tokenizer()
+    plan = ScorePlan(
+        analyses=(name,), n_heads=1, n_random_sets=1, sizes=PromptSizes(n_texts=2, text_length=24, n_repeated=12)
+    )
+    run = Run.open(tmp_path, plan, model, tokenizer).finish(progress=False)
+    scores, trials = run.scores[name], run[f"{name}.control"]
+    (top,) = trials.select("top")
+    others = set(scores.heads(above=0.3)) - set(top.heads)
+    kept = trials.select("top kept")[0].heads if "top kept" in trials.conditions else ()
+    # without the threshold, all heads with a score above the lowest have the role
+    assert set(kept) == others

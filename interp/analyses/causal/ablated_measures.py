@@ -211,14 +211,14 @@ def accuracy(
 def replies_to(
     model: nn.Module, prompts: Prompts, max_new_tokens: int, batch_size: int, judged_by: Judge | None = None
 ) -> list[Reply]:
-    """Greedy replies, up to a newline. Replies that only `tasks.judge` sees end once its verdict is certain.
+    """Greedy replies, up to a newline. Replies for `tasks.judge` end once its verdict is certain.
 
     Args:
         model: The model, on which an ablation may be open.
         prompts: The prompts.
         max_new_tokens: Number of new tokens of a reply.
         batch_size: Number of prompts per forward pass.
-        judged_by: Function that judges the replies, where nothing else is done with them.
+        judged_by: Function that judges the replies; None for whole replies.
     """
     ended = judge_is_final if judged_by is judge else None
     replies: list[Reply] = []

@@ -68,5 +68,5 @@ def sentence_of_trials(trials: Iterable[Any], settings: Mapping[str, Any]) -> st
     counted = wrong.total()
     which = "all of these" if counted == ended else f"{counted} of these"
     which = "it" if ended == 1 else which
-    are = "is" if counted == 1 and (ended == 1 or counted < ended) else "are"
+    are = "is" if counted == 1 else "are"
     return f"{cut}, so a later answer would be missed; {which} {are} counted as wrong: {'; '.join(parts)}."

@@ -113,3 +113,16 @@ def has_control(result: Any, condition: str, size: float, measure: str) -> bool:
         if (trial.condition, trial.size) == (result.control, size) and trial.matched in ("", condition)
     ]
     return bool(chosen) and all(measure in trial.values for trial in chosen)
+
+
+def sized(result: Any, size: float) -> str:
+    """A size with the name of what it counts, as in "1 head" or "40%".
+
+    Args:
+        result: The trials.
+        size: The size.
+    """
+    if result.size_name.startswith("share"):
+        return f"{size:.0%}"
+    name = result.size_name.removesuffix("s") if size == 1 else result.size_name
+    return f"{size:g} {name}"

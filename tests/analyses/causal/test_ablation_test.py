@@ -9,11 +9,13 @@ import torch
 from detectors import prompts
 
 from interp.analyses import identify, tasks
+from interp.analyses.causal.ablated_measures import replies_to
 from interp.analyses.causal.ablation_test import ablation_test
 from interp.analyses.causal.random_sets import FROM_OTHER_LAYERS, RandomSets, excluded
 from interp.analyses.results.head_scores import HeadScores
 from interp.analyses.results.trial import OF_TESTED_SET, Trial
 from interp.analyses.results.trials import Trials
+from interp.analyses.tasks.needle import judge
 from interp.errors import UsageError
 from interp.hooks.edit.ablation import ablate
 from interp.hooks.generate import generate
@@ -225,3 +227,26 @@ def test_retrieval_heads_of_the_demo_model_are_needed(demo):
     assert trials.mean("random").mean >= 0.8
     # heads of the same layers do matter some, but the chosen ones are the ones
     assert trials.mean("random by layer").mean >= 0.4
+
+
+def test_a_reply_ends_once_the_verdict_of_the_default_judge_is_certain():
+    model, tokenizer = tiny_chat_model.model(), tiny_chat_model.tokenizer()
+    batch = tasks.needle(tokenizer, lengths=(560,), n=4, seed=3)
+    whole = replies_to(model, batch, 24, 4)
+    # an answer without content words is right from the first token on
+    items = [
+        replace(prompt, meta={**prompt.meta, "answer": "the" if i else "missing"}) for i, prompt in enumerate(batch)
+    ]
+    asked = replace(batch, items=tuple(items))
+    short = replies_to(model, asked, 24, 4, judge)
+    for reply, full, prompt in zip(short, whole, asked, strict=True):
+        assert full.ids[: len(reply.ids)] == reply.ids
+        assert judge(reply.text, prompt) == judge(full.text, prompt)
+    assert short[0] == whole[0]
+    assert [len(reply.ids) for reply in short[1:]] == [1, 1, 1]
+    # another judge may change its verdict later, and sees the whole reply
+    assert replies_to(model, asked, 24, 4, lambda reply, prompt: True) == whole
+    trials = ablation_test(
+        model, asked, HeadSet.parse("L0H1"), n_random_sets=1, max_new_tokens=24, batch_size=4, right_only=False
+    )
+    assert trials.select("baseline")[0].replies == tuple(reply.text for reply in short)

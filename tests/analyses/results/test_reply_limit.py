@@ -12,6 +12,8 @@ from interp.analyses.causal import controls
 from interp.analyses.measures import refusals
 from interp.analyses.prompt_sizes import REPLY_TOKENS
 from interp.analyses.results.head_scores import HeadScores
+from interp.analyses.results.reply_limit import sentence_of_trials
+from interp.analyses.results.trial import Trial
 from interp.analyses.results.trials import Trials
 from interp.analyses.tasks.standard import PromptSizes
 from interp.hooks.generate import Reply, generate
@@ -101,3 +103,19 @@ def test_a_reply_that_ends_by_itself_is_not_counted(needles):
     cut = tuple(replace(trial, facts={"at_limit": 1, "wrong_at_limit": 0}) for trial in trials.trials[:2])
     said = "2 of 2 replies were cut at 3 new tokens, and none of these is counted as wrong."
     assert said in replace(trials, trials=cut).summary()
+
+
+@pytest.mark.parametrize(
+    ("cut", "wrong", "said"),
+    [
+        (1, 1, "1 of 4 replies was cut at 9 new tokens, so a later answer would be missed; it is counted as wrong"),
+        (3, 1, "3 of 4 replies were cut at 9 new tokens, so a later answer would be missed; 1 of these is counted as"),
+        (3, 2, "3 of 4 replies were cut at 9 new tokens, so a later answer would be missed; 2 of these are counted as"),
+        (3, 3, "3 of 4 replies were cut at 9 new tokens, so a later answer would be missed; all of these are counted"),
+        (1, 0, "1 of 4 replies was cut at 9 new tokens, and none of these is counted as wrong."),
+    ],
+)
+def test_the_sentence_agrees_with_its_numbers(cut, wrong, said):
+    facts = {"at_limit": cut / 4, "wrong_at_limit": wrong / 4}
+    trial = Trial("top", {"accuracy": (0.0,) * 4}, replies=("x",) * 4, facts=facts)
+    assert sentence_of_trials([trial], {"max_new_tokens": 9}).startswith(said)
