@@ -215,7 +215,7 @@ class KeySelector(Edit):
         chosen = (place < count[..., None]) & inside[:, None]
         # from columns to positions
         at = torch.arange(int(length.max()), device=score.device)
-        column = at + here.site.first[:, None] - here.call.k_start
+        column = here.site.text.columns(at.expand(len(length), -1)) - here.call.k_start
         there = (at < n) & (column >= 0) & (column < chosen.shape[-1])
         place = column.clamp(0, chosen.shape[-1] - 1)[:, None].expand(-1, chosen.shape[1], -1)
         return chosen.gather(2, place) & there[:, None], count

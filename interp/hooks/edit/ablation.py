@@ -15,7 +15,6 @@ from interp.hooks.model.layers import attention_layers, projection_inputs, unwra
 from interp.hooks.prompts.prompts import Prompts
 from interp.hooks.read import keep
 from interp.hooks.read.capture import read
-from interp.hooks.read.reductions import key_columns
 from interp.hooks.seam import AttentionTap, ReadRequest, Site, tapping
 from interp.kernels.contract import Call
 
@@ -286,22 +285,22 @@ class InterventionTap(AttentionTap):
 
     def want(self, site: Site) -> ReadRequest | None:
         if self.bank is not None:
-            rows = site.call.rows
-            self._position[site.layer] = (rows[None] - site.first[:, None]).clamp(min=0).cpu()
+            position = site.row_position
+            self._position[site.layer] = position.clamp(min=0).cpu()
             if self.source is None and not site.call.q_start and site.layer == min(self.masks):
                 # a new run has other rows, which draw again
-                self._draw = torch.randint(len(self.bank.lengths), (len(site.first),), generator=self.generator)
+                self._draw = torch.randint(len(self.bank.lengths), (len(position),), generator=self.generator)
         return None
 
     def edit(self, site: Site) -> Call:
         call = site.call
         if self.intervention.kind not in ("uniform", "first"):
             return call
-        mask = masks_of_rows(self.masks[site.layer], len(site.first)).to(call.q.device)
+        mask = masks_of_rows(self.masks[site.layer], call.q.shape[0]).to(call.q.device)
         if self.intervention.kind == "uniform":
             before = torch.ones((), device=call.q.device) if call.logit_scale is None else call.logit_scale
             return replace(call, logit_scale=torch.where(mask, 0.0, before))
-        other = key_columns(site)[None] != site.first[:, None]
+        other = site.key_position != 0
         bias = torch.where(mask[..., None] & other[:, None], -torch.inf, 0.0)
         return replace(call, key_bias=bias if call.key_bias is None else call.key_bias + bias)
 

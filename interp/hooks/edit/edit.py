@@ -291,7 +291,7 @@ class Steering(SteeringState, AttentionTap):
                 index = torch.tensor(heads, device=call.q.device)
                 call = edit.apply(EditContext(replace(site, call=call), index, self, number))
             elif heads and edit.needs_positions:
-                self._position[site.layer] = call.rows[None] - site.first[:, None]
+                self._position[site.layer] = site.row_position
         return call
 
     def apply_gates(self, layer: int, x: Tensor) -> Tensor:

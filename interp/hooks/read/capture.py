@@ -36,8 +36,11 @@ def capture(
     """Read reductions of the attention of a model during one forward() or one generate().
 
     Results are on the CPU and indexed by positions of the unpadded prompt, whatever the padding: index q is position q.
-    Entries that a shorter prompt of the batch does not have are NaN, and -1 for keys. Beam search reorders the batch
-    between steps; results follow the rows as they were computed.
+    Entries that a shorter prompt of the batch does not have are NaN, and -1 for keys. A row of generate() ends with the
+    token before its end token, as if it had run alone: what transformers feeds until the other rows end is not read.
+    With a cache that held tokens before the context was opened, results by query begin at the first query that runs,
+    and `cap.queries` has the position of each; keys count from the first token in the cache. Beam search reorders the
+    batch between steps; results follow the rows as they were computed.
 
     Args:
         model: A transformers causal language model, or a TransformerBridge over one.
@@ -243,8 +246,7 @@ class Capture:
         self._rows.batch = site.call.q.shape[0]
         if self.query_choice is None:
             return None
-        position = site.call.rows[None] - site.first[:, None]
-        return self._chosen(position).any(0).nonzero()[:, 0]
+        return self._chosen(site.row_position).any(0).nonzero()[:, 0]
 
     @property
     def queries(self) -> Tensor:
