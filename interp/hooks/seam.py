@@ -34,6 +34,8 @@ class ReadRequest:
     """Int `[r]` indices of the queries to read, counted within the call; None reads all."""
     heads: Tensor | None = None
     """Int `[n]` query heads to read; None reads all."""
+    counted: Tensor | None = None
+    """Bool `[b q]`, the queries of each row of the batch that count; None for all. Others are read as padding."""
 
     @property
     def partial(self) -> bool:
@@ -312,7 +314,7 @@ class Seam:
         if hooked is not None:
             out, pattern = hooked.attend(site.call)
             for tap, want in wants:
-                tap.take(site, want, hooked.values(site.reading(site.call), pattern, want))
+                tap.take(site, want, hooked.values(site.reading(site.call, want.counted), pattern, want))
             return out.transpose(1, 2), pattern if kw.get("output_attentions") else None
 
         # the original function computes the output where an engine would have to compute more than is read
@@ -328,7 +330,8 @@ class Seam:
         for tap, want in wants:
             # rows that have ended are computed as the model computes them, and are not read
             fused = out is None and not want.partial and site.outside is None
-            call = site.reading(site.call if want.heads is None else site.call.for_heads(want.heads))
+            call = site.call if want.heads is None else site.call.for_heads(want.heads)
+            call = site.reading(call, want.counted)
             with torch.set_grad_enabled(torch.is_grad_enabled() and fused):
                 engine = select(call, want.requests, self.force).engine
                 result = engine(call, want.requests, want.queries, out=fused)

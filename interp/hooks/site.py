@@ -71,11 +71,16 @@ class Site:
             outside = outside & self.call.row_live
         return outside if bool(outside.any()) else None
 
-    def reading(self, call: Call) -> Call:
-        """The call from which reductions are read: queries outside of the text count as padding."""
-        if self.outside is None:
-            return call
-        return replace(call, row_live=~self.outside if call.row_live is None else call.row_live & ~self.outside)
+    def reading(self, call: Call, counted: Tensor | None = None) -> Call:
+        """The call from which reductions are read: queries outside of the text, or not counted, are padding.
+
+        Args:
+            call: The call of this site, or a part of it.
+            counted: Bool `[b q]`, the queries of each row that count; None for all.
+        """
+        live = [call.row_live, None if self.outside is None else ~self.outside, counted]
+        known = [part for part in live if part is not None]
+        return call if len(known) == (call.row_live is not None) else replace(call, row_live=torch.stack(known).all(0))
 
 
 def make_site(

@@ -98,7 +98,8 @@ class RazorAttention(DuoAttention):
         if not self.compensate or noted is None or call is here.call or noted.extra is None:
             return call
         place, key, value, count = noted.extra
-        if bool((here.row_position < here.length[:, None]).any()):
+        row = here.row_position
+        if bool(((row >= 0) & (row < here.length[:, None])).any()):
             raise UsageError(
                 "RazorAttention needs the prompt to be read before its continuation, with a cache; use generate(), or "
                 "one forward pass for each."

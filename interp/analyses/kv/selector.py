@@ -147,7 +147,13 @@ class KeySelector(Edit):
         if here.call.window is not None:
             return here.call
         length = here.length
-        if bool((here.row_position == length[:, None] - 1).any()):
+        ends = (here.row_position == length[:, None] - 1).any(1)
+        if bool(ends.any()):
+            if not bool(ends.all()):
+                raise UsageError(
+                    "the prompts of this batch end in different forward passes, so no call has the keys and queries "
+                    "of all of them; pad them on the left, so that they end together."
+                )
             chosen, count = self.kept(here, length)
             window = self.reach(here, count) if self.rolls else None
             here.note(KeptKeys(chosen, window, self.remember(here, chosen)))
