@@ -6,6 +6,7 @@ the model had before, with the mask that function would have received, so its ou
 """
 
 import contextlib
+import functools
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -112,20 +113,49 @@ def _patch(config: Any) -> None:
 
         AttentionInterface.register(IMPLEMENTATION_NAME, torch.compiler.disable(_attend))
         AttentionMaskInterface.register(IMPLEMENTATION_NAME, _mask)
-        _undo.append(watch_generation(_generation_of))
+        _undo.extend((watch_generation(_generation_of), _watch_implementation()))
     patched = _patched.setdefault(id(config), PatchedConfig(config, config._attn_implementation))
     patched.users += 1
     config._attn_implementation = IMPLEMENTATION_NAME
 
 
+def _watch_implementation() -> Callable[[], None]:
+    """Let set_attn_implementation() change what a patched config falls back on; return a function that undoes it."""
+    from transformers import PreTrainedModel
+
+    original = PreTrainedModel.set_attn_implementation
+
+    @functools.wraps(original)
+    def watched(self: Any, *args: Any, **kwargs: Any) -> None:
+        routed = [each for each in _patched.values() if each.config._attn_implementation == IMPLEMENTATION_NAME]
+        for patched in routed:
+            patched.config._attn_implementation = patched.original
+        try:
+            original(self, *args, **kwargs)
+        finally:
+            for patched in routed:
+                patched.original = patched.config._attn_implementation
+                patched.config._attn_implementation = IMPLEMENTATION_NAME
+
+    def undo() -> None:
+        PreTrainedModel.set_attn_implementation = original
+
+    PreTrainedModel.set_attn_implementation = watched
+    return undo
+
+
 def _restore(config: Any) -> None:
-    """Undo `_patch` once the last user of the config is gone, and unregister the functions after the last config."""
+    """Undo `_patch` once the last user of the config is gone, and unregister the functions after the last config.
+
+    An implementation that the user wrote into the config since is left there.
+    """
     from transformers import AttentionInterface, AttentionMaskInterface
 
     patched = _patched[id(config)]
     patched.users -= 1
     if not patched.users:
-        config._attn_implementation = patched.original
+        if config._attn_implementation == IMPLEMENTATION_NAME:
+            config._attn_implementation = patched.original
         del _patched[id(config)]
     if not _patched:
         for interface in (AttentionInterface, AttentionMaskInterface):
@@ -205,6 +235,7 @@ def tapping(model: nn.Module, tap: AttentionTap) -> Iterator["Seam"]:
 
     Raises:
         ModelError: If the model has no attention layers, or its attention cannot be routed through interp.
+        UsageError: If the attention implementation was changed in the config while the context was open.
     """
     model = unwrap(model)
     seam = _seams.get(model)
@@ -219,6 +250,7 @@ def tapping(model: nn.Module, tap: AttentionTap) -> Iterator["Seam"]:
     seam.taps.append(tap)
     try:
         yield seam
+        seam.check_routing()
     finally:
         seam.taps.remove(tap)
         if not seam.taps:
@@ -268,6 +300,16 @@ class Seam:
         _owners.update(dict.fromkeys(self._layers, self))
         for config in self._configs:
             _patch(config)
+
+    def check_routing(self) -> None:
+        """Raise UsageError if attention was led past interp by a change of a config."""
+        for config in self._configs:
+            if (changed := config._attn_implementation) != IMPLEMENTATION_NAME:
+                raise UsageError(
+                    f"the attention implementation in the config was set to {changed!r} inside a context of interp, "
+                    "which read and edited nothing from then on; call model.set_attn_implementation(), or set it "
+                    "before the context."
+                )
 
     def close(self) -> None:
         """Restore the original routing."""

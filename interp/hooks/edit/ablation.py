@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from interp.errors import ModelError, PromptError, UsageError
+from interp.hooks.edit.open_edits import opened_once
 from interp.hooks.edit.per_row_steering import head_masks_by_layer, masks_of_rows
 from interp.hooks.model.heads import Head, HeadLayout, HeadSet
 from interp.hooks.model.layers import attention_layers, projection_inputs, unwrap
@@ -204,7 +205,7 @@ def intervene(
     Raises:
         HeadError: If the model does not have a head.
         ModelError: If a layer of the sets has no attention.
-        UsageError: If "patch" is given no source.
+        UsageError: If "patch" is given no source, or "scale" is open on this model already.
     """
     model = unwrap(model)
     layout = HeadLayout.of(model)
@@ -216,6 +217,10 @@ def intervene(
     generator = torch.Generator().manual_seed(intervention.seed)
     tap = InterventionTap(layout, intervention, masks, bank, source, generator)
     with contextlib.ExitStack() as stack:
+        if intervention.kind == "scale":
+            # every other kind gives the same outputs when it is applied twice
+            acting = [(intervention, *sets)]
+            stack.enter_context(opened_once(model, acting, "multiply its factors to apply it twice"))
         if masks and intervention.kind in ("uniform", "first", "resample", "patch"):
             stack.enter_context(tapping(model, tap))
         if masks and intervention.kind not in ("uniform", "first"):
