@@ -5,6 +5,7 @@ import torch
 from capture_oracle import KEYS, ROWS, STREAMS, prompts
 from transformers import GenerationMixin, StoppingCriteria, StoppingCriteriaList
 
+import interp
 from interp.analyses import kv, steer
 from interp.analyses.kv import selecting
 from interp.hooks.edit.ablation import ablate
@@ -188,3 +189,22 @@ def test_beams_are_read_as_they_run(tiny_model):
     with capture(model, keep.entropy(), batch) as cap:
         model.generate(**batch.tensors(), max_new_tokens=4, num_beams=2, do_sample=False, pad_token_id=0)
     assert cap.lengths == (23, 23, 33, 33)
+
+
+def test_rows_that_end_in_the_loop_of_a_bridge_are_read_as_if_they_were_alone(tiny_model):
+    model, batch = tiny_model("llama"), prompts((20, 20), seed=3)
+    ids = batch.tensors()["input_ids"]
+    settings = {"max_new_tokens": N_NEW, "do_sample": False, "verbose": False, "return_type": "tokens"}
+    free = model.generate(ids, max_new_tokens=N_NEW, min_new_tokens=N_NEW, do_sample=False)[:, 20:].tolist()
+    # a token that one row writes early, and the other later or never
+    end = next(token for token in free[0][1:3] if token not in free[1][:3])
+    counts = [row.index(end) + 1 if end in row else N_NEW for row in free]
+    item = keep.entropy()
+    with interp.bridge(model) as tl:
+        with capture(tl, item, batch) as together:
+            tl.generate(ids, stop_at_eos=True, eos_token_id=end, **settings)
+        for b, count in enumerate(counts):
+            with capture(tl, item, batch[b : b + 1]) as alone:
+                tl.generate(ids[b : b + 1], stop_at_eos=True, eos_token_id=end, **settings)
+            assert together.lengths[b] == alone.lengths[0] == 20 + count - 1
+            same(together[item], alone[item], b, item)
