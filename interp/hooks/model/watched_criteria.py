@@ -50,7 +50,9 @@ def watch_generation(find: Callable[[nn.Module], Generation | None]) -> Callable
     Returns:
         A function that stops the watch.
     """
-    original = GenerationMixin._get_stopping_criteria
+    # pyright binds the method to a protocol that the class itself does not fulfil
+    mixin: Any = GenerationMixin
+    original = mixin._get_stopping_criteria
 
     @functools.wraps(original)
     def watched(self: Any, generation_config: Any, *args: Any, **kwargs: Any) -> StoppingCriteriaList:
@@ -63,11 +65,11 @@ def watch_generation(find: Callable[[nn.Module], Generation | None]) -> Callable
         generation.begin(made.noted)
         return made
 
-    GenerationMixin._get_stopping_criteria = watched
+    mixin._get_stopping_criteria = watched
     stop_bridge = _watch_bridge(find)
 
     def stop() -> None:
-        GenerationMixin._get_stopping_criteria = original
+        mixin._get_stopping_criteria = original
         stop_bridge()
 
     return stop

@@ -1,6 +1,7 @@
 """Contexts that would act twice by mistake, or that a change of the attention implementation leads past interp."""
 
 import contextlib
+from typing import Any
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from capture_oracle import prompts
 from transformers import PreTrainedModel
 
 from interp.analyses import kv, steer
-from interp.analyses.kv import selecting
+from interp.analyses.kv.selecting import selecting
 from interp.errors import UsageError
 from interp.hooks.edit.ablation import Intervention, ablate, intervene
 from interp.hooks.edit.edit import steering
@@ -84,7 +85,8 @@ CONTEXTS = {
 
 @pytest.mark.parametrize("name", CONTEXTS)
 def test_a_context_acts_whatever_implementation_is_set_inside_of_it(name):
-    model, batch = families.make("llama"), prompts((20, 30))
+    model: Any = families.make("llama")
+    batch = prompts((20, 30))
     before = PreTrainedModel.set_attn_implementation
     settings = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False, "output_logits": True}
     found = []

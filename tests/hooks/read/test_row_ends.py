@@ -1,5 +1,7 @@
 """Rows of a batch that end at different steps of generate(): each is read and edited as if it had run alone."""
 
+from typing import Any
+
 import pytest
 import torch
 from capture_oracle import KEYS, ROWS, STREAMS, prompts
@@ -7,7 +9,7 @@ from transformers import GenerationMixin, StoppingCriteria, StoppingCriteriaList
 
 import interp
 from interp.analyses import kv, steer
-from interp.analyses.kv import selecting
+from interp.analyses.kv.selecting import selecting
 from interp.hooks.edit.ablation import ablate
 from interp.hooks.edit.edit import steering
 from interp.hooks.read import keep
@@ -16,6 +18,7 @@ from interp.hooks.read.visibility import Visibility, keys_from
 from interp.hooks.seam import tapping
 
 FAMILIES = ["llama", "gemma3", "gpt2", "gpt_oss"]
+MIXIN: Any = GenerationMixin
 N_NEW = 7
 """New tokens of the row that ends last."""
 ITEMS = [*ROWS, *KEYS, *STREAMS, keep.blocks(16), keep.rows(logits=True)]
@@ -173,15 +176,15 @@ class Stops(StoppingCriteria):
 
 
 def test_generate_is_as_it_was_when_all_contexts_have_closed(tiny_model):
-    before = GenerationMixin._get_stopping_criteria
+    before = MIXIN._get_stopping_criteria
     one, two, batch = tiny_model("llama"), tiny_model("gpt2"), prompts((20, 30))
     with capture(one, keep.entropy(), batch):
         with capture(two, keep.entropy(), batch):
             pass
-        assert GenerationMixin._get_stopping_criteria is not before
+        assert MIXIN._get_stopping_criteria is not before
         # a model that is not read keeps its own criteria
         by_end_token(two, batch, [1, 3])
-    assert GenerationMixin._get_stopping_criteria is before
+    assert MIXIN._get_stopping_criteria is before
 
 
 def test_beams_are_read_as_they_run(tiny_model):

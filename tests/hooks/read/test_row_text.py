@@ -6,7 +6,7 @@ from capture_oracle import KEYS, ROWS, STREAMS, prompts
 from transformers import DynamicCache
 
 from interp.analyses import kv, steer
-from interp.analyses.kv import selecting
+from interp.analyses.kv.selecting import selecting
 from interp.errors import ModelError, SpanError
 from interp.hooks.edit.ablation import ablate
 from interp.hooks.edit.edit import steering
@@ -20,7 +20,7 @@ FAMILIES = ["llama", "gpt2"]
 LENGTHS = (33, 50)
 ITEMS = [*ROWS, *KEYS, *STREAMS, keep.rows(logits=True)]
 # the number of tokens of each row in each forward pass, and the side on which they are padded
-LAYOUTS = {
+LAYOUTS: dict[str, list[tuple[tuple[int, ...], str]]] = {
     "left": [((33, 50), "left")],
     "right": [((33, 50), "right")],
     "more padding than needed": [((33, 50), "both")],
