@@ -6,8 +6,9 @@ the model had before, with the mask that function would have received, so its ou
 """
 
 import contextlib
+import functools
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -18,6 +19,8 @@ from interp.errors import ModelError, UsageError
 from interp.hooks.model.layers import attention_layers, n_recomputed_layers, unwrap, uses_interface
 from interp.hooks.model.mask import DeferredMask, MaskFacts
 from interp.hooks.model.repeats import is_repeating
+from interp.hooks.model.row_ends import Generation
+from interp.hooks.site import Site, make_site
 from interp.kernels.contract import Call, Request
 from interp.kernels.select import select
 
@@ -32,25 +35,13 @@ class ReadRequest:
     """Int `[r]` indices of the queries to read, counted within the call; None reads all."""
     heads: Tensor | None = None
     """Int `[n]` query heads to read; None reads all."""
+    counted: Tensor | None = None
+    """Bool `[b q]`, the queries of each row of the batch that count; None for all. Others are read as padding."""
 
     @property
     def partial(self) -> bool:
         """Whether only some of the queries or heads are read."""
         return self.queries is not None or self.heads is not None
-
-
-@dataclass(frozen=True, eq=False)
-class Site:
-    """One attention call and its place in the model."""
-
-    layer: int
-    """Layer index, counted from 0."""
-    module: nn.Module
-    """The self-attention module."""
-    first: Tensor
-    """Int `[b]` column of the first real token in each row of the batch."""
-    call: Call
-    """The operands of the call."""
 
 
 class HookPoints(Protocol):
@@ -109,6 +100,8 @@ IMPLEMENTATION_NAME = "interp"
 _seams: dict[nn.Module, "Seam"] = {}
 _owners: dict[nn.Module, "Seam"] = {}
 _patched: dict[int, PatchedConfig] = {}
+_undo: list[Callable[[], None]] = []
+"""Functions that undo what was changed in transformers while any seam is open."""
 
 
 def _patch(config: Any) -> None:
@@ -116,26 +109,65 @@ def _patch(config: Any) -> None:
     from transformers import AttentionInterface, AttentionMaskInterface
 
     if not _patched:
+        from interp.hooks.model.watched_criteria import watch_generation
+
         AttentionInterface.register(IMPLEMENTATION_NAME, torch.compiler.disable(_attend))
         AttentionMaskInterface.register(IMPLEMENTATION_NAME, _mask)
+        _undo.extend((watch_generation(_generation_of), _watch_implementation()))
     patched = _patched.setdefault(id(config), PatchedConfig(config, config._attn_implementation))
     patched.users += 1
     config._attn_implementation = IMPLEMENTATION_NAME
 
 
+def _watch_implementation() -> Callable[[], None]:
+    """Let set_attn_implementation() change what a patched config falls back on; return a function that undoes it."""
+    from transformers import PreTrainedModel
+
+    original = PreTrainedModel.set_attn_implementation
+
+    @functools.wraps(original)
+    def watched(self: Any, *args: Any, **kwargs: Any) -> None:
+        routed = [each for each in _patched.values() if each.config._attn_implementation == IMPLEMENTATION_NAME]
+        for patched in routed:
+            patched.config._attn_implementation = patched.original
+        try:
+            original(self, *args, **kwargs)
+        finally:
+            for patched in routed:
+                patched.original = patched.config._attn_implementation
+                patched.config._attn_implementation = IMPLEMENTATION_NAME
+
+    def undo() -> None:
+        PreTrainedModel.set_attn_implementation = original
+
+    PreTrainedModel.set_attn_implementation = watched
+    return undo
+
+
 def _restore(config: Any) -> None:
-    """Undo `_patch` once the last user of the config is gone, and unregister the functions after the last config."""
+    """Undo `_patch` once the last user of the config is gone, and unregister the functions after the last config.
+
+    An implementation that the user wrote into the config since is left there.
+    """
     from transformers import AttentionInterface, AttentionMaskInterface
 
     patched = _patched[id(config)]
     patched.users -= 1
     if not patched.users:
-        config._attn_implementation = patched.original
+        if config._attn_implementation == IMPLEMENTATION_NAME:
+            config._attn_implementation = patched.original
         del _patched[id(config)]
     if not _patched:
         for interface in (AttentionInterface, AttentionMaskInterface):
             # transformers has no public way to undo register()
             interface._global_mapping.pop(IMPLEMENTATION_NAME, None)
+        while _undo:
+            _undo.pop()()
+
+
+def _generation_of(model: nn.Module) -> Generation | None:
+    """The generation of a model that is tapped, or is part of one; None for another model."""
+    return next((seam.generation for module in model.modules() if (seam := _owners.get(module)) is not None), None)
 
 
 def _original_implementation(config: Any) -> str | None:
@@ -203,6 +235,7 @@ def tapping(model: nn.Module, tap: AttentionTap) -> Iterator["Seam"]:
 
     Raises:
         ModelError: If the model has no attention layers, or its attention cannot be routed through interp.
+        UsageError: If the attention implementation was changed in the config while the context was open.
     """
     model = unwrap(model)
     seam = _seams.get(model)
@@ -217,6 +250,7 @@ def tapping(model: nn.Module, tap: AttentionTap) -> Iterator["Seam"]:
     seam.taps.append(tap)
     try:
         yield seam
+        seam.check_routing()
     finally:
         seam.taps.remove(tap)
         if not seam.taps:
@@ -234,6 +268,8 @@ class Seam:
     """Name of the engine that runs every call; None selects one for each call."""
     points: dict[nn.Module, HookPoints] = field(default_factory=dict)
     """The hook points of each attention module, while a bridge is open."""
+    generation: Generation = field(default_factory=Generation)
+    """The generate() that runs, whose rows may end before others."""
     _layers: tuple[nn.Module, ...] = ()
     _configs: tuple[Any, ...] = ()
 
@@ -264,6 +300,16 @@ class Seam:
         _owners.update(dict.fromkeys(self._layers, self))
         for config in self._configs:
             _patch(config)
+
+    def check_routing(self) -> None:
+        """Raise UsageError if attention was led past interp by a change of a config."""
+        for config in self._configs:
+            if (changed := config._attn_implementation) != IMPLEMENTATION_NAME:
+                raise UsageError(
+                    f"the attention implementation in the config was set to {changed!r} inside a context of interp, "
+                    "which read and edited nothing from then on; call model.set_attn_implementation(), or set it "
+                    "before the context."
+                )
 
     def close(self) -> None:
         """Restore the original routing."""
@@ -310,7 +356,7 @@ class Seam:
         if hooked is not None:
             out, pattern = hooked.attend(site.call)
             for tap, want in wants:
-                tap.take(site, want, hooked.values(site.call, pattern, want))
+                tap.take(site, want, hooked.values(site.reading(site.call, want.counted), pattern, want))
             return out.transpose(1, 2), pattern if kw.get("output_attentions") else None
 
         # the original function computes the output where an engine would have to compute more than is read
@@ -318,13 +364,16 @@ class Seam:
             kw.get("dropout")
             or kw.get("output_attentions")
             or _ignores_softcap(module, kw)
+            or site.outside is not None
             or (torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value)))
             or all(want.partial for _, want in wants)
         )
         out, weights = (None, None) if use_engine else original()
         for tap, want in wants:
-            fused = out is None and not want.partial
+            # rows that have ended are computed as the model computes them, and are not read
+            fused = out is None and not want.partial and site.outside is None
             call = site.call if want.heads is None else site.call.for_heads(want.heads)
+            call = site.reading(call, want.counted)
             with torch.set_grad_enabled(torch.is_grad_enabled() and fused):
                 engine = select(call, want.requests, self.force).engine
                 result = engine(call, want.requests, want.queries, out=fused)
@@ -338,62 +387,11 @@ class Seam:
     def site(
         self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, kw: dict[str, Any]
     ) -> Site:
-        """Translate the arguments of transformers' attention function into a call and its place in the model.
-
-        Raises:
-            ModelError: If the call has a position bias, a cache argument, or a mask that cannot be interpreted.
-        """
-        for name in ("position_bias", "cache"):
-            if kw.get(name) is not None:
-                raise ModelError(
-                    f"{type(module).__name__} passes {name!r} to its attention function, which is not supported; "
-                    "use a decoder with rotary or learned positions and an ordinary cache."
-                )
-        b, n, d = query.shape[0], query.shape[2], query.shape[3]
-        layer: Any = module.layer_idx
-        causal = kw.get("is_causal")
-        causal = getattr(module, "is_causal", True) if causal is None else causal
-        scale = kw.get("scaling")
-        call: dict[str, Any] = {
-            "scale": d**-0.5 if scale is None else scale,
-            "softcap": None if _ignores_softcap(module, kw) else kw.get("softcap"),
-            "sinks": kw.get("s_aux"),
-            "causal": causal,
-            "q_start": key.shape[2] - n,
-        }
-        first = torch.zeros(b, dtype=torch.int64, device=query.device)
-        if isinstance(mask, DeferredMask):
-            facts = mask.facts_for(module)
-            q_start, k_start, live = facts.start
-            key, value = key[:, :, :live], value[:, :, :live]
-            first = facts.first.to(query.device)
-            call |= {"q_start": q_start, "k_start": k_start, "window": facts.structure[0]}
-            if facts.dense is not None:
-                call |= {"causal": False, "mask": facts.dense[..., :live].to(query.device)}
-            if facts.padding is not None:
-                padding = facts.padding.to(query.device)
-                call |= {
-                    "live": padding[:, k_start : k_start + live],
-                    "row_live": padding[:, q_start : q_start + n],
-                }
-        elif mask is not None:
-            # a four-dimensional mask from the user is complete, except that it does not show where a static cache ends
-            if mask.shape[-1] < key.shape[2] or not _sees_last_key(mask, key.shape[2]):
-                raise ModelError(
-                    f"the four-dimensional attention mask {list(mask.shape)} hides the last of {key.shape[2]} keys "
-                    "from every query, as happens with a static cache; pass a two-dimensional attention_mask, or use "
-                    "a dynamic cache."
-                )
-            call |= {"causal": False, "mask": mask[..., : key.shape[2]]}
-        return Site(int(layer), module, first, Call(query, key, value, **call))
+        """Translate the arguments of transformers' attention function, see `make_site`."""
+        softcap = None if _ignores_softcap(module, kw) else kw.get("softcap")
+        return make_site(module, (query, key, value), mask, kw, softcap=softcap, generation=self.generation)
 
 
 def _ignores_softcap(module: nn.Module, kw: dict[str, Any]) -> bool:
     """Whether the original function lacks the soft-cap: older versions of sdpa ignore it, newer ones fail."""
     return kw.get("softcap") is not None and _original_implementation(module.config) == "sdpa"
-
-
-def _sees_last_key(mask: Tensor, keys: int) -> bool:
-    """Whether any query can attend to the last key."""
-    last = mask[..., keys - 1]
-    return bool((last if last.dtype == torch.bool else last > torch.finfo(last.dtype).min).any())

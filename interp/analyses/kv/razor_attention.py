@@ -78,7 +78,8 @@ class RazorAttention(DuoAttention):
         if not self.compensate:
             return None
         call, site = here.call, here.site
-        column = torch.arange(kept.shape[-1], device=kept.device) + site.first[:, None] - call.k_start
+        place = torch.arange(kept.shape[-1], device=kept.device).expand(len(kept), -1)
+        column = site.text.columns(place) - call.k_start
         length = here.length
         there = (torch.arange(kept.shape[-1], device=kept.device) < length[:, None]) & (column >= 0)
         dropped = (~kept & there[:, None]).float()
@@ -97,13 +98,14 @@ class RazorAttention(DuoAttention):
         if not self.compensate or noted is None or call is here.call or noted.extra is None:
             return call
         place, key, value, count = noted.extra
-        if bool((here.row_position < here.length[:, None]).any()):
+        row = here.row_position
+        if bool(((row >= 0) & (row < here.length[:, None])).any()):
             raise UsageError(
                 "RazorAttention needs the prompt to be read before its continuation, with a cache; use generate(), or "
                 "one forward pass for each."
             )
         b, heads, groups, _, keys = call.sizes
-        at = place + here.site.first[:, None] - call.k_start
+        at = here.site.text.columns(place) - call.k_start
         some = (count > 0) & (at >= 0)
         slot = torch.nn.functional.one_hot(at.clamp(0, keys - 1), keys).bool() & some[..., None]
         k, v = (

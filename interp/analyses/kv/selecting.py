@@ -76,11 +76,12 @@ def selecting(
                     if chosen is None or not hasattr(held, "evict"):
                         return
                     length = torch.tensor(state.bound.lengths(len(chosen.kept)), device=chosen.kept.device)
+                    text: Any = state.bound.text
+                    position = text.position.to(chosen.kept.device)
                     if held.kept is None:
-                        held.evict(_columns(chosen.kept, length))
+                        held.evict(_columns(chosen.kept, length, position))
                     elif chosen.window is not None and held.get_seq_length() - held.kept.shape[-1] >= EVICTION_INTERVAL:
-                        start = chosen.kept.shape[-1] - length
-                        held.evict(_in_window(chosen.window, start, selector.n_sink, held.get_seq_length()))
+                        held.evict(_in_window(chosen.window, position, selector.n_sink))
 
                 return after
 
@@ -90,16 +91,17 @@ def selecting(
         yield state
 
 
-def _columns(kept: Bool[Tensor, "b g n"], length: Tensor) -> Bool[Tensor, "b g k"]:
-    """From positions to the columns of a batch padded on the left."""
-    n = kept.shape[-1]
-    position = torch.arange(n, device=kept.device)[None] - (n - length)[:, None]
-    place = position.clamp(min=0)[:, None].expand(-1, kept.shape[1], -1)
-    return kept.gather(2, place) & (position >= 0)[:, None]
+def _columns(
+    kept: Bool[Tensor, "b g n"], length: Int[Tensor, "b"], position: Int[Tensor, "b k"]
+) -> Bool[Tensor, "b g k"]:
+    """From positions of the prompt to the columns of a batch; tokens after the prompt are kept."""
+    place = position.clamp(0, kept.shape[-1] - 1)[:, None].expand(-1, kept.shape[1], -1)
+    inside = (position >= 0) & (position < length[:, None])
+    return (kept.gather(2, place) & inside[:, None]) | (position >= length[:, None])[:, None]
 
 
-def _in_window(window: Int[Tensor, "b g"], start: Tensor, n_sink: int, columns: int) -> Bool[Tensor, "b g k"]:
-    """Columns that the next row, and every later one, can see; `start[b]` is the column of the first token."""
-    position = torch.arange(columns, device=start.device) - start[:, None, None]
-    next_row = columns - start[:, None, None]
-    return (position >= 0) & ((position < n_sink) | (position >= next_row - window[..., None]))
+def _in_window(window: Int[Tensor, "b g"], position: Int[Tensor, "b k"], n_sink: int) -> Bool[Tensor, "b g k"]:
+    """Columns that the next row, and every later one, can see."""
+    next_row = (position >= 0).sum(1)[:, None, None]
+    place = position[:, None]
+    return (place >= 0) & ((place < n_sink) | (place >= next_row - window[..., None]))

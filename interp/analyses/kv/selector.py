@@ -147,7 +147,13 @@ class KeySelector(Edit):
         if here.call.window is not None:
             return here.call
         length = here.length
-        if bool((here.row_position == length[:, None] - 1).any()):
+        ends = (here.row_position == length[:, None] - 1).any(1)
+        if bool(ends.any()):
+            if not bool(ends.all()):
+                raise UsageError(
+                    "the prompts of this batch end in different forward passes, so no call has the keys and queries "
+                    "of all of them; pad them on the left, so that they end together."
+                )
             chosen, count = self.kept(here, length)
             window = self.reach(here, count) if self.rolls else None
             here.note(KeptKeys(chosen, window, self.remember(here, chosen)))
@@ -215,7 +221,7 @@ class KeySelector(Edit):
         chosen = (place < count[..., None]) & inside[:, None]
         # from columns to positions
         at = torch.arange(int(length.max()), device=score.device)
-        column = at + here.site.first[:, None] - here.call.k_start
+        column = here.site.text.columns(at.expand(len(length), -1)) - here.call.k_start
         there = (at < n) & (column >= 0) & (column < chosen.shape[-1])
         place = column.clamp(0, chosen.shape[-1] - 1)[:, None].expand(-1, chosen.shape[1], -1)
         return chosen.gather(2, place) & there[:, None], count

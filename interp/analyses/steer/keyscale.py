@@ -63,7 +63,8 @@ def _first_logit(here: EditContext) -> Tensor:
     """Float `[b h q]`: logit of the first token before the soft-cap; of another key where the cache dropped it."""
     call = here.call
     b, h, g, _, n_keys = call.sizes
-    place = (here.site.first - call.k_start).clamp(0, n_keys - 1)
+    first = here.site.text.columns(torch.zeros(b, 1, dtype=torch.int64, device=call.q.device))[:, 0]
+    place = (first - call.k_start).clamp(0, n_keys - 1)
     key = call.k[torch.arange(b, device=place.device), :, place].to(call.dtype).repeat_interleave(h // g, 1)
     z = [torch.einsum("bhqd,bhd->bhq", part.to(call.dtype), key) for part in call.q.split(MAX_ROWS, 2)]
     scale = 1.0 if call.logit_scale is None else call.logit_scale.to(call.dtype).expand(b, h)[..., None]

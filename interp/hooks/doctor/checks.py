@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from interp.hooks.model.bos import last_tokens
 from interp.hooks.model.heads import HeadLayout
 from interp.hooks.model.layers import attention_layers, projection_inputs
 from interp.hooks.prompts.prompts import Prompts
@@ -301,7 +302,11 @@ def _tokenizer(subject: ModelUnderTest) -> tuple[bool | None, str]:
     rows = subject.model.get_input_embeddings().weight.shape[0]
     if len(subject.tokenizer) > rows:
         return False, f"it has {len(subject.tokenizer)} tokens, but the model {rows}; load the tokenizer of this model"
-    return True, f"{len(subject.tokenizer)} tokens, {'a' if subject.tokenizer.chat_template else 'no'} chat template"
+    detail = f"{len(subject.tokenizer)} tokens, {'a' if subject.tokenizer.chat_template else 'no'} chat template"
+    if last := last_tokens(subject.tokenizer):
+        ends = "".join(subject.tokenizer.convert_ids_to_tokens(list(last)))
+        detail += f"; it adds {ends!r} after a text, which prompts of interp leave out"
+    return True, detail
 
 
 def _bridge(subject: ModelUnderTest) -> tuple[bool | None, str]:

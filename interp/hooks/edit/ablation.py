@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from interp.errors import ModelError, PromptError, UsageError
+from interp.hooks.edit.open_edits import opened_once
 from interp.hooks.edit.per_row_steering import head_masks_by_layer, masks_of_rows
 from interp.hooks.model.heads import Head, HeadLayout, HeadSet
 from interp.hooks.model.layers import attention_layers, projection_inputs, unwrap
 from interp.hooks.prompts.prompts import Prompts
 from interp.hooks.read import keep
 from interp.hooks.read.capture import read
-from interp.hooks.read.reductions import key_columns
 from interp.hooks.seam import AttentionTap, ReadRequest, Site, tapping
 from interp.kernels.contract import Call
 
@@ -205,7 +205,7 @@ def intervene(
     Raises:
         HeadError: If the model does not have a head.
         ModelError: If a layer of the sets has no attention.
-        UsageError: If "patch" is given no source.
+        UsageError: If "patch" is given no source, or "scale" is open on this model already.
     """
     model = unwrap(model)
     layout = HeadLayout.of(model)
@@ -217,6 +217,10 @@ def intervene(
     generator = torch.Generator().manual_seed(intervention.seed)
     tap = InterventionTap(layout, intervention, masks, bank, source, generator)
     with contextlib.ExitStack() as stack:
+        if intervention.kind == "scale":
+            # every other kind gives the same outputs when it is applied twice
+            acting = [(intervention, *sets)]
+            stack.enter_context(opened_once(model, acting, "multiply its factors to apply it twice"))
         if masks and intervention.kind in ("uniform", "first", "resample", "patch"):
             stack.enter_context(tapping(model, tap))
         if masks and intervention.kind not in ("uniform", "first"):
@@ -286,22 +290,22 @@ class InterventionTap(AttentionTap):
 
     def want(self, site: Site) -> ReadRequest | None:
         if self.bank is not None:
-            rows = site.call.rows
-            self._position[site.layer] = (rows[None] - site.first[:, None]).clamp(min=0).cpu()
+            position = site.row_position
+            self._position[site.layer] = position.clamp(min=0).cpu()
             if self.source is None and not site.call.q_start and site.layer == min(self.masks):
                 # a new run has other rows, which draw again
-                self._draw = torch.randint(len(self.bank.lengths), (len(site.first),), generator=self.generator)
+                self._draw = torch.randint(len(self.bank.lengths), (len(position),), generator=self.generator)
         return None
 
     def edit(self, site: Site) -> Call:
         call = site.call
         if self.intervention.kind not in ("uniform", "first"):
             return call
-        mask = masks_of_rows(self.masks[site.layer], len(site.first)).to(call.q.device)
+        mask = masks_of_rows(self.masks[site.layer], call.q.shape[0]).to(call.q.device)
         if self.intervention.kind == "uniform":
             before = torch.ones((), device=call.q.device) if call.logit_scale is None else call.logit_scale
             return replace(call, logit_scale=torch.where(mask, 0.0, before))
-        other = key_columns(site)[None] != site.first[:, None]
+        other = site.key_position != 0
         bias = torch.where(mask[..., None] & other[:, None], -torch.inf, 0.0)
         return replace(call, key_bias=bias if call.key_bias is None else call.key_bias + bias)
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from interp.errors import SpanError, UsageError
 from interp.hooks.edit.edit_context import EditContext
+from interp.hooks.edit.open_edits import opened_once
 from interp.hooks.edit.steering_state import GateInput, SteeringState
 from interp.hooks.model.heads import HeadLayout, HeadSet
 from interp.hooks.model.layers import projection_inputs, unwrap
@@ -215,7 +216,8 @@ def steering(model: nn.Module, edits: "Edit | Edits", prompts: Prompts | None = 
 
     Spans are bound once, to absolute positions. Prefill and decode have the same meaning: cached generation equals a
     full recompute at every token. Layers that no edit names run the model's own attention, and edits that change
-    nothing leave the logits equal to the bit.
+    nothing leave the logits equal to the bit. With a cache that held tokens before the context was opened, positions
+    count from the first token in the cache, and prompts are the whole text from there.
 
     Args:
         model: A transformers causal language model, or a TransformerBridge over one.
@@ -228,7 +230,7 @@ def steering(model: nn.Module, edits: "Edit | Edits", prompts: Prompts | None = 
     Raises:
         HeadError: If the model does not have a head.
         SpanError: If no prompt has a span, or the batch is longer than the prompts. Only lengths are compared.
-        UsageError: If edits is not an edit, or an edit leaves a query no key to see.
+        UsageError: If edits is not an edit, is open on this model already, or leaves a query no key to see.
 
     Examples:
         >>> edit = interp.steer.Pasta("first", alpha=0.01, heads="L0H1, L1H2")
@@ -245,6 +247,8 @@ def steering(model: nn.Module, edits: "Edit | Edits", prompts: Prompts | None = 
         raise UsageError(f"{edits!r} is not an edit: give an edit of interp.steer, or a sum of edits.")
     steering = Steering(layout=HeadLayout.of(model), edits=Edits(()) + edits, bound=BatchSpans(prompts))
     with contextlib.ExitStack() as stack:
+        acting = [edit for edit, heads in steering.pairs if heads]
+        stack.enter_context(opened_once(model, acting, "give edit + edit to apply it twice"))
         if steering.tapped_layers:
             steering.seam = stack.enter_context(tapping(model, steering))
         if gated := {layer for edit, heads in steering.pairs if edit.gate is not None for layer in heads}:
@@ -291,7 +295,7 @@ class Steering(SteeringState, AttentionTap):
                 index = torch.tensor(heads, device=call.q.device)
                 call = edit.apply(EditContext(replace(site, call=call), index, self, number))
             elif heads and edit.needs_positions:
-                self._position[site.layer] = call.rows[None] - site.first[:, None]
+                self._position[site.layer] = site.row_position
         return call
 
     def apply_gates(self, layer: int, x: Tensor) -> Tensor:

@@ -60,25 +60,21 @@ class EditContext:
             return make()
         stamp = (self.call.q_start, self.call.q.shape[2], self.call.k_start, self.call.k.shape[2])
         cached = self.steering.shared.get(name)
-        # the layers of a forward share the tensor of first columns
-        if cached is None or cached[0] != stamp or cached[1] is not self.site.first:
-            cached = self.steering.shared[name] = stamp, self.site.first, make()
+        # the layers of a forward share the text of their rows
+        text = self.site.text
+        if cached is None or cached[0] != stamp or cached[1] is not text:
+            cached = self.steering.shared[name] = stamp, text, make()
         return cached[2]
 
     @property
     def key_position(self) -> Tensor:
-        """Int `[b k]`, the position of each key, negative on padding."""
-
-        def make() -> Tensor:
-            start, keys = self.call.k_start, self.call.k.shape[2]
-            return torch.arange(start, start + keys, device=self.call.q.device)[None] - self.site.first[:, None]
-
-        return self._once("key", make)
+        """Int `[b k]`, the position of each key; -1 on padding, and on keys after the end of a row."""
+        return self._once("key", lambda: self.site.key_position)
 
     @property
     def row_position(self) -> Tensor:
-        """Int `[b q]`, the position of each query."""
-        return self._once("row", lambda: self.call.rows[None] - self.site.first[:, None])
+        """Int `[b q]`, the position of each query; -1 on padding, and on queries after the end of a row."""
+        return self._once("row", lambda: self.site.row_position)
 
     @property
     def length(self) -> Tensor:
@@ -173,8 +169,9 @@ class EditContext:
         window = self.call.window
         if window is None or self.call.q.shape[2] == 1:
             return
-        last = self.row_position[:, -1:]
-        near = self.key_position > last - window
+        # windows count columns, padding included
+        last = torch.where(self.row_position >= 0, self.call.rows, -1).amax(1, keepdim=True)
+        near = torch.arange(inside.shape[1], device=inside.device) + self.call.k_start > last - window
         if bool((inside.any(1) & ~(inside & near).any(1)).any()):
             self.steering.warn(
                 self.number,
@@ -368,8 +365,7 @@ class EditContext:
             blind = upto[..., last] == upto[..., low]
         else:
             blind = ~call.visible().any(-1)
-        if call.row_live is not None:
-            blind = blind & call.row_live[:, None]
+        blind = blind & (self.row_position >= 0)[:, None]
         if bool(blind.any()):
             raise UsageError(
                 f"after this edit some query of layer {self.site.layer} sees no key at all: keep the first token, "

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from interp.errors import UsageError
 from interp.hooks.edit.edit import Edit, Edits, Steering
+from interp.hooks.edit.open_edits import opened_once
 from interp.hooks.model.heads import HeadLayout, HeadSet
 from interp.hooks.model.layers import unwrap
 from interp.hooks.prompts.batch_spans import BatchSpans
@@ -36,7 +37,7 @@ def steering_rows(
         RowSteering: The edits, bound to the model and the batch.
 
     Raises:
-        UsageError: If an edit is not a bias on attention logits.
+        UsageError: If an edit is not a bias on attention logits, or is open on this model already.
         HeadError: If the model does not have a head.
 
     Examples:
@@ -61,6 +62,8 @@ def steering_rows(
     masks = head_masks_by_layer(sets, layout)
     steering = RowSteering(layout=layout, edits=chosen, bound=BatchSpans(prompts), masks=masks)
     with contextlib.ExitStack() as stack:
+        acting = [(edit, *sets) for edit in chosen if masks and not edit.is_noop]
+        stack.enter_context(opened_once(model, acting, "give edit + edit to apply it twice"))
         if masks:
             steering.seam = stack.enter_context(tapping(model, steering))
         yield steering

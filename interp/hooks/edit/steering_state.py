@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from interp.hooks.model.row_text import RowText
 from interp.hooks.prompts.batch_spans import BatchSpans
 
 
@@ -18,7 +19,7 @@ class SteeringState:
     """Notes of an edit about the rows of the batch, by (number of the edit, layer)."""
     constants: dict[tuple[int, int], Tensor] = field(default_factory=dict)
     """Tensors of an edit that do not depend on the batch, by (number of the edit, layer)."""
-    shared: dict[Any, tuple[tuple[int, ...], Tensor, Tensor]] = field(default_factory=dict)
+    shared: dict[Any, tuple[tuple[int, ...], RowText, Tensor]] = field(default_factory=dict)
     """Tensors that depend only on the positions of keys and rows: made once per forward pass, for all layers."""
     _warned: set[int] = field(default_factory=set)
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from interp.errors import UsageError
+from interp.hooks.edit.open_edits import opened_once
 from interp.hooks.model.heads import HeadLayout
 from interp.hooks.model.layers import projection_inputs, unwrap
 from interp.hooks.seam import AttentionTap, Site, tapping
@@ -50,7 +51,8 @@ def streaming_mix(
         None: The outputs are mixed until the context closes.
 
     Raises:
-        UsageError: If gates has another shape, sink is negative, or recent is less than 1.
+        UsageError: If gates has another shape, sink is negative, recent is less than 1, or the same mixture is open on
+            this model already.
 
     Examples:
         >>> from interp.hooks.edit.streaming_mix import streaming_mix
@@ -75,7 +77,12 @@ def streaming_mix(
     constant = full is None and not gates.requires_grad
     layers = [layer for layer, row in enumerate(gates) if not (constant and bool((row == 1).all()))]
     tap = StreamingMix(layout, gates, sink, recent, full, frozenset(layers))
-    with tapping(model, tap), projection_inputs(model, layers, tap.mix):
+    acting = [("streaming_mix", id(gates), sink, recent)] if layers else []
+    with (
+        opened_once(model, acting, "mix the gates to apply them twice"),
+        tapping(model, tap),
+        projection_inputs(model, layers, tap.mix),
+    ):
         yield
 
 

@@ -1,10 +1,12 @@
-"""The first token: what a tokenizer's own call and its chat template put before a text, and a copy that differs in it.
+"""Both ends of a prompt: what a tokenizer's own call and its chat template add, and a copy that differs in BOS.
 
 All built-in prompts follow the tokenizer. Texts begin as its own call begins them, chats as its chat template does.
+What its own call adds after a text, such as EOS, is left out, since a model does not continue a text that has ended.
 """
 
 import copy
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from interp.errors import PromptError
@@ -26,6 +28,22 @@ def first_tokens(tokenizer: Any) -> tuple[int, ...]:
     return tuple(ids[: next((place for place, mark in enumerate(special) if not mark), 0)])
 
 
+def last_tokens(tokenizer: Any) -> tuple[int, ...]:
+    """Ids of the special tokens, such as EOS, that the tokenizer's own call puts after a text; often there are none.
+
+    Args:
+        tokenizer: The tokenizer of the model.
+    """
+    encoded = tokenizer("a", return_special_tokens_mask=True)
+    ids = encoded["input_ids"]
+    return tuple(ids[len(ids) - n_added_after(encoded["special_tokens_mask"]) :])
+
+
+def n_added_after(special_tokens_mask: Sequence[int]) -> int:
+    """Count the special tokens that a tokenizer has added after a text; none where it holds nothing else."""
+    return next((count for count, added in enumerate(reversed(special_tokens_mask)) if not added), 0)
+
+
 def begins_chat(tokenizer: Any) -> bool | None:
     """Whether a chat begins with the BOS token; None where the tokenizer has no BOS token or no usable chat template.
 
@@ -45,7 +63,7 @@ def begins_chat(tokenizer: Any) -> bool | None:
 
 
 def bos_rule(tokenizer: Any) -> str:
-    """The first tokens of texts and of chats, in words, such as "of texts: <s>; of chats: <s>"; "" without a tokenizer.
+    """The special tokens at both ends of texts and chats, as "of texts: <s>; of chats: <s>"; "" without a tokenizer.
 
     Args:
         tokenizer: The tokenizer of the prompts.
@@ -54,7 +72,9 @@ def bos_rule(tokenizer: Any) -> str:
         return ""
     first = "".join(tokenizer.convert_ids_to_tokens(list(first_tokens(tokenizer))))
     chat = begins_chat(tokenizer)
+    last = "".join(tokenizer.convert_ids_to_tokens(list(last_tokens(tokenizer))))
     parts = [f"of texts: {first or 'none'}"]
+    parts += [f"left out after texts: {last}"] if last else []
     parts += [] if chat is None else [f"of chats: {tokenizer.bos_token if chat else 'none'}"]
     changed = getattr(tokenizer, CHANGED, None)
     rule = "rule of the tokenizer" if changed is None else f"set by bos={changed}"

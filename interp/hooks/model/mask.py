@@ -1,6 +1,6 @@
 """The attention mask of a model as a small description; the mask itself is built only where it is needed."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from interp.errors import ModelError
+from interp.hooks.model.row_text import RowText
 
 
 @dataclass(eq=False)
@@ -18,6 +19,7 @@ class MaskFacts:
     """The attention implementation of the model, without interp."""
     arguments: dict[str, Any]
     """The keyword arguments that transformers passes to a mask function."""
+    _texts: dict[torch.device, RowText] = field(default_factory=dict)
 
     @cached_property
     def mask(self) -> Tensor | None:
@@ -38,12 +40,33 @@ class MaskFacts:
         mask = self.arguments.get("attention_mask")
         return None if mask is None or bool(mask.all()) else mask.bool()
 
-    @cached_property
-    def first(self) -> Tensor:
-        """Int `[b]` column of the first real token."""
-        if self.padding is None:
-            return torch.zeros(self.arguments["batch_size"], dtype=torch.int64, device=self.arguments.get("device"))
-        return self.padding.to(torch.int8).argmax(1)
+    def text(self, ends: Tensor | None, device: torch.device) -> RowText:
+        """The text of each row of the batch, which all layers with this mask share.
+
+        Args:
+            ends: Int `[b]`, the column at which the text of each row ends; None where no row has ended.
+            device: Device of the positions.
+
+        Raises:
+            ModelError: If the mask has fewer columns than the batch and its cache.
+        """
+        found = self._texts.get(device)
+        if found is None:
+            n = self.start[0] + self.arguments["q_length"]
+            mask = self.arguments.get("attention_mask")
+            if mask is not None and mask.shape[-1] < n:
+                raise ModelError(
+                    f"the attention_mask has {mask.shape[-1]} columns, but the batch and its cache have {n}; give one "
+                    "column for each token of the cache and of the batch."
+                )
+            batch = self.arguments["batch_size"]
+            padding = self.padding
+            if padding is None:
+                found = RowText.unpadded(batch, n, device)
+            else:
+                found = RowText.of(padding[:, :n].to(device).expand(batch, -1))
+            self._texts[device] = found = found if ends is None else found.until(ends)
+        return found
 
     @cached_property
     def structure(self) -> tuple[int | None, bool]:

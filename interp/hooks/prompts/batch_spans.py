@@ -1,11 +1,13 @@
 """The spans of a batch of prompts, aligned with the rows of the running batch."""
 
+from collections import deque
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from interp.errors import SpanError
+from interp.hooks.model.row_text import RowText
 from interp.hooks.prompts.prompts import Prompts
 from interp.hooks.seam import Site
 
@@ -19,7 +21,12 @@ class BatchSpans:
 
     prompts: Prompts | None
     """The prompts of the batch; None where the user gave none."""
-    _matched: bool = False
+    _seen: Tensor | None = None
+    """Int `[b]`, the most tokens of each row that the model has seen; None before a batch was matched."""
+    text: RowText | None = None
+    """The text of the rows in the last forward pass."""
+    _checked: deque[RowText] = field(default_factory=lambda: deque(maxlen=4))
+    """The texts that were checked last; layers with a window may have a text of their own."""
     _masks: dict[tuple[TokenSpan, int, torch.device], Tensor] = field(default_factory=dict)
 
     def repeat(self, rows: int) -> int:
@@ -47,8 +54,9 @@ class BatchSpans:
     def match(self, site: Site) -> None:
         """Check that a running batch can be the given prompts.
 
-        On its first run a batch must not have rows longer than the prompts. Only lengths are compared, so a different
-        batch with suitable lengths is not detected.
+        On its first run each row must be the prompt or a first part of it, in one or several forward passes, or go on
+        where its cache holds exactly the prompt. Only lengths are compared, so a different batch with suitable lengths
+        is not detected.
 
         Args:
             site: An attention call of the batch.
@@ -56,20 +64,41 @@ class BatchSpans:
         Raises:
             SpanError: If the numbers of rows or the lengths do not match.
         """
-        if self.prompts is None or site.call.q_start:
+        self.text = site.text
+        if self.prompts is None or any(site.text is checked for checked in self._checked):
             return
-        rows, live = site.call.q.shape[0], site.call.row_live
-        real = [site.call.q.shape[2]] * rows if live is None else live.sum(1).tolist()
-        lengths = self.lengths(rows)
-        if self._matched and all(seen >= length for seen, length in zip(real, lengths, strict=True)):
+        start, rows = site.call.q_start, site.call.q.shape[0]
+        before, after = (site.text.count(column) for column in (start, start + site.call.q.shape[2]))
+        lengths = torch.tensor(self.lengths(rows))
+        if not self._goes_on(before, after, lengths):
+            fits = (after <= lengths) | ((before == lengths) & (before > 0))
+            if not bool(fits.all()):
+                raise SpanError(
+                    f"the running batch has rows of {(after - before).tolist()} tokens"
+                    + (f" after {before.tolist()} in its cache" if bool(before.any()) else "")
+                    + f", but the given prompts have {lengths.tolist()} tokens; pass the whole text of that batch, "
+                    "from the first token in its cache, as prompts=."
+                )
+            self._seen = None
+        self._seen = after if self._seen is None else torch.maximum(self._repeated(rows), after)
+        self._checked.append(site.text)
+
+    def _goes_on(self, before: Tensor, after: Tensor, lengths: Tensor) -> bool:
+        """Whether a forward pass can follow those before it in the same batch."""
+        if self._seen is None or (len(before) % len(self._seen) and len(self._seen) % len(before)):
+            return False
+        if not bool(before.any()):
             # the same prompts with the tokens generated since, processed again from the start
-            return
-        self._matched = all(seen <= length for seen, length in zip(real, lengths, strict=True))
-        if not self._matched:
-            raise SpanError(
-                f"the running batch has rows of {real} tokens, but the given prompts have {list(self.prompts.lengths)} "
-                "tokens; pass that batch as prompts=."
-            )
+            return bool((after >= lengths).all())
+        return bool((before <= self._repeated(len(before))).all())
+
+    def _repeated(self, rows: int) -> Tensor:
+        """The most tokens seen of each of `rows` rows, which follow from the rows before them."""
+        if self._seen is None or len(self._seen) == rows:
+            return torch.zeros(rows, dtype=torch.int64) if self._seen is None else self._seen
+        if rows > len(self._seen):
+            return self._seen.repeat_interleave(rows // len(self._seen))
+        return self._seen.view(rows, -1).amax(1)
 
     def mask(self, where: TokenSpan, rows: int, width: int) -> Tensor:
         """Make a mask of a span over positions.

@@ -1,11 +1,13 @@
 """Encoding of one prompt: the item that a user gives, its rendered text, and its tokens."""
 
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from interp.errors import PromptError
+from interp.hooks.model.bos import n_added_after
 
 
 def normalize_item(item: Any, number: int) -> dict[str, Any]:
@@ -76,11 +78,21 @@ def render_text(
         raise PromptError(
             f"the chat template refuses prompt {number} ({one_line(error)}); change its messages, or give it as a text."
         ) from error
+    end = getattr(tokenizer, "eos_token", None)
+    if end and add_generation_prompt is None and not answered and text.rstrip().endswith(end):
+        warnings.warn(
+            f"the chat template ends prompt {number} with {end!r} and begins no reply, so that the model may end it at "
+            "once; give the prompt as a text, or a template that has add_generation_prompt.",
+            stacklevel=3,
+        )
     return text, True
 
 
-def tokenize(tokenizer: Any, text: str, number: int, special: bool) -> Mapping[str, Any]:
-    """Encode a text with character offsets; `special` adds the special tokens of the tokenizer."""
+def tokenize(tokenizer: Any, text: str, number: int, special: bool, keep_end: bool) -> Mapping[str, Any]:
+    """Encode a text with character offsets; `special` adds the special tokens of the tokenizer.
+
+    Those that it adds after the text are left out, with a warning, unless `keep_end` keeps them.
+    """
     encoded = tokenizer(
         text,
         add_special_tokens=special,
@@ -98,7 +110,16 @@ def tokenize(tokenizer: Any, text: str, number: int, special: bool) -> Mapping[s
         raise PromptError(
             f'prompt {number} begins with "{tokenizer.bos_token}", which the tokenizer adds as well; leave it out.'
         )
-    return encoded
+    added = 0 if keep_end else n_added_after(encoded["special_tokens_mask"])
+    if not added:
+        return encoded
+    last = "".join(tokenizer.convert_ids_to_tokens(ids[-added:]))
+    warnings.warn(
+        f"the tokenizer adds {last!r} after each text, which interp leaves out, since a model does not continue a text "
+        "that has ended; keep_end=True keeps it.",
+        stacklevel=3,
+    )
+    return {name: encoded[name][:-added] for name in ("input_ids", "offset_mapping", "special_tokens_mask")}
 
 
 def padding_id(tokenizer: Any) -> int:

@@ -74,6 +74,7 @@ class Prompts:
         continue_final: bool = False,
         add_generation_prompt: bool | None = None,
         template_kwargs: Mapping[str, Any] | None = None,
+        keep_end: bool = False,
     ) -> "Prompts":
         """Encode texts or chats, and find the named spans in them.
 
@@ -99,6 +100,8 @@ class Prompts:
             add_generation_prompt: Whether the template adds the start of the assistant's reply; None adds it unless the
                 last message is the assistant's.
             template_kwargs: Further variables of the template, such as `{"enable_thinking": False}`.
+            keep_end: Keep special tokens that the tokenizer adds after a text, such as EOS. They are left out by
+                default, with a warning, because a model does not continue a text that has ended.
 
         Returns:
             The prompts.
@@ -132,7 +135,7 @@ class Prompts:
             )
             named = {**common, **row.get("spans", {})}
             found = {name: locate(text, where, f'span "{name}" of prompt {number}') for name, where in named.items()}
-            encoded = tokenize(tokenizer, text, number, special=not rendered)
+            encoded = tokenize(tokenizer, text, number, special=not rendered, keep_end=keep_end)
             ranges = token_ranges(tokenizer, text, encoded, found, number) if found else {}
             prompts.append(Prompt(text, tuple(encoded["input_ids"]), ranges, dict(row.get("meta", {}))))
         return cls(tuple(prompts), tokenizer, padding_id(tokenizer))

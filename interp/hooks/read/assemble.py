@@ -1,5 +1,6 @@
 """Assembly of a capture's results: chunks of prefill and decode steps, in columns, become positions of the prompt."""
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 
 from interp.errors import UsageError
+from interp.hooks.model.row_text import RowText
 from interp.hooks.read.reductions import Keep, TopKeys
 from interp.hooks.seam import Site
 
@@ -17,12 +19,13 @@ Order = tuple[Tensor, Tensor]
 
 @dataclass(eq=False)
 class ReadRows:
-    """The columns of the queries that were read, chunk by chunk, and the first column of each prompt of the batch."""
+    """The positions of the queries that were read, chunk by chunk, and the text of each row of the batch."""
 
     batch: int = 0
-    first: Tensor | None = None
-    columns: list[Tensor] = field(default_factory=list)
-    live: list[Tensor] = field(default_factory=list)
+    text: RowText | None = None
+    """The text of the rows, up to the last column that the model has seen."""
+    positions: list[Tensor] = field(default_factory=list)
+    """Int [b r] of each chunk, -1 outside of the text."""
     end: int = 0
     """One past the last column that the model has seen."""
 
@@ -33,31 +36,44 @@ class ReadRows:
             raise UsageError(
                 "this capture already holds an earlier run: open a new capture for each forward() or generate()."
             )
+        if index is None and not self.positions:
+            _warn_of_cache(site)
         self.end = call.q_start + call.q.shape[2]
-        self.first = site.first.cpu()
-        columns = call.rows if index is None else call.rows[index]
-        live = torch.ones(self.batch, len(columns), dtype=torch.bool)
-        if call.row_live is not None:
-            live = (call.row_live if index is None else call.row_live[:, index]).cpu()
-        self.columns.append(columns.cpu())
-        self.live.append(live)
+        self.text = site.text
+        self.positions.append(site.text.at(call.rows if index is None else call.rows[index]).cpu())
 
     @property
     def lengths(self) -> tuple[int, ...]:
-        """Number of tokens of each prompt so far, without padding."""
-        return () if self.first is None else tuple(int(self.end - first) for first in self.first)
+        """Number of tokens of each row so far, without padding and without tokens after its end."""
+        return () if self.text is None else tuple(self.text.count(self.end).tolist())
+
+    def columns(self) -> Tensor:
+        """Int [b n], the column of each position, -1 where a row has fewer; n is the longest row."""
+        if self.text is None:
+            return torch.empty(self.batch, 0, dtype=torch.int64)
+        places = torch.arange(max(self.lengths), device=self.text.position.device)
+        return self.text.columns(places.expand(self.batch, -1)).cpu()
 
     def order(self, chosen: Callable[[Tensor], Tensor]) -> Order:
         """List the chosen rows of each prompt; `chosen` maps positions [b r] to Bool [b r]."""
-        if self.first is None:
+        if not self.positions:
             raise UsageError("nothing was read: run the model inside the context, on queries that the capture reads.")
-        columns = torch.cat(self.columns)
-        position = columns[None] - self.first[:, None]
-        valid = torch.cat(self.live, 1) & (position >= 0)
-        valid = valid & chosen(position.masked_fill(~valid, -1))
+        position = torch.cat(self.positions, 1)
+        valid = (position >= 0) & chosen(position)
         count = int(valid.sum(1).max()) if valid.numel() else 0
         index = torch.argsort((~valid).to(torch.int8), dim=1, stable=True)[:, :count]
         return index, position.gather(1, index).masked_fill(~valid.gather(1, index), -1)
+
+
+def _warn_of_cache(site: Site) -> None:
+    """Warn that the first query of a run is not the first token, where all queries are read."""
+    cached = site.text.count(site.call.q_start).tolist()
+    if any(cached):
+        warnings.warn(
+            f"the cache already holds {', '.join(map(str, cached[:4]))} tokens of the rows, so index 0 of the results "
+            "by query is not position 0; cap.queries has the position of each.",
+            stacklevel=2,
+        )
 
 
 @dataclass(eq=False)
@@ -81,28 +97,27 @@ class Chunks:
     def assemble(self, rows: ReadRows, order: Order) -> Any:
         """Join the chunks into the result by positions, [b h ...]."""
         kind = self.keep.kind
-        first = rows.first if rows.first is not None else torch.zeros(rows.batch, dtype=torch.int64)
         if kind == "keys":
-            return self._keys(first, rows.end)
+            return self._keys(rows)
         if kind == "blocks":
             return _blocks(self.parts)
         if kind == "full":
             fill = -torch.inf if getattr(self.keep, "logits", False) else 0.0
             wide = [_at_columns(p, s, rows.end, fill) for p, s in zip(self.parts, self.starts, strict=True)]
-            return _shift(_pick(_join(wide), order, torch.nan), first, rows.end, fill)
+            return _at_positions(_pick(_join(wide), order, torch.nan), rows, fill)
         if isinstance(self.keep, TopKeys):
             found = _pick(_join([key for key, _ in self.parts]), order, -1)
-            found = torch.where(found < 0, -1, found - first[:, None, None, None])
+            if rows.text is not None and not rows.text.plain:
+                position = rows.text.position.cpu().gather(1, found.clamp(min=0).flatten(1)).view(found.shape)
+                found = torch.where(found < 0, -1, position)
             return found, _pick(_join([probs for _, probs in self.parts]), order, torch.nan)
         return _pick(_join(self.parts), order, torch.nan)
 
-    def _keys(self, first: Tensor, end: int) -> Tensor:
-        received, seen = (_at_columns(part, self.starts[0], end, 0.0) for part in self.parts[0])
+    def _keys(self, rows: ReadRows) -> Tensor:
+        received, seen = (_at_columns(part, self.starts[0], rows.end, 0.0) for part in self.parts[0])
         if getattr(self.keep, "stat", "") == "mean":
             received = received / seen.clamp(min=torch.finfo(seen.dtype).tiny)
-        shifted = _shift(received, first, end, 0.0)
-        width = (end - first)[:, None, None]
-        return shifted.masked_fill(torch.arange(shifted.shape[-1]) >= width, torch.nan)
+        return _at_positions(received, rows, torch.nan)
 
 
 def _host(value: Any) -> Any:
@@ -137,16 +152,14 @@ def _at_columns(x: Tensor, start: int, end: int, fill: float) -> Tensor:
     return torch.nn.functional.pad(x, (start, end - start - x.shape[-1]), value=fill)
 
 
-def _shift(x: Tensor, first: Tensor, end: int, fill: float) -> Tensor:
-    """Shift columns [b ... end] to positions, so that each prompt's first token is at 0."""
-    width = int((end - first).max())
-    if not bool(first.any()):
+def _at_positions(x: Tensor, rows: ReadRows, fill: float) -> Tensor:
+    """Move keys from columns to positions: [b ... end] -> [b ... n], where n is the longest row."""
+    if rows.text is not None and rows.text.plain:
         return x
-    place = torch.arange(width)[None] + first[:, None]
-    inside = place < end
-    view = (x.shape[0], *([1] * (x.dim() - 2)), width)
-    index = place.clamp(max=end - 1).view(view).expand(*x.shape[:-1], width)
-    return x.gather(-1, index).masked_fill(~inside.view(view), fill)
+    columns = rows.columns()
+    view = (x.shape[0], *([1] * (x.dim() - 2)), columns.shape[1])
+    index = columns.clamp(min=0).view(view).expand(*x.shape[:-1], columns.shape[1])
+    return x.gather(-1, index).masked_fill((columns < 0).view(view), fill)
 
 
 def _accumulate(total: Any, total_start: int, value: Any, start: int, keep: Keep) -> Any:

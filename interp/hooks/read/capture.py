@@ -3,12 +3,12 @@
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Any
 
 import psutil
 import torch
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 
 from interp.errors import CostError, ModelError, PromptError, UsageError
 from interp.hooks.model.heads import HeadLayout, HeadSet
@@ -17,7 +17,7 @@ from interp.hooks.prompts.batch_spans import BatchSpans
 from interp.hooks.prompts.prompts import Prompts
 from interp.hooks.read.assemble import Chunks, ReadRows
 from interp.hooks.read.capture_cost import MAX_MEMORY_SHARE, CaptureCost, format_bytes
-from interp.hooks.read.choice import Queries, choose_layers, choose_queries
+from interp.hooks.read.choice import Queries, choose_layers, choose_queries, queries_to_read
 from interp.hooks.read.reductions import K, Keep, Q, RankedKeys, TokenSpan, V, Z
 from interp.hooks.seam import ReadRequest, Site, tapping
 from interp.kernels.contract import Call
@@ -36,8 +36,11 @@ def capture(
     """Read reductions of the attention of a model during one forward() or one generate().
 
     Results are on the CPU and indexed by positions of the unpadded prompt, whatever the padding: index q is position q.
-    Entries that a shorter prompt of the batch does not have are NaN, and -1 for keys. Beam search reorders the batch
-    between steps; results follow the rows as they were computed.
+    Entries that a shorter prompt of the batch does not have are NaN, and -1 for keys. A row of generate() ends with the
+    token before its end token, as if it had run alone: what transformers feeds until the other rows end is not read.
+    With a cache that held tokens before the context was opened, results by query begin at the first query that runs,
+    and `cap.queries` has the position of each; keys count from the first token in the cache. Beam search reorders the
+    batch between steps; results follow the rows as they were computed.
 
     Args:
         model: A transformers causal language model, or a TransformerBridge over one.
@@ -98,7 +101,7 @@ class Capture:
     layers: tuple[int, ...] = field(init=False)
     heads: HeadSet | None = field(init=False)
     _spans: BatchSpans = field(init=False)
-    _stack: contextlib.ExitStack = field(default_factory=contextlib.ExitStack, init=False)
+    _stack: contextlib.ExitStack | None = field(default=None, init=False)
     _chunks: dict[tuple[int, Keep], Chunks] = field(default_factory=dict, init=False)
     _rows: ReadRows = field(default_factory=ReadRows, init=False)
     _rows_of_z: dict[int, Tensor | None] = field(default_factory=dict, init=False)
@@ -116,9 +119,7 @@ class Capture:
         self.layers = choose_layers(self.layout, self.layer_choice, self.heads)
 
     def cost(self, batch: int, length: int, queries: int | None = None) -> CaptureCost:
-        """Estimate the host memory of the results before a run.
-
-        Results are counted twice, since joining their chunks copies them.
+        """Estimate the host memory of the results before a run, twice their size, since joining chunks copies them.
 
         Args:
             batch: Number of prompts in the batch.
@@ -142,6 +143,8 @@ class Capture:
         return CaptureCost(tuple(parts), psutil.virtual_memory().available)
 
     def __enter__(self) -> "Capture":
+        if self._stack is not None:
+            raise UsageError("this capture is open already, and would read everything twice; make a second capture.")
         with contextlib.ExitStack() as stack:
             seam = stack.enter_context(tapping(self.model, self))
             if self.engine is not None:
@@ -152,11 +155,11 @@ class Capture:
             self._stack = stack.pop_all()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: Any) -> None:
         self._rows_of_z.clear()
-        self._stack.close()
+        stack, self._stack = self._stack, None
+        if stack is not None:
+            stack.__exit__(*error)
 
     @property
     def _keeps_z(self) -> bool:
@@ -169,7 +172,7 @@ class Capture:
         return site.call
 
     def want(self, site: Site) -> ReadRequest | None:
-        index = self._select(site)
+        index, counted = self._select(site)
         if self._keeps_z:
             self._rows_of_z[site.layer] = index
         if index is not None and not len(index):
@@ -180,7 +183,8 @@ class Capture:
             self._rows.add(site, index)
         self._take_streams(site, index)
         requests = tuple(item.request(site, index, self._span) for item in self.keep if item.kind != "stream")
-        return ReadRequest(requests, index, self._head_index(site.layer, site.call.q.device)) if requests else None
+        heads = self._head_index(site.layer, site.call.q.device)
+        return ReadRequest(requests, index, heads, counted) if requests else None
 
     def take(self, site: Site, want: ReadRequest, values: tuple[Any, ...]) -> None:
         for item, value in zip((item for item in self.keep if item.kind != "stream"), values, strict=True):
@@ -197,9 +201,9 @@ class Capture:
     def _take_streams(self, site: Site, index: Tensor | None) -> None:
         n = site.call.q.shape[2]
         for item in self.keep:
-            for kind, x in ((Q, site.call.q), (K, site.call.k), (V, site.call.v)):
-                if type(item) is kind:
-                    self._take_stream(site.layer, item, x[:, :, -n:], index)
+            x = {Q: site.call.q, K: site.call.k, V: site.call.v}.get(type(item))
+            if x is not None:
+                self._take_stream(site.layer, item, x[:, :, -n:], index)
 
     def _take_z(self, layer: int, projected: Tensor) -> None:
         index = self._rows_of_z.pop(layer, torch.empty(0))  # a layer that is computed again has no rows to read
@@ -226,9 +230,8 @@ class Capture:
         self._stored_bytes += cost.total // 2
         if needed > MAX_MEMORY_SHARE * cost.free:
             raise CostError(
-                f"this capture needs {format_bytes(needed)} for {site.call.k.shape[2]:,} tokens "
-                f"and {format_bytes(cost.free)} is free: "
-                "read fewer layers, heads or queries, or a reduction instead of rows."
+                f"this capture needs {format_bytes(needed)} for {site.call.k.shape[2]:,} tokens and "
+                f"{format_bytes(cost.free)} is free: read fewer layers, heads or queries, or a reduction, not rows."
             )
 
     def _span(self, where: TokenSpan, width: int) -> Tensor:
@@ -239,12 +242,11 @@ class Capture:
         lengths = self._spans.lengths(position.shape[0]) if self.query_choice == "generated" else []
         return choose_queries(self.query_choice, position, self._span, lengths)
 
-    def _select(self, site: Site) -> Tensor | None:
+    def _select(self, site: Site) -> tuple[Tensor | None, Tensor | None]:
         self._rows.batch = site.call.q.shape[0]
         if self.query_choice is None:
-            return None
-        position = site.call.rows[None] - site.first[:, None]
-        return self._chosen(position).any(0).nonzero()[:, 0]
+            return None, None
+        return queries_to_read(self._chosen(site.row_position))
 
     @property
     def queries(self) -> Tensor:
@@ -386,8 +388,6 @@ def read(
         >>> [cap[interp.keep.lse()].shape for batch, cap in read(model, prompts, interp.keep.lse(), heads="L0H1")]
         [torch.Size([1, 1, 17]), torch.Size([1, 1, 17])]
     """
-    from tqdm.auto import tqdm
-
     if not isinstance(prompts, Prompts):
         raise PromptError(
             f"prompts are {type(prompts).__name__}: give interp.Prompts, as made by Prompts.encode(tokenizer, texts)."

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import torch
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from interp.errors import HeadError, UsageError
@@ -82,3 +83,17 @@ def choose_queries(choice: Queries, position: Tensor, span: SpanMask, lengths: S
     if (wanted < 0).any():
         raise UsageError(f"queries={choice!r} has a negative position: positions count from 0.")
     return inside & torch.isin(position, wanted)
+
+
+def queries_to_read(chosen: Bool[Tensor, "b q"]) -> tuple[Int[Tensor, "r"], Bool[Tensor, "b q"] | None]:
+    """List the queries of a call that are read.
+
+    Args:
+        chosen: The queries that each row of the batch reads.
+
+    Returns:
+        tuple: The queries that any row reads, by index, and `chosen` where rows differ in them; None where all rows
+            read the same.
+    """
+    index = chosen.any(0).nonzero()[:, 0]
+    return index, None if bool(chosen[:, index].all()) else chosen

@@ -116,10 +116,9 @@ class Mass(Keep):
         object.__setattr__(self, "spans", normalize_spans(self.spans))
 
     def request(self, site: Site, queries: Tensor | None, spans: SpanMask) -> Request:
-        columns = key_columns(site)
-        position = columns[None] - site.first[:, None]
-        width = int(columns[-1]) + 1 if len(columns) else 0
-        masks = torch.stack([spans(where, width).to(columns.device) for where in self.spans], 1)
+        position = site.key_position
+        width = site.call.k_start + position.shape[1]
+        masks = torch.stack([spans(where, width).to(position.device) for where in self.spans], 1)
         inside = position >= 0
         sets = masks.gather(-1, position.clamp(min=0)[:, None].expand(-1, len(self.spans), -1)) & inside[:, None]
         return contract.Mass(sets, by_value=self.by_value, spans=True)
@@ -159,22 +158,20 @@ class At(Keep):
 
     def request(self, site: Site, queries: Tensor | None, spans: SpanMask) -> Request:
         rows = site.call.rows if queries is None else site.call.rows[queries]
+        position = site.text.at(rows)
         if self.keys is None:
-            offsets = torch.tensor(self.offsets, device=rows.device)
-            columns = (rows[:, None] + offsets).expand(len(site.first), -1, -1)
-            columns = columns.masked_fill(columns < site.first[:, None, None], -1)
+            there = position >= 0
+            wanted = position[..., None] + torch.tensor(self.offsets, device=rows.device)
         else:
-            if self.keys.shape[0] != len(site.first):
+            if self.keys.shape[0] != len(position):
                 raise UsageError(
-                    f"at(keys=) has {self.keys.shape[0]} rows for a batch of {len(site.first)}: give a row per prompt."
+                    f"at(keys=) has {self.keys.shape[0]} rows for a batch of {len(position)}: give a row per prompt."
                 )
-            position = rows[None] - site.first[:, None]
             listed = self.keys.to(rows.device)
             there = (position >= 0) & (position < listed.shape[1])
             index = position.clamp(0, max(0, listed.shape[1] - 1))[..., None].expand(-1, -1, listed.shape[2])
             wanted = listed.gather(1, index)
-            columns = wanted + site.first[:, None, None]
-            columns = columns.masked_fill((wanted < 0) | ~there[..., None], -1)
+        columns = site.text.columns(wanted).masked_fill(~there[..., None], -1)
         return contract.At(columns, by_value=self.by_value, total=self.total)
 
     def width(self, q: int, k: int) -> int:
@@ -259,7 +256,7 @@ class Columns(Keep):
     def request(self, site: Site, queries: Tensor | None, spans: SpanMask) -> Request:
         weights = None
         if self.weights is not None:
-            position = site.call.rows[None] - site.first[:, None]
+            position = site.row_position
             given = self.weights.to(site.call.dtype).to(position.device)
             inside = (position >= 0) & (position < given.shape[1])
             weights = given.gather(1, position.clamp(0, given.shape[1] - 1)) * inside
@@ -359,9 +356,3 @@ class V(Stream):
     """Values, Float `[b l g q d]`; made by `keep.v`."""
 
     label: ClassVar[str] = "v"
-
-
-def key_columns(site: Site) -> Tensor:
-    """Int [k], the column of each key of a call."""
-    call = site.call
-    return torch.arange(call.k_start, call.k_start + call.k.shape[2], device=call.q.device)

@@ -69,11 +69,11 @@ class Visibility(AttentionTap):
         if self.keys is None:
             return None
         call = site.call
-        keys = self.keys((call.rows[None] - site.first[:, None]).cpu())
+        keys = self.keys(site.row_position.cpu())
         # most queries of a prompt have no key that counts
         rows = (keys >= 0).any(-1).any(0).nonzero()[:, 0]
         keys, rows = keys[:, rows].to(call.q.device), rows.to(call.q.device)
-        columns = torch.where(keys >= 0, keys + site.first[:, None, None], -1)
+        columns = site.text.columns(keys)
         found = visible_at(call, rows, columns).any(2).expand(-1, call.q.shape[1], -1).cpu()
         before = self._found.get(site.layer)
         self._found[site.layer] = found if before is None else before | found

@@ -1,13 +1,17 @@
 """The first token: the rule of the tokenizer, its description, and copies that differ in it."""
 
+import copy
+import warnings
+
 import pytest
 import tiny_chat_model
+from tokenizers import processors
 from tokenizers_tiny import byte_fallback, byte_level, words
 
 import interp
 from interp.analyses import tasks
 from interp.errors import PromptError
-from interp.hooks.model.bos import begins_chat, bos_rule, first_tokens, with_bos
+from interp.hooks.model.bos import begins_chat, bos_rule, first_tokens, last_tokens, with_bos
 from interp.hooks.model.provenance import Provenance, tokenizer_hash
 from interp.hooks.prompts.prompts import Prompts
 
@@ -73,6 +77,10 @@ def test_what_a_template_writes_as_text_remains():
         (byte_level(), "of texts: none; of chats: <s> (rule of the tokenizer)"),
         (with_bos(byte_level(), True), "of texts: <s>; of chats: <s> (set by bos=True)"),
         (with_bos(byte_level(bos=True, chat=False), False), "of texts: none (set by bos=False)"),
+        (
+            byte_level(bos=True, eos=True, chat=False),
+            "of texts: <s>; left out after texts: </s> (rule of the tokenizer)",
+        ),
         (words(), "of texts: none (rule of the tokenizer)"),
         (None, ""),
     ],
@@ -129,3 +137,55 @@ def test_a_model_is_loaded_with_the_rule_changed(tmp_path):
     folder = tiny_chat_model.folder(tmp_path / "model")
     assert first_tokens(interp.load(folder).tokenizer) == ()
     assert first_tokens(interp.load(folder, bos=True).tokenizer) == (0,)
+
+
+@pytest.mark.parametrize("name", [name for name in TOKENIZERS if "end" in name])
+@pytest.mark.parametrize("keep_end", [False, True])
+def test_what_a_tokenizer_adds_after_a_text_is_left_out_and_reported(name, keep_end):
+    tokenizer = TOKENIZERS[name]()
+    end = tokenizer.eos_token_id
+    assert last_tokens(tokenizer) == (end,)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        prompts = Prompts.encode(tokenizer, ["Paris in the rain", "a b"], spans={"all": (0, 3)}, keep_end=keep_end)
+    assert [str(w.message)[:38] for w in told] == ([] if keep_end else ["the tokenizer adds '</s>' after each t"] * 2)
+    whole = tokenizer(["Paris in the rain", "a b"])["input_ids"]
+    assert [list(prompt.ids) for prompt in prompts] == (whole if keep_end else [ids[:-1] for ids in whole])
+    assert prompts[1].spans["all"][-1][1] == len(prompts[1]) - keep_end
+
+
+@pytest.mark.parametrize("name", [name for name in TOKENIZERS if "end" not in name])
+def test_nothing_is_left_out_where_a_tokenizer_adds_nothing_after_a_text(name, recwarn):
+    tokenizer = TOKENIZERS[name]()
+    assert last_tokens(tokenizer) == ()
+    # an end token that the text itself holds is part of it
+    for text in ("Paris in the rain", "Paris</s>"):
+        assert Prompts.encode(tokenizer, [text])[0].ids == tuple(tokenizer(text)["input_ids"])
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.filterwarnings("ignore:the tokenizer adds")
+def test_texts_of_every_built_in_task_have_not_ended(demo, name):
+    tokenizer = copy.deepcopy(demo.tokenizer)
+    end = tokenizer.eos_token
+    template = processors.TemplateProcessing(single=f"$A {end}", special_tokens=[(end, tokenizer.eos_token_id)])
+    backend = tokenizer.backend_tokenizer
+    before = backend.post_processor
+    backend.post_processor = template if before is None else processors.Sequence([before, template])
+    assert tokenizer("a")["input_ids"][-1] == tokenizer.eos_token_id
+    plain = MAKERS[name](demo.tokenizer)
+    assert [prompt.ids for prompt in MAKERS[name](tokenizer)] == [prompt.ids for prompt in plain]
+
+
+def test_a_chat_that_ends_without_a_reply_is_reported():
+    tokenizer = byte_level(bos=True)
+    tokenizer.chat_template = TEMPLATE
+    user, answer = {"role": "user", "content": "hello"}, {"role": "assistant", "content": "yes"}
+    with pytest.warns(UserWarning, match="the chat template ends prompt 0 with '</s>' and begins no reply"):
+        Prompts.encode(tokenizer, [[user]])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Prompts.encode(tokenizer, [[user, answer]])
+        Prompts.encode(tokenizer, [[user]], add_generation_prompt=False)
+        Prompts.encode(byte_level(), [[user]])
