@@ -51,6 +51,7 @@ def streaming_mix(
 
     Raises:
         UsageError: If gates has another shape, sink is negative, or recent is less than 1.
+        ModelError: If the context ends and the model has not run in it.
 
     Examples:
         >>> from interp.hooks.edit.streaming_mix import streaming_mix
@@ -75,8 +76,9 @@ def streaming_mix(
     constant = full is None and not gates.requires_grad
     layers = [layer for layer, row in enumerate(gates) if not (constant and bool((row == 1).all()))]
     tap = StreamingMix(layout, gates, sink, recent, full, frozenset(layers))
-    with tapping(model, tap), projection_inputs(model, layers, tap.mix):
+    with tapping(model, tap), projection_inputs(model, layers, tap.mix) as scope:
         yield
+    scope.check_reached(layers, "streaming_mix()")
 
 
 @dataclass(eq=False)

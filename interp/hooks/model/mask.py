@@ -128,3 +128,9 @@ class DeferredMask(Tensor):
         ):
             result.facts = source.facts
         return result
+
+
+def sees_last_key(mask: Tensor, keys: int) -> bool:
+    """Whether any query can attend to the last key."""
+    last = mask[..., keys - 1]
+    return bool((last if last.dtype == torch.bool else last > torch.finfo(last.dtype).min).any())

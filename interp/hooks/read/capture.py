@@ -1,8 +1,10 @@
 """Captures: contexts around forward() or generate() that read attention while the model runs."""
 
 import contextlib
+import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from types import TracebackType
 from typing import Any
 
@@ -13,6 +15,7 @@ from torch import Tensor, nn
 from interp.errors import CostError, ModelError, PromptError, UsageError
 from interp.hooks.model.heads import HeadLayout, HeadSet
 from interp.hooks.model.layers import context_length, projection_inputs, unwrap
+from interp.hooks.model.torch_state import own_state
 from interp.hooks.prompts.batch_spans import BatchSpans
 from interp.hooks.prompts.prompts import Prompts
 from interp.hooks.read.assemble import Chunks, ReadRows
@@ -116,9 +119,7 @@ class Capture:
         self.layers = choose_layers(self.layout, self.layer_choice, self.heads)
 
     def cost(self, batch: int, length: int, queries: int | None = None) -> CaptureCost:
-        """Estimate the host memory of the results before a run.
-
-        Results are counted twice, since joining their chunks copies them.
+        """Estimate the host memory of the results before a run, twice their size because joining chunks copies them.
 
         Args:
             batch: Number of prompts in the batch.
@@ -135,22 +136,23 @@ class Capture:
         """
         n = length if queries is None else queries
         per_layer = self.layout.heads * len(self.layers) if self.heads is None else len(self.heads)
-        parts = []
-        for item in self.keep:
-            numbers = item.width(n, length) * (self.layout.head_dim if item.kind == "stream" else 1)
-            parts.append((repr(item), 2 * 4 * batch * per_layer * numbers))
+        each, size = {"stream": self.layout.head_dim}, 2 * 4 * batch * per_layer
+        parts = [(repr(item), size * item.width(n, length) * each.get(item.kind, 1)) for item in self.keep]
         return CaptureCost(tuple(parts), psutil.virtual_memory().available)
 
     def __enter__(self) -> "Capture":
+        tap: Any = weakref.proxy(self)  # a capture that is dropped closes itself
         with contextlib.ExitStack() as stack:
-            seam = stack.enter_context(tapping(self.model, self))
-            if self.engine is not None:
-                stack.callback(setattr, seam, "force", seam.force)
-                seam.force = self.engine
+            stack.enter_context(tapping(self.model, tap))
             if self._keeps_z:
-                stack.enter_context(projection_inputs(self.model, self.layers, self._take_z, inside=True))
+                take = partial(Capture._take_z, tap)
+                stack.enter_context(projection_inputs(self.model, self.layers, take, inside=True))
             self._stack = stack.pop_all()
         return self
+
+    def __del__(self) -> None:
+        if (stack := self.__dict__.get("_stack")) is not None:
+            stack.close()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -190,9 +192,7 @@ class Capture:
         return self._chunks.setdefault((layer, item), Chunks(item))
 
     def _head_index(self, layer: int, device: torch.device) -> Tensor | None:
-        if self.heads is None:
-            return None
-        return torch.tensor(self.heads.by_layer()[layer], device=device)
+        return None if self.heads is None else torch.tensor(self.heads.by_layer()[layer], device=device)
 
     def _take_streams(self, site: Site, index: Tensor | None) -> None:
         n = site.call.q.shape[2]
@@ -221,14 +221,13 @@ class Capture:
         self._checked_end = site.call.q_start + site.call.q.shape[2]
         n = site.call.q.shape[2] if index is None else len(index)
         cost = self.cost(site.call.q.shape[0], site.call.k.shape[2], n)
-        # the results of earlier steps are stored already, and are copied once more when they are joined
+        # earlier results are stored already, and are copied once more when they are joined
         needed = cost.total + self._stored_bytes
         self._stored_bytes += cost.total // 2
         if needed > MAX_MEMORY_SHARE * cost.free:
             raise CostError(
                 f"this capture needs {format_bytes(needed)} for {site.call.k.shape[2]:,} tokens "
-                f"and {format_bytes(cost.free)} is free: "
-                "read fewer layers, heads or queries, or a reduction instead of rows."
+                f"and {format_bytes(cost.free)} is free: read fewer layers, heads or queries, or reductions of rows."
             )
 
     def _span(self, where: TokenSpan, width: int) -> Tensor:
@@ -243,10 +242,10 @@ class Capture:
         self._rows.batch = site.call.q.shape[0]
         if self.query_choice is None:
             return None
-        position = site.call.rows[None] - site.first[:, None]
-        return self._chosen(position).any(0).nonzero()[:, 0]
+        return self._chosen(site.call.rows[None] - site.first[:, None]).any(0).nonzero()[:, 0]
 
     @property
+    @own_state()
     def queries(self) -> Tensor:
         """Int `[b q]`, the position of each query of the results, -1 where a prompt has fewer."""
         return self._rows.order(self._chosen)[1]
@@ -256,6 +255,7 @@ class Capture:
         """Number of tokens that each row has so far, without padding."""
         return self._rows.lengths
 
+    @own_state()
     def __getitem__(self, item: Keep) -> Any:
         """Return the result of one reduction, in the shape that its function in `interp.keep` documents.
 
@@ -279,16 +279,16 @@ class Capture:
                 f"{item!r} has nothing for layers {missing}: run the model inside the context; if it did run, "
                 "interp doctor shows which layers interp can reach."
             )
-        order = self._rows.order(self._chosen)
-        parts = [self._chunks[layer, item].assemble(self._rows, order) for layer in self.layers]
+        rows, order = self._rows, self._rows.order(self._chosen)
+        parts = [self._chunks[layer, item].assemble(rows, order) for layer in self.layers]
         join = (lambda x: torch.stack(x, 1)) if self.heads is None else (lambda x: torch.cat(x, 1))
         if isinstance(parts[0], tuple):
             return RankedKeys(*(join(list(part)) for part in zip(*parts, strict=True)))
         return join(parts)
 
     def __repr__(self) -> str:
-        kept = ", ".join(map(repr, self.keep))
-        return f"Capture({kept}; {len(self.layers)} layers, {'all' if self.heads is None else len(self.heads)} heads)"
+        heads = "all" if self.heads is None else len(self.heads)
+        return f"Capture({', '.join(map(repr, self.keep))}; {len(self.layers)} layers, {heads} heads)"
 
 
 def run(model: nn.Module, prompts: Prompts, **kw: Any) -> Any:
