@@ -7,7 +7,7 @@ from torch import Tensor
 
 from interp.errors import SpanError
 from interp.hooks.prompts.prompts import Prompts
-from interp.hooks.seam import Site
+from interp.hooks.seam import Site, running_tokens
 
 TokenSpan = str | int | tuple[int, int]
 """The name of a span, one position, or a half-open range of positions."""
@@ -47,8 +47,9 @@ class BatchSpans:
     def match(self, site: Site) -> None:
         """Check that a running batch can be the given prompts.
 
-        On its first run a batch must not have rows longer than the prompts. Only lengths are compared, so a different
-        batch with suitable lengths is not detected.
+        On its first run a batch must not have rows longer than the prompts, unless they begin with the tokens of the
+        prompts, as with the candidates of assisted generation and prompt lookup. Otherwise only lengths are compared,
+        so a different batch with suitable lengths is not detected.
 
         Args:
             site: An attention call of the batch.
@@ -64,12 +65,26 @@ class BatchSpans:
         if self._matched and all(seen >= length for seen, length in zip(real, lengths, strict=True)):
             # the same prompts with the tokens generated since, processed again from the start
             return
-        self._matched = all(seen <= length for seen, length in zip(real, lengths, strict=True))
+        self._matched = all(
+            seen <= length for seen, length in zip(real, lengths, strict=True)
+        ) or self._begins_with_prompts(site)
         if not self._matched:
             raise SpanError(
                 f"the running batch has rows of {real} tokens, but the given prompts have {list(self.prompts.lengths)} "
                 "tokens; pass that batch as prompts=."
             )
+
+    def _begins_with_prompts(self, site: Site) -> bool:
+        """Whether the rows that run begin with the tokens of the prompts."""
+        ids = running_tokens(site.module)
+        rows = site.call.q.shape[0]
+        if ids is None or self.prompts is None or ids.shape != (rows, site.call.q.shape[2]):
+            return False
+        each, prompts = self.repeat(rows), list(self.prompts)
+        return all(
+            tuple(ids[row, first : first + len(prompts[row // each])].tolist()) == tuple(prompts[row // each].ids)
+            for row, first in enumerate(site.first.tolist())
+        )
 
     def mask(self, where: TokenSpan, rows: int, width: int) -> Tensor:
         """Make a mask of a span over positions.
