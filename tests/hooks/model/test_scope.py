@@ -329,7 +329,7 @@ def test_ctrl_c_while_a_context_opens_or_closes_leaves_nothing(name):
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
-    assert interrupted > 50
+    assert interrupted > 5
 
 
 @pytest.mark.parametrize("name", [*EDITS, *READERS])
