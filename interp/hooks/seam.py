@@ -133,6 +133,10 @@ def _attend(
         return attention_names.original_attention(module, query, key, value, mask, kw)
     try:
         return seam.attend(module, query, key, value, mask, kw)
+    except BaseException:
+        for each in seam.connections:
+            each.scope.failed |= each.scope.acts_here()
+        raise
     finally:
         seam.end_of_layer(module)
 
@@ -155,8 +159,7 @@ def tapping(model: nn.Module, tap: AttentionTap) -> Iterator["Seam"]:
         ModelError: If the model has no attention layers, or its attention cannot be routed through interp.
     """
     model = unwrap(model)
-    scope = Scope()
-    connected: list[Seam] = []
+    scope, connected = Scope(), list[Seam]()
 
     def enter() -> None:
         seam = _seams.get(model)
@@ -265,7 +268,7 @@ class Seam:
 
     def acting_at(self, layer: int) -> "list[Connection]":
         """The connections that read or edit a layer in calls of the running thread and task."""
-        acting = [each for each in self.connections if not each.paused and each.scope.acts_here()]
+        acting = (each for each in self.connections if not each.paused and each.scope.acts_here())
         found = [each for each in acting if each.tap.at(layer)]
         for each in found:
             each.scope.reached.add(layer)

@@ -41,6 +41,8 @@ class Scope:
     open: bool = False
     edited: bool = False
     """Whether the context has changed numbers of the model."""
+    failed: bool = False
+    """Whether a call on which the context acted ended with an error."""
     elsewhere: bool = False
     """Whether another thread or task ran the model while the context was open."""
     _thread: int = field(default_factory=threading.get_ident)
@@ -73,7 +75,7 @@ class Scope:
             ModelError: If no call of the model reached one of the layers.
         """
         missing = sorted(set(layers) - self.reached)
-        if not missing:
+        if not missing or self.failed:
             return
         cause = (
             "another thread or task ran the model, and a context acts on the calls of its own alone"
@@ -246,7 +248,11 @@ class ModuleHook:
             return None
         if self.layer is not None:
             self.scope.reached.add(self.layer)
-        result = self.function(module, *arguments)
+        try:
+            result = self.function(module, *arguments)
+        except BaseException:
+            self.scope.failed = True
+            raise
         self.scope.edited = self.scope.edited or result is not None
         return result
 
