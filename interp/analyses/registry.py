@@ -10,8 +10,9 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, wraps
 from importlib import import_module, metadata
+from inspect import unwrap
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -71,15 +72,30 @@ def selector(*, title: str, group: str = "", name: str = "", **declared: Any) ->
 
 def _declare(kind: Kind, title: str, group: str, name: str, declared: Mapping[str, Any]) -> Callable[[T], T]:
     def mark(thing: T) -> T:
-        own: Any = thing
+        own: Any = _with_own_defaults(thing) if kind == "analysis" else thing
         known = name or (own.__name__ if kind == "analysis" else own.__name__.lower())
-        entry = _ENTRY[kind](kind=kind, name=known, thing=thing, title=title, group=group, **declared)
+        entry = _ENTRY[kind](kind=kind, name=known, thing=own, title=title, group=group, **declared)
         # on the thing itself, not inherited by subclasses: see `entry_of`
-        own.__interp__ = entry
+        for each in (own, unwrap(own)):
+            each.__interp__ = entry
         _DECLARED[kind, known] = own
-        return thing
+        return own
 
     return mark
+
+
+def _with_own_defaults(function: Any) -> Any:
+    """The function, which does not see the default dtype and device that a caller has set."""
+
+    @wraps(function)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        # this module is imported for `interp --help`, which does without torch
+        from interp.hooks.model.torch_state import own_defaults
+
+        with own_defaults():
+            return function(*args, **kwargs)
+
+    return run
 
 
 def entry_of(thing: Any) -> Any:

@@ -6,9 +6,8 @@ the model had before, with the mask that function would have received, so its ou
 """
 
 import contextlib
-import functools
-import sys
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -16,10 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from interp.errors import ModelError, UsageError
-from interp.hooks.model.layers import attention_layers, n_recomputed_layers, unwrap, uses_interface
+from interp.hooks.model import attention_names
+from interp.hooks.model.layers import attention_layers, embeddings, n_recomputed_layers, unwrap, uses_interface
 from interp.hooks.model.mask import DeferredMask, MaskFacts
-from interp.hooks.model.repeats import is_repeating
+from interp.hooks.model.repeats import is_repeating, marking_repeats
 from interp.hooks.model.row_ends import Generation
+from interp.hooks.model.scope import ModuleHook, Scope, held, module_hooks
+from interp.hooks.model.torch_state import for_attention, own_state
 from interp.hooks.site import Site, make_site
 from interp.kernels.contract import Call, Request
 from interp.kernels.select import select
@@ -84,106 +86,34 @@ class AttentionTap(Protocol):
         """Receive one value for each reduction of the request, in order."""
 
 
-@dataclass(eq=False)
-class PatchedConfig:
-    """A config that currently names interp's attention functions; several models may share one config."""
-
-    config: Any
-    original: str | None
-    """The attention implementation to restore."""
-    users: int = 0
-    """Number of open seams that use the config."""
-
-
-IMPLEMENTATION_NAME = "interp"
-"""Name under which the functions are registered; transformers would treat a name with "flash" or "/" as a kernel."""
 _seams: dict[nn.Module, "Seam"] = {}
 _owners: dict[nn.Module, "Seam"] = {}
-_patched: dict[int, PatchedConfig] = {}
-_undo: list[Callable[[], None]] = []
-"""Functions that undo what was changed in transformers while any seam is open."""
 
 
-def _patch(config: Any) -> None:
-    """Make a config name interp's functions, and register these on first use."""
-    from transformers import AttentionInterface, AttentionMaskInterface
-
-    if not _patched:
-        from interp.hooks.model.watched_criteria import watch_generation
-
-        AttentionInterface.register(IMPLEMENTATION_NAME, torch.compiler.disable(_attend))
-        AttentionMaskInterface.register(IMPLEMENTATION_NAME, _mask)
-        _undo.extend((watch_generation(_generation_of), _watch_implementation()))
-    patched = _patched.setdefault(id(config), PatchedConfig(config, config._attn_implementation))
-    patched.users += 1
-    config._attn_implementation = IMPLEMENTATION_NAME
-
-
-def _watch_implementation() -> Callable[[], None]:
-    """Let set_attn_implementation() change what a patched config falls back on; return a function that undoes it."""
-    from transformers import PreTrainedModel
-
-    original = PreTrainedModel.set_attn_implementation
-
-    @functools.wraps(original)
-    def watched(self: Any, *args: Any, **kwargs: Any) -> None:
-        routed = [each for each in _patched.values() if each.config._attn_implementation == IMPLEMENTATION_NAME]
-        for patched in routed:
-            patched.config._attn_implementation = patched.original
-        try:
-            original(self, *args, **kwargs)
-        finally:
-            for patched in routed:
-                patched.original = patched.config._attn_implementation
-                patched.config._attn_implementation = IMPLEMENTATION_NAME
-
-    def undo() -> None:
-        PreTrainedModel.set_attn_implementation = original
-
-    PreTrainedModel.set_attn_implementation = watched
-    return undo
-
-
-def _restore(config: Any) -> None:
-    """Undo `_patch` once the last user of the config is gone, and unregister the functions after the last config.
-
-    An implementation that the user wrote into the config since is left there.
-    """
-    from transformers import AttentionInterface, AttentionMaskInterface
-
-    patched = _patched[id(config)]
-    patched.users -= 1
-    if not patched.users:
-        if config._attn_implementation == IMPLEMENTATION_NAME:
-            config._attn_implementation = patched.original
-        del _patched[id(config)]
-    if not _patched:
-        for interface in (AttentionInterface, AttentionMaskInterface):
-            # transformers has no public way to undo register()
-            interface._global_mapping.pop(IMPLEMENTATION_NAME, None)
-        while _undo:
-            _undo.pop()()
+def running_tokens(module: nn.Module) -> Tensor | None:
+    """The token ids `[b q]` of the forward pass that runs an attention module; None where they are unknown."""
+    seam = _owners.get(module)
+    return None if seam is None else seam.tokens.get(threading.get_ident())
 
 
 def _generation_of(model: nn.Module) -> Generation | None:
-    """The generation of a model that is tapped, or is part of one; None for another model."""
-    return next((seam.generation for module in model.modules() if (seam := _owners.get(module)) is not None), None)
+    """The generation of a model that is tapped here, or is part of one; None for another model."""
+    found = (seam for module in model.modules() if (seam := _owners.get(module)) is not None)
+    return next((seam.generation for seam in found if seam.acts_here()), None)
 
 
-def _original_implementation(config: Any) -> str | None:
-    """The attention implementation that a patched config named before; None for a config that is not patched."""
-    patched = _patched.get(id(config))
-    return None if patched is None else patched.original
-
-
-def _mask(**arguments: Any) -> DeferredMask:
+def _mask(**arguments: Any) -> Tensor | None:
     """The registered mask function: stores its arguments and builds no mask."""
     arguments.setdefault("attention_mask", None)
+    config = arguments.get("config")
+    if not attention_names.is_used_here(config):
+        # the contexts may close in their thread before this forward pass ends
+        return MaskFacts(attention_names.original_implementation(config), arguments).mask
     for name in ("q_offset", "kv_offset"):
         # a static cache passes its own counter, which has advanced by the time the layers read it
         if isinstance(arguments.get(name), Tensor):
             arguments[name] = arguments[name].clone()
-    return DeferredMask.of(MaskFacts(_original_implementation(arguments.get("config")), arguments))
+    return DeferredMask.of(MaskFacts(attention_names.original_implementation(config), arguments))
 
 
 def _attend(
@@ -196,27 +126,15 @@ def _attend(
     seam = _owners.get(module)
     if seam is None:
         # this model is not tapped; it shares its config with one that is
-        return _original_attention(module, query, key, value, mask, kw)
-    return seam.attend(module, query, key, value, mask, kw)
-
-
-def _original_attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, kw: dict[str, Any]
-) -> tuple[Tensor, Tensor | None]:
-    """Call the model's original attention function with the mask it would have received."""
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
-    config: Any = module.config
-    function = ALL_ATTENTION_FUNCTIONS.get(_original_implementation(config))
-    if function is None:
-        function = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
-    if function is None:
-        raise ModelError(
-            f"{type(module).__name__} has no eager attention function to fall back on; "
-            "load the model with attn_implementation='sdpa'."
-        )
-    whole = mask.facts_for(module).mask if isinstance(mask, DeferredMask) else mask
-    return function(module, query, key, value, whole, **kw)
+        return attention_names.original_attention(module, query, key, value, mask, kw)
+    try:
+        return seam.attend(module, query, key, value, mask, kw)
+    except BaseException:
+        for each in seam.connections:
+            each.scope.failed |= each.scope.acts_here()
+        raise
+    finally:
+        seam.end_of_layer(module)
 
 
 @contextlib.contextmanager
@@ -238,24 +156,41 @@ def tapping(model: nn.Module, tap: AttentionTap) -> Iterator["Seam"]:
         UsageError: If the attention implementation was changed in the config while the context was open.
     """
     model = unwrap(model)
-    seam = _seams.get(model)
-    if seam is None:
-        seam = _seams[model] = Seam(model)
-        try:
-            seam.open()
-        except BaseException:
-            del _seams[model]
-            seam.close()
-            raise
-    seam.taps.append(tap)
-    try:
-        yield seam
-        seam.check_routing()
-    finally:
-        seam.taps.remove(tap)
-        if not seam.taps:
-            del _seams[model]
-            seam.close()
+    scope, connected = Scope(), list[Seam]()
+
+    def enter() -> None:
+        seam = _seams.get(model)
+        connected.append(Seam(model) if seam is None else seam)
+        if seam is None:
+            _seams[model] = connected[0]
+            connected[0].open()
+        connected[0].connect(tap, scope)
+
+    def leave() -> None:
+        for seam in connected:
+            seam.disconnect(scope)
+            if not seam.connections:
+                if _seams.get(model) is seam:
+                    del _seams[model]
+                seam.close()
+
+    def see(module: nn.Module, args: tuple[Any, ...]) -> None:
+        if args and isinstance(args[0], Tensor):
+            connected[0].tokens[threading.get_ident()] = args[0]
+
+    hooks = [ModuleHook(module, see) for module in embeddings(model)]
+    with marking_repeats(model, scope), module_hooks(hooks), held(enter, leave, scope):
+        yield connected[0]
+        connected[0].check_routing()
+
+
+@dataclass(eq=False)
+class Connection:
+    """An open tap: its scope, and whether it is disconnected for the moment."""
+
+    tap: AttentionTap
+    scope: Scope
+    paused: bool = False
 
 
 @dataclass(eq=False)
@@ -263,13 +198,14 @@ class Seam:
     """The open taps of one model, and the routing of its attention calls to them."""
 
     model: nn.Module
-    taps: list[AttentionTap] = field(default_factory=list)
-    force: str | None = None
-    """Name of the engine that runs every call; None selects one for each call."""
+    connections: tuple["Connection", ...] = ()
+    """The open taps with their scopes, in the order in which they were opened; replaced as a whole by each change."""
     points: dict[nn.Module, HookPoints] = field(default_factory=dict)
     """The hook points of each attention module, while a bridge is open."""
-    generation: Generation = field(default_factory=Generation)
-    """The generate() that runs, whose rows may end before others."""
+    generations: dict[int, Generation] = field(default_factory=dict)
+    """By thread, the generate() that runs, whose rows may end before others."""
+    tokens: dict[int, Tensor] = field(default_factory=dict)
+    """By thread, Int `[b q]`: the token ids of the forward pass that runs."""
     _layers: tuple[nn.Module, ...] = ()
     _configs: tuple[Any, ...] = ()
 
@@ -299,12 +235,12 @@ class Seam:
         self._layers, self._configs = tuple(layers.values()), tuple(configs.values())
         _owners.update(dict.fromkeys(self._layers, self))
         for config in self._configs:
-            _patch(config)
+            attention_names.patch(config, self, torch.compiler.disable(_attend), _mask, _generation_of)
 
     def check_routing(self) -> None:
         """Raise UsageError if attention was led past interp by a change of a config."""
         for config in self._configs:
-            if (changed := config._attn_implementation) != IMPLEMENTATION_NAME:
+            if (changed := config._attn_implementation) != attention_names.IMPLEMENTATION_NAME:
                 raise UsageError(
                     f"the attention implementation in the config was set to {changed!r} inside a context of interp, "
                     "which read and edited nothing from then on; call model.set_attn_implementation(), or set it "
@@ -316,8 +252,42 @@ class Seam:
         for module in self._layers:
             _owners.pop(module, None)
         for config in self._configs:
-            _restore(config)
+            attention_names.restore(config, self)
         self._layers = self._configs = ()
+
+    def connect(self, tap: AttentionTap, scope: Scope) -> None:
+        """Add a tap."""
+        self.connections = (*self.connections, Connection(tap, scope))
+
+    def disconnect(self, scope: Scope) -> None:
+        """Remove the tap of a scope."""
+        self.connections = tuple(each for each in self.connections if each.scope is not scope)
+
+    def acts_here(self) -> bool:
+        """Whether some tap acts on calls of the running thread and task."""
+        return any(each.scope.acts_here() for each in self.connections)
+
+    @property
+    def generation(self) -> Generation:
+        """The generate() of the running thread."""
+        return self.generations.setdefault(threading.get_ident(), Generation())
+
+    def end_of_layer(self, module: nn.Module) -> None:
+        """Forget the tokens of a forward pass after its last layer."""
+        if self._layers[-1:] == (module,):
+            self.tokens.pop(threading.get_ident(), None)
+
+    def scope_of(self, tap: AttentionTap) -> Scope:
+        """The scope of an open tap."""
+        return next(each.scope for each in self.connections if each.tap is tap)
+
+    def acting_at(self, layer: int) -> "list[Connection]":
+        """The connections that read or edit a layer in calls of the running thread and task."""
+        acting = (each for each in self.connections if not each.paused and each.scope.acts_here())
+        found = [each for each in acting if each.tap.at(layer)]
+        for each in found:
+            each.scope.reached.add(layer)
+        return found
 
     def attend(
         self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, kw: dict[str, Any]
@@ -332,20 +302,27 @@ class Seam:
         Raises:
             UsageError: If the model uses attention dropout and a tap edits the call.
         """
-        taps = [tap for tap in self.taps if tap.at(getattr(module, "layer_idx", -1))]
+        acting = self.acting_at(getattr(module, "layer_idx", -1))
+        taps = [each.tap for each in acting]
+
+        # the innermost capture that names an engine decides for the call
+        engine_name = next((name for tap in reversed(taps) if (name := getattr(tap, "engine", None))), None)
 
         def original() -> tuple[Tensor, Tensor | None]:
-            return _original_attention(module, query, key, value, mask, kw)
+            return attention_names.original_attention(module, query, key, value, mask, kw)
 
-        points = self.points.get(module)
+        points = self.points.get(module) if self.acts_here() else None
         hooked = points if points is not None and points.active else None
         if not taps and hooked is None:
             return original()
-        site = self.site(module, query, key, value, mask, kw)
-        for tap in taps:
-            site = replace(site, call=tap.edit(site))
-        readers = () if is_repeating() else taps
-        wants = [(tap, want) for tap in readers if (want := tap.want(site)) is not None]
+        operands = for_attention(query, key, value)
+        with own_state():
+            site = self.site(module, *operands, mask, kw)
+            for each in acting:
+                before, site = site, replace(site, call=each.tap.edit(site))
+                each.scope.edited |= site.call is not before.call
+            readers = () if is_repeating() else taps
+            wants = [(tap, want) for tap in readers if (want := tap.want(site)) is not None]
         if not wants and not site.call.edited and hooked is None:
             return original()
         if kw.get("dropout") and (site.call.edited or hooked is not None):
@@ -357,41 +334,41 @@ class Seam:
             out, pattern = hooked.attend(site.call)
             for tap, want in wants:
                 tap.take(site, want, hooked.values(site.reading(site.call, want.counted), pattern, want))
-            return out.transpose(1, 2), pattern if kw.get("output_attentions") else None
+            return out.transpose(1, 2), pattern if attention_names.returns_weights(module, kw) else None
 
         # the original function computes the output where an engine would have to compute more than is read
         use_engine = site.call.edited or not (
             kw.get("dropout")
-            or kw.get("output_attentions")
-            or _ignores_softcap(module, kw)
+            or attention_names.returns_weights(module, kw)
+            or attention_names.ignores_softcap(module, kw)
             or site.outside is not None
             or (torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value)))
             or all(want.partial for _, want in wants)
         )
         out, weights = (None, None) if use_engine else original()
-        for tap, want in wants:
-            # rows that have ended are computed as the model computes them, and are not read
-            fused = out is None and not want.partial and site.outside is None
-            call = site.call if want.heads is None else site.call.for_heads(want.heads)
-            call = site.reading(call, want.counted)
-            with torch.set_grad_enabled(torch.is_grad_enabled() and fused):
-                engine = select(call, want.requests, self.force).engine
-                result = engine(call, want.requests, want.queries, out=fused)
-            if fused:
-                out = result.written.transpose(1, 2)
-            tap.take(site, want, result.values)
-        if out is None:
-            out = select(site.call, (), self.force).engine(site.call).written.transpose(1, 2)
+        if site.call.edited and attention_names.returns_weights(module, kw):
+            weights = attention_names.weights_of(site.call, key.shape[2])
+        with own_state():
+            for tap, want in wants:
+                # rows that have ended are computed as the model computes them, and are not read; a layer that is
+                # computed again reads nothing, and has to store the same tensors for the backward pass
+                fused = out is None and not want.partial and site.outside is None
+                fused = fused and not attention_names.needs_gradient(site.call)
+                call = site.call if want.heads is None else site.call.for_heads(want.heads)
+                call = site.reading(call, want.counted)
+                with torch.set_grad_enabled(torch.is_grad_enabled() and fused):
+                    engine = select(call, want.requests, engine_name).engine
+                    result = engine(call, want.requests, want.queries, out=fused)
+                if fused:
+                    out = result.written.transpose(1, 2)
+                tap.take(site, want, result.values)
+            if out is None:
+                out = select(site.call, (), engine_name).engine(site.call).written.transpose(1, 2)
         return out, weights
 
     def site(
         self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, kw: dict[str, Any]
     ) -> Site:
         """Translate the arguments of transformers' attention function, see `make_site`."""
-        softcap = None if _ignores_softcap(module, kw) else kw.get("softcap")
+        softcap = None if attention_names.ignores_softcap(module, kw) else kw.get("softcap")
         return make_site(module, (query, key, value), mask, kw, softcap=softcap, generation=self.generation)
-
-
-def _ignores_softcap(module: nn.Module, kw: dict[str, Any]) -> bool:
-    """Whether the original function lacks the soft-cap: older versions of sdpa ignore it, newer ones fail."""
-    return kw.get("softcap") is not None and _original_implementation(module.config) == "sdpa"

@@ -12,6 +12,7 @@ from interp.analyses.kv.selecting import selecting
 from interp.analyses.kv.selector import KeySelector
 from interp.hooks.edit.evicting_cache import EvictingCache
 from interp.hooks.model.heads import HeadLayout
+from interp.hooks.model.scope import ModuleHook, module_hooks
 from interp.hooks.prompts.prompts import Prompts
 from interp.testing import families as models
 from interp.testing.contract_error import modules_with_hooks, require
@@ -165,21 +166,20 @@ def literal_logits(
                 for p in range(n, total):
                     seen[0, head, p, selector.n_sink : max(selector.n_sink, p - window)] = False
         masks[layer] = torch.where(seen, 0.0, torch.finfo(torch.float32).min)
-    handles = []
+    hooks = []
     for layer, module in enumerate(block.self_attn for block in model.model.layers):
 
         def swap(module: Any, args: Any, kwargs: Any, layer: int = layer) -> Any:
             return args, {**kwargs, "attention_mask": masks[layer]}
 
-        handles.append(module.register_forward_pre_hook(swap, with_kwargs=True))
+        hooks.append(ModuleHook(module, swap, with_kwargs=True))
     before = model.config._attn_implementation
     model.set_attn_implementation("eager")
     try:
-        return model(ids).logits[:, n:]
+        with module_hooks(hooks):
+            return model(ids).logits[:, n:]
     finally:
         model.set_attn_implementation(before)
-        for handle in handles:
-            handle.remove()
 
 
 __all__: Sequence[str] = ["check_selector", "continued", "literal_logits"]

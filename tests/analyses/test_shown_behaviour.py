@@ -169,7 +169,15 @@ def test_the_prompts_that_the_model_answers_right_are_used(scores):
 
 def test_items_without_the_behaviour_leave_a_curve(scores):
     model = tiny_chat_model.model()
-    measures = {"one": lambda model: torch.tensor([1.0, 0.0, 2.0]), "other": lambda model: torch.tensor([0.0, 5.0])}
+
+    def fixed(*values):
+        def measure(model):
+            model(torch.tensor([[1, 2]]))
+            return torch.tensor(values)
+
+        return measure
+
+    measures = {"one": fixed(1.0, 0.0, 2.0), "other": fixed(0.0, 5.0)}
     found = causal_curve(model, {"a": scores}, measures, shown={"one": 0.5}, sizes=(1,), n_random_sets=1)
     assert {trial.values["one"] for trial in found.trials} == {(1.0, 2.0)}
     assert {trial.values["other"] for trial in found.trials} == {(0.0, 5.0)}

@@ -22,6 +22,7 @@ from interp.hooks.edit.ablation import Intervention, ReferenceOutputs, intervene
 from interp.hooks.edit.partial_forward import fill_cache, holds_all_keys, record_hidden_states, resume_from_layer
 from interp.hooks.model.heads import HeadSet
 from interp.hooks.model.layers import check_eval, unwrap
+from interp.hooks.model.scope import ModuleHook, module_hooks
 from interp.hooks.prompts.prompts import Prompts
 from interp.hooks.read.capture import check_context
 
@@ -178,18 +179,14 @@ class BatchedInterventions:
         position = torch.arange(start, width, device=ids.device)[None].expand(len(ids), -1)
         # padding follows the last token of a row, and causality hides it
         mask = torch.ones(len(ids), width, dtype=torch.int64, device=ids.device)
-        handle = self._head.register_forward_pre_hook(pick)
-        try:
-            with torch.no_grad():
-                out: Any = self.model(
-                    input_ids=ids,
-                    attention_mask=mask,
-                    position_ids=position,
-                    past_key_values=cache,
-                    use_cache=cache is not None,
-                )
-        finally:
-            handle.remove()
+        with module_hooks([ModuleHook(self._head, pick)]), torch.no_grad():
+            out: Any = self.model(
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=position,
+                past_key_values=cache,
+                use_cache=cache is not None,
+            )
         return out.logits[:, -1].float(), held[0], out.past_key_values
 
     def _common(self) -> int:

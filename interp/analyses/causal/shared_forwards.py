@@ -12,6 +12,7 @@ from interp.errors import ModelError
 from interp.hooks.edit.partial_forward import decoder_layers, holds_all_keys, resume_from_layer
 from interp.hooks.model.heads import HeadSet
 from interp.hooks.model.layers import unwrap
+from interp.hooks.model.scope import ModuleHook, module_hooks
 
 MAX_RECORDED_BYTES = 1 << 30
 """memory for recorded hidden states, keys and values; later forward passes are not recorded"""
@@ -94,19 +95,13 @@ class SharedForwards:
         if not self.first_layers:
             yield
             return
-        handles = [
-            self.body.register_forward_pre_hook(begin, with_kwargs=True),
-            self.body.register_forward_hook(end, with_kwargs=True),
-            *(
-                self._layers[layer].register_forward_pre_hook(layer_input(layer), with_kwargs=True)
-                for layer in self.first_layers
-            ),
+        hooks = [
+            ModuleHook(self.body, begin, with_kwargs=True),
+            ModuleHook(self.body, end, after=True, with_kwargs=True),
+            *(ModuleHook(self._layers[layer], layer_input(layer), with_kwargs=True) for layer in self.first_layers),
         ]
-        try:
+        with module_hooks(hooks):
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
     @contextlib.contextmanager
     def resume(self, heads: HeadSet) -> Iterator[None]:
@@ -140,16 +135,12 @@ class SharedForwards:
                 for layer, (keys, values) in enumerate(made.cache[:first]):
                     cache.update(keys, values, layer)
 
-        handles = [
-            self.body.register_forward_pre_hook(begin, with_kwargs=True),
-            self.body.register_forward_hook(end, with_kwargs=True, always_call=True),
+        hooks = [
+            ModuleHook(self.body, begin, with_kwargs=True),
+            ModuleHook(self.body, end, after=True, with_kwargs=True, always_call=True),
         ]
-        try:
+        with inside, module_hooks(hooks):
             yield
-        finally:
-            inside.close()
-            for handle in handles:
-                handle.remove()
 
 
 def _key(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Inputs | None:

@@ -12,6 +12,7 @@ from interp.analyses.kv.selector import KeptKeys, KeySelector
 from interp.errors import UsageError
 from interp.hooks.edit.edit import Steering, steering
 from interp.hooks.model.layers import attention_layers
+from interp.hooks.model.scope import ModuleHook, module_hooks
 from interp.hooks.prompts.prompts import Prompts
 
 EVICTION_INTERVAL = 64
@@ -85,9 +86,8 @@ def selecting(
 
                 return after
 
-            for layer, module in attention_layers(model).items():
-                handle = module.register_forward_hook(compact(layer))
-                stack.callback(handle.remove)
+            modules = attention_layers(model).items()
+            stack.enter_context(module_hooks([ModuleHook(m, compact(layer), after=True) for layer, m in modules]))
         yield state
 
 

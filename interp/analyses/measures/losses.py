@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 
 from interp.errors import PromptError, UsageError
 from interp.hooks.model.layers import unwrap
+from interp.hooks.model.scope import ModuleHook, module_hooks
 from interp.hooks.prompts.prompts import Prompt, Prompts
 from interp.hooks.read.capture import model_inputs
 
@@ -150,12 +151,9 @@ def _next_token(model: Any, inputs: dict[str, Tensor]) -> Tensor:
     # the first token of a padded row would be predicted from padding
     targets = ids[:, 1:].masked_fill(~real[:, :-1], IGNORED_TOKEN)
     body, found = model.base_model, []
-    handle = body.register_forward_hook(lambda module, args, output: found.append(output))
-    try:
+    with module_hooks([ModuleHook(body, lambda module, args, output: found.append(output), after=True)]):
         whole = {} if body is model else {"logits_to_keep": 1}
         output = model(**inputs, use_cache=False, **whole)
-    finally:
-        handle.remove()
     if body is model:
         return _mean(_entropy(output.logits[:, :-1], targets), targets)
 

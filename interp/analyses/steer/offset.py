@@ -174,7 +174,7 @@ def _vectors(given: Any) -> Vectors:
             raise UsageError(f"{given} holds no vectors ({error}); give a .safetensors file.") from None
     try:
         pairs = list(given.items()) if isinstance(given, Mapping) else [(name, vector) for name, vector in given]
-        found = {Head.parse(name): torch.as_tensor(vector, dtype=torch.float32).cpu() for name, vector in pairs}
+        found = {Head.parse(name): torch.as_tensor(vector, dtype=torch.float32, device="cpu") for name, vector in pairs}
     except HeadError:
         raise
     except (TypeError, ValueError):

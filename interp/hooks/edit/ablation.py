@@ -13,10 +13,13 @@ from interp.hooks.edit.open_edits import opened_once
 from interp.hooks.edit.per_row_steering import head_masks_by_layer, masks_of_rows
 from interp.hooks.model.heads import Head, HeadLayout, HeadSet
 from interp.hooks.model.layers import attention_layers, projection_inputs, unwrap
+from interp.hooks.model.repeats import is_repeating
+from interp.hooks.model.scope import Scope
+from interp.hooks.model.torch_state import own_defaults
 from interp.hooks.prompts.prompts import Prompts
 from interp.hooks.read import keep
 from interp.hooks.read.capture import read
-from interp.hooks.seam import AttentionTap, ReadRequest, Site, tapping
+from interp.hooks.seam import AttentionTap, Site, tapping
 from interp.kernels.contract import Call
 
 AblationKind = Literal["zero", "mean", "resample", "uniform", "first"]
@@ -90,15 +93,15 @@ class Intervention:
         if self.reference is None or self.kind == "mean":
             return None
         if self.kind == "resample":
-            generator = torch.Generator().manual_seed(self.seed)
-            return torch.randint(len(self.reference), (len(prompts),), generator=generator)
+            generator = torch.Generator("cpu").manual_seed(self.seed)
+            return torch.randint(len(self.reference), (len(prompts),), generator=generator, device="cpu")
         if self.reference.lengths != prompts.lengths:
             raise PromptError(
                 f"patching pairs each prompt with a reference prompt of the same length: {len(prompts)} prompts of "
                 f"{_first_lengths(prompts.lengths)} tokens and {len(self.reference)} reference prompts of "
                 f"{_first_lengths(self.reference.lengths)} were given; pair prompts of equal lengths."
             )
-        return torch.arange(len(prompts))
+        return torch.arange(len(prompts), device="cpu")
 
 
 def _first_lengths(lengths: tuple[int, ...]) -> str:
@@ -146,6 +149,7 @@ def ablate(
     Raises:
         HeadError: If the model does not have a head.
         UsageError: If the kind is unknown, or a reference is missing or superfluous.
+        ModelError: If the context ends and the model has not run in it, or ran where it cannot be ablated.
 
     Examples:
         >>> with interp.ablate(model, "L1H2", "zero"), interp.capture(model, interp.keep.z(), heads="L1H2") as cap:
@@ -204,7 +208,7 @@ def intervene(
 
     Raises:
         HeadError: If the model does not have a head.
-        ModelError: If a layer of the sets has no attention.
+        ModelError: If a layer of the sets has no attention, or the context ends and the model has not run in it.
         UsageError: If "patch" is given no source, or "scale" is open on this model already.
     """
     model = unwrap(model)
@@ -214,18 +218,21 @@ def intervene(
         raise UsageError("patching needs the reference prompt of each prompt: give source=, or use sweep_sets.")
     if missing := sorted(set(masks) - set(attention_layers(model))):
         raise ModelError(f"layers {missing} of {type(model).__name__} have no attention: choose heads of other layers.")
-    generator = torch.Generator().manual_seed(intervention.seed)
+    generator = torch.Generator("cpu").manual_seed(intervention.seed)
     tap = InterventionTap(layout, intervention, masks, bank, source, generator)
+    acting: list[Scope] = []
     with contextlib.ExitStack() as stack:
         if intervention.kind == "scale":
             # every other kind gives the same outputs when it is applied twice
-            acting = [(intervention, *sets)]
-            stack.enter_context(opened_once(model, acting, "multiply its factors to apply it twice"))
+            remedy = "multiply its factors to apply it twice"
+            stack.enter_context(opened_once(model, [(intervention, *sets)], remedy))
         if masks and intervention.kind in ("uniform", "first", "resample", "patch"):
-            stack.enter_context(tapping(model, tap))
+            acting.append(stack.enter_context(tapping(model, tap)).scope_of(tap))
         if masks and intervention.kind not in ("uniform", "first"):
-            stack.enter_context(projection_inputs(model, masks, tap.replace))
+            acting.append(stack.enter_context(projection_inputs(model, masks, tap.replace)))
         yield
+    for scope in acting:
+        scope.check_reached(masks, f"the ablation {intervention.kind!r}")
 
 
 @dataclass(eq=False)
@@ -239,6 +246,7 @@ class ReferenceOutputs:
     """Int [n], the number of tokens of each reference prompt."""
 
     @classmethod
+    @own_defaults()
     def of(
         cls, model: nn.Module, heads: HeadSet, intervention: Intervention, *, progress: bool = False
     ) -> "ReferenceOutputs | None":
@@ -288,16 +296,14 @@ class InterventionTap(AttentionTap):
     def at(self, layer: int) -> bool:
         return layer in self.masks
 
-    def want(self, site: Site) -> ReadRequest | None:
+    def edit(self, site: Site) -> Call:
         if self.bank is not None:
             position = site.row_position
             self._position[site.layer] = position.clamp(min=0).cpu()
-            if self.source is None and not site.call.q_start and site.layer == min(self.masks):
+            again = is_repeating() or bool(site.call.q_start)
+            if self.source is None and not again and site.layer == min(self.masks):
                 # a new run has other rows, which draw again
                 self._draw = torch.randint(len(self.bank.lengths), (len(position),), generator=self.generator)
-        return None
-
-    def edit(self, site: Site) -> Call:
         call = site.call
         if self.intervention.kind not in ("uniform", "first"):
             return call

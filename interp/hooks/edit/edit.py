@@ -22,6 +22,7 @@ from interp.hooks.edit.open_edits import opened_once
 from interp.hooks.edit.steering_state import GateInput, SteeringState
 from interp.hooks.model.heads import HeadLayout, HeadSet
 from interp.hooks.model.layers import projection_inputs, unwrap
+from interp.hooks.model.scope import Scope
 from interp.hooks.prompts.batch_spans import BatchSpans, TokenSpan
 from interp.hooks.prompts.prompts import Prompts
 from interp.hooks.read.reductions import normalize_spans
@@ -231,6 +232,7 @@ def steering(model: nn.Module, edits: "Edit | Edits", prompts: Prompts | None = 
         HeadError: If the model does not have a head.
         SpanError: If no prompt has a span, or the batch is longer than the prompts. Only lengths are compared.
         UsageError: If edits is not an edit, is open on this model already, or leaves a query no key to see.
+        ModelError: If the context ends and the model has not run in it, or ran where it cannot be edited.
 
     Examples:
         >>> edit = interp.steer.Pasta("first", alpha=0.01, heads="L0H1, L1H2")
@@ -246,14 +248,18 @@ def steering(model: nn.Module, edits: "Edit | Edits", prompts: Prompts | None = 
     if not isinstance(edits, Edit | Edits):
         raise UsageError(f"{edits!r} is not an edit: give an edit of interp.steer, or a sum of edits.")
     steering = Steering(layout=HeadLayout.of(model), edits=Edits(()) + edits, bound=BatchSpans(prompts))
+    acting: list[tuple[Scope, set[int]]] = []
     with contextlib.ExitStack() as stack:
-        acting = [edit for edit, heads in steering.pairs if heads]
-        stack.enter_context(opened_once(model, acting, "give edit + edit to apply it twice"))
-        if steering.tapped_layers:
+        changing = [edit for edit, heads in steering.pairs if heads]
+        stack.enter_context(opened_once(model, changing, "give edit + edit to apply it twice"))
+        if tapped := steering.tapped_layers:
             steering.seam = stack.enter_context(tapping(model, steering))
+            acting.append((steering.seam.scope_of(steering), tapped))
         if gated := {layer for edit, heads in steering.pairs if edit.gate is not None for layer in heads}:
-            stack.enter_context(projection_inputs(model, sorted(gated), steering.apply_gates))
+            acting.append((stack.enter_context(projection_inputs(model, sorted(gated), steering.apply_gates)), gated))
         yield steering
+    for scope, layers in acting:
+        scope.check_reached(layers, "steering()")
 
 
 @dataclass(eq=False, kw_only=True)

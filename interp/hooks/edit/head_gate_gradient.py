@@ -12,6 +12,7 @@ from interp.hooks.edit.layer_checkpoints import LayerCheckpoints, layer_checkpoi
 from interp.hooks.model.heads import HeadLayout
 from interp.hooks.model.layers import attention_layers, projection_inputs, unwrap
 from interp.hooks.model.repeats import is_repeating
+from interp.hooks.model.torch_state import own_state
 
 
 @contextlib.contextmanager
@@ -88,6 +89,7 @@ class GateGradient:
             # the gradient arrives at the x of the first call
             return
 
+        @own_state()
         def add(gradient: Tensor) -> None:
             z = kept.pop("z") if call is not None else kept["z"]
             # one row of the batch at a time keeps the float32 copies small

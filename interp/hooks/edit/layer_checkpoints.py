@@ -14,6 +14,7 @@ from interp.errors import UsageError
 from interp.hooks.edit.partial_forward import decoder_layers
 from interp.hooks.model.layers import unwrap
 from interp.hooks.model.repeats import repeating
+from interp.hooks.model.scope import ModuleHook, inheriting, module_hooks, open_scopes, replaced_functions
 
 
 @contextlib.contextmanager
@@ -52,19 +53,12 @@ def layer_checkpoints(model: nn.Module) -> Iterator["LayerCheckpoints"]:
         Costs one more forward pass. What is computed outside of the layers, such as logits, is stored as before.
     """
     checkpoints = LayerCheckpoints()
-    blocks = list(decoder_layers(unwrap(model)).values())
-    before = [block.__dict__.get("forward") for block in blocks]
+    blocks = decoder_layers(unwrap(model)).values()
     try:
-        for block in blocks:
-            block.__dict__["forward"] = checkpoints.wrap(block, block.forward)
-        yield checkpoints
+        with replaced_functions({block: checkpoints.wrap(block, block.forward) for block in blocks}):
+            yield checkpoints
     finally:
         checkpoints.open = False
-        for block, forward in zip(blocks, before, strict=True):
-            if forward is None:
-                block.__dict__.pop("forward", None)
-            else:
-                block.__dict__["forward"] = forward
 
 
 @contextlib.contextmanager
@@ -74,11 +68,8 @@ def without_cache(model: nn.Module) -> Iterator[None]:
     def drop(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return args, {**kwargs, "use_cache": False}
 
-    handle = unwrap(model).register_forward_pre_hook(drop, with_kwargs=True)
-    try:
+    with module_hooks([ModuleHook(unwrap(model), drop, with_kwargs=True)]):
         yield
-    finally:
-        handle.remove()
 
 
 @dataclass(eq=False)
@@ -117,8 +108,9 @@ class LayerCheckpoints:
         return run
 
     def _contexts(self) -> tuple[contextlib.AbstractContextManager[None], contextlib.AbstractContextManager[None]]:
-        call = LayerCall()
-        return self._running(call), Reopened(lambda: self._repeating(call))
+        # a backward pass on a GPU has a thread of its own
+        call, scopes = LayerCall(), open_scopes()
+        return self._running(call), Reopened(lambda: self._repeating(call, scopes))
 
     @contextlib.contextmanager
     def _running(self, call: LayerCall) -> Iterator[None]:
@@ -129,13 +121,13 @@ class LayerCheckpoints:
             self._thread.call = outer
 
     @contextlib.contextmanager
-    def _repeating(self, call: LayerCall) -> Iterator[None]:
+    def _repeating(self, call: LayerCall, scopes: frozenset[int]) -> Iterator[None]:
         if not self.open:
             raise UsageError(
                 "the backward pass began after layer_checkpoints had closed, where the layers cannot be computed again "
                 "with the hooks of the forward pass; call backward() inside the context."
             )
-        with self._running(call), repeating():
+        with self._running(call), inheriting(scopes), repeating():
             yield
 
 

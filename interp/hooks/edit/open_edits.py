@@ -7,8 +7,9 @@ from weakref import WeakKeyDictionary
 from torch import nn
 
 from interp.errors import UsageError
+from interp.hooks.model.scope import Scope, held
 
-_open: WeakKeyDictionary[nn.Module, list[Hashable]] = WeakKeyDictionary()
+_open: WeakKeyDictionary[nn.Module, tuple[tuple[Scope, Hashable], ...]] = WeakKeyDictionary()
 
 
 @contextlib.contextmanager
@@ -26,19 +27,25 @@ def opened_once(model: nn.Module, edits: Iterable[Hashable], remedy: str) -> Ite
     Raises:
         UsageError: If an equal edit is open on the model.
     """
-    edits = list(edits)
-    for edit in edits:
-        if any(_equal(edit, other) for other in _open.get(model, ())):
-            shown = edit[0] if isinstance(edit, tuple) else edit
-            raise UsageError(
-                f"{shown if isinstance(shown, str) else repr(shown)} is already open on this model, where a second "
-                f"context would apply it twice; close the first context, or {remedy}."
-            )
-    _open[model] = [*_open.get(model, ()), *edits]
-    try:
+    edits, scope = list(edits), Scope()
+
+    def enter() -> None:
+        before = _open.get(model, ())
+        for edit in edits:
+            # an equal edit of another thread acts on the calls of that thread
+            if any(other_scope.acts_here() and _equal(edit, other) for other_scope, other in before):
+                shown = edit[0] if isinstance(edit, tuple) else edit
+                raise UsageError(
+                    f"{shown if isinstance(shown, str) else repr(shown)} is already open on this model, where a second "
+                    f"context would apply it twice; close the first context, or {remedy}."
+                )
+        _open[model] = (*before, *((scope, edit) for edit in edits))
+
+    def leave() -> None:
+        _open[model] = tuple(pair for pair in _open.get(model, ()) if pair[0] is not scope)
+
+    with held(enter, leave, scope):
         yield
-    finally:
-        _open[model] = [other for other in _open[model] if all(other is not edit for edit in edits)]
 
 
 def _equal(one: Hashable, other: Hashable) -> bool:

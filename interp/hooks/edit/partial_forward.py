@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from interp.errors import ModelError
 from interp.hooks.model.layers import attention_layers, unwrap
+from interp.hooks.model.scope import ModuleHook, module_hooks, replaced_functions
 
 
 def decoder_layers(model: nn.Module) -> dict[int, nn.Module]:
@@ -49,12 +50,8 @@ def record_hidden_states(model: nn.Module) -> Iterator[dict[int, Tensor]]:
         return hook
 
     blocks = decoder_layers(model).items()
-    handles = [block.register_forward_pre_hook(record(layer), with_kwargs=True) for layer, block in blocks]
-    try:
+    with module_hooks([ModuleHook(block, record(layer), with_kwargs=True) for layer, block in blocks]):
         yield hidden
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextlib.contextmanager
@@ -80,21 +77,9 @@ def resume_from_layer(model: nn.Module, layer: int, hidden: Tensor) -> Iterator[
     def begin(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
 
-    skipped = [block for number, block in layers.items() if number < layer]
-    # forwards that others have replaced, as for weights on several devices
-    replaced = [block.__dict__.get("forward") for block in skipped]
-    handle = layers[layer].register_forward_pre_hook(begin, with_kwargs=True)
-    try:
-        for block in skipped:
-            block.__dict__["forward"] = return_input
+    skipped = dict.fromkeys((block for number, block in layers.items() if number < layer), return_input)
+    with module_hooks([ModuleHook(layers[layer], begin, with_kwargs=True)]), replaced_functions(skipped):
         yield
-    finally:
-        handle.remove()
-        for block, before in zip(skipped, replaced, strict=True):
-            if before is None:
-                block.__dict__.pop("forward", None)
-            else:
-                block.__dict__["forward"] = before
 
 
 def fill_cache(cache: Any, source: Any, layers: range, columns: slice, repeat: int) -> Any:

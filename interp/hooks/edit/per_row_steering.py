@@ -86,7 +86,7 @@ def head_masks_by_layer(sets: Sequence[HeadSet], layout: HeadLayout) -> dict[int
     for number, heads in enumerate(sets):
         layout.check(heads)
         for head in heads:
-            empty = torch.zeros(len(sets), layout.heads, dtype=torch.bool)
+            empty = torch.zeros(len(sets), layout.heads, dtype=torch.bool, device="cpu")
             masks.setdefault(head.layer, empty)[number, head.head] = True
     return dict(sorted(masks.items()))
 

@@ -53,6 +53,7 @@ def streaming_mix(
     Raises:
         UsageError: If gates has another shape, sink is negative, recent is less than 1, or the same mixture is open on
             this model already.
+        ModelError: If the context ends and the model has not run in it.
 
     Examples:
         >>> from interp.hooks.edit.streaming_mix import streaming_mix
@@ -77,13 +78,14 @@ def streaming_mix(
     constant = full is None and not gates.requires_grad
     layers = [layer for layer, row in enumerate(gates) if not (constant and bool((row == 1).all()))]
     tap = StreamingMix(layout, gates, sink, recent, full, frozenset(layers))
-    acting = [("streaming_mix", id(gates), sink, recent)] if layers else []
+    changing = [("streaming_mix", id(gates), sink, recent)] if layers else []
     with (
-        opened_once(model, acting, "mix the gates to apply them twice"),
+        opened_once(model, changing, "mix the gates to apply them twice"),
         tapping(model, tap),
-        projection_inputs(model, layers, tap.mix),
+        projection_inputs(model, layers, tap.mix) as scope,
     ):
         yield
+    scope.check_reached(layers, "streaming_mix()")
 
 
 @dataclass(eq=False)

@@ -221,7 +221,7 @@ class HeadSet:
             tensor(1)
         """
         layout.check(self)
-        mask = torch.zeros(layout.layers, layout.heads, dtype=torch.bool)
+        mask = torch.zeros(layout.layers, layout.heads, dtype=torch.bool, device="cpu")
         for layer, head in self.heads:
             mask[layer, head] = True
         return mask
@@ -275,7 +275,7 @@ class HeadSet:
                 f"{len(self)} random heads were requested, but only {len(rest)} of the {layout.size} heads are left to "
                 "draw from; use a smaller set, or exclude fewer heads."
             )
-        draw = torch.Generator().manual_seed(seed)
+        draw = torch.Generator("cpu").manual_seed(seed)
         if match == "free":
             return HeadSet(tuple(_sample(list(rest), len(self), draw)))
         if match != "layer":
@@ -353,7 +353,7 @@ def permute_in_layers(
         >>> [head.layer for head in drawn]
         [0, 1]
     """
-    draw, moved = torch.Generator().manual_seed(seed), {}
+    draw, moved = torch.Generator("cpu").manual_seed(seed), {}
     for heads in sets:
         layout.check(heads)
     stay = set(fixed or ())
@@ -375,4 +375,4 @@ def _kv_heads(text: Any, heads: int) -> int:
 
 
 def _sample(heads: list[Head], count: int, draw: torch.Generator) -> list[Head]:
-    return [heads[i] for i in torch.randperm(len(heads), generator=draw)[:count].tolist()]
+    return [heads[i] for i in torch.randperm(len(heads), generator=draw, device="cpu")[:count].tolist()]

@@ -5,10 +5,12 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from interp.errors import ModelError
+from interp.hooks.model.repeats import marking_repeats
+from interp.hooks.model.scope import ModuleHook, Scope, module_hooks
+from interp.hooks.model.torch_state import own_state
 
 PROJECTION_NAMES = ("o_proj", "c_proj", "dense", "out_proj", "wo")
 """Names of the output projection in the model families of transformers."""
@@ -18,7 +20,9 @@ simplest one."""
 
 
 def unwrap(model: Any) -> Any:
-    """Return the transformers model itself, given the model or a TransformerLens bridge over it."""
+    """Return the transformers model itself, given the model, a compiled one or a TransformerLens bridge over it."""
+    while isinstance(model, nn.Module) and isinstance(inner := model._modules.get("_orig_mod"), nn.Module):
+        model = inner
     inner = getattr(model, "original_model", None)
     return inner if isinstance(inner, nn.Module) else model
 
@@ -87,6 +91,15 @@ def attention_layers(model: nn.Module) -> dict[int, nn.Module]:
     return dict(sorted(found.items()))
 
 
+def embeddings(model: Any) -> list[nn.Module]:
+    """The module that embeds token ids, in a list; an empty list where a model does not name it."""
+    try:
+        found = unwrap(model).get_input_embeddings()
+    except (AttributeError, NotImplementedError):
+        return []
+    return [found] if isinstance(found, nn.Module) else []
+
+
 def check_eval(model: Any) -> None:
     """Raise ModelError for a model in training mode, because dropout makes its results random."""
     if any(module.training for module in unwrap(model).modules()):
@@ -101,7 +114,7 @@ def projection_name(module: nn.Module) -> str | None:
 @contextlib.contextmanager
 def projection_inputs(
     model: nn.Module, layers: Iterable[int], see: Callable[[int, Tensor], Tensor | None], *, inside: bool = False
-) -> Iterator[None]:
+) -> Iterator[Scope]:
     """Observe or replace the input of each output projection while the context is open.
 
     The input x `[b q h*d]` is a single tensor for Linear and Conv1D alike. The hooks are removed when the context
@@ -113,27 +126,29 @@ def projection_inputs(
         see: Called as `see(layer, x)`. A tensor that it returns replaces x; None leaves x unchanged.
         inside: Under a TransformerLens bridge, call `see` after hook_z. By default it is called before hook_z, which
             then receives the replaced x.
+
+    Yields:
+        Scope: The scope of the context, with the layers that it has reached.
     """
     modules = attention_layers(model)
-    handles = []
-    try:
-        for layer in layers:
-            name = projection_name(modules[layer])
-            if name is not None:
-                projection = getattr(modules[layer], name)
-                while inside and (inner := wrapped_module(projection)) is not None:
-                    projection = inner
-                # hooks that change x run before hooks that read it, in whatever order the contexts were opened
-                handles.append(projection.register_forward_pre_hook(_hook(layer, see), prepend=not inside))
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    hooks = []
+    for layer in layers:
+        name = projection_name(modules[layer])
+        if name is not None:
+            projection = getattr(modules[layer], name)
+            while inside and (inner := wrapped_module(projection)) is not None:
+                projection = inner
+            # hooks that change x run before hooks that read it, in whatever order the contexts were opened
+            hooks.append(ModuleHook(projection, _hook(layer, see), prepend=not inside, layer=layer))
+    scope = Scope()
+    with marking_repeats(unwrap(model), scope), module_hooks(hooks, scope):
+        yield scope
 
 
 def _hook(layer: int, see: Callable[[int, Tensor], Tensor | None]) -> Callable[..., Any]:
     def hook(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        x = see(layer, args[0])
+        with own_state():
+            x = see(layer, args[0])
         return None if x is None else (x, *args[1:])
 
-    return torch.compiler.disable(hook)
+    return hook

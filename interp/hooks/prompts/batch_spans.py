@@ -9,7 +9,7 @@ from torch import Tensor
 from interp.errors import SpanError
 from interp.hooks.model.row_text import RowText
 from interp.hooks.prompts.prompts import Prompts
-from interp.hooks.seam import Site
+from interp.hooks.seam import Site, running_tokens
 
 TokenSpan = str | int | tuple[int, int]
 """The name of a span, one position, or a half-open range of positions."""
@@ -55,8 +55,9 @@ class BatchSpans:
         """Check that a running batch can be the given prompts.
 
         On its first run each row must be the prompt or a first part of it, in one or several forward passes, or go on
-        where its cache holds exactly the prompt. Only lengths are compared, so a different batch with suitable lengths
-        is not detected.
+        where its cache holds exactly the prompt. A longer row must begin with the tokens of the prompt, as with the
+        candidates of assisted generation and prompt lookup. Otherwise only lengths are compared, so a different batch
+        with suitable lengths is not detected.
 
         Args:
             site: An attention call of the batch.
@@ -72,7 +73,7 @@ class BatchSpans:
         lengths = torch.tensor(self.lengths(rows))
         if not self._goes_on(before, after, lengths):
             fits = (after <= lengths) | ((before == lengths) & (before > 0))
-            if not bool(fits.all()):
+            if not bool(fits.all()) and (bool(before.any()) or not self._begins_with_prompts(site)):
                 raise SpanError(
                     f"the running batch has rows of {(after - before).tolist()} tokens"
                     + (f" after {before.tolist()} in its cache" if bool(before.any()) else "")
@@ -99,6 +100,19 @@ class BatchSpans:
         if rows > len(self._seen):
             return self._seen.repeat_interleave(rows // len(self._seen))
         return self._seen.view(rows, -1).amax(1)
+
+    def _begins_with_prompts(self, site: Site) -> bool:
+        """Whether the rows that run begin with the tokens of the prompts."""
+        ids = running_tokens(site.module)
+        rows = site.call.q.shape[0]
+        if ids is None or self.prompts is None or ids.shape != (rows, site.call.q.shape[2]):
+            return False
+        each, prompts, text = self.repeat(rows), list(self.prompts), ids.cpu()
+        there = (site.text.position >= 0).cpu()
+        return all(
+            text[row, there[row]][: len(prompts[row // each])].tolist() == list(prompts[row // each].ids)
+            for row in range(rows)
+        )
 
     def mask(self, where: TokenSpan, rows: int, width: int) -> Tensor:
         """Make a mask of a span over positions.

@@ -33,9 +33,7 @@ class ReadRows:
         """Add the rows of one attention call; `index` selects the queries that are read, None for all."""
         call = site.call
         if call.q_start < self.end:
-            raise UsageError(
-                "this capture already holds an earlier run: open a new capture for each forward() or generate()."
-            )
+            raise UsageError(_second_run(site.call.q_start))
         if index is None and not self.positions:
             _warn_of_cache(site)
         self.end = call.q_start + call.q.shape[2]
@@ -74,6 +72,21 @@ def _warn_of_cache(site: Site) -> None:
             "by query is not position 0; cap.queries has the position of each.",
             stacklevel=2,
         )
+
+
+def _second_run(q_start: int) -> str:
+    """The message for a call whose queries begin before the end of those that were read."""
+    if q_start:
+        return (
+            "the model went back to earlier tokens of its cache, as assisted generation and prompt lookup do for "
+            "candidates that are rejected, or it calls attention twice in a layer, which a capture cannot read; "
+            "generate without an assistant and without prompt_lookup_num_tokens."
+        )
+    return (
+        "this capture already holds an earlier run, and the model began again at the first token; open a new capture "
+        "for each forward() or generate(), and generate with use_cache=True, because generation without a cache reads "
+        "the prompt anew at each step."
+    )
 
 
 @dataclass(eq=False)

@@ -1,8 +1,10 @@
 """Captures: contexts around forward() or generate() that read attention while the model runs."""
 
 import contextlib
+import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import psutil
@@ -10,13 +12,14 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from interp.errors import CostError, ModelError, PromptError, UsageError
+from interp.errors import ModelError, PromptError, UsageError
 from interp.hooks.model.heads import HeadLayout, HeadSet
 from interp.hooks.model.layers import context_length, projection_inputs, unwrap
+from interp.hooks.model.torch_state import own_state
 from interp.hooks.prompts.batch_spans import BatchSpans
 from interp.hooks.prompts.prompts import Prompts
 from interp.hooks.read.assemble import Chunks, ReadRows
-from interp.hooks.read.capture_cost import MAX_MEMORY_SHARE, CaptureCost, format_bytes
+from interp.hooks.read.capture_cost import CaptureCost, StoredResults
 from interp.hooks.read.choice import Queries, choose_layers, choose_queries, queries_to_read
 from interp.hooks.read.reductions import K, Keep, Q, RankedKeys, TokenSpan, V, Z
 from interp.hooks.seam import ReadRequest, Site, tapping
@@ -105,7 +108,7 @@ class Capture:
     _chunks: dict[tuple[int, Keep], Chunks] = field(default_factory=dict, init=False)
     _rows: ReadRows = field(default_factory=ReadRows, init=False)
     _rows_of_z: dict[int, Tensor | None] = field(default_factory=dict, init=False)
-    _stored_bytes: int = field(default=0, init=False)
+    _stored: StoredResults = field(default_factory=StoredResults, init=False)
     _checked_end: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
@@ -136,24 +139,25 @@ class Capture:
         """
         n = length if queries is None else queries
         per_layer = self.layout.heads * len(self.layers) if self.heads is None else len(self.heads)
-        parts = []
-        for item in self.keep:
-            numbers = item.width(n, length) * (self.layout.head_dim if item.kind == "stream" else 1)
-            parts.append((repr(item), 2 * 4 * batch * per_layer * numbers))
+        each, size = {"stream": self.layout.head_dim}, 2 * 4 * batch * per_layer
+        parts = [(repr(item), size * item.width(n, length) * each.get(item.kind, 1)) for item in self.keep]
         return CaptureCost(tuple(parts), psutil.virtual_memory().available)
 
     def __enter__(self) -> "Capture":
         if self._stack is not None:
             raise UsageError("this capture is open already, and would read everything twice; make a second capture.")
+        tap: Any = weakref.proxy(self)  # a capture that is dropped closes itself
         with contextlib.ExitStack() as stack:
-            seam = stack.enter_context(tapping(self.model, self))
-            if self.engine is not None:
-                stack.callback(setattr, seam, "force", seam.force)
-                seam.force = self.engine
+            stack.enter_context(tapping(self.model, tap))
             if self._keeps_z:
-                stack.enter_context(projection_inputs(self.model, self.layers, self._take_z, inside=True))
+                take = partial(Capture._take_z, tap)
+                stack.enter_context(projection_inputs(self.model, self.layers, take, inside=True))
             self._stack = stack.pop_all()
         return self
+
+    def __del__(self) -> None:
+        if (stack := self.__dict__.get("_stack")) is not None:
+            stack.close()
 
     def __exit__(self, *error: Any) -> None:
         self._rows_of_z.clear()
@@ -194,9 +198,7 @@ class Capture:
         return self._chunks.setdefault((layer, item), Chunks(item))
 
     def _head_index(self, layer: int, device: torch.device) -> Tensor | None:
-        if self.heads is None:
-            return None
-        return torch.tensor(self.heads.by_layer()[layer], device=device)
+        return None if self.heads is None else torch.tensor(self.heads.by_layer()[layer], device=device)
 
     def _take_streams(self, site: Site, index: Tensor | None) -> None:
         n = site.call.q.shape[2]
@@ -224,15 +226,8 @@ class Capture:
             return
         self._checked_end = site.call.q_start + site.call.q.shape[2]
         n = site.call.q.shape[2] if index is None else len(index)
-        cost = self.cost(site.call.q.shape[0], site.call.k.shape[2], n)
-        # the results of earlier steps are stored already, and are copied once more when they are joined
-        needed = cost.total + self._stored_bytes
-        self._stored_bytes += cost.total // 2
-        if needed > MAX_MEMORY_SHARE * cost.free:
-            raise CostError(
-                f"this capture needs {format_bytes(needed)} for {site.call.k.shape[2]:,} tokens and "
-                f"{format_bytes(cost.free)} is free: read fewer layers, heads or queries, or a reduction, not rows."
-            )
+        n_keys = site.call.k.shape[2]
+        self._stored.add(self.cost(site.call.q.shape[0], n_keys, n), n_keys)
 
     def _span(self, where: TokenSpan, width: int) -> Tensor:
         return self._spans.mask(where, self._rows.batch, width)
@@ -249,6 +244,7 @@ class Capture:
         return queries_to_read(self._chosen(site.row_position))
 
     @property
+    @own_state()
     def queries(self) -> Tensor:
         """Int `[b q]`, the position of each query of the results, -1 where a prompt has fewer."""
         return self._rows.order(self._chosen)[1]
@@ -258,6 +254,7 @@ class Capture:
         """Number of tokens that each row has so far, without padding."""
         return self._rows.lengths
 
+    @own_state()
     def __getitem__(self, item: Keep) -> Any:
         """Return the result of one reduction, in the shape that its function in `interp.keep` documents.
 
@@ -281,16 +278,16 @@ class Capture:
                 f"{item!r} has nothing for layers {missing}: run the model inside the context; if it did run, "
                 "interp doctor shows which layers interp can reach."
             )
-        order = self._rows.order(self._chosen)
-        parts = [self._chunks[layer, item].assemble(self._rows, order) for layer in self.layers]
+        rows, order = self._rows, self._rows.order(self._chosen)
+        parts = [self._chunks[layer, item].assemble(rows, order) for layer in self.layers]
         join = (lambda x: torch.stack(x, 1)) if self.heads is None else (lambda x: torch.cat(x, 1))
         if isinstance(parts[0], tuple):
             return RankedKeys(*(join(list(part)) for part in zip(*parts, strict=True)))
         return join(parts)
 
     def __repr__(self) -> str:
-        kept = ", ".join(map(repr, self.keep))
-        return f"Capture({kept}; {len(self.layers)} layers, {'all' if self.heads is None else len(self.heads)} heads)"
+        heads = "all" if self.heads is None else len(self.heads)
+        return f"Capture({', '.join(map(repr, self.keep))}; {len(self.layers)} layers, {heads} heads)"
 
 
 def run(model: nn.Module, prompts: Prompts, **kw: Any) -> Any:

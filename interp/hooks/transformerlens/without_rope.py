@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from interp.errors import ModelError, UsageError
 from interp.hooks.model.layers import attention_layers, unwrap
+from interp.hooks.model.scope import ModuleHook, module_hooks
 from interp.hooks.read.capture import Capture
 from interp.hooks.read.reductions import Z
-from interp.hooks.seam import AttentionTap, Seam, tapping
+from interp.hooks.seam import Connection, Seam, tapping
 from interp.hooks.transformerlens.bridge import IdleTap
 
 CACHES = ("past_key_values", "past_key_value", "layer_past")
@@ -49,9 +50,10 @@ def without_rope(model: nn.Module) -> Iterator[None]:
     model = unwrap(model)
     with contextlib.ExitStack() as stack:
         unrotated = UnrotatedPass(stack.enter_context(tapping(model, IdleTap())))
-        for module in attention_layers(model).values():
-            stack.callback(module.register_forward_pre_hook(unrotated.before, with_kwargs=True).remove)
-            stack.callback(module.register_forward_hook(unrotated.after, always_call=True).remove)
+        modules = attention_layers(model).values()
+        hooks = [ModuleHook(module, unrotated.before, with_kwargs=True) for module in modules]
+        hooks += [ModuleHook(module, unrotated.after, after=True, always_call=True) for module in modules]
+        stack.enter_context(module_hooks(hooks))
         yield
 
 
@@ -61,12 +63,14 @@ class UnrotatedPass:
 
     seam: Seam
     _running: bool = False
-    _saved_taps: list[AttentionTap] | None = field(default=None)
+    _paused: list[Connection] = field(default_factory=list)
 
     def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Run the module once without rotation for the captures, and hide them from the run that follows."""
         layer: Any = module.layer_idx
-        reading = [tap for tap in self.seam.taps if isinstance(tap, Capture) and tap.at(layer)]
+        acting = [each for each in self.seam.connections if each.scope.acts_here()]
+        captures = [each for each in acting if isinstance(each.tap, Capture)]
+        reading: list[Any] = [each.tap for each in captures if each.tap.at(layer)]
         if self._running or not reading:
             return
         if any(type(item) is Z for tap in reading for item in tap.keep):
@@ -89,13 +93,16 @@ class UnrotatedPass:
         finally:
             self._running = False
         # edits stay in place; captures have already read this layer
-        self._saved_taps = self.seam.taps
-        self.seam.taps = [tap for tap in self._saved_taps if not isinstance(tap, Capture)]
+        self._paused = captures
+        for each in self._paused:
+            each.paused = True
 
     def after(self, *_: Any) -> None:
-        """Restore the taps that `before` has hidden."""
-        if not self._running and self._saved_taps is not None:
-            self.seam.taps, self._saved_taps = self._saved_taps, None
+        """Connect the taps that `before` has paused."""
+        if not self._running:
+            for each in self._paused:
+                each.paused = False
+            self._paused = []
 
 
 def _uses_rope(module: nn.Module) -> bool:

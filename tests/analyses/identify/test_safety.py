@@ -13,7 +13,7 @@ from interp.analyses.causal.random_sets import N_FREE_SETS
 from interp.analyses.identify._subspace import angle
 from interp.analyses.identify.sahara import SaharaResult, sahara
 from interp.analyses.identify.ships import ships
-from interp.errors import UsageError
+from interp.errors import ModelError, UsageError
 from interp.hooks.edit.ablation import ablate
 from interp.hooks.model.heads import Head, HeadLayout, HeadSet
 from interp.hooks.prompts.prompts import Prompts
@@ -182,6 +182,12 @@ def test_a_curve_compares_rankings_with_random_heads(tmp_path):
     assert not any(set(trial.heads) & tested[trial.matched, trial.size] for trial in free)
 
 
+def three_ones(model):
+    """A measure that heads do not change."""
+    model(torch.tensor([[1, 2]]))
+    return torch.ones(3)
+
+
 @pytest.mark.parametrize(
     ("settings", "text"),
     [
@@ -199,7 +205,7 @@ def test_a_curve_compares_rankings_with_random_heads(tmp_path):
 def test_bad_curves(settings, text):
     model = planted.refusing(0).model
     given = {"rankings": {"some": list(HeadLayout.of(model).all())}, "sizes": (1,)} | settings
-    measures = given.pop("measures", {"one": lambda model: torch.ones(3)})
+    measures = given.pop("measures", {"one": three_ones})
     with pytest.raises(UsageError, match=text):
         causal_curve(model, given.pop("rankings"), measures, **given)
 
@@ -222,11 +228,17 @@ def test_bad_groups(settings, text):
 def test_a_short_ranking_leaves_no_size_without_a_control():
     model = planted.refusing(0).model
     rankings = {"short": [Head(0, 1)], "long": [Head(1, 0), Head(1, 1)]}
-    found = causal_curve(model, rankings, {"one": lambda model: torch.ones(3)}, sizes=(1, 2), n_random_sets=1)
+    found = causal_curve(model, rankings, {"one": three_ones}, sizes=(1, 2), n_random_sets=1)
     assert found.sizes("random") == found.sizes("random by layer") == (1, 2)
     assert found.gain("long", "one", size=2).mean == 0.0
     with pytest.raises(UsageError, match="unknown measure 'two'"):
         found.mean("long", "two", size=2)
+
+
+def test_a_measure_that_does_not_run_the_model_is_refused():
+    model = planted.refusing(0).model
+    with pytest.raises(ModelError, match="the model did not run inside the context"):
+        causal_curve(model, {"some": [Head(0, 1)]}, {"one": lambda model: torch.ones(3)}, sizes=(1,))
 
 
 def test_points_of_another_seed_are_not_taken_for_these(tmp_path):

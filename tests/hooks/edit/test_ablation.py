@@ -182,5 +182,6 @@ def test_reference_prompts_show_a_progress_bar_only_on_request(tiny_model, monke
     ReferenceOutputs.of(model, HeadSet.parse("L0H1"), change)
     with ablate(model, "L0H1", "mean", reference=prompts()):
         assert shown == [False, False]
+        run(model, prompts())
     ReferenceOutputs.of(model, HeadSet.parse("L0H1"), change, progress=True)
     assert shown[-1]
