@@ -167,7 +167,8 @@ def _(request: TopKeys, call: Call, p: Tensor, index: Tensor) -> tuple[Tensor, T
 @reduce.register
 def _(request: Mass, call: Call, p: Tensor, index: Tensor) -> Tensor:
     rows = (weighted_by_value(call, p) if request.by_value else p)[:, :, index]
-    return torch.einsum("bhrk,bsk->bhrs", rows, request.sets.to(p.dtype))
+    sets = request.sets if request.sets.dim() == 4 else request.sets[:, None]
+    return rows @ sets.to(p.dtype).transpose(-1, -2)
 
 
 @reduce.register
