@@ -36,7 +36,7 @@ Statistic = Literal["example", "position"]
     control=controls.loss(),
     cost=costs.gradients(),
     source_settings={"statistic": "example in the paper, position in the code", "normalize": "layer"},
-    shown_extras={"signed": "With its sign", "absolute": "Without its sign"},
+    shown_extras={"signed": "With its sign"},
 )
 def gradient_importance(
     model: nn.Module,
@@ -190,7 +190,7 @@ def supporting(scores: HeadScores) -> HeadScores:
         scores: Scores of `gradient_importance(statistic="example", normalize=None)`.
 
     Returns:
-        HeadScores: The scores, with the absolute slopes as the extra "absolute".
+        HeadScores: The scores, with the slopes as the extra "signed" and their size as the extra "absolute".
 
     Raises:
         UsageError: If the scores have no sign, or are shares of their layers.
@@ -210,7 +210,7 @@ def supporting(scores: HeadScores) -> HeadScores:
         scores,
         per_prompt=-scores.extras["signed"],
         unit="loss taken off per gate",
-        extras={"absolute": scores.per_prompt},
+        extras={**scores.extras, "absolute": scores.per_prompt},
         settings={**scores.settings, "sign": "turned"},
     )
 

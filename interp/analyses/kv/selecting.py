@@ -12,7 +12,6 @@ from interp.analyses.kv._shares import NO_GLOBAL_LAYERS, global_layers
 from interp.analyses.kv.selector import KeptKeys, KeySelector
 from interp.errors import UsageError
 from interp.hooks.edit.edit import Steering, steering
-from interp.hooks.edit.evicting_cache import EvictingCache, EvictingLayer, Hiding
 from interp.hooks.model.layers import attention_layers, unwrap
 from interp.hooks.prompts.prompts import Prompts
 
@@ -84,6 +83,9 @@ def selecting(
 
 def _hide(cache: Any, state: Steering) -> Callable[[], None]:
     """Let the layers of a cache be used while a context hides the keys that they evict; a function that ends it."""
+    # this imports transformers
+    from interp.hooks.edit.evicting_cache import EvictingCache, EvictingLayer, Hiding
+
     if not isinstance(cache, EvictingCache):
         raise UsageError(
             f"cache={type(cache).__name__} cannot evict keys; give an EvictingCache(model), or leave cache out to hide "
@@ -107,6 +109,7 @@ def _hide(cache: Any, state: Steering) -> Callable[[], None]:
 
 def _evicting(cache: Any, layer: int, selector: KeySelector, state: Steering) -> Callable[..., None]:
     """A hook that evicts the keys of a layer after it was called."""
+    from interp.hooks.edit.evicting_cache import EvictingLayer
 
     def after(*_: Any) -> None:
         chosen = state.memory.get((0, layer))

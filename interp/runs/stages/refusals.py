@@ -69,7 +69,7 @@ class Refusals:
     def importance(self) -> Stage:
         """Heads by how much they hold the first token of refusals up: the slope of its loss with its sign turned.
 
-        Heads that oppose refusals come last; the absolute slopes are stored as an extra.
+        Heads that oppose refusals come last. The slopes and their size are stored as extras.
         """
 
         def work(run: "Run", steps: Path) -> HeadScores:
