@@ -15,6 +15,7 @@ from interp.kernels import naive
 from interp.kernels.accumulators import BITS_PER_NAT, KEYS_PER_TILE, RowBlock, Workspace, accumulator, join
 from interp.kernels.contract import Call, Mass, Request, Result, Rows
 from interp.kernels.folding import fold_biases
+from interp.kernels.padding import without_padding
 from interp.kernels.sdpa import attend_by_sdpa, suits_sdpa
 
 BLOCK_ELEMENTS = 1 << 21
@@ -54,7 +55,7 @@ def attend(
     if 0 in (*call.q.shape, *call.k.shape):
         # there is nothing to split into blocks
         return naive.attend(call, requests, queries, out)
-    call = fold_biases(call)
+    call = fold_biases(without_padding(call))
     if out and queries is not None:
         # the output needs all rows, and the reductions need only the chosen ones
         plain = attend(call, block=block)
@@ -375,4 +376,5 @@ def _open_rows(call: Call) -> Tensor:
     if not call.adds_bias:
         return score.softmax(-1)
     # a row whose keys are all hidden by biases is zero
-    return (score + call.bias()).softmax(-1).nan_to_num(0.0)
+    score = score + call.bias()
+    return score.softmax(-1).masked_fill((score == -torch.inf).all(-1, keepdim=True), 0.0)

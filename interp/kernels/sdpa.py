@@ -1,5 +1,7 @@
 """Attention without reductions by torch's scaled_dot_product_attention."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
@@ -51,12 +53,12 @@ def attend_by_sdpa(call: Call, size: int) -> Tensor:
     """
     b, h, g, n, n_keys = call.sizes
     q = call.q if call.logit_scale is None else call.q * call.logit_scale.to(call.dtype).expand(b, h)[:, :, None, None]
+    # torch's quick attention wants q, k and v of one width
+    wide = max(q.shape[-1], call.v.shape[-1])
+    q, k, v = (x if x.shape[-1] == wide else pad(x, (0, wide - x.shape[-1])) for x in (q, call.k, call.v))
+    settings: dict[str, Any] = {"scale": call.scale, "enable_gqa": g != h}
     if is_plain_causal(call) and not torch.is_grad_enabled():
-        # torch's quick attention wants q, k and v of one width
-        wide = max(q.shape[-1], call.v.shape[-1])
-        operands = (pad(x, (0, wide - x.shape[-1])) for x in (q, call.k, call.v))
-        out = scaled_dot_product_attention(*operands, is_causal=True, scale=call.scale, enable_gqa=g != h)
-        return out[..., : call.v.shape[-1]]
+        return scaled_dot_product_attention(q, k, v, is_causal=True, **settings)[..., : call.v.shape[-1]]
     outs = []
     for rows in torch.arange(n).split(max(1, size // max(1, b * h * n_keys))):
         part = slice(int(rows[0]), int(rows[-1]) + 1)
@@ -69,8 +71,7 @@ def attend_by_sdpa(call: Call, size: int) -> Tensor:
             # a row that sees no key would be NaN
             mask = mask.masked_fill(dead, 0.0)
         mask = mask.expand(b, h, len(rows), n_keys)
-        out = scaled_dot_product_attention(
-            q[:, :, part], call.k, call.v, attn_mask=mask, scale=call.scale, enable_gqa=g != h
-        )
+        out = scaled_dot_product_attention(q[:, :, part], k, v, attn_mask=mask, **settings)
         outs.append(out.masked_fill(dead, 0.0) if blind else out)
-    return outs[0] if len(outs) == 1 else torch.cat(outs, 2)
+    whole = outs[0] if len(outs) == 1 else torch.cat(outs, 2)
+    return whole[..., : call.v.shape[-1]]
