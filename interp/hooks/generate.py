@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from interp.hooks.model.finite import check_logits
 from interp.hooks.model.layers import unwrap
 from interp.hooks.prompts.prompts import Prompts
 from interp.hooks.read.capture import model_inputs
@@ -39,6 +40,7 @@ def generate(model: nn.Module, prompts: Prompts, *, max_new_tokens: int = 32, st
 
     Raises:
         PromptError: If a prompt and its reply do not fit into the context of the model.
+        ModelError: If a logit is NaN or infinite.
 
     Examples:
         >>> from interp.hooks.generate import generate
@@ -46,7 +48,7 @@ def generate(model: nn.Module, prompts: Prompts, *, max_new_tokens: int = 32, st
         >>> len(replies), all(len(reply.ids) <= 4 for reply in replies)
         (2, True)
     """
-    from transformers import GenerationConfig
+    from transformers import GenerationConfig, LogitsProcessorList
 
     network: Any = unwrap(model)
     tokenizer = prompts.tokenizer
@@ -66,11 +68,25 @@ def generate(model: nn.Module, prompts: Prompts, *, max_new_tokens: int = 32, st
     network.generation_config = GenerationConfig()
     try:
         with torch.no_grad():
-            tokens = network.generate(**inputs, generation_config=config, tokenizer=tokenizer)
+            check: Any = LogitsProcessorList([_Finite(network, inputs)])
+            tokens = network.generate(**inputs, generation_config=config, tokenizer=tokenizer, logits_processor=check)
     finally:
         network.generation_config = own
     new = tokens[:, inputs["input_ids"].shape[1] :].tolist()
     return [_reply(row, ends, stop, tokenizer, max_new_tokens) for row in new]
+
+
+@dataclass(frozen=True, eq=False)
+class _Finite:
+    """A logits processor that refuses NaN, of which greedy decoding would take the first token of the vocabulary."""
+
+    network: Any
+    inputs: dict[str, Any]
+
+    def __call__(self, ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        mask = self.inputs["attention_mask"]
+        grown = torch.nn.functional.pad(mask, (0, ids.shape[1] - mask.shape[1]), value=1)
+        return check_logits(self.network, scores, {"input_ids": ids, "attention_mask": grown})
 
 
 def _reply(row: list[int], ends: list[int], stop: str | None, tokenizer: Any, limit: int) -> Reply:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from interp.errors import ModelError, UsageError
+from interp.hooks.model.finite import finite_values
 from interp.hooks.model.layers import attention_layers, n_recomputed_layers, unwrap, uses_interface
 from interp.hooks.model.mask import DeferredMask, MaskFacts
 from interp.hooks.model.repeats import is_repeating
@@ -310,7 +311,7 @@ class Seam:
         if hooked is not None:
             out, pattern = hooked.attend(site.call)
             for tap, want in wants:
-                tap.take(site, want, hooked.values(site.call, pattern, want))
+                tap.take(site, want, finite_values(site, hooked.values(site.call, pattern, want)))
             return out.transpose(1, 2), pattern if kw.get("output_attentions") else None
 
         # the original function computes the output where an engine would have to compute more than is read
@@ -330,7 +331,7 @@ class Seam:
                 result = engine(call, want.requests, want.queries, out=fused)
             if fused:
                 out = result.written.transpose(1, 2)
-            tap.take(site, want, result.values)
+            tap.take(site, want, finite_values(site, result.values))
         if out is None:
             out = select(site.call, (), self.force).engine(site.call).written.transpose(1, 2)
         return out, weights

@@ -16,6 +16,7 @@ from interp.analyses.results.trial import BASELINE, RANDOM, Trial
 from interp.analyses.results.trials import Trials
 from interp.errors import UsageError
 from interp.hooks.edit.edit import Edits, steering
+from interp.hooks.model.finite import check_output
 from interp.hooks.model.layers import unwrap
 from interp.hooks.model.provenance import Provenance
 from interp.hooks.prompts.prompts import Prompts
@@ -133,10 +134,11 @@ def _batch(model: nn.Module, task: KVTask, part: slice, made: Mapping[Run, KeySe
     distinct = tuple(dict.fromkeys(made.values()))
     edits = Edits(distinct)
     with steering(network, edits, contexts) as read:
-        first = network(
+        output = network(
             input_ids=inputs["input_ids"], attention_mask=mask, position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
             use_cache=True, logits_to_keep=1,
-        ).past_key_values  # fmt: skip
+        )  # fmt: skip
+    first = check_output(network, output, inputs).past_key_values
     rest, answers = task.rest[part], task.answers[part]
     whole = [(1.0, *row) for row in _answered(network, first, mask, contexts, rest, answers)]
     lengths = torch.tensor(contexts.lengths)

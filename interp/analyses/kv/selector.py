@@ -162,7 +162,7 @@ class KeySelector(Edit):
 
     def apply(self, here: EditContext) -> Call:
         if here.call.window is not None:
-            if not bool(global_layers(here.site.module, 1).any()):
+            if here.call.q.shape[2] > 1 and not bool(global_layers(here.site.module, 1).any()):
                 raise UsageError(NO_GLOBAL_LAYERS)
             return here.call
         length = here.length

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from interp.errors import UsageError
 from interp.hooks.edit.steering_state import SteeringState
+from interp.hooks.model.finite import finite_values
 from interp.hooks.prompts.batch_spans import TokenSpan
 from interp.hooks.seam import Site
 from interp.kernels.contract import Call, Columns, Lse, Mass, Rows
@@ -321,7 +322,8 @@ class EditContext:
 
     def _read(self, request: Any) -> Any:
         with torch.no_grad():
-            return select(self.call, (request,)).engine(self.call, (request,), out=False).values[0]
+            values = select(self.call, (request,)).engine(self.call, (request,), out=False).values
+        return finite_values(self.site, values)[0]
 
     def recall(self) -> Any:
         """Return the edit's note at this layer; None if there is none."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from interp.errors import CostError, ModelError, PromptError, UsageError
+from interp.hooks.model.finite import check_output
 from interp.hooks.model.heads import HeadLayout, HeadSet
 from interp.hooks.model.layers import context_length, projection_inputs, unwrap
 from interp.hooks.prompts.batch_spans import BatchSpans
@@ -190,9 +191,7 @@ class Capture:
         return self._chunks.setdefault((layer, item), Chunks(item))
 
     def _head_index(self, layer: int, device: torch.device) -> Tensor | None:
-        if self.heads is None:
-            return None
-        return torch.tensor(self.heads.by_layer()[layer], device=device)
+        return None if self.heads is None else torch.tensor(self.heads.by_layer()[layer], device=device)
 
     def _take_streams(self, site: Site, index: Tensor | None) -> None:
         n = site.call.q.shape[2]
@@ -306,6 +305,7 @@ def run(model: nn.Module, prompts: Prompts, **kw: Any) -> Any:
 
     Raises:
         PromptError: If a prompt is longer than the model's context.
+        ModelError: If a logit is NaN or infinite.
 
     Examples:
         >>> from interp.hooks.read.capture import run
@@ -315,7 +315,7 @@ def run(model: nn.Module, prompts: Prompts, **kw: Any) -> Any:
     model = unwrap(model)
     inputs = model_inputs(model, prompts)
     with torch.no_grad():
-        return model(**inputs, use_cache=False, **kw)
+        return check_output(model, model(**inputs, use_cache=False, **kw), inputs)
 
 
 def check_context(model: nn.Module, prompts: Prompts, more: int = 0) -> None:
