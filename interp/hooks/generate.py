@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from interp.hooks.model.finite import check_logits
 from interp.hooks.model.layers import unwrap
 from interp.hooks.prompts.prompts import Prompt, Prompts
 from interp.hooks.read.capture import model_inputs
@@ -54,6 +55,7 @@ def generate(
 
     Raises:
         PromptError: If a prompt and its reply do not fit into the context of the model.
+        ModelError: If a logit is NaN or infinite.
 
     Examples:
         >>> from interp.hooks.generate import generate
@@ -61,7 +63,7 @@ def generate(
         >>> len(replies), all(len(reply.ids) <= 4 for reply in replies)
         (2, True)
     """
-    from transformers import GenerationConfig, StoppingCriteriaList
+    from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
     network: Any = unwrap(model)
     tokenizer = prompts.tokenizer
@@ -84,10 +86,12 @@ def generate(
     network.generation_config = GenerationConfig()
     try:
         with torch.no_grad():
+            check: Any = LogitsProcessorList([_Finite(network, inputs)])
             tokens = network.generate(
                 **inputs,
                 generation_config=config,
                 tokenizer=tokenizer,
+                logits_processor=check,
                 stopping_criteria=StoppingCriteriaList(criteria),
             )
     finally:
@@ -119,6 +123,19 @@ class _EndedRows:
                     self.lengths[row] = len(new[row])
         have_ended = [length <= len(row) for length, row in zip(self.lengths, new, strict=True)]
         return torch.tensor(have_ended, device=tokens.device)
+
+
+@dataclass(frozen=True, eq=False)
+class _Finite:
+    """A logits processor that refuses NaN, of which greedy decoding would take the first token of the vocabulary."""
+
+    network: Any
+    inputs: dict[str, Any]
+
+    def __call__(self, ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        mask = self.inputs["attention_mask"]
+        grown = torch.nn.functional.pad(mask, (0, ids.shape[1] - mask.shape[1]), value=1)
+        return check_logits(self.network, scores, {"input_ids": ids, "attention_mask": grown})
 
 
 def _reply(row: list[int], ends: list[int], stop: str | None, tokenizer: Any, limit: int) -> Reply:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from interp.errors import ModelError, UsageError
 from interp.hooks.model import attention_names
+from interp.hooks.model.finite import finite_values
 from interp.hooks.model.layers import attention_layers, embeddings, n_recomputed_layers, unwrap, uses_interface
 from interp.hooks.model.mask import DeferredMask, MaskFacts
 from interp.hooks.model.repeats import is_repeating, marking_repeats
@@ -333,7 +334,8 @@ class Seam:
         if hooked is not None:
             out, pattern = hooked.attend(site.call)
             for tap, want in wants:
-                tap.take(site, want, hooked.values(site.reading(site.call, want.counted), pattern, want))
+                values = hooked.values(site.reading(site.call, want.counted), pattern, want)
+                tap.take(site, want, finite_values(site, values))
             return out.transpose(1, 2), pattern if attention_names.returns_weights(module, kw) else None
 
         # the original function computes the output where an engine would have to compute more than is read
@@ -361,7 +363,7 @@ class Seam:
                     result = engine(call, want.requests, want.queries, out=fused)
                 if fused:
                     out = result.written.transpose(1, 2)
-                tap.take(site, want, result.values)
+                tap.take(site, want, finite_values(site, result.values))
             if out is None:
                 out = select(site.call, (), engine_name).engine(site.call).written.transpose(1, 2)
         return out, weights

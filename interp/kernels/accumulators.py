@@ -313,6 +313,8 @@ def _(request: Mass, call: Call, queries: Tensor | None) -> Accumulator:
         if id(request) in block.sums:
             return block.sums[id(request)] / block.denominator
         weight, total = block.pattern(request.by_value)
+        if sets.dim() == 4:
+            return weight @ sets[:, :, block.keys] / total
         n = weight.shape[2]
         mass = weight.reshape(b, h * n, -1) @ sets[:, block.keys].expand(b, -1, -1)
         return mass.view(b, h, n, -1) / total

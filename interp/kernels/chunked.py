@@ -14,6 +14,9 @@ from torch import Tensor
 from interp.kernels import naive
 from interp.kernels.accumulators import BITS_PER_NAT, KEYS_PER_TILE, RowBlock, Workspace, accumulator, join
 from interp.kernels.contract import Call, Mass, Request, Result, Rows
+from interp.kernels.folding import fold_biases
+from interp.kernels.padding import without_padding
+from interp.kernels.sdpa import attend_by_sdpa, suits_sdpa
 
 BLOCK_ELEMENTS = 1 << 21
 """Scores of one block: 8 MiB in float32."""
@@ -52,6 +55,7 @@ def attend(
     if 0 in (*call.q.shape, *call.k.shape):
         # there is nothing to split into blocks
         return naive.attend(call, requests, queries, out)
+    call = fold_biases(without_padding(call))
     if out and queries is not None:
         # the output needs all rows, and the reductions need only the chosen ones
         plain = attend(call, block=block)
@@ -64,36 +68,13 @@ def attend(
     if queries is not None:
         call = call.for_queries(queries)
     result = None
-    if out and not rest and call.softcap is None and call.sinks is None and call.q.dtype == call.dtype:
-        result = _attend_by_sdpa(call, block)
+    if out and not rest and suits_sdpa(call, block):
+        result = attend_by_sdpa(call, block)
     elif rest or out:
         result, found = _attend_by_kv_heads(call, rest, queries, out, block)
         for i, value in zip((i for i in range(len(requests)) if i not in chosen), found, strict=True):
             values[i] = value
     return Result(result, tuple(values))
-
-
-def _attend_by_sdpa(call: Call, size: int) -> Tensor:
-    """out [b h q e] of a call without reductions, by torch's attention with the biases as mask, in blocks of rows."""
-    b, h, g, n, n_keys = call.sizes
-    q = call.q if call.logit_scale is None else call.q * call.logit_scale.to(call.dtype).expand(b, h)[:, :, None, None]
-    outs = []
-    for rows in torch.arange(n).split(max(1, size // max(1, b * h * n_keys))):
-        part = slice(int(rows[0]), int(rows[-1]) + 1)
-        mask = call.bias(part).to(call.dtype) if call.adds_bias else call.q.new_zeros(1, 1, 1, 1)
-        if not call.sees_all_keys:
-            mask = torch.where(call.visible_ignoring_biases(part), mask, -torch.inf)
-        dead = (mask == -torch.inf).all(-1, keepdim=True)
-        blind = bool(dead.any())
-        if blind:
-            # a row that sees no key would be NaN
-            mask = mask.masked_fill(dead, 0.0)
-        mask = mask.expand(b, h, len(rows), n_keys)
-        out = torch.nn.functional.scaled_dot_product_attention(
-            q[:, :, part], call.k, call.v, attn_mask=mask, scale=call.scale, enable_gqa=g != h
-        )
-        outs.append(out.masked_fill(dead, 0.0) if blind else out)
-    return outs[0] if len(outs) == 1 else torch.cat(outs, 2)
 
 
 def _attend_by_kv_heads(
@@ -107,14 +88,22 @@ def _attend_by_kv_heads(
     # memory order [b q h e], which the model expects; gradients need separate parts that are concatenated
     whole = None if grad or not out else call.v.new_empty(b, n, h, call.v.shape[-1]).transpose(1, 2)
     places = [None] * len(parts) if whole is None else whole.chunk(len(parts), 1)
-    pairs = zip(parts, places, strict=True)
-    found = [_attend_blocks(part, requests, queries, out, size, space, place) for part, place in pairs]
+    own = [requests] if len(parts) == 1 else [tuple(_of_kv_head(r, i, g) for r in requests) for i in range(g)]
+    work = zip(parts, own, places, strict=True)
+    found = [_attend_blocks(part, each, queries, out, size, space, place) for part, each, place in work]
     if out and whole is None:
         whole = torch.cat([result for result, _ in found if result is not None], 1)
     if len(parts) == 1:
         return whole, found[0][1]
     values = zip(*(values for _, values in found), strict=True)
     return whole, [join(request, list(each)) for request, each in zip(requests, values, strict=True)]
+
+
+def _of_kv_head(request: Request, i: int, g: int) -> Request:
+    """The request for the query heads of one of g kv heads; only key sets that differ by head depend on it."""
+    if not isinstance(request, Mass) or request.sets.dim() < 4:
+        return request
+    return replace(request, sets=request.sets.chunk(g, 1)[i])
 
 
 def split_kv_heads(call: Call) -> Iterator[Call]:
@@ -164,7 +153,7 @@ def _attend_blocks(
     if place is not None:
         # a key set becomes one more column of v, so that its mass needs no separate pass
         for request in requests:
-            if isinstance(request, Mass) and not request.by_value:
+            if isinstance(request, Mass) and not request.by_value and request.sets.dim() == 3:
                 sets = request.sets.to(call.dtype).transpose(-1, -2)[:, None].expand(b, g, -1, -1)
                 columns[id(request)] = slice(values.shape[-1], values.shape[-1] + sets.shape[-1])
                 values = torch.cat([values, sets], -1)
@@ -387,4 +376,5 @@ def _open_rows(call: Call) -> Tensor:
     if not call.adds_bias:
         return score.softmax(-1)
     # a row whose keys are all hidden by biases is zero
-    return (score + call.bias()).softmax(-1).nan_to_num(0.0)
+    score = score + call.bias()
+    return score.softmax(-1).masked_fill((score == -torch.inf).all(-1, keepdim=True), 0.0)

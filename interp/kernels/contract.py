@@ -266,7 +266,7 @@ class Mass:
     """Share of attention on each of `s` key sets: [b h r s]. Sets may overlap, and membership may be fractional."""
 
     sets: Tensor
-    """Float [b s k], membership of the keys of the call."""
+    """Float [b s k], membership of the keys of the call, or [b h s k] if heads differ."""
     by_value: bool = False
     """Weight each key by the norm of its value: p |v| / sum p |v|."""
     spans: bool = False

@@ -86,8 +86,9 @@ class Moments:
 
     def _add(self, start: int, stop: int, sign: int) -> None:
         part = slice(start - self.k_start, stop - self.k_start)
-        counted = self.counted[:, part].double()
-        k = self.k[:, :, part].double() * counted[:, None, :, None]
+        counted = self.counted[:, part]
+        # padding may hold any values
+        k = self.k[:, :, part].double().masked_fill(~counted[:, None, :, None], 0.0)
         self.count += sign * counted.sum(1)
         self.total += sign * k.sum(2)
         self.product += sign * (k.mT @ k)

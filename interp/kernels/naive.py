@@ -23,6 +23,7 @@ from interp.kernels.contract import (
     TopKeys,
     block_grid,
 )
+from interp.kernels.padding import without_padding
 
 
 def logits(call: Call) -> Tensor:
@@ -71,7 +72,9 @@ def pattern(call: Call) -> Tensor:
         Tensor: Float [b h q k]; a row that sees no key is zero.
     """
     score = logits(call)
-    return torch.exp(score - lse(call, score)[..., None]).nan_to_num(0.0)
+    total = lse(call, score)[..., None]
+    # only a row that sees no key is zero: a NaN in any other row is a fault of the model, and stays
+    return torch.exp(score - total).masked_fill(total == -torch.inf, 0.0)
 
 
 def attend(call: Call, requests: tuple[Request, ...] = (), queries: Tensor | None = None, out: bool = True) -> Result:
@@ -96,6 +99,7 @@ def attend(call: Call, requests: tuple[Request, ...] = (), queries: Tensor | Non
         >>> keys[..., 0]
         tensor([[[0, 1, 2]]])
     """
+    call = without_padding(call)
     p = pattern(call)
     h, g = call.sizes[1:3]
     v = call.v.to(p.dtype).repeat_interleave(h // g, 1)
@@ -167,7 +171,8 @@ def _(request: TopKeys, call: Call, p: Tensor, index: Tensor) -> tuple[Tensor, T
 @reduce.register
 def _(request: Mass, call: Call, p: Tensor, index: Tensor) -> Tensor:
     rows = (weighted_by_value(call, p) if request.by_value else p)[:, :, index]
-    return torch.einsum("bhrk,bsk->bhrs", rows, request.sets.to(p.dtype))
+    sets = request.sets if request.sets.dim() == 4 else request.sets[:, None]
+    return rows @ sets.to(p.dtype).transpose(-1, -2)
 
 
 @reduce.register

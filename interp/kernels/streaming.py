@@ -13,6 +13,7 @@ from torch.nn.functional import pad
 
 from interp.errors import UsageError
 from interp.kernels.contract import Call
+from interp.kernels.padding import without_padding
 
 MIN_BLOCK_QUERIES = 32
 """Smallest number of queries of a block, so that a small `recent` does not lead to many small products."""
@@ -54,6 +55,7 @@ def stream(call: Call, sink: int, recent: int, first: Tensor | None = None) -> t
     if 0 in (b, h, n, m):
         return call.v.new_zeros(b, h, n, call.v.shape[-1]), call.q.new_full((b, h, n), -torch.inf, dtype=call.dtype)
     start = _first_columns(call, first) - call.k_start
+    call = without_padding(call)
     runs = list(query_runs(call, sink, recent))
     if len(runs) > 1:
         outs, lses = zip(*(stream(run, sink, recent, start + call.k_start) for run in runs), strict=True)

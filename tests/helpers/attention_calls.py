@@ -86,6 +86,7 @@ def every_request(call: Call, rows: int, torch_rng: torch.Generator) -> tuple[Re
     """Return all requests, for `rows` queries of a call."""
     b, _, _, n, m = call.sizes
     sets, weights = torch.rand(b, 4, m, generator=torch_rng), torch.rand(b, n, generator=torch_rng)
+    by_head = torch.rand(b, call.sizes[1], 2, m, generator=torch.Generator().manual_seed(m)) < 0.5
     keys = torch.randint(-1, m + call.k_start + 3, (b, rows, 3), generator=torch_rng)
     return (
         Lse(),
@@ -94,6 +95,8 @@ def every_request(call: Call, rows: int, torch_rng: torch.Generator) -> tuple[Re
         TopKeys(5),
         Mass(sets),
         Mass(sets, by_value=True),
+        Mass(by_head),
+        Mass(by_head, by_value=True),
         At(keys),
         At(keys, by_value=True),
         At(keys, total=True),

@@ -10,6 +10,7 @@ from engines import ENGINES, ENGINES_BY_NAME, EngineUnderTest, engine_params
 
 from interp.kernels import chunked, naive
 from interp.kernels.contract import MAX_BIAS, At, Blocks, Call, Columns, Entropy, Lse, Mass, Request, Rows, TopKeys
+from interp.kernels.folding import fold_biases
 from interp.kernels.select import ENGINE_NAMES
 
 
@@ -207,3 +208,43 @@ def test_bit_equal_between_runs():
         again = chunked.attend(call, requests, queries)
         assert torch.equal(first.written, again.written)
         assert torch.equal(first.values[0], again.values[0])
+
+
+BIASES = {
+    "a bias of each head": {"key_bias": (4,), "row_coef": None},
+    "one bias of all heads": {"key_bias": (1,), "row_coef": None},
+    "groups that heads share": {"key_bias": None, "row_coef": 3},
+    "groups of each head": {"key_bias": None, "row_coef": 2, "by_head": True},
+    "both": {"key_bias": (4,), "row_coef": 2, "by_head": True},
+}
+
+
+@pytest.mark.parametrize(
+    "limit", [{}, {"window": 9}, {"softcap": 3.0}, {"padded": True}, {"scaled": True}, {"hidden": True}]
+)
+@pytest.mark.parametrize("name", BIASES)
+def test_biases_in_q_and_k_are_biases_on_logits(name, limit):
+    kind, rng, (h, n) = BIASES[name], torch.Generator().manual_seed(3), (4, 40)
+    call = causal_call(b=2, h=h, g=2, n=n, d=16)
+    more = {key: value for key, value in limit.items() if key in ("window", "softcap")}
+    if kind["key_bias"]:
+        more["key_bias"] = torch.randn(2, *kind["key_bias"], n, generator=rng)
+    if kind["row_coef"]:
+        more["row_coef"] = torch.randn(2, h, n, kind["row_coef"], generator=rng)
+        shape = (2, h, n) if kind.get("by_head") else (2, n)
+        more["key_group"] = torch.randint(0, kind["row_coef"] + 1, shape, generator=rng)
+    if "padded" in limit:
+        more["live"] = more["row_live"] = torch.arange(n)[None] >= torch.tensor([[0], [11]])
+    if "scaled" in limit:
+        more["logit_scale"] = torch.rand(2, h, generator=rng)
+    if "hidden" in limit:
+        hidden = "key_bias" if kind["key_bias"] else "row_coef"
+        more[hidden][:, :, 1::5] = -torch.inf
+    call = replace(call, **more)
+    folded = fold_biases(call)
+    assert (folded.key_bias is None and folded.row_coef is None) == (limit not in ({"softcap": 3.0}, {"hidden": True}))
+    chunks = ENGINES_BY_NAME["chunked"]
+    for grad, block in ((False, 100), (False, 1 << 20), (True, 1 << 20)):
+        with torch.set_grad_enabled(grad):
+            agree(chunks, call, (), block=block)
+            agree(chunks, call, (Lse(), Columns(), Mass(torch.rand(2, h, 2, n) < 0.5)), block=block)

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import run_cases
 import tiny_chat_model
+import torch
 
 import interp
 from interp.errors import PromptError, RunError, UsageError
@@ -45,6 +46,10 @@ def test_the_planted_head_is_found_and_ablating_it_ends_refusals(whole):
     assert set(results.scores) == {"gradient_importance", "ships.uniform", "ships.zero"}
     for name, scores in results.scores.items():
         assert scores.top(1) == [Head(*made.head)], name
+    slopes = results.scores["gradient_importance"]
+    # ranked by the sign, with the absolute slopes next to it
+    assert float(slopes.values.min()) < 0 < float(slopes.values.max())
+    assert torch.equal(slopes.per_prompt.abs(), slopes.extras["absolute"])
     for curve in found.curves.values():
         assert curve.mean("baseline", measure="refused")[0] == 1
         for ranking in ("ships", "sahara", "gradient"):

@@ -20,6 +20,7 @@ from interp.analyses.causal.batch_size import halved, rows_that_fit
 from interp.errors import ModelError, PromptError
 from interp.hooks.edit.ablation import Intervention, ReferenceOutputs, intervene
 from interp.hooks.edit.partial_forward import fill_cache, holds_all_keys, record_hidden_states, resume_from_layer
+from interp.hooks.model.finite import check_logits
 from interp.hooks.model.heads import HeadSet
 from interp.hooks.model.layers import check_eval, unwrap
 from interp.hooks.model.scope import ModuleHook, module_hooks
@@ -187,7 +188,8 @@ class BatchedInterventions:
                 past_key_values=cache,
                 use_cache=cache is not None,
             )
-        return out.logits[:, -1].float(), held[0], out.past_key_values
+        last = check_logits(self.model, out.logits[:, -1], {"input_ids": self._ids})
+        return last.float(), held[0], out.past_key_values
 
     def _common(self) -> int:
         """Length of the common prefix of all prompts, 0 where sharing it saves nothing or would change the numbers."""

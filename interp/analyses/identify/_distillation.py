@@ -15,6 +15,7 @@ from interp.analyses.results.files import reason, write_atomic
 from interp.errors import ScoreError, UsageError
 from interp.hooks.edit.layer_checkpoints import layer_checkpoints
 from interp.hooks.edit.streaming_mix import streaming_mix
+from interp.hooks.model.finite import check_model
 from interp.hooks.model.heads import HeadLayout
 from interp.hooks.model.layers import attention_layers, projection_inputs
 from interp.hooks.prompts.prompts import Prompts
@@ -141,6 +142,8 @@ def distillation(
     layers = attention_layers(model) if settings.full == "teacher" else ()
     with torch.no_grad(), projection_inputs(model, layers, keep):
         teacher = body()
+    if not bool(torch.isfinite(teacher).all()):
+        check_model(model, inputs)
     full = held if settings.full == "teacher" else None
     with (
         streaming_mix(model, gates, sink=settings.sink, recent=settings.recent, full=full),

@@ -11,10 +11,11 @@ from tqdm.auto import tqdm
 
 from interp.analyses.causal.ablated_measures import source_of_numbers
 from interp.analyses.causal.function_identity import function_identity
-from interp.analyses.measures.head_outputs import bridged, by_length
+from interp.analyses.measures.head_outputs import bridged, by_length, ids
 from interp.analyses.results.files import Parts
 from interp.analyses.results.head_scores import HeadScores
 from interp.errors import PromptError, UsageError
+from interp.hooks.model.finite import check_model
 from interp.hooks.model.heads import HeadLayout
 from interp.hooks.model.provenance import Provenance
 from interp.hooks.prompts.prompts import Prompts
@@ -131,7 +132,13 @@ def effects(
 def _measured_pairs(
     measure: Measure, tl: Any, runs: tuple[Prompts, Prompts, Prompts], done: Callable[[], Any]
 ) -> dict[str, Tensor]:
-    toward, base, source = measure(tl, *runs, done)
+    try:
+        toward, base, source = measure(tl, *runs, done)
+    except UsageError:
+        # a model that computes NaN is named before a metric that does
+        for prompts in runs[:2]:
+            check_model(tl, {"input_ids": ids(prompts, tl)})
+        raise
     return {"toward": toward, "base": base, "source": source}
 
 

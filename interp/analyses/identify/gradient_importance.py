@@ -22,7 +22,7 @@ from interp.hooks.model.layers import unwrap
 from interp.hooks.model.provenance import Provenance
 from interp.hooks.prompts.prompts import Prompts
 
-__all__ = ["by_layer", "gradient_importance"]
+__all__ = ["by_layer", "gradient_importance", "supporting"]
 Statistic = Literal["example", "position"]
 
 
@@ -177,6 +177,41 @@ def by_layer(scores: HeadScores) -> HeadScores:
         per_prompt=(scores.per_prompt / norms.clamp(min=1e-20)[:, None]).float(),
         unit="share of the layer's norm",
         settings={**scores.settings, "normalize": "layer", "layer_norms": norms.tolist()},
+    )
+
+
+def supporting(scores: HeadScores) -> HeadScores:
+    """Score each head by what it takes off the loss: the slope with its sign turned.
+
+    `score[n l h] = - d loss[n] / d gate`, above 0 where more of the head means less loss. Heads that oppose the tokens
+    of the loss come last, however large their slope.
+
+    Args:
+        scores: Scores of `gradient_importance(statistic="example", normalize=None)`.
+
+    Returns:
+        HeadScores: The scores, with the slopes as the extra "signed" and their size as the extra "absolute".
+
+    Raises:
+        UsageError: If the scores have no sign, or are shares of their layers.
+
+    Examples:
+        >>> slopes = interp.identify.gradient_importance(model, prompts, normalize=None)
+        >>> found = interp.identify.supporting(slopes)
+        >>> bool((found.per_prompt.abs() == slopes.per_prompt).all())
+        True
+    """
+    if "signed" not in scores.extras or scores.settings.get("normalize") is not None:
+        raise UsageError(
+            f"scores '{scores.name}' have no slopes with a sign; give those of gradient_importance with "
+            "statistic='example' and normalize=None."
+        )
+    return replace(
+        scores,
+        per_prompt=-scores.extras["signed"],
+        unit="loss taken off per gate",
+        extras={**scores.extras, "absolute": scores.per_prompt},
+        settings={**scores.settings, "sign": "turned"},
     )
 
 

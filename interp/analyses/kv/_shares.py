@@ -8,6 +8,11 @@ from torch import Tensor, nn
 
 from interp.errors import UsageError
 
+NO_GLOBAL_LAYERS = (
+    "every layer of this model has a sliding window, so a selector has no keys to drop; use a model that has layers "
+    "with full attention, and leave kv out of the analyses of this one."
+)
+
 
 def global_layers(module: nn.Module, layers: int) -> Bool[Tensor, "l"]:
     """The layers of an attention module's model without a sliding window, whose caches hold every key."""

@@ -7,7 +7,6 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from interp.analyses.kv._observation import observed_rows, smoothed
 from interp.analyses.kv._shares import spread_over
 from interp.analyses.kv.snapkv import SnapKV
 from interp.analyses.registry import selector
@@ -22,16 +21,19 @@ from interp.hooks.model.heads import HeadLayout, HeadSet
 class CompressKV(SnapKV):
     """Keep the keys to which the best semantic retrieval heads attend from the last tokens: one choice for each layer.
 
-    `rank[b g k]` is the mean of `pattern[b h q k']` over the `voters` h of the layer, the last `window` rows q of the
-    prompt, and the `kernel_size` keys k' centred on k. It is the same for all kv heads g of the layer.
+    The last `window` keys are always kept. Of the keys before them, `rank[b g k]` is the mean of `pattern[b h q k']`
+    over the `voters` h of the layer, the last `window` rows q of the prompt, and the `kernel_size` keys k' centred on
+    k. It is the same for all kv heads g of the layer.
 
     Args:
         keep_ratio: Share of the prompt's keys that the model keeps.
         n_sink: Number of first keys, which are part of `keep_ratio` and kept before all other keys.
-        n_recent: Number of last keys, which are part of `keep_ratio` and kept before the ranked keys.
+        n_recent: Number of last keys, which are part of `keep_ratio` and kept before the ranked keys; at least `window`
+            are kept.
         full_cache_heads: Heads whose kv heads keep everything; none where `layer_weights` are given.
         window: Number of last rows of the prompt whose attention ranks the keys.
-        kernel_size: Width, in keys, of the averaging window centred on each key, itself included; an odd number.
+        kernel_size: Width, in keys, of the pooling window centred on each key, itself included; an odd number.
+        pooling: "mean" of the neighbours, or their "max".
         voters: Query heads that rank the keys; a layer without a voter uses all of its heads.
         layer_weights: A weight for the budget of each layer, as `layer_errors` measures them. The model still keeps
             `keep_ratio` of the keys.
@@ -80,12 +82,11 @@ class CompressKV(SnapKV):
         return cls(**{"keep_ratio": keep_ratio, "voters": str(voters), **settings})
 
     def rank(self, here: EditContext) -> Float[Tensor, "b g k"]:
-        """Smoothed attention of the voters from the last rows."""
+        """Pooled attention of the voters from the last rows."""
         _, heads, groups, _, _ = here.call.sizes
         named = HeadSet.parse(self.voters).by_layer().get(here.site.layer, ()) if self.voters else ()
-        received = here.columns(observed_rows(here, self.window)).float()
-        received = received[:, list(named) or list(range(heads))].mean(1, keepdim=True)
-        return smoothed(received, self.kernel_size, here).expand(-1, groups, -1)
+        received = self.observed(here)[:, list(named) or list(range(heads))].mean(1, keepdim=True)
+        return self.pooled(here, received).expand(-1, groups, -1)
 
     def budgets(self, layout: HeadLayout, choose: Bool[Tensor, "l"]) -> Float[Tensor, "l g"]:
         if not self.layer_weights:

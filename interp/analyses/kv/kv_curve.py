@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from interp.analyses.kv._shares import NO_GLOBAL_LAYERS
 from interp.analyses.kv.kv_tasks import KVTask
 from interp.analyses.kv.selecting import selecting
 from interp.analyses.kv.selector import KeySelector
@@ -15,17 +16,17 @@ from interp.analyses.results.trial import BASELINE, RANDOM, Trial
 from interp.analyses.results.trials import Trials
 from interp.errors import UsageError
 from interp.hooks.edit.edit import Edits, steering
+from interp.hooks.model.finite import check_output
 from interp.hooks.model.layers import unwrap
 from interp.hooks.model.provenance import Provenance
 from interp.hooks.prompts.prompts import Prompts
 from interp.hooks.read.capture import check_context
 
-NO_GLOBAL_LAYERS = (
-    "every layer of this model has a sliding window, so a selector has no keys to drop; leave kv out of the analyses."
-)
 KEEP_RATIOS = (0.1, 0.2, 0.4, 0.7)
 Row = tuple[float, float, float]
 """share of keys that was kept, loss, share of right tokens"""
+Run = tuple[str, str, float]
+"""condition, the condition that random keys are matched to, and the share of keys"""
 
 
 def kv_curve(
@@ -47,7 +48,9 @@ def kv_curve(
     - `right` is the share of the answer's tokens that are the most likely ones; 1 means that greedy decoding writes the
       answer.
 
-    Layers with a sliding window keep their keys and are not counted.
+    Layers with a sliding window keep their keys and are not counted. Random keys keep the first and last keys that the
+    selector keeps in any case, so that they differ in the ranked keys alone. Where selectors differ in these, each has
+    a run of random keys, whose `matched` is its name.
 
     Args:
         model: A transformers causal language model, or a TransformerBridge over one.
@@ -91,22 +94,22 @@ def kv_curve(
         )
     from tqdm.auto import tqdm
 
-    made = [(name, ratio, make(ratio)) for name, make in selectors.items() for ratio in keep_ratios]
+    made = _runs(selectors, keep_ratios)
     trials: list[Trial] = []
     bar = tqdm(total=sum(len(task.contexts) for task in tasks), desc="key selectors", disable=not progress, delay=2)
     with bar:
         for task in tasks:
             check_context(model, task.whole)
-            found: dict[tuple[str, float], list[Row]] = {}
+            found: dict[Run, list[Row]] = {}
             for start in range(0, len(task.contexts), batch_size):
                 part = slice(start, start + batch_size)
                 for key, rows in _batch(model, task, part, made).items():
                     found.setdefault(key, []).extend(rows)
                 bar.update(len(task.contexts[part]))
-            for (name, ratio), rows in found.items():
+            for (name, matched, ratio), rows in found.items():
                 kept, loss, right = zip(*rows, strict=True)
-                values = {"right": right, "loss": loss}
-                trials.append(Trial(name, values, size=ratio, task=task.name, facts={"kept": sum(kept) / len(kept)}))
+                values, facts = {"right": right, "loss": loss}, {"kept": sum(kept) / len(kept)}
+                trials.append(Trial(name, values, size=ratio, matched=matched, task=task.name, facts=facts))
     return Trials(
         name="kv",
         trials=tuple(trials),
@@ -121,26 +124,28 @@ def kv_curve(
 
 
 @torch.no_grad()
-def _batch(
-    model: nn.Module, task: KVTask, part: slice, made: list[tuple[str, float, KeySelector]]
-) -> dict[tuple[str, float], list[Row]]:
+def _batch(model: nn.Module, task: KVTask, part: slice, made: Mapping[Run, KeySelector]) -> dict[Run, list[Row]]:
     """The row of each prompt, with all keys and for every selector at its ratio."""
     network: Any = unwrap(model)
     contexts = task.contexts[part]
     inputs = contexts.tensors(device=next(network.parameters()).device)
     mask = inputs["attention_mask"]
-    edits = Edits(tuple(selector for _, _, selector in made))
+    # controls of several selectors may be the same
+    distinct = tuple(dict.fromkeys(made.values()))
+    edits = Edits(distinct)
     with steering(network, edits, contexts) as read:
-        first = network(
+        output = network(
             input_ids=inputs["input_ids"], attention_mask=mask, position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
             use_cache=True, logits_to_keep=1,
-        ).past_key_values  # fmt: skip
+        )  # fmt: skip
+    first = check_output(network, output, inputs).past_key_values
     rest, answers = task.rest[part], task.answers[part]
-    found = {(BASELINE, 1.0): [(1.0, *row) for row in _answered(network, first, mask, contexts, rest, answers)]}
+    whole = [(1.0, *row) for row in _answered(network, first, mask, contexts, rest, answers)]
     lengths = torch.tensor(contexts.lengths)
-    for number, (name, ratio, selector) in enumerate(made):
+    found: dict[KeySelector, list[Row]] = {}
+    for number, selector in enumerate(distinct):
         if selector.is_noop:
-            found[name, ratio] = found[BASELINE, 1.0]
+            found[selector] = whole
             continue
         notes = {(0, layer): noted for (which, layer), noted in read.memory.items() if which == number}
         if not notes:
@@ -148,7 +153,27 @@ def _batch(
         with selecting(network, selector, contexts, noted=notes):
             rows = _answered(network, first, mask, contexts, rest, answers)
         shares = torch.stack([noted.kept.float().sum(-1).mean(1).cpu() for noted in notes.values()]).mean(0) / lengths
-        found[name, ratio] = [(float(kept), *row) for kept, row in zip(shares, rows, strict=True)]
+        found[selector] = [(float(kept), *row) for kept, row in zip(shares, rows, strict=True)]
+    return {(BASELINE, "", 1.0): whole} | {run: found[selector] for run, selector in made.items()}
+
+
+def _runs(selectors: Mapping[str, Make], keep_ratios: Sequence[float]) -> dict[Run, KeySelector]:
+    """The selector of each run; random keys are drawn for each selector, with the keys that it keeps in any case.
+
+    One draw serves all selectors where they keep the same first and last keys.
+    """
+    made = {(name, "", ratio): make(ratio) for name, make in selectors.items() for ratio in keep_ratios}
+    tested = {run: each for run, each in made.items() if run[0] != RANDOM}
+    forced = {each.forced for each in tested.values()}
+    found: dict[Run, KeySelector] = {}
+    for run, each in made.items():
+        control = getattr(each, "control_of", None)
+        if run[0] != RANDOM or control is None or not forced:
+            found[run] = each
+        elif len(forced) == 1:
+            found[run] = control(next(other for (_, _, ratio), other in tested.items() if ratio == run[2]))
+        else:
+            found |= {(RANDOM, name, ratio): control(o) for (name, _, ratio), o in tested.items() if ratio == run[2]}
     return found
 
 

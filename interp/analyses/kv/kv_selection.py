@@ -8,7 +8,8 @@ from typing import Any
 from torch import nn
 
 from interp.analyses import registry
-from interp.analyses.kv.kv_curve import KEEP_RATIOS, NO_GLOBAL_LAYERS, kv_curve
+from interp.analyses.kv._shares import NO_GLOBAL_LAYERS
+from interp.analyses.kv.kv_curve import KEEP_RATIOS, kv_curve
 from interp.analyses.kv.kv_tasks import KVTask, kv_tasks
 from interp.analyses.kv.selectors_of import condition_of, depth_of, has_global_layers, selectors_of
 from interp.analyses.prompt_sizes import described
@@ -41,8 +42,11 @@ def _cost(model: nn.Module, prompts: Prompts, batch_size: int, settings: Mapping
 
     passes, found = costs.Passes.of(model), costs.Cost()
     names = _names(settings.get("selectors") or ()) or registry.names("selector")
-    control = [entry.name for entry in registry.entries("selector") if entry.baseline]
-    times = 1 + len({*control, *names}) * len(settings.get("keep_ratios") or KEEP_RATIOS)
+    entries: list[SelectorEntry] = [registry.get(name, "selector") for name in names]
+    tested = [entry.thing() for entry in entries if not entry.baseline]
+    # random keys run once for each number of first and last keys
+    n_controls = len({selector.forced for selector in tested}) or 1
+    times = 1 + (len(tested) + n_controls) * len(settings.get("keep_ratios") or KEEP_RATIOS)
     for task in KVTask.from_whole(prompts):
         for context, rest in zip(task.contexts.lengths, map(len, task.rest), strict=True):
             found += passes.prompts(1, context) + passes.cost(times, rest, context + rest / 2)

@@ -1,6 +1,6 @@
 """Random keys: the control of every selector."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from zlib import crc32
 
@@ -18,7 +18,8 @@ from interp.hooks.edit.edit import EditContext
 class RandomKeys(KeySelector):
     """Random keys between the first and the last ones: the control of every selector.
 
-    They are drawn for each prompt by its tokens, and for each layer and kv head by `seed`.
+    They are drawn for each prompt by its tokens, and for each layer and kv head by `seed`. The control of a selector
+    keeps the same first and last keys as the selector, see `control_of`.
 
     Args:
         keep_ratio: Share of the prompt's keys that the model keeps.
@@ -35,6 +36,18 @@ class RandomKeys(KeySelector):
     """
 
     seed: int = 0
+
+    def control_of(self, selector: KeySelector) -> "RandomKeys":
+        """The same draw with the share, and the first and last keys, of another selector.
+
+        Args:
+            selector: The selector to compare with.
+
+        Returns:
+            RandomKeys: the control.
+        """
+        first, last = selector.forced
+        return replace(self, keep_ratio=selector.keep_ratio, n_sink=first, n_recent=last)
 
     def rank(self, here: EditContext) -> Float[Tensor, "b g k"]:
         """A random number for each key."""

@@ -1,17 +1,18 @@
 """The context in which a selector acts on a model: other keys are hidden, or evicted from the cache."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
+from interp.analyses.kv._shares import NO_GLOBAL_LAYERS, global_layers
 from interp.analyses.kv.selector import KeptKeys, KeySelector
 from interp.errors import UsageError
 from interp.hooks.edit.edit import Steering, steering
-from interp.hooks.model.layers import attention_layers
+from interp.hooks.model.layers import attention_layers, unwrap
 from interp.hooks.model.scope import ModuleHook, module_hooks
 from interp.hooks.prompts.prompts import Prompts
 
@@ -37,14 +38,18 @@ def selecting(
         model: A transformers causal language model, or a TransformerBridge over one.
         selector: The selector.
         prompts: The batch that runs, so that the end of each prompt is known.
-        cache: The cache that runs, a `EvictingCache`, from which keys are evicted layer by layer as the prompt is read.
-        noted: Earlier choices of the selector, by (0, layer), for a prompt that is already in the model's cache.
+        cache: The cache that runs, an `EvictingCache`, from which keys are evicted layer by layer as the prompt is
+            read. It cannot be used after the context, except in another one with its choices as `noted`.
+        noted: Earlier choices of the selector, by (0, layer), for a prompt that is already in the model's cache: the
+            `memory` of the context before.
 
     Yields:
         Steering: its `memory[0, layer]` holds the KeptKeys of a layer.
 
     Raises:
-        UsageError: For a selector without prompts, or beams with an evicting cache; else as `steering`.
+        UsageError: For a selector without prompts, a cache that cannot evict keys or has evicted those of another
+            context, a model in which every layer has a sliding window, or beams with an evicting cache; else as
+            `steering`.
 
     Examples:
         >>> from interp.analyses.kv import SnapKV, selecting
@@ -64,31 +69,68 @@ def selecting(
     """
     if prompts is None and not selector.is_noop:
         raise UsageError("a selector needs the prompts that run, to know where they end; pass them as prompts=.")
+    if not selector.is_noop and not bool(global_layers(unwrap(model), 1).any()):
+        raise UsageError(NO_GLOBAL_LAYERS)
     with contextlib.ExitStack() as stack:
         state = stack.enter_context(steering(model, selector, prompts))
         state.memory |= noted or {}
         if cache is not None and not selector.is_noop:
-
-            def compact(layer: int) -> Any:
-                def after(*_: Any) -> None:
-                    chosen = state.memory.get((0, layer))
-                    held = cache.layers[layer]
-                    # a sliding layer drops its keys by itself
-                    if chosen is None or not hasattr(held, "evict"):
-                        return
-                    length = torch.tensor(state.bound.lengths(len(chosen.kept)), device=chosen.kept.device)
-                    text: Any = state.bound.text
-                    position = text.position.to(chosen.kept.device)
-                    if held.kept is None:
-                        held.evict(_columns(chosen.kept, length, position))
-                    elif chosen.window is not None and held.get_seq_length() - held.kept.shape[-1] >= EVICTION_INTERVAL:
-                        held.evict(_in_window(chosen.window, position, selector.n_sink))
-
-                return after
-
+            stack.callback(_hide(cache, state))
             modules = attention_layers(model).items()
-            stack.enter_context(module_hooks([ModuleHook(m, compact(layer), after=True) for layer, m in modules]))
+            hooks = [ModuleHook(m, _evicting(cache, layer, selector, state), after=True) for layer, m in modules]
+            stack.enter_context(module_hooks(hooks))
         yield state
+
+
+def _hide(cache: Any, state: Steering) -> Callable[[], None]:
+    """Let the layers of a cache be used while a context hides the keys that they evict; a function that ends it."""
+    # this imports transformers
+    from interp.hooks.edit.evicting_cache import EvictingCache, EvictingLayer, Hiding
+
+    if not isinstance(cache, EvictingCache):
+        raise UsageError(
+            f"cache={type(cache).__name__} cannot evict keys; give an EvictingCache(model), or leave cache out to hide "
+            "the keys in any cache."
+        )
+    layers = {layer: held for layer, held in enumerate(cache.layers) if isinstance(held, EvictingLayer)}
+    if any(held.has_evicted and (0, layer) not in state.memory for layer, held in layers.items()):
+        raise UsageError(
+            "this EvictingCache has evicted keys of an earlier context; give the memory of that context as noted=, or "
+            "a new cache."
+        )
+    hiding = Hiding()
+    for held in layers.values():
+        held.hiding = hiding
+
+    def end() -> None:
+        hiding.active = False
+
+    return end
+
+
+def _evicting(cache: Any, layer: int, selector: KeySelector, state: Steering) -> Callable[..., None]:
+    """A hook that evicts the keys of a layer after it was called."""
+    from interp.hooks.edit.evicting_cache import EvictingLayer
+
+    def after(*_: Any) -> None:
+        chosen = state.memory.get((0, layer))
+        held = cache.layers[layer]
+        # a sliding layer drops its keys by itself
+        if chosen is None or not isinstance(held, EvictingLayer):
+            return
+        if not held.get_seq_length():
+            raise UsageError(
+                "the model does not use the EvictingCache that selecting() was given; pass it as past_key_values=."
+            )
+        length = torch.tensor(state.bound.lengths(len(chosen.kept)), device=chosen.kept.device)
+        text: Any = state.bound.text
+        position = text.position.to(chosen.kept.device)
+        if held.kept is None:
+            held.evict(_columns(chosen.kept, length, position))
+        elif chosen.window is not None and held.get_seq_length() - held.kept.shape[-1] >= EVICTION_INTERVAL:
+            held.evict(_in_window(chosen.window, position, selector.n_sink))
+
+    return after
 
 
 def _columns(

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from interp.analyses.kv._shares import global_layers, remaining_ratio
+from interp.analyses.kv._shares import NO_GLOBAL_LAYERS, global_layers, remaining_ratio
 from interp.errors import UsageError
 from interp.hooks.edit.edit import Edit, EditContext
 from interp.hooks.model.heads import HeadLayout, HeadSet
@@ -80,7 +80,7 @@ class KeySelector(Edit):
             raise UsageError(
                 f"keep_ratio={self.keep_ratio} is not in (0, 1]; give the share of the prompt's keys that is kept."
             )
-        if min(self.n_sink, self.n_recent) < 0 or self.n_sink + self.n_recent < 1:
+        if min(self.n_sink, self.n_recent) < 0 or sum(self.forced) < 1:
             raise UsageError(
                 f"n_sink={self.n_sink}, n_recent={self.n_recent}; give numbers of at least 0, one of them above 0."
             )
@@ -97,6 +97,11 @@ class KeySelector(Edit):
     def rolls(self) -> bool:
         """Whether the window of last keys moves with the text, so that a cache does not grow."""
         return False
+
+    @property
+    def forced(self) -> tuple[int, int]:
+        """Number of first and of last keys of the prompt that are kept before all others; a control keeps them too."""
+        return self.n_sink, self.n_recent
 
     def rank(self, here: EditContext) -> Float[Tensor, "b g k"]:
         """Rank of each key that is neither among the first nor the last; high ranks, 0 or more, are kept first."""
@@ -119,6 +124,18 @@ class KeySelector(Edit):
         layout = self.layout(here)
         shares = self.budgets(layout, global_layers(here.site.module, layout.layers))
         return shares[here.site.layer][None].expand(here.call.sizes[0], -1)
+
+    def counts(self, here: EditContext, length: Int[Tensor, "b"]) -> Int[Tensor, "b g"]:
+        """Number of the prompt's keys that each kv head keeps.
+
+        Args:
+            here: The attention call of the prompt.
+            length: Number of tokens of each prompt.
+
+        Returns:
+            The numbers `[b g]`.
+        """
+        return (self.spread(here).to(length.device) * length[:, None]).round().long()
 
     def budgets(self, layout: HeadLayout, choose: Bool[Tensor, "l"]) -> Float[Tensor, "l g"]:
         """Share of the prompt's keys that each kv head keeps.
@@ -145,6 +162,8 @@ class KeySelector(Edit):
 
     def apply(self, here: EditContext) -> Call:
         if here.call.window is not None:
+            if here.call.q.shape[2] > 1 and not bool(global_layers(here.site.module, 1).any()):
+                raise UsageError(NO_GLOBAL_LAYERS)
             return here.call
         length = here.length
         ends = (here.row_position == length[:, None] - 1).any(1)
@@ -209,12 +228,13 @@ class KeySelector(Edit):
         inside = (position >= 0) & (position < length[:, None])
         rank = self.rank(here).float()
         n = length[:, None]
+        n_first, n_last = self.forced
         # the first keys before all others, then the last, then by rank
         top = rank.masked_fill(~inside[:, None], -math.inf).amax(-1, keepdim=True).clamp(min=1e-30)
         last = (2 + position / n)[:, None]
-        score = torch.where((position >= n - self.n_recent)[:, None], last, rank / top)
-        score = score.masked_fill((position < self.n_sink)[:, None], 4.0).masked_fill(~inside[:, None], -math.inf)
-        count = (self.spread(here).to(score.device) * n).round().clamp(min=1).long()
+        score = torch.where((position >= n - n_last)[:, None], last, rank / top)
+        score = score.masked_fill((position < n_first)[:, None], 4.0).masked_fill(~inside[:, None], -math.inf)
+        count = self.counts(here, length).clamp(min=1)
         order = score.argsort(dim=-1, descending=True, stable=True)
         ranks = torch.arange(score.shape[-1], device=score.device).expand_as(order)
         place = torch.empty_like(order).scatter_(-1, order, ranks.contiguous())

@@ -31,10 +31,12 @@ class TaskKV(SnapKV):
     Args:
         keep_ratio: Share of the prompt's keys that the model keeps.
         n_sink: Number of first keys, which are part of `keep_ratio` and kept before all other keys.
-        n_recent: Number of last keys, which are part of `keep_ratio` and kept before the ranked keys.
+        n_recent: Number of last keys, which are part of `keep_ratio` and kept before the ranked keys; at least `window`
+            are kept.
         full_cache_heads: Heads that keep everything whatever the prompt, in place of those by distance.
         window: Number of last rows of the prompt whose attention ranks the keys.
-        kernel_size: Width, in keys, of the averaging window centred on each key, itself included; an odd number.
+        kernel_size: Width, in keys, of the pooling window centred on each key, itself included; an odd number.
+        pooling: "mean" of the neighbours, or their "max".
         part: Part of the budget for heads with a full cache, in [0, 1).
         top: Keys whose values are averaged for the summary of a head.
 
@@ -45,14 +47,16 @@ class TaskKV(SnapKV):
         2501.15113.
 
     Differs:
-        The budget belongs to the model, not to each layer. kv heads are chosen, which the paper does not discuss.
+        The paper keeps 16 first and 256 last keys; set `n_sink` and `n_recent` for that. The budget belongs to the
+        model, not to each layer. kv heads are chosen, which the paper does not discuss.
         `TaskKV.from_scores(identify.task_kv(...), keep_ratio)` chooses them once for a task, over all layers.
 
     Limits:
         Does not show the effect of the output projection on the distance.
     """
 
-    window: int = 32
+    n_sink: int = 4
+    kernel_size: int = 7
     part: float = 0.4
     top: int = 256
 

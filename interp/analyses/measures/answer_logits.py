@@ -8,6 +8,7 @@ from torch import Tensor
 
 from interp.analyses.measures.continuations import Options
 from interp.errors import PromptError
+from interp.hooks.model.finite import check_logits
 from interp.hooks.prompts.prompts import Prompts
 from interp.hooks.read.capture import model_inputs
 
@@ -61,6 +62,7 @@ def logit_differences(model: Any, prompts: Prompts, batch_size: int = 8) -> Floa
     parts = []
     for batch in prompts.batches(batch_size):
         with torch.no_grad():
-            logits = model(**model_inputs(model, batch), use_cache=False, logits_to_keep=1).logits
+            inputs = model_inputs(model, batch)
+            logits = check_logits(model, model(**inputs, use_cache=False, logits_to_keep=1).logits, inputs)
         parts.append(logit_difference(logits[:, -1].float(), batch).float().cpu())
     return torch.cat(parts)

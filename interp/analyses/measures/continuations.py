@@ -18,6 +18,7 @@ from interp.errors import PromptError
 from interp.hooks.edit.edit import Edit, Edits, steering
 from interp.hooks.edit.partial_forward import fill_cache, holds_all_keys, record_hidden_states, resume_from_layer
 from interp.hooks.edit.per_row_steering import repeat_notes, steering_rows
+from interp.hooks.model.finite import check_logits
 from interp.hooks.model.heads import HeadSet
 from interp.hooks.model.layers import attention_layers, unwrap
 from interp.hooks.prompts.batch_spans import BatchSpans
@@ -215,7 +216,8 @@ class ContinuationScorer:
         cache = self._empty() if cache is None else cache
         with torch.no_grad():
             out: Any = self.model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        return out.logits[:, -1].float().log_softmax(-1), out.past_key_values
+        last = check_logits(self.model, out.logits[:, -1], inputs)
+        return last.float().log_softmax(-1), out.past_key_values
 
     def _continued(self, last: Tensor, cache: Any, each: int, first: int = 0) -> Tensor:
         """[p i o] from the log-probabilities after the prompts, [p*i v], and the cache, whose rows are p, i, o."""
@@ -242,6 +244,7 @@ class ContinuationScorer:
                     past_key_values=cache,
                     use_cache=True,
                 )
+            check_logits(self.model, out.logits.flatten(0, 1), self._inputs)
             logits = out.logits.float()
             after = logits.gather(2, ids[:, 1:, None])[..., 0] - logits.logsumexp(-1)
             scores = torch.cat([scores, after], 1)

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from interp.errors import ModelError, UsageError
+from interp.hooks.model.finite import check_logits
 from interp.hooks.model.heads import HeadLayout
 from interp.hooks.model.layers import check_eval, unwrap
 from interp.hooks.prompts.prompts import Prompts
@@ -95,6 +96,7 @@ class HeadOutputs:
         names = [f"blocks.{layer}.{site}" for layer in range(layout.layers) for site in sites] + ["ln_final.hook_scale"]
         names = [name for name in names if name in tl.hook_dict]
         logits, kept = tl.run_with_cache(ids(prompts, tl), names_filter=names, pos_slice=slice(-1, None))
+        check_logits(tl, logits[:, -1], {"input_ids": ids(prompts, tl)})
         cache = ActivationCache({name: value.float() for name, value in kept.items()}, tl)
         stack: Any = cache.stack_head_results()
         heads = stack.squeeze(2).unflatten(0, (layout.layers, layout.heads))

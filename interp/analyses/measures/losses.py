@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from tqdm.auto import tqdm
 
 from interp.errors import PromptError, UsageError
+from interp.hooks.model.finite import check_model
 from interp.hooks.model.layers import unwrap
 from interp.hooks.model.scope import ModuleHook, module_hooks
 from interp.hooks.prompts.prompts import Prompt, Prompts
@@ -84,6 +85,7 @@ def batch_losses(model: nn.Module, batch: Prompts, loss: Loss | None = None) -> 
     Raises:
         PromptError: If a prompt has one token.
         UsageError: If the loss has the wrong shape or is not finite.
+        ModelError: If the logits of the model are NaN or infinite.
     """
     network: Any = unwrap(model)
     inputs = model_inputs(network, batch)
@@ -101,6 +103,8 @@ def batch_losses(model: nn.Module, batch: Prompts, loss: Loss | None = None) -> 
         )
     for value, length in zip(values.tolist(), batch.lengths, strict=True):
         if not abs(value) < torch.inf:
+            # a model that computes NaN is named before a loss that does
+            check_model(network, inputs)
             raise UsageError(
                 f"the loss of a prompt of {length} tokens is {value}; give a loss that is finite for it, or leave the "
                 "prompt out."

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 import torch
 
 from interp.analyses.registry import edit
-from interp.analyses.steer._sinks import Threshold, limit, sinks
+from interp.analyses.steer._sinks import Threshold, between, check_skipped, limit, sinks
 from interp.errors import UsageError
 from interp.hooks.edit.edit import Edit, EditContext
+from interp.hooks.model.heads import HeadLayout, HeadSet
 from interp.kernels.contract import Call
 
 
@@ -24,9 +25,13 @@ class Act(Edit):
     The sinks are found once, on the prompt, which must be read in one prefill. A row that sees only sinks is unchanged.
 
     Args:
-        beta: Share of their attention that sinks keep, in (0, 1]. The paper uses 0.4; 1 changes nothing.
-        threshold: Mean attention above which a key is a sink. "5/n", as in the paper, is 5 divided by the prompt
-            length; the released scripts use 0.1.
+        beta: Share of their attention that sinks keep, in [0, 1]. The paper uses 0.4; 0 hides the sinks, and 1 changes
+            nothing.
+        threshold: Mean attention above which a key is a sink. "5/n", as in the paper, is 5 divided by the number of
+            keys that a row can see: the length of each prompt, or the window of the layer where that is shorter. The
+            released scripts use 0.1.
+        skip_first: Number of first layers whose heads are not edited; the paper leaves out 2.
+        skip_last: Number of last layers whose heads are not edited; the paper leaves out 1.
         heads: Heads to edit.
 
     Raises:
@@ -41,8 +46,8 @@ class Act(Edit):
         Yu et al. 2406.15765.
 
     Differs:
-        Each prompt of a batch has its own sinks, and decode steps use those of the prompt. The released code computes
-        them again from a single row.
+        No layer is left out by default. Each prompt of a batch has its own sinks, and decode steps use those of the
+        prompt. The released code computes them again from a single row.
 
     Limits:
         Does not show that the sinks are idle. The first token, which is usually a sink too, receives most of the freed
@@ -51,16 +56,22 @@ class Act(Edit):
 
     beta: float = 0.4
     threshold: Threshold = "5/n"
+    skip_first: int = 0
+    skip_last: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.beta <= 1:
-            raise UsageError(f"beta={self.beta} is not in (0, 1]; give the share that sinks keep, such as 0.4.")
+        if not 0 <= self.beta <= 1:
+            raise UsageError(f"beta={self.beta} is not in [0, 1]; give the share that sinks keep, such as 0.4.")
         limit(self.threshold, torch.ones(1))
+        check_skipped(skip_first=self.skip_first, skip_last=self.skip_last)
 
     @property
     def is_noop(self) -> bool:
         return self.beta == 1
+
+    def chosen(self, layout: HeadLayout) -> HeadSet:
+        return between(super().chosen(layout), layout, self.skip_first, self.skip_last)
 
     def apply(self, here: EditContext) -> Call:
         on = sinks(here, self.threshold)

@@ -76,9 +76,10 @@ def steering_conditions(
     ]
     if not all(part.transferable for part in parts) or not len(united):
         return tuple(made)
+    reach = [replace(part, heads="all").chosen(layout) for part in parts]
     for name, n in ((RANDOM, min(n_random_sets, N_FREE_SETS)), (RANDOM_BY_LAYER, n_random_sets)):
         for i in range(n):
-            sets = _draw(name, own, layout, seed_of(seed, describe(edit), united, i))
+            sets = _draw(name, own, reach, layout, seed_of(seed, describe(edit), united, i))
             if sets is None:
                 break
             moved = Edits(tuple(replace(p, heads=str(heads)) for p, heads in zip(parts, sets, strict=True)))
@@ -86,14 +87,15 @@ def steering_conditions(
     return tuple(made)
 
 
-def _draw(name: str, own: list[HeadSet], layout: HeadLayout, seed: int) -> list[HeadSet] | None:
-    """Random heads for each part of an edit, or None where no others can be drawn."""
+def _draw(name: str, own: list[HeadSet], reach: list[HeadSet], layout: HeadLayout, seed: int) -> list[HeadSet] | None:
+    """Random heads for each part of an edit among those that it can act on, or None where no others can be drawn."""
     united = HeadSet(tuple({head for heads in own for head in heads}))
     if name == RANDOM_BY_LAYER:
         whole = all(len(of_layer) == layout.heads for heads in own for of_layer in heads.by_layer().values())
         return None if whole else permute_in_layers(own, layout, seed)
     try:
-        return [heads.random_like(layout, seed, exclude=united - heads) for heads in own]
+        outside = [(united - heads) | (layout.all() - within) for heads, within in zip(own, reach, strict=True)]
+        return [heads.random_like(layout, seed, exclude=other) for heads, other in zip(own, outside, strict=True)]
     except HeadError:
         return None
 

@@ -27,8 +27,10 @@ class Pasta(SpanEdit):
         mode: "exclude" lowers the keys outside of the span. "include" multiplies attention to the span by `1 / alpha`
             instead, before the row is renormalised; it ignores `scope` and `protect_first`. In a model without learned
             sinks it equals "exclude" with `scope="all"` and `protect_first=False`.
-        scope: Keys that "exclude" lowers: those of the "prompt" (the authors' code, which leaves generated keys
-            neutral), "all" (the paper's rule, which counts generated keys as outside of the span), or "generated".
+        scope: Keys that "exclude" lowers. "prompt" lowers those of the prompt outside of the span, as the authors' code
+            does, which leaves generated keys neutral. "all" also lowers generated keys, which is the paper's rule.
+            "generated" lowers every key of the prompt, the span included, so that generated keys gain: the mode
+            "generation" of the authors' code.
         protect_first: Do not lower the first token, which many heads use as an attention sink.
         heads: Heads to edit.
 
@@ -71,12 +73,16 @@ class Pasta(SpanEdit):
     @property
     def leaves_prefix_unchanged(self) -> bool:
         # a row that sees no key of the span has one bias on all it sees
-        return self.mode == "include" or (not self.protect_first and self.scope != "generated")
+        return self.mode == "include" or not self.protect_first
 
     def apply(self, here: EditContext) -> Call:
         marked = here.keys(self.spans)
         if self.mode == "include":
             return here.add_key_bias(-math.log(self.alpha), marked)
         # the prompt decides, not the keys: a cache may have dropped the span, and an earlier chunk not reached it yet
-        off = here.prompt_keys(self.scope) & ~marked & here.has_span(self.spans)[:, None]
+        if self.scope == "generated":
+            off = here.prompt_keys()
+        else:
+            off = here.prompt_keys(self.scope) & ~marked
+        off = off & here.has_span(self.spans)[:, None]
         return here.add_key_bias(math.log(self.alpha), off & ~here.first_token if self.protect_first else off)

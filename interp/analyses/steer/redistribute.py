@@ -7,9 +7,10 @@ from typing import Any
 import torch
 
 from interp.analyses.registry import edit
-from interp.analyses.steer._sinks import Threshold, limit, sinks
+from interp.analyses.steer._sinks import Threshold, between, check_skipped, limit, sinks
 from interp.errors import UsageError
 from interp.hooks.edit.edit import EditContext, SpanEdit, parse_spans
+from interp.hooks.model.heads import HeadLayout, HeadSet
 from interp.kernels.contract import Call
 
 TINY = 1e-6
@@ -34,14 +35,16 @@ class Redistribute(SpanEdit):
 
     Args:
         spans: Names, positions or ranges of the spans.
-        keep: Share of their attention that sinks keep, in (0, 1]; 1 changes nothing. The released code uses 0.6; the
-            paper calls 1 - keep p.
+        keep: Share of their attention that sinks keep, in [0, 1]; 0 hides them, and 1 changes nothing. The released
+            code uses 0.6; the paper calls 1 - keep p.
         least: Least attention m on the spans, 0.2 in the released code.
         share: Least share v / m, 0.5 in the released code; the paper uses 0.5 to 0.9 by task.
         sinks: Spans or positions that are sinks. None for the first token and the sinks of `Act`, which are found once
             on the prompt, in one prefill.
         threshold: As in `Act`.
-        heads: Heads to edit. The paper leaves out those of the first two layers and of the last.
+        skip_first: Number of first layers whose heads are not edited; the paper leaves out 2.
+        skip_last: Number of last layers whose heads are not edited; the paper leaves out 1.
+        heads: Heads to edit.
 
     Raises:
         UsageError: If a setting is out of range.
@@ -56,7 +59,8 @@ class Redistribute(SpanEdit):
 
     Differs:
         The spans are text, where the paper has the image. Sinks come from the columns of each head, where the paper
-        uses large hidden dimensions, which are the same for all heads of a layer. Sinks need not lie in the spans.
+        uses large hidden dimensions, which are the same for all heads of a layer. Sinks need not lie in the spans. No
+        layer is left out by default.
 
     Limits:
         Does not show that the sinks were idle, nor that the meaning of the span is used.
@@ -67,21 +71,27 @@ class Redistribute(SpanEdit):
     share: float = 0.5
     sinks: Any = None
     threshold: Threshold = "5/n"
+    skip_first: int = 0
+    skip_last: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.keep <= 1:
-            raise UsageError(f"keep={self.keep} is not in (0, 1]; give the share that sinks keep, such as 0.6.")
+        if not 0 <= self.keep <= 1:
+            raise UsageError(f"keep={self.keep} is not in [0, 1]; give the share that sinks keep, such as 0.6.")
         for name, value in (("least", self.least), ("share", self.share)):
             if not 0 <= value <= 1:
                 raise UsageError(f"{name}={value} is not in [0, 1]; give a share of attention.")
         limit(self.threshold, torch.ones(1))
+        check_skipped(skip_first=self.skip_first, skip_last=self.skip_last)
         if self.sinks is not None:
             object.__setattr__(self, "sinks", parse_spans(self.sinks))
 
     @property
     def is_noop(self) -> bool:
         return self.keep == 1
+
+    def chosen(self, layout: HeadLayout) -> HeadSet:
+        return between(super().chosen(layout), layout, self.skip_first, self.skip_last)
 
     def apply(self, here: EditContext) -> Call:
         span = here.keys(self.spans) & here.prompt_keys()
@@ -93,12 +103,11 @@ class Redistribute(SpanEdit):
         if not bool(rows.any() & span.any()):
             return here.call
         marked = span if drained.dim() == 2 else span[:, None]
-        both = drained & marked
-        s, m = here.mass(drained)[0], here.mass(span)[0]
-        v = m - here.mass(both)[0] if bool(both.any()) else m
-        # v is a difference: where it is 0 there is no proportion to scale by
+        sets = torch.broadcast_tensors(drained, marked & ~drained, marked & drained)
+        s, v, both = here.masses(torch.stack(sets, -2)).unbind(-1)
+        m = v + both
         chosen = rows[:, None] & (m >= self.least) & (v >= self.share * m) & (v > TINY)
         given = torch.log1p((1 - self.keep) * s / v.clamp(min=TINY))
-        coefficient = torch.stack([torch.full_like(s, math.log(self.keep)), given], -1)
+        coefficient = torch.stack([torch.full_like(s, math.log(self.keep) if self.keep else -math.inf), given], -1)
         group = drained.int() + 2 * (marked & ~drained).int()
         return here.add_row_bias(torch.where(chosen[..., None], coefficient, 0.0), group)

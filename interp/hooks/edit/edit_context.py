@@ -11,6 +11,7 @@ from torch import Tensor
 
 from interp.errors import UsageError
 from interp.hooks.edit.steering_state import SteeringState
+from interp.hooks.model.finite import finite_values
 from interp.hooks.prompts.batch_spans import TokenSpan
 from interp.hooks.seam import Site
 from interp.kernels.contract import Call, Columns, Lse, Mass, Rows
@@ -18,8 +19,8 @@ from interp.kernels.select import select
 
 MAX_PATTERN_ENTRIES = 1 << 21
 """Largest pattern, in entries, that is computed whole: several sums over it cost less than a pass for each."""
-MAX_SETS_PER_READ = 63
-"""Number of key sets read at once, in addition to one set of all other keys."""
+MAX_SETS_PER_READ = 64
+"""Number of key sets read at once."""
 
 
 @dataclass(eq=False)
@@ -258,43 +259,22 @@ class EditContext:
             tuple[Tensor, Tensor]: Float `[b h q]` each: the attention to the keys, and to all other keys and a learned
                 sink.
         """
-        if self._pattern is not None:
-            weights = on.float() if on.dim() == 3 else on[:, None].expand(-1, self.call.sizes[1], -1).float()
-            inside, outside = (torch.einsum("bhqk,bhk->bhq", self._pattern, x) for x in (weights, 1 - weights))
-            return inside, outside + self._sink_share
-        if on.dim() == 2:
-            found = self.masses(torch.stack([on, ~on], 1))
-            return found[..., 0], found[..., 1] + self._sink_share
-        # one set for each key that some head has; `chosen` tells which heads have it
-        union = on.any(1)
-        width = int(union.sum(1).max())
-        place = union.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :width]
-        chosen = on.gather(2, place[:, None].expand(-1, on.shape[1], -1))[:, :, None]
-        # rows of the batch with fewer keys list further keys, which are counted as outside already
-        there = union.gather(1, place)[:, None, None]
-        inside = outside = torch.zeros((), device=on.device)
-        rest = ~union[:, None]
-        for part in torch.arange(width, device=on.device).split(MAX_SETS_PER_READ) if width else (place.new_zeros(0),):
-            sets = torch.nn.functional.one_hot(place[:, part], on.shape[2]).bool()
-            found = self._read(Mass(torch.cat([sets, rest], 1)))
-            single, others = found[..., : len(part)], found[..., len(part) :]
-            inside = inside + (single * chosen[..., part]).sum(-1)
-            outside = outside + (single * (there & ~chosen)[..., part]).sum(-1) + others.sum(-1)
-            rest = rest[:, :0]
-        return inside, outside + self._sink_share
+        found = self.masses(torch.stack([on, ~on], -2))
+        return found[..., 0], found[..., 1] + self._sink_share
 
     def masses(self, sets: Tensor) -> Tensor:
         """Read the attention to several sets of keys, with the biases that the call has so far.
 
         Args:
-            sets: Bool `[b s k]`, the sets.
+            sets: Bool `[b s k]`, the sets, or `[b h s k]` if heads differ.
 
         Returns:
             Tensor: Float `[b h q s]`.
         """
         if self._pattern is not None:
-            return torch.einsum("bhqk,bsk->bhqs", self._pattern, sets.to(self._pattern.dtype))
-        return torch.cat([self._read(Mass(part)) for part in sets.split(MAX_SETS_PER_READ, 1)], -1)
+            sets = sets if sets.dim() == 4 else sets[:, None]
+            return self._pattern @ sets.to(self._pattern.dtype).transpose(-1, -2)
+        return torch.cat([self._read(Mass(part)) for part in sets.split(MAX_SETS_PER_READ, -2)], -1)
 
     @cached_property
     def _pattern(self) -> Tensor | None:
@@ -339,7 +319,8 @@ class EditContext:
 
     def _read(self, request: Any) -> Any:
         with torch.no_grad():
-            return select(self.call, (request,)).engine(self.call, (request,), out=False).values[0]
+            values = select(self.call, (request,)).engine(self.call, (request,), out=False).values
+        return finite_values(self.site, values)[0]
 
     def recall(self) -> Any:
         """Return the edit's note at this layer; None if there is none."""

@@ -1,5 +1,6 @@
 """A KV cache that evicts keys: it stores only the keys that each kv head keeps."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,19 +12,37 @@ from interp.errors import UsageError
 from interp.hooks.model.layers import unwrap
 
 
+@dataclass(eq=False)
+class Hiding:
+    """A context that hides evicted keys from attention. Copies of a cache share it, so it ends for them too."""
+
+    active: bool = True
+
+    def __deepcopy__(self, memo: Any) -> "Hiding":
+        return self
+
+
 class EvictingLayer(DynamicLayer):
     """One layer of an `EvictingCache`.
 
     It stores all keys during the prefill. After `evict` it stores the kept keys of all kv heads packed in one row, and
     the later keys. For the time of one attention call it unpacks keys and values to `[b g k d]`, with zeros in place of
-    evicted ones.
+    evicted ones. Attention must not see these zeros, so a layer that has evicted keys refuses calls outside of the
+    context that hides them.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.kept: Bool[Tensor, "b g k"] | None = None
         """The keys that are stored, over the columns at the last `evict`; None while all are stored."""
+        self.hiding: Hiding | None = None
+        """The context that hides the evicted keys."""
         self._packed: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def has_evicted(self) -> bool:
+        """Whether a key of some prompt is missing."""
+        return self.kept is not None and not bool(self.kept.all())
 
     def evict(self, kept: Bool[Tensor, "b g k"]) -> None:
         """Evict the keys that are not kept; columns after the last one of `kept` stay.
@@ -52,6 +71,11 @@ class EvictingLayer(DynamicLayer):
         self.kept = kept
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        if self.has_evicted and not (self.hiding is not None and self.hiding.active):
+            raise UsageError(
+                "this EvictingCache has evicted keys, and the context that hides them is closed, so attention would "
+                "read zeros in their place; go on inside of selecting(), with its cache= and noted=, or reset() it."
+            )
         return self._unpack(*super().update(key_states, value_states, *args, **kwargs))
 
     def _unpack(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
@@ -74,7 +98,7 @@ class EvictingLayer(DynamicLayer):
 
     def reset(self) -> None:
         super().reset()
-        self.kept = self._packed = None
+        self.kept = self._packed = self.hiding = None
 
     def crop(self, *args: Any, **kwargs: Any) -> None:
         raise UsageError("an EvictingCache cannot be cropped, nor its rows reordered by beams: use another cache.")
@@ -97,6 +121,9 @@ class EvictingCache(DynamicCache):
     Args:
         model: The model that will use the cache.
 
+    Raises:
+        UsageError: If every layer of the model has a sliding window.
+
     Examples:
         >>> from interp.hooks.edit.evicting_cache import EvictingCache
         >>> cache = EvictingCache(model)
@@ -112,6 +139,10 @@ class EvictingCache(DynamicCache):
         network: Any = unwrap(model)
         DynamicCache.__init__(self, config=network.config)
         sliding = [bool(getattr(layer, "is_sliding", False)) for layer in self.layers]
+        if sliding and all(sliding):
+            raise UsageError(
+                "every layer of this model has a sliding window, which drops keys by itself; use an ordinary cache."
+            )
         # a layer with a sliding window drops keys by itself
         self.layers = [old if slides else EvictingLayer() for old, slides in zip(self.layers, sliding, strict=True)]
 

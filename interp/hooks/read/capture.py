@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from interp.errors import ModelError, PromptError, UsageError
+from interp.hooks.model.finite import check_output
 from interp.hooks.model.heads import HeadLayout, HeadSet
 from interp.hooks.model.layers import context_length, projection_inputs, unwrap
 from interp.hooks.model.torch_state import own_state
@@ -305,6 +306,7 @@ def run(model: nn.Module, prompts: Prompts, **kw: Any) -> Any:
 
     Raises:
         PromptError: If a prompt is longer than the model's context.
+        ModelError: If a logit is NaN or infinite.
 
     Examples:
         >>> from interp.hooks.read.capture import run
@@ -314,7 +316,7 @@ def run(model: nn.Module, prompts: Prompts, **kw: Any) -> Any:
     model = unwrap(model)
     inputs = model_inputs(model, prompts)
     with torch.no_grad():
-        return model(**inputs, use_cache=False, **kw)
+        return check_output(model, model(**inputs, use_cache=False, **kw), inputs)
 
 
 def check_context(model: nn.Module, prompts: Prompts, more: int = 0) -> None:

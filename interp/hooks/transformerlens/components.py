@@ -187,7 +187,8 @@ class AttentionPoints:
         """Compute the output `[b h q d]` and the pattern `[b h q k]`, running each hook at its point."""
         call = self._rotated(call)
         scores = self._points[2](naive.logits(call))
-        pattern = torch.exp(scores - naive.lse(call, scores)[..., None]).nan_to_num(0.0)
+        total = naive.lse(call, scores)[..., None]
+        pattern = torch.exp(scores - total).masked_fill(total == -torch.inf, 0.0)
         pattern = self._points[3](pattern.to(call.v.dtype))
         return pattern @ call.v.repeat_interleave(call.sizes[1] // call.sizes[2], 1), pattern
 

@@ -6,7 +6,7 @@ computed from them.
 """
 
 import contextlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -102,10 +102,11 @@ def _attend_many(
     values: dict[int, Any] = {}
     if slow:
         values = dict(zip(slow, _attend_few(call, tuple(requests[i] for i in slow), queries, False)[1], strict=True))
-    wanted = [r for i, r in enumerate(requests) if i not in values]
+    by_head = {i: r for i, r in enumerate(requests) if isinstance(r, Mass) and r.sets.dim() == 4}
+    wanted = [r for i, r in enumerate(requests) if i not in values and i not in by_head]
     masses = MassColumns.of(call, wanted)
     groups = masses.groups()
-    if not (out or wanted):
+    if not (out or wanted or by_head):
         return None, [values[i] for i in range(len(requests))]
     sets = groups[0] if groups else None
     best = forward_tiling(call, sets, out)
@@ -128,7 +129,9 @@ def _attend_many(
     parts = (found, *(forward(call, out=False, sets=group) for group in groups[1:]))
     masses.found = [x.mass for x in parts if x.mass is not None]
     for i, request in enumerate(requests):
-        if i in plans:
+        if i in by_head:
+            values[i] = masses_by_head(call, by_head[i], found.lse)
+        elif i in plans:
             values[i] = plans[i].block_values(call, _required(maps[i]), found.lse)
         elif i not in values:
             values[i] = _value_of(request, call, queries, found, masses)
@@ -249,6 +252,30 @@ class MassColumns:
         """
         mass = self._all[..., self.places[id(request)]]
         return mass / self.total[..., None] if request.by_value else mass
+
+
+def masses_by_head(call: Call, request: Mass, lse: Tensor) -> Tensor:
+    """Compute the masses of key sets that differ by head: one log-sum-exp for each set, whatever its keys.
+
+    `mass[b h q s] = exp(lse of the keys of set s - lse)`
+
+    Args:
+        call: The attention call.
+        request: The request, with sets [b h s k].
+        lse: float32 [b h q], the log-sum-exp of the call.
+
+    Returns:
+        Tensor: float32 [b h q s].
+    """
+    bias = torch.zeros((), device=call.q.device) if call.key_bias is None else call.key_bias.float()
+    # a learned sink is in no set, but in the denominator
+    keys = replace(call, sinks=None)
+    if request.by_value:
+        bias = bias + value_norm(call).repeat_interleave(call.sizes[1] // call.sizes[2], 1).log()
+        lse = forward(replace(keys, key_bias=bias.expand(*call.sizes[:2], -1)), out=False).lse
+    member = request.sets.to(call.q.device, torch.float32).log()
+    parts = [forward(replace(keys, key_bias=bias + part), out=False).lse for part in member.unbind(2)]
+    return torch.exp(torch.stack(parts, -1) - lse[..., None]).masked_fill(lse[..., None] == -torch.inf, 0.0)
 
 
 def _required(x: Tensor | None) -> Tensor:

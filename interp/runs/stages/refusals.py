@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 from torch import nn
 
 from interp.analyses.causal.curve import causal_curve
-from interp.analyses.identify.gradient_importance import gradient_importance
+from interp.analyses.identify.gradient_importance import gradient_importance, supporting
 from interp.analyses.identify.sahara import SaharaResult, sahara
 from interp.analyses.identify.ships import ships
 from interp.analyses.measures import refusals as measures
@@ -67,15 +67,19 @@ class Refusals:
         return single(REPLIES.format(name), work, prompts=asked, shown=False)
 
     def importance(self) -> Stage:
-        """Heads by the gradient of the first token of their refusals."""
+        """Heads by how much they hold the first token of refusals up: the slope of its loss with its sign turned.
+
+        Heads that oppose refusals come last. The slopes and their size are stored as extras.
+        """
 
         def work(run: "Run", steps: Path) -> HeadScores:
             measures.check_contrast(self._replies(run, HARMFUL), self._replies(run, HARMLESS))
             scored, _ = self._split(run)
-            return gradient_importance(
+            slopes = gradient_importance(
                 self.model, scored.prompts, loss=measures.first_token_loss(scored), normalize=None,
                 batch_size=self.plan.batch_size, seed=self.plan.seed,
             )  # fmt: skip
+            return supporting(slopes)
 
         return single(IMPORTANCE, work, needs=self._asked)
 

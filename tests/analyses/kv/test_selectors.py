@@ -73,27 +73,6 @@ def test_the_share_that_was_asked_for_is_kept(name):
         assert bool(chosen.kept[..., -1].all())
 
 
-def test_snapkv_keeps_what_the_window_attends_to():
-    model: Any = families.make("llama")
-    asked = prompts(1)
-    selector = SnapKV(0.4, n_sink=1, n_recent=1, window=5, kernel_size=1)
-    _, noted = continued(model, selector, asked, continuation()[:1], DynamicCache(config=model.config))
-    model.set_attn_implementation("eager")
-    with torch.no_grad():
-        patterns = model(torch.tensor([asked[0].ids]), output_attentions=True).attentions
-    model.set_attn_implementation("sdpa")
-    n = len(asked[0])
-    for layer, chosen in noted.items():
-        rows = patterns[layer][0, :, -5:]
-        # a key is averaged over the rows that see it
-        seen = torch.ones(n, n).tril()[-5:].sum(0).clamp(min=1)
-        votes = (rows.sum(1) / seen).unflatten(0, (2, -1)).mean(1)
-        votes[:, 0] = votes[:, -1] = 9.0
-        best = votes.topk(round(0.4 * n), dim=-1).indices
-        expected = torch.zeros(2, n, dtype=torch.bool).scatter_(1, best, True)
-        assert torch.equal(chosen.kept[0], expected)
-
-
 def test_the_dropped_keys_of_razor_stand_as_their_mean_counted_as_often():
     model: Any = families.make("llama")
     asked, later = prompts(1), continuation()[:1, :1]
