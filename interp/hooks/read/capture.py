@@ -10,7 +10,6 @@ from typing import Any
 import psutil
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from interp.errors import ModelError, PromptError, UsageError
 from interp.hooks.model.finite import check_output
@@ -387,6 +386,8 @@ def read(
         >>> [cap[interp.keep.lse()].shape for batch, cap in read(model, prompts, interp.keep.lse(), heads="L0H1")]
         [torch.Size([1, 1, 17]), torch.Size([1, 1, 17])]
     """
+    from tqdm.auto import tqdm
+
     if not isinstance(prompts, Prompts):
         raise PromptError(
             f"prompts are {type(prompts).__name__}: give interp.Prompts, as made by Prompts.encode(tokenizer, texts)."
