@@ -1,5 +1,7 @@
 """Attentions that transformers collects from edited layers, and its ways of generating, inside of contexts."""
 
+from typing import Any
+
 import pytest
 import torch
 from context_cases import EDITS, made
@@ -26,7 +28,7 @@ ATTENTION_EDITS = {
 }
 
 
-def eager(name):
+def eager(name) -> Any:
     model = families.make(name)
     model.set_attn_implementation("eager")
     return model
@@ -146,6 +148,6 @@ def test_a_longer_batch_that_does_not_begin_with_the_prompts_is_refused():
     ],
 )
 def test_a_capture_names_the_way_of_generating_that_it_cannot_read(how, text):
-    model = made()
+    model: Any = made()
     with pytest.raises(UsageError, match=text), capture(model, keep.entropy(), ONE):
         model.generate(**ONE.tensors(), max_new_tokens=8, do_sample=False, pad_token_id=0, **how)

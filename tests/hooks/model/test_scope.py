@@ -8,6 +8,7 @@ import re
 import signal
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -197,7 +198,7 @@ def test_another_thread_runs_the_plain_model():
 def test_contexts_of_several_threads_act_apart():
     from transformers import LlamaForCausalLM
 
-    config = made().config
+    config: Any = made().config
     torch.manual_seed(1)
     models = [LlamaForCausalLM(config).eval() for _ in range(2)]
     expected = {}

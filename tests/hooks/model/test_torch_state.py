@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import io
+from typing import Any
 
 import pytest
 import torch
@@ -57,7 +58,8 @@ def fast_products():
 
 @contextlib.contextmanager
 def fast_products_by_backend():
-    backends = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
+    known: Any = torch.backends
+    backends = known.cuda.matmul, known.mkldnn.matmul
     before = [backend.fp32_precision for backend in backends]
     for backend, name in zip(backends, ("tf32", "bf16"), strict=True):
         backend.fp32_precision = name
