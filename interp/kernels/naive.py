@@ -3,6 +3,7 @@
 It accepts any dtype up to float64, and all engines are tested against it.
 """
 
+from dataclasses import replace
 from functools import singledispatch
 from typing import Any
 
@@ -148,10 +149,9 @@ def _(request: Lse, call: Call, p: Tensor, index: Tensor) -> Tensor:
 
 @reduce.register
 def _(request: Entropy, call: Call, p: Tensor, index: Tensor) -> Tensor:
-    # over keys alone, without the share of a learned sink
-    rows = p[:, :, index]
-    over_keys = rows / rows.sum(-1, keepdim=True).clamp(min=torch.finfo(p.dtype).tiny)
-    return torch.special.entr(over_keys).sum(-1)
+    # over keys alone; next to a learned sink far above, the weights of keys would be 0
+    over_keys = p if call.sinks is None else pattern(replace(call, sinks=None))
+    return torch.special.entr(over_keys[:, :, index]).sum(-1)
 
 
 @reduce.register

@@ -179,6 +179,21 @@ def test_extreme_logits(engine, n):
     torch.testing.assert_close(at[0, 0, :, 0].float(), expected, atol=3e-3, rtol=0)
 
 
+@pytest.mark.parametrize("engine", engine_params())
+@pytest.mark.parametrize("above", [0.0, 8.0, 60.0, 300.0, 1e4])
+@pytest.mark.parametrize("window", [None, 7])
+def test_entropy_does_not_depend_on_a_learned_sink(engine, above, window):
+    # a sink far above leaves each key a weight that no float holds
+    plain = engine.adapt(
+        causal_call(2, 2, 1, 33, window=window, live=torch.arange(33)[None] >= torch.tensor([[0], [5]]))
+    )
+    top = float(naive.logits(plain).max())
+    sinks = torch.tensor([top + above, top - 3.0])
+    expected = naive.attend(plain, (Entropy(),)).values[0]
+    assert expected.max() > 1
+    engine.assert_close(expected, engine.attend(replace(plain, sinks=sinks), (Entropy(),)).values[0], "entropy")
+
+
 def test_gradients_flow_through_plain_torch():
     call, _, _ = draw(5)
     q = call.q.clone().requires_grad_()
