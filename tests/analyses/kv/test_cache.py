@@ -13,7 +13,7 @@ from interp.analyses.kv.selecting import selecting
 from interp.analyses.kv.snapkv import SnapKV
 from interp.analyses.kv.streaming import Streaming
 from interp.errors import UsageError
-from interp.hooks.edit.evicting_cache import EvictingCache, nbytes
+from interp.hooks.edit.evicting_cache import EvictingCache, Hiding, nbytes
 from interp.hooks.prompts.prompts import Prompts
 from interp.testing import families
 
@@ -140,3 +140,41 @@ def test_a_compact_cache_is_used_once_and_not_cropped():
         cache.layers[0].crop(-1)
     with pytest.raises(UsageError, match="of the call before, and no more"):
         cache.layers[0].evict(cache.layers[0].kept[..., :-1])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("later", ["all", "none", "others", "a longer prompt"])
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_keys_that_were_evicted_do_not_return(family, later):
+    model: Any = families.make(family)
+    asked, new = prompts(1), 5
+    cache: Any = EvictingCache(model)
+    model(**asked.tensors(), past_key_values=cache)
+    held = cache.layers[0]
+    whole_keys, whole_values = held.keys.clone(), held.values.clone()
+    n, groups = whole_keys.shape[2], whole_keys.shape[1]
+    draw = torch.Generator().manual_seed(1)
+    before = torch.rand(1, groups, n, generator=draw) < 0.6
+    held.evict(before)
+    more = torch.randn(2, 1, groups, new, whole_keys.shape[3], generator=draw)
+    held.hiding = Hiding()
+    keys, values = held.update(more[0], more[1])
+    for whole, part, found in ((whole_keys, more[0], keys), (whole_values, more[1], values)):
+        assert torch.equal(found[:, :, :n], whole * before[..., None])
+        assert torch.equal(found[:, :, n:], part)
+    width = n if later == "others" else n + new
+    kept = {
+        "all": torch.ones(1, groups, width, dtype=torch.bool),
+        "none": torch.zeros(1, groups, width, dtype=torch.bool),
+        "others": ~before,
+        "a longer prompt": torch.rand(1, groups, width, generator=draw) < 0.5,
+    }[later]
+    held.evict(kept)
+    # new keys that `kept` does not reach stay
+    here = torch.cat([before, torch.ones(1, groups, new, dtype=torch.bool)], -1)
+    stored = torch.nn.functional.pad(kept, (0, n + new - width), value=True) & here
+    assert int(held.kept.sum()) == int(stored[..., :width].sum())
+    nothing = more[0][:, :, :0]
+    keys, values = held.update(nothing, nothing)
+    for whole, part, found in ((whole_keys, more[0], keys), (whole_values, more[1], values)):
+        assert torch.equal(found, torch.cat([whole, part], 2) * stored[..., None])

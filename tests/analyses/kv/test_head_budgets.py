@@ -51,6 +51,29 @@ def test_task_kv_keeps_the_heads_that_are_far_on_this_prompt():
 
 
 @torch.no_grad()
+@pytest.mark.parametrize(("part", "ratio"), [(0.8, 0.8), (0.7, 0.75), (0.5, 0.9), (0.9, 0.9)])
+@pytest.mark.parametrize("family", ["gpt2", "gpt_neox"])
+def test_the_last_of_several_heads_with_a_full_cache_is_the_nearest(family, part, ratio):
+    from interp.analyses import identify
+
+    model: Any = families.make(family)
+    asked = prompts()
+    selector = TaskKV(ratio, part=part, top=9, n_sink=2, n_recent=3, window=4)
+    _, noted = continued(model, selector, asked, continuation(), DynamicCache(config=model.config))
+    far = identify.task_kv(model, asked, rows=4, top=9).per_prompt
+    layers, heads = far.shape[1:]
+    counts = falling(int(part * ratio * layers * heads), layers, heads)
+    # some layer has several such heads, and not all
+    assert any(2 <= count < heads for count in counts)
+    for row, n in enumerate(asked.lengths):
+        for layer, count in enumerate(counts):
+            order = far[row, layer].argsort(descending=True).tolist()
+            full = [*order[: count - 1], order[-1]] if count > 1 else order[:count]
+            whole = noted[layer].kept[row].sum(-1) == n
+            assert whole.nonzero()[:, 0].tolist() == sorted(full), (row, layer)
+
+
+@torch.no_grad()
 def test_layer_errors_are_what_each_layer_loses_by_itself():
     model: Any = families.make("llama")
     asked = prompts(1)
