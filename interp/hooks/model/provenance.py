@@ -1,7 +1,5 @@
 """Provenance of a result: the model, tokenizer, software versions and command that produced it."""
 
-import hashlib
-import json
 import os
 import platform
 import re
@@ -13,20 +11,13 @@ from importlib import metadata
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from interp.errors import ScoreError
 from interp.hooks.model.bos import bos_rule
+from interp.hooks.model.fingerprint import UNKNOWN, config_hash, innermost, template_hash, tokenizer_hash, weights_hash
 from interp.kernels.select import usual
 
-_SAMPLE_SIZE = 4096
 _PACKAGES = ("interp", "torch", "transformers", "tokenizers", "transformer-lens", "triton", "numpy")
-# entries of a config about storage and run settings, which do not change the computation of the model
-_RUN_SETTINGS = {
-    "_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache", "output_attentions",
-    "output_hidden_states", "return_dict", "interp_note", "interp_name", "_attn_implementation", "attn_implementation",
-    "_attn_implementation_internal", "_attn_implementation_autoset",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -49,8 +40,9 @@ class Provenance:
     config_hash: str
     """Fingerprint of the entries of the config that determine the computation."""
     weights_hash: str
-    """Fingerprint of a sample of each parameter (at most 4,096 values) in its stored dtype. The same weights in another
-    dtype have another hash, and an edit of values outside the sample does not change it."""
+    """Fingerprint of a sample of each weight and buffer that acts (at most 4,096 values) in its stored dtype, or
+    "unknown" where the values cannot be read. The same weights in another dtype have another hash, and an edit of
+    values outside the sample does not change it."""
     tokenizer_hash: str = ""
     """Fingerprint of the vocabulary, merges and processing of the tokenizer."""
     template_hash: str = ""
@@ -93,14 +85,14 @@ class Provenance:
             >>> Provenance.of(model, tokenizer, seed=3).seed
             3
         """
-        model = _unwrap(model)
+        given, model = model, innermost(model)
         config = model.config
         first = next(model.parameters())
         return cls(
             model=_model_name(str(getattr(config, "interp_name", "") or getattr(config, "_name_or_path", "") or "")),
             architecture=type(model).__name__,
             config_hash=config_hash(config),
-            weights_hash=weights_hash(model),
+            weights_hash=weights_hash(given),
             tokenizer_hash=tokenizer_hash(tokenizer),
             template_hash=template_hash(tokenizer),
             bos=bos_rule(tokenizer),
@@ -161,20 +153,21 @@ class Provenance:
         return cls(**known)
 
     def same_model(self, other: "Provenance") -> bool:
-        """Whether config and weights have the same hashes.
+        """Whether architecture, config and weights are the same.
 
         Args:
             other: Another provenance.
 
         Returns:
-            True for the same model in the same dtype.
+            True for the same model in the same dtype. Unknown weights are never the same.
 
         Examples:
             >>> from interp.hooks.model.provenance import Provenance
             >>> scores.provenance.same_model(Provenance.of(model))
             True
         """
-        return (self.config_hash, self.weights_hash) == (other.config_hash, other.weights_hash)
+        mine, others = ((each.architecture, each.config_hash, each.weights_hash) for each in (self, other))
+        return UNKNOWN not in mine and mine == others
 
     def check_model(self, other: Any) -> None:
         """Check that another model is the one that this result was made with.
@@ -189,6 +182,11 @@ class Provenance:
             >>> scores.provenance.check_model(model)
         """
         other = other if isinstance(other, Provenance) else Provenance.of(other)
+        if UNKNOWN in (self.weights_hash, other.weights_hash):
+            raise ScoreError(
+                f"the weights of {self._describe()} or of {other._describe()} cannot be read, so that nothing shows "
+                "whether they are one model; load the model into memory, in a form whose weights can be read."
+            )
         if not self.same_model(other):
             raise ScoreError(
                 f"these scores belong to {self._describe()}, but the model given is {other._describe()}; "
@@ -198,69 +196,6 @@ class Provenance:
     def _describe(self) -> str:
         prints = f"config {self.config_hash}, weights {self.weights_hash}"
         return f"{self.model or self.architecture} ({', '.join(part for part in (self.dtype, prints) if part)})"
-
-
-def config_hash(config: Any) -> str:
-    """Hash the entries of a config that determine the computation; names, versions and run settings are left out."""
-    return _digest(json.dumps(_without_run_settings(config.to_dict()), sort_keys=True, default=str).encode())
-
-
-def weights_hash(model: torch.nn.Module) -> str:
-    """Hash the name, shape, dtype and a strided sample of the values of each parameter.
-
-    The hash is the same in every process and on every device. Parameters without values (device "meta") enter with
-    name, shape and dtype alone.
-    """
-    digest = hashlib.sha256()
-    # a bridge inserts its own modules, which change the names of the parameters but not the parameters
-    named = ((name.replace("_original_component.", ""), weight) for name, weight in model.named_parameters())
-    for name, weight in sorted(named, key=lambda item: item[0]):
-        digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
-        if weight.device.type != "meta":
-            digest.update(_sampled_bytes(weight.detach()))
-    return digest.hexdigest()[:16]
-
-
-def tokenizer_hash(tokenizer: Any) -> str:
-    """Hash the vocabulary, merges and processing; padding and truncation, which calls change, are left out."""
-    if tokenizer is None:
-        return ""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None or not hasattr(backend, "to_str"):
-        return _digest(json.dumps(tokenizer.get_vocab(), sort_keys=True).encode())
-    stored = backend.to_str()
-    # the serialised form begins with padding and truncation, followed by the added tokens
-    return _digest(stored[max(stored.find('"added_tokens"'), 0) :].encode())
-
-
-def template_hash(tokenizer: Any) -> str:
-    """Hash the chat template."""
-    template = getattr(tokenizer, "chat_template", None)
-    return _digest(json.dumps(template, sort_keys=True).encode()) if template else ""
-
-
-def _digest(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()[:16]
-
-
-def _unwrap(model: Any) -> Any:
-    """Return the model inside a bridge or a compiled wrapper."""
-    for wrapper in ("original_model", "_orig_mod"):
-        model = getattr(model, wrapper, model)
-    return model
-
-
-def _without_run_settings(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(key): _without_run_settings(item) for key, item in value.items() if key not in _RUN_SETTINGS}
-    return [_without_run_settings(item) for item in value] if isinstance(value, list | tuple) else value
-
-
-def _sampled_bytes(weight: Tensor) -> bytes:
-    flat = weight.reshape(-1)
-    # an odd stride samples all columns of a matrix whose width is a power of two
-    stride = -(-flat.numel() // _SAMPLE_SIZE) | 1
-    return flat[::stride].contiguous().view(torch.uint8).cpu().numpy().tobytes()
 
 
 def _versions() -> dict[str, str]:
