@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from interp.errors import UsageError
+from interp.kernels.block_sums import sum_blocks
 from interp.kernels.contract import At, Blocks, Call, Columns, Entropy, Lse, Mass, Request, TopKeys, block_grid
 
 BITS_PER_NAT = math.log2(math.e)
@@ -146,18 +147,32 @@ Accumulator = tuple[Callable[[RowBlock], None], Callable[[], Any]]
 """A function that adds a block of rows, and one that returns the value after all blocks."""
 
 
-def _per_row(reduce: Callable[[RowBlock], Tensor | tuple[Tensor, ...]], empty: Callable[[], Any]) -> Accumulator:
-    """A reduction whose value has one entry per row: the values of the blocks are concatenated."""
-    parts: list[Any] = []
+def _per_row(
+    reduce: Callable[[RowBlock], Tensor | tuple[Tensor, ...]], call: Call, empty: Callable[[], Any]
+) -> Accumulator:
+    """A reduction whose value has one entry per row.
+
+    The values of the blocks are written to tensors that are made once. If they were kept until the end, each would lie
+    in memory that a larger tensor has just left, which the next block could not use again.
+    """
+    whole: list[Tensor] = []
+    single: list[bool] = []
+
+    def add(block: RowBlock) -> None:
+        found = reduce(block)
+        parts = (found,) if isinstance(found, Tensor) else found
+        if not whole:
+            single.append(isinstance(found, Tensor))
+            whole.extend(part.new_empty(*part.shape[:2], call.sizes[3], *part.shape[3:]) for part in parts)
+        for place, part in zip(whole, parts, strict=True):
+            place[:, :, block.rows] = part
 
     def value() -> Any:
-        if not parts:
+        if not whole:
             return empty()
-        if isinstance(parts[0], tuple):
-            return tuple(torch.cat(part, 2) for part in zip(*parts, strict=True))
-        return torch.cat(parts, 2)
+        return whole[0] if single[0] else tuple(whole)
 
-    return lambda block: parts.append(reduce(block)), value
+    return add, value
 
 
 @singledispatch
@@ -208,7 +223,7 @@ def _(request: Lse, call: Call, queries: Tensor | None) -> Accumulator:
         lse = (block.peak + block.denominator.log2())[..., 0] / BITS_PER_NAT
         return lse.masked_fill(block.dead, -torch.inf)
 
-    return _per_row(reduce, _zeros(call))
+    return _per_row(reduce, call, _zeros(call))
 
 
 @accumulator.register
@@ -221,7 +236,7 @@ def _(request: Entropy, call: Call, queries: Tensor | None) -> Accumulator:
         product = torch.mul(block.weight, block.shifted, out=block.space.take("product", *block.weight.shape))
         return total.log() - product.sum(-1) / (total * BITS_PER_NAT)
 
-    return _per_row(reduce, _zeros(call))
+    return _per_row(reduce, call, _zeros(call))
 
 
 def _entropy_of_keys(block: RowBlock) -> Tensor:
@@ -245,7 +260,7 @@ def _(request: TopKeys, call: Call, queries: Tensor | None) -> Accumulator:
         pad = (0, request.k - have)
         return torch.nn.functional.pad(keys, pad, value=-1), torch.nn.functional.pad(probs * found, pad)
 
-    return _per_row(reduce, lambda: (_zeros(call, request.k)().long(), _zeros(call, request.k)()))
+    return _per_row(reduce, call, lambda: (_zeros(call, request.k)().long(), _zeros(call, request.k)()))
 
 
 def tile_peaks(x: Tensor) -> Tensor:
@@ -319,7 +334,7 @@ def _(request: Mass, call: Call, queries: Tensor | None) -> Accumulator:
         mass = weight.reshape(b, h * n, -1) @ sets[:, block.keys].expand(b, -1, -1)
         return mass.view(b, h, n, -1) / total
 
-    return _per_row(reduce, _zeros(call, sets.shape[-1]))
+    return _per_row(reduce, call, _zeros(call, sets.shape[-1]))
 
 
 @accumulator.register
@@ -335,7 +350,7 @@ def _(request: At, call: Call, queries: Tensor | None) -> Accumulator:
         found = weight.gather(-1, where) / total * there[:, None]
         return found.sum(-1) if request.total else found
 
-    return _per_row(reduce, _zeros(call) if request.total else _zeros(call, request.keys.shape[-1]))
+    return _per_row(reduce, call, _zeros(call) if request.total else _zeros(call, request.keys.shape[-1]))
 
 
 @accumulator.register
@@ -367,24 +382,17 @@ def _(request: Columns, call: Call, queries: Tensor | None) -> Accumulator:
 
 @accumulator.register
 def _(request: Blocks, call: Call, queries: Tensor | None) -> Accumulator:
-    start, n, m, row_block, key_block = block_grid(call, request, None)
+    start, n, m, row_block, _ = block_grid(call, request, None)
     b, h = call.sizes[:2]
     sums = torch.zeros(b, h, n, m, dtype=call.dtype, device=call.q.device)
     rows_in = torch.zeros(b, n, dtype=call.dtype, device=call.q.device)
-    key_in = torch.nn.functional.one_hot(key_block, m).to(call.dtype)
 
     def add(block: RowBlock) -> None:
-        by_key = _blocks_of(block, key_in)
-        row_in = torch.nn.functional.one_hot(row_block[:, block.rows], n).to(call.dtype)
-        sums.add_(torch.einsum("bhrm,brn->bhnm", by_key, row_in))
-        live = ~block.dead.all(1)
-        rows_in.add_((live[..., None] * row_in).sum(1))
+        columns = [first - call.k_start - block.keys.start for first in request.starts]
+        by_key = sum_blocks(block.weight, columns, request.size, m) / block.denominator
+        live = (~block.dead.all(1)).to(call.dtype)
+        for i, number in enumerate(row_block[:, block.rows]):
+            sums[i].index_add_(1, number, by_key[i])
+            rows_in[i].index_add_(0, number, live[i])
 
     return add, lambda: (start, sums, rows_in)
-
-
-def _blocks_of(block: RowBlock, key_in: Tensor) -> Tensor:
-    """[b h r m] mass of each row on each block of keys."""
-    b, h, n = block.weight.shape[:3]
-    mass = block.weight.reshape(b, h * n, -1) @ key_in[:, block.keys].expand(b, -1, -1)
-    return mass.view(b, h, n, -1) / block.denominator
