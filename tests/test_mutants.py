@@ -17,7 +17,7 @@ def test_a_planted_bug_changes_its_file_and_names_tests(mutant):
     assert all((ROOT / path).exists() for path in paths)
 
 
-def test_a_text_that_is_not_there_is_told():
+def test_a_text_that_is_not_there_is_refused():
     with pytest.raises(ValueError, match="occurs 0 times"):
         planted(replace(MUTANTS[0], before="no such text"), "a file")
 

@@ -88,5 +88,13 @@ class SnapKV(KeySelector):
         return here.columns(observed_rows(here, self.window), all_rows=True).float()
 
     def pooled(self, here: EditContext, values: Float[Tensor, "b g k"]) -> Float[Tensor, "b g k"]:
-        """The values of the keys before the window, pooled over their neighbours."""
+        """Pool the values of the keys before the window over their neighbours.
+
+        Args:
+            here: The attention call of the prompt.
+            values: A value of each key.
+
+        Returns:
+            The pooled values; 0 in the window.
+        """
         return pooled(values, before_window(here, self.window), self.kernel_size, self.pooling)

@@ -21,7 +21,7 @@ class RowText:
     position: Int[Tensor, "b n"]
     """Position of the token in each column so far, counted from the first token of its row; -1 for no text."""
     plain: bool = False
-    """Whether every column holds the token of its own number."""
+    """Whether every column holds the token of that number."""
     cut: bool = False
     """Whether columns without text may be none that the model hides, as those after the end of a row."""
 

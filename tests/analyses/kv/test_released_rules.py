@@ -29,10 +29,10 @@ def chosen_by(model: Any, selector: Any, asked: Prompts) -> dict[int, Any]:
     return continued(model, selector, asked, later, DynamicCache(config=model.config))[1]
 
 
-def patterns_of(model: Any, ids: list[int]) -> tuple[torch.Tensor, ...]:
+def patterns_of(model: Any, ids: tuple[int, ...]) -> tuple[torch.Tensor, ...]:
     model.set_attn_implementation("eager")
     with torch.no_grad():
-        found = model(torch.tensor([ids]), output_attentions=True).attentions
+        found = model(torch.tensor([list(ids)]), output_attentions=True).attentions
     model.set_attn_implementation("sdpa")
     return found
 

@@ -1,6 +1,7 @@
 """Contexts that would act twice by mistake, or that a change of the attention implementation leads past interp."""
 
 import contextlib
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -44,6 +45,38 @@ def test_an_edit_that_is_open_is_refused_and_may_be_opened_again(tiny_model, nam
             # another model, and a context that failed, are in nobody's way
             with contextlib.suppress(ValueError), TWICE[name](tiny_model("qwen3"), batch):
                 raise ValueError
+            run(model, batch)
+
+
+@pytest.mark.parametrize("name", TWICE)
+def test_an_edit_of_another_thread_is_in_nobodys_way(name):
+    model, batch = families.make("llama"), prompts((20, 30))
+    with TWICE[name](model, batch):
+        expected = run(model, batch).logits
+    # a selector hides keys from the tokens after a prompt, of which there are none here
+    assert name == "a selector" or (expected - run(model, batch).logits).abs().max() > 1e-4
+
+    def other() -> torch.Tensor:
+        with TWICE[name](model, batch):
+            return run(model, batch).logits
+
+    with ThreadPoolExecutor(1) as pool, TWICE[name](model, batch):
+        assert torch.equal(pool.submit(other).result(), expected)
+        assert torch.equal(run(model, batch).logits, expected)
+        refused = pytest.raises(UsageError, match="already open on this model")
+        with refused, TWICE[name](model, batch):
+            pass
+
+
+def test_the_implementation_of_another_model_leaves_open_contexts_as_they_are():
+    model, other, batch = families.make("llama"), families.make("llama"), prompts((20, 30))
+    with steering(model, steer.Boost("mark", 5.0), batch):
+        named = model.config._attn_implementation
+        expected = run(model, batch).logits
+        other.set_attn_implementation("eager")
+        assert model.config._attn_implementation is named
+        assert torch.equal(run(model, batch).logits, expected)
+    assert (model.config._attn_implementation, other.config._attn_implementation) == ("sdpa", "eager")
 
 
 ALLOWED = {

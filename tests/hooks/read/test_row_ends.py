@@ -1,11 +1,14 @@
 """Rows of a batch that end at different steps of generate(): each is read and edited as if it had run alone."""
 
+import contextlib
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 import torch
 from capture_oracle import KEYS, ROWS, STREAMS, prompts
-from transformers import GenerationMixin, StoppingCriteria, StoppingCriteriaList
+from transformers import GenerationMixin, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
 import interp
 from interp.analyses import kv, steer
@@ -16,6 +19,7 @@ from interp.hooks.read import keep
 from interp.hooks.read.capture import capture, run
 from interp.hooks.read.visibility import Visibility, keys_from
 from interp.hooks.seam import tapping
+from interp.testing import families
 
 FAMILIES = ["llama", "gemma3", "gpt2", "gpt_oss"]
 MIXIN: Any = GenerationMixin
@@ -211,3 +215,34 @@ def test_rows_that_end_in_the_loop_of_a_bridge_are_read_as_if_they_were_alone(ti
                 tl.generate(ids[b : b + 1], stop_at_eos=True, eos_token_id=end, **settings)
             assert together.lengths[b] == alone.lengths[0] == 20 + count - 1
             same(together[item], alone[item], b, item)
+
+
+def test_each_thread_has_the_ends_of_its_own_generate():
+    model, batch, counts = families.make("llama"), prompts((33, 50)), ([2, N_NEW], [5, 1])
+    item, at_once = keep.entropy(), threading.Barrier(2, timeout=60)
+
+    def read(ends, processors=None):
+        with capture(model, item, batch) as cap:
+            by_criterion(model, batch, ends, logits_processor=processors)
+        return cap.lengths, cap[item]
+
+    def wait(input_ids, scores):
+        # the threads take each step together, as long as both generate
+        with contextlib.suppress(threading.BrokenBarrierError):
+            at_once.wait()
+        return scores
+
+    expected = [read(each) for each in counts]
+    assert expected[0][0] != expected[1][0]
+    with ThreadPoolExecutor(2) as pool:
+
+        def apart(ends):
+            try:
+                return read(ends, LogitsProcessorList([wait]))
+            finally:
+                at_once.abort()
+
+        found = list(pool.map(apart, counts))
+    for (lengths, entropy), (right, values) in zip(found, expected, strict=True):
+        assert lengths == right
+        torch.testing.assert_close(entropy, values, equal_nan=True)
