@@ -181,12 +181,14 @@ def report(
 ) -> None:
     """Write one HTML file about a model or a run; it opens offline and can be shared."""
     from interp.analyses.tasks.standard import PromptSizes
+    from interp.hooks.writer import check_writable
     from interp.runs.folder import is_run
     from interp.runs.plan import ScorePlan
     from interp.runs.results import read_results
     from interp.runs.run import Run
 
-    _writable(output)
+    # now rather than after the run
+    check_writable(output, RunError)
     folder = Path(source)
     if is_run(folder):
         found = read_results(folder)
@@ -274,14 +276,6 @@ def _data(result: Any, top: int) -> Any:
         halves = None if result.split_half != result.split_half else result.split_half
         return {**about, "split_half": halves, "top": rows}
     return json.loads(result.to_frame().to_json(orient="records"))
-
-
-def _writable(path: Path) -> None:
-    """Raise RunError now rather than after the run."""
-    if path.is_dir():
-        raise RunError(f"{path} is a folder; name the HTML file to write.")
-    if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
-        raise RunError(f"{path} cannot be written: {path.parent} is not a folder you may write to; name another place.")
 
 
 def main() -> None:

@@ -4,12 +4,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from interp.analyses.results.files import write_atomic
-from interp.errors import RunError, ScoreError
+from interp.errors import RunError
 from interp.hooks.model.provenance import Provenance
+from interp.hooks.writer import RUN_MANIFEST, make_folder, write_atomic
 
 FORMAT = "interp.run/2"
-MANIFEST = "manifest.json"
+MANIFEST = RUN_MANIFEST
 SAME_ENTRIES = ("interp", "recipe", "plan", "prompts")
 """entries of a manifest that must not differ when a run continues"""
 
@@ -54,9 +54,9 @@ def claim(folder: Path) -> None:
         # files of an earlier start that was killed at once are no obstacle
         if folder.exists() and any(not path.name.endswith(".tmp") for path in folder.iterdir()):
             raise RunError(f"{folder} exists and is not a run folder; name a new or empty folder.")
-        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(f"{folder} cannot be made ({error.strerror}); name a folder you may write to.") from error
+    make_folder(folder, RunError)
 
 
 def is_run(folder: Path) -> bool:
@@ -95,10 +95,7 @@ def read(path: Path) -> dict[str, Any]:
 
 def write(path: Path, content: dict[str, Any]) -> None:
     """Write a JSON object, whole or not at all. Raises RunError."""
-    try:
-        write_atomic(path, (json.dumps(content, indent=1) + "\n").encode())
-    except ScoreError as error:
-        raise RunError(str(error)) from error
+    write_atomic(path, (json.dumps(content, indent=1) + "\n").encode(), RunError, in_run=True)
 
 
 def _difference(before: Any, now: Any, entry: str) -> str:

@@ -17,6 +17,7 @@ from interp.hooks.model.heads import Head, HeadLayout, HeadSet
 from interp.hooks.model.provenance import Provenance
 from interp.hooks.prompts.prompts import Prompts
 from interp.hooks.read.capture import check_context
+from interp.hooks.writer import make_folder
 from interp.runs import folder as folders
 from interp.runs.estimate import check_memory
 from interp.runs.plan import Plan
@@ -129,7 +130,7 @@ class Run:
         if not missing:
             self._write(result_path(self.folder, stage.name), stage.joined(parts))
         path = record_path(self.folder, stage.name)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent, RunError)
         folders.write(path, {"seconds": seconds, "texts": texts, "missing": missing})
         # what was made from an earlier result of this name is made again
         for other in self.stages:
@@ -152,10 +153,9 @@ class Run:
 
     def _write(self, path: Path, value: Result | CellRecord) -> None:
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            codec.save(value, path)
-        except (OSError, ScoreError) as error:
-            raise RunError(f"{path} cannot be written ({error}).") from error
+            codec.save(value, make_folder(path.parent) / path.name, in_run=True)
+        except ScoreError as error:
+            raise RunError(str(error)) from error
 
     def _drop(self, stage: Stage) -> None:
         """Remove what is kept of a stage."""

@@ -11,7 +11,6 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from interp.analyses.results.files import reason, write_atomic
 from interp.errors import ScoreError, UsageError
 from interp.hooks.edit.layer_checkpoints import layer_checkpoints
 from interp.hooks.edit.streaming_mix import streaming_mix
@@ -19,6 +18,7 @@ from interp.hooks.model.heads import HeadLayout
 from interp.hooks.model.layers import attention_layers, projection_inputs
 from interp.hooks.prompts.prompts import Prompts
 from interp.hooks.read.capture import model_inputs
+from interp.hooks.writer import make_folder, write_atomic
 
 Full = Literal["teacher", "student"]
 
@@ -110,12 +110,7 @@ class State:
 
         if path is None:
             return
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ScoreError(
-                f"{path.parent} cannot be created ({reason(error)}); name a folder that you may write to."
-            ) from error
+        make_folder(path.parent)
         moments = {name: value.detach() for name, value in self.optimiser.state[self.gates].items()}
         write_atomic(path, save({"gates": self.gates.detach(), "losses": self.losses, **moments}))
 

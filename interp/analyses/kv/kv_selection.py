@@ -18,6 +18,7 @@ from interp.analyses.results.trials import Trials
 from interp.errors import UsageError
 from interp.hooks.model.provenance import Provenance
 from interp.hooks.prompts.prompts import Prompts
+from interp.hooks.writer import make_folder
 
 SEED_OFFSET = 3_000_017
 """added to the seed of a run, so that no prompt is one on which heads were scored"""
@@ -138,7 +139,7 @@ def kv_selection(
     for task in KVTask.from_whole(prompts):
         path = None
         if folder is not None:
-            Path(folder).mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
             path = Path(folder) / f"kv-{_key(model, task, about, given, selector_settings, keep_ratios, seed)}.json"
         if path is not None and path.is_file():
             parts.append(Trials.load(path))

@@ -15,10 +15,11 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 from torch import Tensor
 
-from interp.analyses.results.files import read_text, reason, write_atomic
+from interp.analyses.results.files import read_text
 from interp.errors import InterpError, ScoreError
 from interp.hooks.model.heads import Head, HeadLayout, HeadSet
 from interp.hooks.model.provenance import Provenance
+from interp.hooks.writer import check_writable, reason, write_atomic
 
 FORMAT = "interp.result/2"
 T = TypeVar("T")
@@ -47,12 +48,13 @@ def result(cls: type[T]) -> type[T]:
     return cls
 
 
-def save(value: Any, path: str | Path) -> Path:
+def save(value: Any, path: str | Path, *, in_run: bool = False) -> Path:
     """Write a marked dataclass, its tensors to a second file next to the first.
 
     Args:
         value: The dataclass.
         path: A file name; ".json" is added where it is missing.
+        in_run: Whether a run writes a file of its own folder.
 
     Returns:
         Path: The JSON file.
@@ -63,15 +65,15 @@ def save(value: Any, path: str | Path) -> Path:
     from safetensors.torch import save as serialise
 
     path = json_path(path)
+    check_writable(path, in_run=in_run)
     tensors: dict[str, Tensor] = {}
     content = {"format": FORMAT, **_encode(value, type(value).__name__, "", tensors)}
     if tensors:
         data = serialise({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
         # tensors first: a kill in between leaves a pair whose hashes differ, which load refuses
-        write_atomic(path.with_suffix(".safetensors"), data)
+        write_atomic(path.with_suffix(".safetensors"), data, in_run=in_run)
         content["tensors_sha256"] = hashlib.sha256(data).hexdigest()
-    write_atomic(path, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
-    return path
+    return write_atomic(path, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode(), in_run=in_run)
 
 
 def load(path: str | Path) -> Any:

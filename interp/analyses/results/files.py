@@ -1,9 +1,7 @@
-"""Files of results: written whole or not at all, and finished pieces of long computations that are kept in a folder."""
+"""Files of results: their text and JSON, and finished pieces of long computations that are kept in a folder."""
 
 import hashlib
 import json
-import os
-import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,32 +11,7 @@ import torch
 from torch import Tensor
 
 from interp.errors import ScoreError
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write a temporary file in the same folder, then rename it, so that no reader sees half a file.
-
-    Args:
-        path: The file.
-        data: Its content.
-
-    Raises:
-        ScoreError: If the file cannot be written.
-    """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        try:
-            with temporary.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise ScoreError(
-            f"{path} cannot be written ({reason(error)}); give a path in a folder that you may write to."
-        ) from error
+from interp.hooks.writer import make_folder, reason, write_atomic
 
 
 def read_text(path: Path) -> str:
@@ -87,11 +60,6 @@ def joined(tensors: Sequence[Tensor], name: str) -> Tensor:
     return torch.cat(padded)
 
 
-def reason(error: Exception) -> str:
-    """The cause of an error in a few words."""
-    return str(getattr(error, "strerror", None) or error)
-
-
 @dataclass(frozen=True)
 class Parts:
     """Finished pieces of a long computation, one file each, so that an interrupted run continues after the last one."""
@@ -115,12 +83,7 @@ class Parts:
             ScoreError: If the folder cannot be made.
         """
         if folder is not None:
-            try:
-                Path(folder).mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise ScoreError(
-                    f"{folder} cannot be made ({reason(error)}); name a folder that you may write to."
-                ) from error
+            make_folder(folder)
         return cls(None if folder is None else Path(folder), name, digest(inputs))
 
     def get(self, piece: Any, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:

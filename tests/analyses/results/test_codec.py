@@ -334,10 +334,10 @@ def test_a_killed_save_leaves_the_old_file_or_a_pair_that_is_refused(tmp_path, m
     path = codec.save(Nest(tensors={"x": torch.ones(2)}), tmp_path / "x")
     write = codec.write_atomic
 
-    def killed(to, data):
+    def killed(to, data, **settings):
         if to.suffix == ".json":
             raise KeyboardInterrupt
-        write(to, data)
+        return write(to, data, **settings)
 
     monkeypatch.setattr(codec, "write_atomic", killed)
     with pytest.raises(KeyboardInterrupt):
