@@ -258,7 +258,8 @@ def _finish(plan: Any, loaded: Any, out: Path, own: Any, as_json: bool) -> None:
 def _print(found: Any, top: int, as_json: bool) -> None:
     if as_json:
         results = {name: _data(result, top) for name, result in found.items()}
-        typer.echo(json.dumps({"results": results, "missing": found.missing}, indent=1))
+        left = {name: {"cells": made, "of": n} for name, (made, n) in found.unfinished.items()}
+        typer.echo(json.dumps({"results": results, "missing": found.missing, "unfinished": left}, indent=1))
     else:
         typer.echo(found.summary(top))
 

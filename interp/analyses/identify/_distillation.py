@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from interp.analyses.results.files import pack, unpack
 from interp.errors import ScoreError, UsageError
 from interp.hooks.edit.layer_checkpoints import layer_checkpoints
 from interp.hooks.edit.streaming_mix import streaming_mix
@@ -67,19 +68,16 @@ class State:
         Raises:
             ScoreError: If the file is broken.
         """
-        from safetensors import SafetensorError
-        from safetensors.torch import load
-
         gates = nn.Parameter(torch.ones(layout.layers, layout.kv_heads))
         state = cls(gates, torch.optim.AdamW([gates], settings.lr, weight_decay=0.0), torch.zeros(0))
         if path is None or not path.is_file():
             return state
         try:
-            held = load(path.read_bytes())
+            held = unpack(path)
             gates.data = held["gates"]
             state.losses = held["losses"]
             moments = {name: held[name] for name in ("step", "exp_avg", "exp_avg_sq")}
-        except (SafetensorError, OSError, KeyError) as error:
+        except KeyError as error:
             raise ScoreError(f"{path} is broken ({error}); delete it and run again.") from None
         state.optimiser.state[gates] = moments
         return state
@@ -106,13 +104,11 @@ class State:
         Raises:
             ScoreError: If the file cannot be written.
         """
-        from safetensors.torch import save
-
         if path is None:
             return
         make_folder(path.parent)
         moments = {name: value.detach() for name, value in self.optimiser.state[self.gates].items()}
-        write_atomic(path, save({"gates": self.gates.detach(), "losses": self.losses, **moments}))
+        write_atomic(path, pack({"gates": self.gates, "losses": self.losses, **moments}, path.name))
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 from torch import Tensor
 
-from interp.analyses.results.files import read_text
+from interp.analyses.results.files import SEAL, is_sealed, read_text, seal
 from interp.errors import InterpError, ScoreError
 from interp.hooks.model.heads import Head, HeadLayout, HeadSet
 from interp.hooks.model.provenance import Provenance
@@ -73,7 +73,7 @@ def save(value: Any, path: str | Path, *, in_run: bool = False) -> Path:
         # tensors first: a kill in between leaves a pair whose hashes differ, which load refuses
         write_atomic(path.with_suffix(".safetensors"), data, in_run=in_run)
         content["tensors_sha256"] = hashlib.sha256(data).hexdigest()
-    return write_atomic(path, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode(), in_run=in_run)
+    return write_atomic(path, (json.dumps(seal(content), indent=1, allow_nan=False) + "\n").encode(), in_run=in_run)
 
 
 def load(path: str | Path) -> Any:
@@ -86,16 +86,11 @@ def load(path: str | Path) -> Any:
         The dataclass, bit for bit as it was saved.
 
     Raises:
-        ScoreError: If the file holds no result, is of another version, is broken, or its tensors are missing or
-            belong to another file.
+        ScoreError: If the file holds no result, is of another version, is broken or was changed, or its tensors are
+            missing or belong to another file.
     """
     path = json_path(path)
-    content = read_json(path)
-    if content.get("format") != FORMAT:
-        raise ScoreError(
-            f"{path} has the format {content.get('format')!r}, expected {FORMAT!r}; make the result again with this "
-            "version, or give a file that it wrote."
-        )
+    content = _content(path)
     if "$type" not in content:
         raise ScoreError(f"{path} names no type of result; give a file that a result's save() wrote.")
     tensors = _tensors(path, content)
@@ -105,6 +100,39 @@ def load(path: str | Path) -> Any:
         raise ScoreError(f"{path} is broken: {error}") from error
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, RecursionError) as error:
         raise ScoreError(f"{path} is broken ({type(error).__name__}: {error}); make it again.") from error
+
+
+def checksum(path: Path) -> str:
+    """The checksum of a file that `save` wrote and of its tensors, which is compared with them.
+
+    Args:
+        path: The JSON file.
+
+    Raises:
+        ScoreError: If a file is missing or broken, or was changed.
+    """
+    content = _content(path)
+    _tensor_bytes(path, content)
+    if SEAL not in content:
+        raise ScoreError(f"{path} has no checksum; make it again.")
+    return content[SEAL]
+
+
+def _content(path: Path) -> dict[str, Any]:
+    """The JSON object of a result, whose format and checksum are right; other programs may leave the checksum out."""
+    content = read_json(path)
+    if content.get("format") != FORMAT:
+        raise ScoreError(
+            f"{path} has the format {content.get('format')!r}, expected {FORMAT!r}; make the result again with this "
+            "version, or give a file that it wrote."
+        )
+    try:
+        same = SEAL not in content or is_sealed(content)
+    except RecursionError as error:
+        raise ScoreError(f"{path} is broken (it is nested too deeply); make it again.") from error
+    if not same:
+        raise ScoreError(f"{path} was changed or damaged after it was written (its checksum differs); make it again.")
+    return content
 
 
 def json_path(path: str | Path) -> Path:
@@ -130,8 +158,20 @@ def _tensors(path: Path, content: Mapping[str, Any]) -> dict[str, Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load as deserialise
 
-    if "tensors_sha256" not in content:
+    if (data := _tensor_bytes(path, content)) is None:
         return {}
+    try:
+        return deserialise(data)
+    except SafetensorError as error:
+        raise ScoreError(
+            f"{path.with_suffix('.safetensors')} is not a safetensors file ({error}); make it again."
+        ) from error
+
+
+def _tensor_bytes(path: Path, content: Mapping[str, Any]) -> bytes | None:
+    """The file of the tensors, whose hash is right; None where there are none."""
+    if "tensors_sha256" not in content:
+        return None
     companion = path.with_suffix(".safetensors")
     try:
         data = companion.read_bytes()
@@ -141,10 +181,7 @@ def _tensors(path: Path, content: Mapping[str, Any]) -> dict[str, Tensor]:
         ) from error
     if hashlib.sha256(data).hexdigest() != content["tensors_sha256"]:
         raise ScoreError(f"{companion} does not belong to {path.name}; keep the two files of one save together.")
-    try:
-        return deserialise(data)
-    except SafetensorError as error:
-        raise ScoreError(f"{companion} is not a safetensors file ({error}); make it again.") from error
+    return data
 
 
 def _encode(value: Any, what: str, key: str, tensors: dict[str, Tensor]) -> Any:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,9 @@ from torch import Tensor
 
 from interp.errors import ScoreError
 from interp.hooks.writer import make_folder, reason, write_atomic
+
+SEAL = "sha256"
+"""entry of a JSON object that holds the checksum of the others"""
 
 
 def read_text(path: Path) -> str:
@@ -40,6 +43,75 @@ def plain(value: Any, what: str) -> Any:
         return json.loads(json.dumps(value, allow_nan=False))
     except (TypeError, ValueError) as error:
         raise ScoreError(f"{what} cannot be written as JSON ({error}); use numbers, texts, lists and dicts.") from error
+
+
+def seal(content: Mapping[str, Any]) -> dict[str, Any]:
+    """A JSON object with a checksum of all its other entries, so that a change is found when it is read.
+
+    Args:
+        content: The object.
+
+    Returns:
+        The object with the entry "sha256". It protects against damage and mistakes, and against nobody who means it.
+
+    Examples:
+        >>> from interp.analyses.results.files import is_sealed, seal
+        >>> stored = seal({"seed": 0})
+        >>> is_sealed(stored), is_sealed(stored | {"seed": 1})
+        (True, False)
+    """
+    return {**content, SEAL: _checksum(content)}
+
+
+def is_sealed(content: Mapping[str, Any]) -> bool:
+    """Whether an object is as `seal` returned it."""
+    return content.get(SEAL) == _checksum(content)
+
+
+def _checksum(content: Mapping[str, Any]) -> str:
+    rest = {name: value for name, value in content.items() if name != SEAL}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def pack(tensors: Mapping[str, Tensor], name: str) -> bytes:
+    """Tensors as a safetensors file that holds a checksum of them and of its name.
+
+    Args:
+        tensors: The tensors.
+        name: Name of the file.
+    """
+    from safetensors.torch import save as serialise
+
+    whole = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+    return serialise(whole, {SEAL: _checksum_of(serialise(whole), name)})
+
+
+def unpack(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file that `pack` made.
+
+    Args:
+        path: The file.
+
+    Raises:
+        ScoreError: If the file cannot be read, or is damaged or renamed.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load as deserialise
+    from safetensors.torch import save as serialise
+
+    try:
+        data = path.read_bytes()
+        tensors = deserialise(data)
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ScoreError(f"{path} is broken ({error}); delete it and run again.") from None
+    if header.get("__metadata__", {}).get(SEAL) != _checksum_of(serialise(tensors), path.name):
+        raise ScoreError(f"{path} is broken (its checksum differs); delete it and run again.")
+    return tensors
+
+
+def _checksum_of(data: bytes, name: str) -> str:
+    return hashlib.sha256(name.encode() + b"\0" + data).hexdigest()
 
 
 def joined(tensors: Sequence[Tensor], name: str) -> Tensor:
@@ -96,20 +168,13 @@ class Parts:
         Raises:
             ScoreError: If the file is broken or cannot be written.
         """
-        from safetensors import SafetensorError
-        from safetensors.torch import load as deserialise
-        from safetensors.torch import save as serialise
-
         if self.folder is None:
             return make()
         path = self.folder / f"{self.name}-{self.key}-{digest(piece)}.safetensors"
         if path.is_file():
-            try:
-                return deserialise(path.read_bytes())
-            except (SafetensorError, OSError) as error:
-                raise ScoreError(f"{path} is broken ({error}); delete it and run again.") from None
+            return unpack(path)
         made = {name: tensor.detach().cpu().contiguous() for name, tensor in make().items()}
-        write_atomic(path, serialise(made))
+        write_atomic(path, pack(made, path.name))
         return made
 
 
