@@ -102,7 +102,7 @@ def check_writable(path: str | Path, error: type[InterpError] = ScoreError, *, i
     except (OSError, ValueError) as failed:
         raise error(f"{str(path)!r} cannot be written ({reason(failed)}); give another path.") from failed
     if found is not None and stat.S_ISDIR(found.st_mode):
-        raise error(f"{path} is a folder; give a file name for the output.")
+        raise error(f"{path} cannot be written, since it is a folder; give a file name.")
     if found is not None and not stat.S_ISREG(found.st_mode):
         kind = KINDS.get(stat.S_IFMT(found.st_mode), "no regular file")
         raise error(f"{path} cannot be written, since it is {kind}; give the path of a regular file or a new one.")
