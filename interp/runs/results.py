@@ -177,6 +177,9 @@ def is_finished(folder: str | Path) -> bool:
     Args:
         folder: The folder of a run.
 
+    Returns:
+        Whether it is finished and whole.
+
     Raises:
         RunError: Where the folder is not a run, or holds a file that is not of the run.
     """

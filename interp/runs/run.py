@@ -9,11 +9,13 @@ from typing import Any, cast
 from torch import nn
 
 from interp.analyses.results import codec
+from interp.analyses.results.files import digests
 from interp.analyses.results.head_scores import HeadScores
 from interp.analyses.results.leading import leading_heads
 from interp.analyses.results.result import Result
 from interp.errors import InterpError, RunError, ScoreError
 from interp.hooks.model.heads import Head, HeadLayout, HeadSet
+from interp.hooks.model.portable import portable, portable_text
 from interp.hooks.model.provenance import Provenance
 from interp.hooks.prompts.prompts import Prompts
 from interp.hooks.read.capture import check_context
@@ -39,8 +41,8 @@ class Run:
     layout: HeadLayout
     stages: tuple[Stage, ...]
     own_prompts: bool
+    # the id that its manifest and all its cells hold
     run: str = ""
-    """id of the run, which its manifest and all its cells hold"""
 
     @classmethod
     def open(
@@ -81,7 +83,8 @@ class Run:
         return {
             "interp": interp.__version__,
             "recipe": self.plan.recipe,
-            "plan": asdict(cast(Any, self.plan)),
+            "plan": portable(asdict(cast(Any, self.plan))),
+            "inputs": digests(asdict(cast(Any, self.plan))),
             "layout": asdict(self.layout),
             "own_prompts": self.own_prompts,
             "prompts": {name: prompts.fingerprint() for name, prompts in prompts_of(self.stages)},
@@ -165,7 +168,7 @@ class Run:
             except InterpError as error:
                 if not stage.optional:
                     raise
-                missing = str(error)
+                missing = portable_text(str(error))
             seconds = time.perf_counter() - started
             made = CellRecord(result, seconds, cell.texts, missing, self.run, stage.name, cell.key)
             self._write(files.cell_path(cell.key), made)

@@ -18,6 +18,7 @@ from torch import Tensor
 from interp.analyses.results.files import SEAL, is_sealed, read_text, seal
 from interp.errors import InterpError, ScoreError
 from interp.hooks.model.heads import Head, HeadLayout, HeadSet
+from interp.hooks.model.portable import portable
 from interp.hooks.model.provenance import Provenance
 from interp.hooks.writer import check_writable, reason, write_atomic
 
@@ -54,7 +55,7 @@ def save(value: Any, path: str | Path, *, in_run: bool = False) -> Path:
     Args:
         value: The dataclass.
         path: A file name; ".json" is added where it is missing.
-        in_run: Whether a run writes a file of its own folder.
+        in_run: Whether a run writes a file inside its folder.
 
     Returns:
         Path: The JSON file.
@@ -107,6 +108,9 @@ def checksum(path: Path) -> str:
 
     Args:
         path: The JSON file.
+
+    Returns:
+        The checksum of the JSON file, which holds that of its tensors.
 
     Raises:
         ScoreError: If a file is missing or broken, or was changed.
@@ -203,7 +207,7 @@ def _encode(value: Any, what: str, key: str, tensors: dict[str, Tensor]) -> Any:
             raise ScoreError(f"{what} holds a {name}, which is not a result; mark its class with codec.result.")
         inner = f"{key}." if key else ""
         stored = {
-            f.name: _encode(getattr(value, f.name), f"{name}.{f.name}", inner + f.name, tensors)
+            f.name: _encode(_leaving(f.name, getattr(value, f.name)), f"{name}.{f.name}", inner + f.name, tensors)
             for f in fields(value)
             if f.init
         }
@@ -219,6 +223,11 @@ def _encode(value: Any, what: str, key: str, tensors: dict[str, Tensor]) -> Any:
     if value is None or isinstance(value, bool | int | float | str):
         return value
     raise ScoreError(f"{what} is a {type(value).__name__}, which cannot be stored; use numbers, texts or tensors.")
+
+
+def _leaving(field: str, value: Any) -> Any:
+    """The value of a field as it may leave the machine: settings name files without the way to them."""
+    return portable(value) if field == "settings" and isinstance(value, Mapping) else value
 
 
 def _decode(content: Any, hint: Any, tensors: Mapping[str, Tensor]) -> Any:

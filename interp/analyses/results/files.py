@@ -1,7 +1,9 @@
 """Files of results: their text and JSON, and finished pieces of long computations that are kept in a folder."""
 
+import contextlib
 import hashlib
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -186,6 +188,29 @@ def texts_to_tensor(texts: Sequence[str]) -> Tensor:
 def texts_from_tensor(stored: Tensor) -> tuple[str, ...]:
     """The inverse of `texts_to_tensor`."""
     return tuple(json.loads(bytes(stored.tolist())))
+
+
+def digests(settings: Mapping[str, Any], before: str = "") -> dict[str, str]:
+    """The SHA-256 of every file that settings name, since their paths are not stored.
+
+    Args:
+        settings: Names and values; a value may hold further settings.
+        before: Beginning of the names.
+
+    Returns:
+        Name of the setting -> the first 16 hexadecimal digits.
+    """
+    found: dict[str, str] = {}
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            found |= digests(value, f"{before}{name}.")
+        # a word such as the name of a task is none, even where a file has that name
+        elif isinstance(value, str) and (os.path.basename(value) != value or Path(value).suffix):
+            for path in (Path(value).expanduser(), Path(f"{value}.json").expanduser()):
+                with contextlib.suppress(OSError, ValueError):
+                    if path.is_file():
+                        found[before + name] = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    return found
 
 
 def digest(inputs: Any) -> str:

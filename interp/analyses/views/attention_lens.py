@@ -17,6 +17,7 @@ from interp.analyses.results.files import plain
 from interp.errors import CostError, HeadError, ScoreError, UsageError
 from interp.hooks.model.heads import Head, HeadLayout
 from interp.hooks.model.layers import unwrap
+from interp.hooks.model.portable import portable
 from interp.hooks.model.provenance import Provenance
 from interp.hooks.prompts.prompts import Prompts
 from interp.hooks.read.capture import check_context
@@ -123,7 +124,7 @@ class Lens:
         from safetensors.torch import save as serialise
 
         path = _named(path)
-        about = {"layer": self.layer, "losses": self.losses, "settings": self.settings}
+        about = {"layer": self.layer, "losses": self.losses, "settings": portable(self.settings)}
         about |= {"provenance": self.provenance.to_dict()}
         tensors = {name: getattr(self, name).detach().cpu().contiguous() for name in ("weight", "bias")}
         header = {"format": FORMAT, "about": json.dumps(plain(about, "the header of this lens"))}
