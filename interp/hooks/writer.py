@@ -42,7 +42,7 @@ def write_atomic(path: str | Path, data: bytes, error: type[InterpError] = Score
         path: The file.
         data: Its content.
         error: Class of the error that is raised.
-        in_run: Whether a run writes a file of its own folder.
+        in_run: Whether a run writes a file inside its folder.
 
     Returns:
         Path: The file.
@@ -85,7 +85,7 @@ def check_writable(path: str | Path, error: type[InterpError] = ScoreError, *, i
     Args:
         path: The file.
         error: Class of the error that is raised.
-        in_run: Whether a run writes a file of its own folder.
+        in_run: Whether a run writes a file inside its folder.
 
     Returns:
         Permissions of the file that would be replaced; None where there is none.

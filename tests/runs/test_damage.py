@@ -1,4 +1,4 @@
-"""Damaged, foreign and unfinished run folders: every change is told or harmless, and one process writes at a time."""
+"""Damaged, foreign and unfinished run folders: a change is reported or harmless, and one process writes at a time."""
 
 import json
 import os
@@ -50,18 +50,18 @@ def files_of(folder):
 
 
 def outcome(folder, found):
-    """ "told" where the run is refused or called unfinished, "harmless" where all is the same; else what changed."""
+    """Whether a change is "reported" (the run is refused or called unfinished) or "harmless"; else what it changed."""
     try:
         again = read_results(folder)
     except InterpError as error:
-        return "told" if "\n" not in str(error) and len(str(error)) < 700 else f"told in many words: {error}"
+        return "reported" if "\n" not in str(error) and len(str(error)) < 700 else f"reported in many words: {error}"
     for name, result in again.results.items():
         if wrong := difference(result, found[name], name):
-            return f"told, {wrong}" if name in again.unfinished else wrong
+            return f"reported, {wrong}" if name in again.unfinished else wrong
     if again.unfinished:
         assert "This run is not finished" in again.summary()
         assert "This run is not finished" in render(again)
-        return "told"
+        return "reported"
     for name in ("texts", "missing", "settings", "own_prompts", "layout", "provenance"):
         if wrong := difference(getattr(again, name), getattr(found, name), name):
             return wrong
@@ -124,15 +124,15 @@ CHANGES = {
 @pytest.mark.parametrize("change", CHANGES)
 def test_every_change_of_one_file_is_told_or_harmless(made, tmp_path, change):
     folder, other, found = made
-    told = 0
+    reported = 0
     for number, path in enumerate(files_of(folder)):
         place = shutil.copytree(folder, tmp_path / str(number))
         inside = path.relative_to(folder)
         CHANGES[change](place / inside, other / inside)
         said = outcome(place, found)
-        assert said in ("told", "harmless"), f"{inside}: {said}"
-        told += said == "told"
-    assert told or change.startswith(("bit", "digit"))
+        assert said in ("reported", "harmless"), f"{inside}: {said}"
+        reported += said == "reported"
+    assert reported or change.startswith(("bit", "digit"))
 
 
 @pytest.mark.slow
@@ -145,7 +145,7 @@ def test_every_single_byte_is_told_or_harmless(made, tmp_path):
         for at in range(0, len(data), 7):
             path.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
             said = outcome(place, found)
-            assert said in ("told", "harmless"), f"byte {at} of {path}: {said}"
+            assert said in ("reported", "harmless"), f"byte {at} of {path}: {said}"
         path.write_bytes(data)
 
 
