@@ -25,6 +25,7 @@ from interp.runs import lock
 from interp.runs.lock import only_writer
 from interp.runs.results import cell_files, is_finished, read_results, record_path, result_path
 from interp.runs.run import Run
+from interp.runs.stage import CellRecord
 
 ROOT = Path(__file__).resolve().parents[2]
 PLAN = run_cases.score_plan("previous_token", "sinks", check=False, heads="")
@@ -317,6 +318,17 @@ def test_steps_of_two_pieces_cannot_be_swapped(tmp_path):
     shutil.copy(second, first)
     with pytest.raises(ScoreError, match="its checksum differs"):
         parts.get(1, dict)
+
+
+def test_results_that_are_steps_cannot_be_swapped(tmp_path):
+    first, second = (codec.save(CellRecord(None, float(n)), tmp_path / f"step-{n}", is_step=True) for n in (1, 2))
+    assert codec.load(first).seconds == 1
+    shutil.copy(second, first)
+    with pytest.raises(ScoreError, match="was renamed, and is a step"):
+        codec.load(first)
+    # a result that a user renames is read
+    mine = codec.save(CellRecord(None, 3.0), tmp_path / "mine").rename(tmp_path / "yours.json")
+    assert codec.load(mine).seconds == 3
 
 
 def test_one_writer_at_a_time(made, copy, model, tokenizer, monkeypatch):

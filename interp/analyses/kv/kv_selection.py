@@ -12,6 +12,7 @@ from interp.analyses.kv.kv_curve import KEEP_RATIOS, NO_GLOBAL_LAYERS, kv_curve
 from interp.analyses.kv.kv_tasks import KVTask, kv_tasks
 from interp.analyses.kv.selectors_of import condition_of, depth_of, has_global_layers, selectors_of
 from interp.analyses.registry import SelectorEntry, analysis
+from interp.analyses.results import codec
 from interp.analyses.results.files import digest
 from interp.analyses.results.head_scores import HeadScores
 from interp.analyses.results.trials import Trials
@@ -149,7 +150,7 @@ def kv_selection(
         )
         found = replace(found, settings={"selectors": about, "selector_settings": _plain(selector_settings)})
         if path is not None:
-            found.save(path)
+            codec.save(found, path, is_step=True)
         parts.append(found)
     return Trials.concat(parts)
 

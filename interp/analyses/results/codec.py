@@ -23,6 +23,8 @@ from interp.hooks.model.provenance import Provenance
 from interp.hooks.writer import check_writable, reason, write_atomic
 
 FORMAT = "interp.result/2"
+STEP = "$file"
+"""entry of a step of a computation: the name of its file"""
 T = TypeVar("T")
 _TYPES: dict[str, type] = {"HeadLayout": HeadLayout}
 _MAPPINGS = (dict, Mapping)
@@ -49,13 +51,14 @@ def result(cls: type[T]) -> type[T]:
     return cls
 
 
-def save(value: Any, path: str | Path, *, in_run: bool = False) -> Path:
+def save(value: Any, path: str | Path, *, in_run: bool = False, is_step: bool = False) -> Path:
     """Write a marked dataclass, its tensors to a second file next to the first.
 
     Args:
         value: The dataclass.
         path: A file name; ".json" is added where it is missing.
         in_run: Whether a run writes a file inside its folder.
+        is_step: Whether the file is a step of a computation, whose name says what it holds; a renamed one is refused.
 
     Returns:
         Path: The JSON file.
@@ -69,6 +72,7 @@ def save(value: Any, path: str | Path, *, in_run: bool = False) -> Path:
     check_writable(path, in_run=in_run)
     tensors: dict[str, Tensor] = {}
     content = {"format": FORMAT, **_encode(value, type(value).__name__, "", tensors)}
+    content |= {STEP: path.name} if is_step else {}
     if tensors:
         data = serialise({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
         # tensors first: a kill in between leaves a pair whose hashes differ, which load refuses
@@ -134,6 +138,8 @@ def _content(path: Path) -> dict[str, Any]:
         same = SEAL not in content or is_sealed(content)
     except RecursionError as error:
         raise ScoreError(f"{path} is broken (it is nested too deeply); make it again.") from error
+    if content.get(STEP, path.name) != path.name:
+        raise ScoreError(f"{path} was renamed, and is a step of a computation; delete it and run again.")
     if not same:
         raise ScoreError(f"{path} was changed or damaged after it was written (its checksum differs); make it again.")
     return content

@@ -191,7 +191,7 @@ def steer_check(
             replies=texts,
         )
         if path is not None:
-            codec.save(made, path)
+            codec.save(made, path, is_step=True)
         return made
 
     with bar:
