@@ -52,9 +52,9 @@ def list_entries(
     from interp.cli_list import card, card_data, table, table_data
 
     if name:
-        typer.echo(json.dumps(card_data(name), indent=1) if as_json else card(name))
+        _echo(json.dumps(card_data(name), indent=1) if as_json else card(name))
     else:
-        typer.echo(json.dumps(table_data(), indent=1) if as_json else table())
+        _echo(json.dumps(table_data(), indent=1) if as_json else table())
 
 
 @app.command()
@@ -62,7 +62,7 @@ def doctor(model: Model, as_json: AsJson = False, device: Device = None, dtype: 
     """Check which features work for a model, and report why others do not."""
     loaded = interp.load(model, device=device, dtype=dtype)
     found = interp.doctor(loaded.model, loaded.tokenizer)
-    typer.echo(json.dumps(found.to_dict(), indent=1) if as_json else str(found))
+    _echo(json.dumps(found.to_dict(), indent=1) if as_json else str(found))
     if not found.ok:
         raise typer.Exit(1)
 
@@ -109,7 +109,7 @@ def score(
     loaded, own = _load(model, prompts, device, dtype, bos)
     if dry_run:
         cost = estimate(plan, loaded.model, loaded.tokenizer, own)
-        typer.echo(json.dumps(cost.to_dict(), indent=1) if as_json else str(cost))
+        _echo(json.dumps(cost.to_dict(), indent=1) if as_json else str(cost))
         return
     _finish(plan, loaded, out, own, as_json)
 
@@ -181,12 +181,14 @@ def report(
 ) -> None:
     """Write one HTML file about a model or a run; it opens offline and can be shared."""
     from interp.analyses.tasks.standard import PromptSizes
+    from interp.hooks.writer import check_writable
     from interp.runs.folder import is_run
     from interp.runs.plan import ScorePlan
     from interp.runs.results import read_results
     from interp.runs.run import Run
 
-    _writable(output)
+    # now rather than after the run
+    check_writable(output, RunError)
     folder = Path(source)
     if is_run(folder):
         found = read_results(folder)
@@ -197,7 +199,7 @@ def report(
         own_run = output.with_name(f"{output.stem}-run") if run is None else run
         plan = ScorePlan(sizes=PromptSizes(seed=seed))
         found = Run.open(own_run, plan, loaded.model, loaded.tokenizer).finish()
-    typer.echo(str(interp.make_report(found, output).resolve()))
+    _echo(str(interp.make_report(found, output).resolve()))
 
 
 @app.command()
@@ -222,7 +224,14 @@ def show(
         _print(found, top, as_json)
     else:
         one = Result.load(path, loaded)
-        typer.echo(json.dumps(_data(one, top), indent=1) if as_json else one.summary(top))
+        _echo(json.dumps(_data(one, top), indent=1) if as_json else one.summary(top))
+
+
+def _echo(text: str, err: bool = False) -> None:
+    """Print a text whose names may come from files of others: no character in it can act on a terminal."""
+    from interp.hooks.visible import visible
+
+    typer.echo(visible(text), err=err)
 
 
 def _settings(given: list[str]) -> dict[str, dict[str, Any]]:
@@ -250,15 +259,16 @@ def _finish(plan: Any, loaded: Any, out: Path, own: Any, as_json: bool) -> None:
 
     found = Run.open(out, plan, loaded.model, loaded.tokenizer, own).finish()
     _print(found, N_TOP_HEADS, as_json)
-    typer.echo(f"{out.resolve()}", err=True)
+    _echo(f"{out.resolve()}", err=True)
 
 
 def _print(found: Any, top: int, as_json: bool) -> None:
     if as_json:
         results = {name: _data(result, top) for name, result in found.items()}
-        typer.echo(json.dumps({"results": results, "missing": found.missing}, indent=1))
+        left = {name: {"cells": made, "of": n} for name, (made, n) in found.unfinished.items()}
+        _echo(json.dumps({"results": results, "missing": found.missing, "unfinished": left}, indent=1))
     else:
-        typer.echo(found.summary(top))
+        _echo(found.summary(top))
 
 
 def _data(result: Any, top: int) -> Any:
@@ -274,14 +284,6 @@ def _data(result: Any, top: int) -> Any:
         halves = None if result.split_half != result.split_half else result.split_half
         return {**about, "split_half": halves, "top": rows}
     return json.loads(result.to_frame().to_json(orient="records"))
-
-
-def _writable(path: Path) -> None:
-    """Raise RunError now rather than after the run."""
-    if path.is_dir():
-        raise RunError(f"{path} is a folder; name the HTML file to write.")
-    if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
-        raise RunError(f"{path} cannot be written: {path.parent} is not a folder you may write to; name another place.")
 
 
 def main() -> None:
@@ -311,5 +313,5 @@ def main() -> None:
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    typer.echo(f"interp: {' '.join(message.split())}", err=True)
+    _echo(f"interp: {' '.join(message.split())}", err=True)
     sys.exit(code)

@@ -26,6 +26,11 @@ def other_model(t):
     return tiny_chat_model.folder(t / "m", seed=1)
 
 
+def link(path):
+    path.symlink_to(write(path.with_name("victim"), "kept"))
+    return path
+
+
 def score(analyses, *options):
     return lambda t, f, r: ["score", analyses, f, "--out", t / "x", *options]
 
@@ -65,6 +70,12 @@ SCORE = {
     "too many heads": (score("retrieval", *LONGER, "--n-heads", 7), "leave too few for a random control"),
     "unwritable output": (lambda t, f, r: ["report", r, "-o", t / "none" / "r.html"], "not a folder you may write to"),
     "output is a folder": (lambda t, f, r: ["report", r, "-o", t], "is a folder"),
+    "output is a link": (lambda t, f, r: ["report", r, "-o", link(t / "r.html")], "since it is a symbolic link"),
+    "output is a device": (lambda t, f, r: ["report", r, "-o", "/dev/null"], "since it is a device"),
+    "output is the screen": (lambda t, f, r: ["report", r, "-o", "/dev/stdout"], "cannot be written, since"),
+    "output is a manifest": (lambda t, f, r: ["report", r, "-o", r / "manifest.json"], "belongs to the run in"),
+    "output is a result": (lambda t, f, r: ["report", r, "-o", r / "results" / "sinks.json"], "belongs to the run in"),
+    "run folder is a file": (score("sinks", *LONGER, "-o", "/dev/null"), "name a folder"),
     "report of nothing": (lambda t, f, r: ["report", t, "-o", t / "r.html"], "neither a run folder nor a model folder"),
     "scores of another model": (
         lambda t, f, r: ["show", r / "results" / "sinks.json", "--model", other_model(t)], "weights",

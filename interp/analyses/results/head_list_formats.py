@@ -9,11 +9,12 @@ from typing import Any, Literal
 
 import torch
 
-from interp.analyses.results.files import read_text, write_atomic
+from interp.analyses.results.files import read_text
 from interp.analyses.results.head_scores import HeadScores
 from interp.analyses.results.table_statistics import order_of
 from interp.errors import HeadError, ScoreError
 from interp.hooks.model.heads import Head, HeadLayout, HeadSet
+from interp.hooks.writer import write_atomic
 
 # far more heads than any model has: a file with more is broken
 _MAX_HEADS = 1_000_000
@@ -315,9 +316,7 @@ def _check_scored(scores: HeadScores, what: str) -> None:
 
 
 def _write(path: str | Path, text: str) -> Path:
-    path = Path(path)
-    write_atomic(path, text.encode())
-    return path
+    return write_atomic(path, text.encode())
 
 
 def _head(name: Any, path: Path) -> Head:

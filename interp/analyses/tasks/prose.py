@@ -8,6 +8,7 @@ from pathlib import Path
 from random import Random
 
 from interp.errors import PromptError
+from interp.hooks.model.portable import last_part
 
 ENDINGS = (".txt", ".md", ".rst")
 """files that are read"""
@@ -41,7 +42,7 @@ def prose_name(folder: str | Path) -> str:
         folder: As in `prose`.
     """
     digest = hashlib.sha256(repr(paragraphs_of(folder)).encode()).hexdigest()[:8]
-    return f"{Path(folder).resolve().name} ({digest})"
+    return f"{last_part(str(Path(folder).expanduser().resolve()))} ({digest})"
 
 
 def paragraphs_of(folder: str | Path) -> tuple[tuple[str, ...], ...]:

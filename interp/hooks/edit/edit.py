@@ -25,6 +25,7 @@ from interp.hooks.prompts.batch_spans import BatchSpans, TokenSpan
 from interp.hooks.prompts.prompts import Prompts
 from interp.hooks.read.reductions import normalize_spans
 from interp.hooks.seam import AttentionTap, Seam, Site, tapping
+from interp.hooks.writer import write_atomic
 from interp.kernels.contract import Call
 
 
@@ -157,10 +158,12 @@ class Edits:
 
         Returns:
             Path: The file.
+
+        Raises:
+            UsageError: If the file cannot be written.
         """
-        path = Path(path)
-        path.write_text(json.dumps([edit.to_dict() for edit in self.edits], indent=1), encoding="utf-8")
-        return path
+        stored = json.dumps([edit.to_dict() for edit in self.edits], indent=1)
+        return write_atomic(path, f"{stored}\n".encode(), UsageError)
 
     @classmethod
     def from_dicts(cls, entries: Iterable[Mapping[str, Any]], find: Callable[[str], "type[Edit] | None"]) -> "Edits":

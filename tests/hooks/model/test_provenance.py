@@ -119,6 +119,7 @@ def test_provenance_records_how_the_result_was_made(monkeypatch):
     model = llama()
     model.config.interp_note = "weights dequantised"
     model.config.interp_name = "demo"
+    model.config._name_or_path = "org/model"
     made = Provenance.of(model, seed=7, backend="chunked", note="trial")
     assert made.command == "interp report org/model out --out=x.html -k=3"
     assert (made.model, made.architecture, made.seed, made.backend) == ("demo", "LlamaForCausalLM", 7, "chunked")
