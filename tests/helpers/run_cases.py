@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerFast
 from interp.analyses.tasks.standard import PromptSizes
 from interp.hooks.model.provenance import Provenance
 from interp.runs.plan import ScorePlan
+from interp.runs.results import record_path
 from interp.runs.safety import SafetyPlan
 from interp.runs.steer import SteerPlan
 from interp.testing import planted
@@ -109,3 +110,10 @@ def difference(one: Any, other: Any, where: str = "") -> str:
         same = one == other or (one != one and other != other)
         return "" if same else f"{where}: {one!r} and {other!r}"
     return next((found for name, *pair in pairs if (found := difference(pair[0], pair[1], name))), "")
+
+
+def unfinish(folder, name="sinks"):
+    """Take the last steps of a run back: the record of a stage, and its result."""
+    record_path(folder, name).unlink()
+    for path in (folder / "results").glob(f"{name}.*"):
+        path.unlink()
