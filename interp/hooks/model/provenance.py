@@ -15,6 +15,7 @@ from torch import Tensor
 
 from interp.errors import ScoreError
 from interp.hooks.model.bos import bos_rule
+from interp.hooks.model.origin import origin_of
 from interp.hooks.model.portable import portable_command, portable_model, portable_text
 from interp.kernels.select import usual
 
@@ -96,10 +97,10 @@ class Provenance:
         config = model.config
         first = next(model.parameters())
         loaded = portable_model(str(getattr(config, "_name_or_path", "") or ""))
-        name = portable_model(str(getattr(config, "interp_name", "") or "")) or loaded
-        notes = (str(getattr(config, "interp_note", "") or ""), note)
+        origin = origin_of(model)
+        notes = (origin.note, note)
         return cls(
-            model=name,
+            model=portable_model(origin.name) or loaded,
             architecture=type(model).__name__,
             config_hash=config_hash(config),
             weights_hash=weights_hash(model),
