@@ -13,9 +13,11 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from interp.analyses.tasks.standard import PromptSizes
+from interp.errors import InterpError
 from interp.hooks.model.provenance import Provenance
+from interp.report import render
 from interp.runs.plan import ScorePlan
-from interp.runs.results import record_path
+from interp.runs.results import read_results, record_path
 from interp.runs.safety import SafetyPlan
 from interp.runs.steer import SteerPlan
 from interp.testing import planted
@@ -117,3 +119,22 @@ def unfinish(folder, name="sinks"):
     record_path(folder, name).unlink()
     for path in (folder / "results").glob(f"{name}.*"):
         path.unlink()
+
+
+def outcome(folder, found):
+    """Whether a change is "reported" (the run is refused or called unfinished) or "harmless"; else what it changed."""
+    try:
+        again = read_results(folder)
+    except InterpError as error:
+        return "reported" if "\n" not in str(error) and len(str(error)) < 700 else f"reported in many words: {error}"
+    for name, result in again.results.items():
+        if wrong := difference(result, found[name], name):
+            return f"reported, {wrong}" if name in again.unfinished else wrong
+    if again.unfinished:
+        assert "This run is not finished" in again.summary()
+        assert "This run is not finished" in render(again)
+        return "reported"
+    for name in ("texts", "missing", "settings", "own_prompts", "layout", "provenance"):
+        if wrong := difference(getattr(again, name), getattr(found, name), name):
+            return wrong
+    return "harmless" if list(again) == list(found) else "other results"

@@ -9,12 +9,11 @@ from pathlib import Path
 import pytest
 import run_cases
 import torch
-from run_cases import difference, unfinish
+from run_cases import difference, outcome, unfinish
 
 from interp.analyses.results import codec
 from interp.analyses.results.files import Parts, pack, seal, unpack
-from interp.errors import InterpError, RunError, ScoreError
-from interp.report import render
+from interp.errors import RunError, ScoreError
 from interp.runs import lock
 from interp.runs.results import cell_files, is_finished, read_results, record_path, result_path
 from interp.runs.run import Run
@@ -26,25 +25,6 @@ PLAN = run_cases.score_plan("previous_token", "sinks", check=False, heads="")
 
 def files_of(folder):
     return sorted(path for path in folder.rglob("*") if path.is_file() and path.name != lock.LOCK)
-
-
-def outcome(folder, found):
-    """Whether a change is "reported" (the run is refused or called unfinished) or "harmless"; else what it changed."""
-    try:
-        again = read_results(folder)
-    except InterpError as error:
-        return "reported" if "\n" not in str(error) and len(str(error)) < 700 else f"reported in many words: {error}"
-    for name, result in again.results.items():
-        if wrong := difference(result, found[name], name):
-            return f"reported, {wrong}" if name in again.unfinished else wrong
-    if again.unfinished:
-        assert "This run is not finished" in again.summary()
-        assert "This run is not finished" in render(again)
-        return "reported"
-    for name in ("texts", "missing", "settings", "own_prompts", "layout", "provenance"):
-        if wrong := difference(getattr(again, name), getattr(found, name), name):
-            return wrong
-    return "harmless" if list(again) == list(found) else "other results"
 
 
 def flipped(place):

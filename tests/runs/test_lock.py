@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import run_cases
-from run_cases import difference, unfinish
+from run_cases import difference, outcome, unfinish
 
 from interp.errors import RunError
 from interp.runs import folder as folders
