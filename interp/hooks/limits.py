@@ -3,6 +3,7 @@
 Each reader of the package reads through this module. The limits are far above what real inputs need.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -19,11 +20,11 @@ MAX_TEXT_BYTES = 256 * MB
 """size of a file of prompts, head lists, results or settings"""
 MAX_DEPTH = 100
 """depth of lists and objects in JSON and YAML"""
-MAX_DIGITS = 300
+MAX_DIGITS = 1000
 """digits of a number"""
 MAX_INDEX = 100_000
 """layers of a model, or heads of a layer"""
-MAX_HEADS = 1_000_000
+MAX_HEADS = 200_000
 """heads that one text names"""
 MAX_COUNT = 10_000_000
 """any number of prompts, tokens, steps or draws that a setting names"""
@@ -104,8 +105,8 @@ def parse_json(text: str | bytes) -> Any:
         Numbers, texts, lists and dicts.
 
     Raises:
-        ValueError: If the text is not JSON, is nested deeper than 100 levels, or holds an integer of more than 300
-            digits.
+        ValueError: If the text is not JSON, is nested deeper than 100 levels, or holds an integer of more than
+            1,000 digits.
 
     Examples:
         >>> from interp.hooks.limits import parse_json
@@ -153,6 +154,38 @@ def parse_yaml(text: str) -> Any:
         return yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError, OverflowError) as error:
         raise ValueError(" ".join(str(error).split())[:200]) from None
+
+
+@contextlib.contextmanager
+def refusing(what: str, error: type[InterpError], action: str) -> Iterator[None]:
+    """Turn any error about an input into one sentence, where an input from elsewhere is read for the first time.
+
+    Args:
+        what: Beginning of the sentence, such as "the run in x cannot be shown".
+        error: Class of the error that is raised.
+        action: What to do, as the end of the sentence.
+
+    Raises:
+        InterpError: Of the class `error`, for every exception but an InterpError, which passes. With INTERP_TRACEBACK
+            set, all exceptions pass.
+
+    Examples:
+        >>> from interp.errors import ScoreError
+        >>> from interp.hooks.limits import refusing
+        >>> with refusing("x.json is broken", ScoreError, "make it again"):
+        ...     {}["scores"]
+        Traceback (most recent call last):
+        interp.errors.ScoreError: x.json is broken (KeyError: 'scores'); make it again.
+    """
+    try:
+        yield
+    except InterpError:
+        raise
+    except Exception as failed:
+        if os.environ.get("INTERP_TRACEBACK"):
+            raise
+        reason = shortened(" ".join(f"{type(failed).__name__}: {failed}".split()), 200)
+        raise error(f"{what} ({reason}); {action}.") from failed
 
 
 def parse_index(text: str, error: type[InterpError], what: str) -> int:

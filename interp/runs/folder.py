@@ -8,6 +8,7 @@ from typing import Any
 
 from interp.analyses.results.files import is_sealed, seal
 from interp.errors import RunError
+from interp.hooks.limits import parse_json, read_text
 from interp.hooks.model.provenance import Provenance
 from interp.hooks.writer import RUN_MANIFEST, RUN_PARTS, make_folder, sweep, write_atomic
 from interp.runs.lock import LOCK, only_writer
@@ -146,8 +147,8 @@ def _is_stage(stage: Any) -> bool:
 def read(path: Path) -> dict[str, Any]:
     """The JSON object in a file. Raises RunError."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        content = parse_json(read_text(path, RunError))
+    except ValueError as error:
         raise RunError(f"{path} cannot be read as JSON ({error}); delete it and run again.") from error
     if not isinstance(content, dict):
         raise RunError(f"{path} holds a {type(content).__name__}, expected an object; delete it and run again.")

@@ -12,6 +12,7 @@ from interp.analyses.prompt_sizes import PromptSizes, doubling
 from interp.analyses.registry import Analysis
 from interp.analyses.results.set_test import N_RANDOM_SETS
 from interp.errors import UsageError
+from interp.hooks.limits import check_counts
 
 if TYPE_CHECKING:
     from torch import nn
@@ -192,6 +193,7 @@ def at_least_one(plan: Any, *names: str) -> None:
         plan: The plan.
         names: Fields that are checked.
     """
+    check_counts(vars(plan))
     for name in names:
         if getattr(plan, name) < 1:
             raise UsageError(f"{name}={getattr(plan, name)} is too small; give at least 1.")

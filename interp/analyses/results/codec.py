@@ -17,6 +17,7 @@ from torch import Tensor
 
 from interp.analyses.results.files import SEAL, is_sealed, read_text, seal
 from interp.errors import InterpError, ScoreError
+from interp.hooks.limits import check_regular, parse_json, refusing
 from interp.hooks.model.heads import Head, HeadLayout, HeadSet
 from interp.hooks.model.portable import portable
 from interp.hooks.model.provenance import Provenance
@@ -100,11 +101,12 @@ def load(path: str | Path) -> Any:
         raise ScoreError(f"{path} names no type of result; give a file that a result's save() wrote.")
     tensors = _tensors(path, content)
     try:
-        return _made(content, tensors)
+        with refusing(f"{path} is broken", ScoreError, "make it again"):
+            return _made(content, tensors)
+    except ScoreError:
+        raise
     except InterpError as error:
         raise ScoreError(f"{path} is broken: {error}") from error
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, RecursionError) as error:
-        raise ScoreError(f"{path} is broken ({type(error).__name__}: {error}); make it again.") from error
 
 
 def checksum(path: Path) -> str:
@@ -154,8 +156,8 @@ def json_path(path: str | Path) -> Path:
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file. Raises ScoreError."""
     try:
-        content = json.loads(read_text(path))
-    except (ValueError, RecursionError) as error:
+        content = parse_json(read_text(path))
+    except ValueError as error:
         if isinstance(error, ScoreError):
             raise
         raise ScoreError(f"{path} is not JSON ({error}); the file is broken, make it again.") from error
@@ -184,6 +186,7 @@ def _tensor_bytes(path: Path, content: Mapping[str, Any]) -> bytes | None:
         return None
     companion = path.with_suffix(".safetensors")
     try:
+        check_regular(companion, ScoreError, None)
         data = companion.read_bytes()
     except OSError as error:
         raise ScoreError(

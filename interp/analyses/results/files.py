@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 from interp.errors import ScoreError
-from interp.hooks.writer import make_folder, reason, write_atomic
+from interp.hooks import limits
+from interp.hooks.limits import check_regular, parse_json
+from interp.hooks.writer import make_folder, write_atomic
 
 SEAL = "sha256"
 """entry of a JSON object that holds the checksum of the others"""
@@ -25,10 +27,7 @@ def read_text(path: Path) -> str:
     Raises:
         ScoreError: If the file cannot be read.
     """
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ScoreError(f"{path} cannot be read as UTF-8 text ({reason(error)}); give a readable file.") from error
+    return limits.read_text(path, ScoreError)
 
 
 def plain(value: Any, what: str) -> Any:
@@ -101,10 +100,11 @@ def unpack(path: Path) -> dict[str, Tensor]:
     from safetensors.torch import load as deserialise
     from safetensors.torch import save as serialise
 
+    check_regular(path, ScoreError, None)
     try:
         data = path.read_bytes()
         tensors = deserialise(data)
-        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        header = parse_json(data[8 : 8 + int.from_bytes(data[:8], "little")])
     except (SafetensorError, OSError, ValueError) as error:
         raise ScoreError(f"{path} is broken ({error}); delete it and run again.") from None
     if header.get("__metadata__", {}).get(SEAL) != _checksum_of(serialise(tensors), path.name):

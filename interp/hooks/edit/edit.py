@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from interp.errors import SpanError, UsageError
 from interp.hooks.edit.edit_context import EditContext
 from interp.hooks.edit.steering_state import GateInput, SteeringState
+from interp.hooks.limits import parse_json, read_text, refusing
 from interp.hooks.model.heads import HeadLayout, HeadSet
 from interp.hooks.model.layers import projection_inputs, unwrap
 from interp.hooks.prompts.batch_spans import BatchSpans, TokenSpan
@@ -181,10 +182,9 @@ class Edits:
             kind = find(str(entry.get("edit")))
             if kind is None:
                 raise UsageError(f"unknown edit {entry.get('edit')!r}; install or import the package that defines it.")
-            try:
+            what = f"{kind.__name__} cannot be made from {sorted(entry)}"
+            with refusing(what, UsageError, "give the fields that Edits.save wrote"):
                 made.append(kind(**{name: _with_ranges(value) for name, value in entry.items() if name != "edit"}))
-            except TypeError as error:
-                raise UsageError(f"{kind.__name__} cannot be made from {sorted(entry)} ({error}).") from None
         return cls(tuple(made))
 
     @classmethod
@@ -199,8 +199,8 @@ class Edits:
             UsageError: For a file that holds no edits, or an unknown one.
         """
         try:
-            stored = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            stored = parse_json(read_text(path, UsageError))
+        except ValueError as error:
             raise UsageError(f"{path} holds no saved edits ({error}); give a file that Edits.save wrote.") from None
         if not isinstance(stored, list) or not all(isinstance(entry, dict) for entry in stored):
             raise UsageError(f"{path} holds no saved edits; give a file that Edits.save wrote.")
