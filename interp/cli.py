@@ -9,7 +9,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 import interp
-from interp.cli_options import AsJson, Bos, Device, Dtype, Model, Out, from_options, with_options
+from interp.cli_options import AsJson, Bos, Device, Dtype, MaxLength, Model, Out, from_options, with_options
 from interp.errors import InterpError, RunError, UsageError
 
 app = typer.Typer(
@@ -96,6 +96,7 @@ def score(
     device: Device = None,
     dtype: Dtype = None,
     bos: Bos = None,
+    max_length: MaxLength = None,
     **options: Any,
 ) -> None:
     """Score the heads of a model, test the top heads of analyses that have a control, and print the results."""
@@ -106,7 +107,7 @@ def score(
         raise UsageError("safety is a separate command; run interp safety MODEL --out DIR.")
     names = tuple(part.strip() for part in analyses.split(",") if part.strip())
     plan = from_options(ScorePlan, options, analyses=names, settings=_settings(settings or []))
-    loaded, own = _load(model, prompts, device, dtype, bos)
+    loaded, own = _load(model, prompts, device, dtype, bos, max_length)
     if dry_run:
         cost = estimate(plan, loaded.model, loaded.tokenizer, own)
         _echo(json.dumps(cost.to_dict(), indent=1) if as_json else str(cost))
@@ -123,13 +124,14 @@ def safety(
     device: Device = None,
     dtype: Dtype = None,
     bos: Bos = None,
+    max_length: MaxLength = None,
     **options: Any,
 ) -> None:
     """Find the heads that refusals depend on, and measure refusals with those heads ablated."""
     from interp.runs.safety import SafetyPlan
 
     # in 16 bits the rounding error of a divergence is as large as what it measures
-    loaded, _ = _load(model, None, device, dtype or "float32", bos)
+    loaded, _ = _load(model, None, device, dtype or "float32", bos, max_length)
     _finish(from_options(SafetyPlan, options), loaded, out, None, as_json)
 
 
@@ -145,6 +147,7 @@ def steer(
     device: Device = None,
     dtype: Dtype = None,
     bos: Bos = None,
+    max_length: MaxLength = None,
     **options: Any,
 ) -> None:
     """Steer a model on a task: profile heads, choose how many to steer, and judge replies with and without steering."""
@@ -157,7 +160,7 @@ def steer(
     given = _settings(dotted)
     if other := [name for name in given if name != method]:
         raise UsageError(f"--set names {other[0]!r}, but the method is {method!r}; set fields of {method}.")
-    loaded, _ = _load(model, None, device, dtype, bos)
+    loaded, _ = _load(model, None, device, dtype, bos, max_length)
     _finish(from_options(SteerPlan, options, settings=given.get(method, {})), loaded, out, None, as_json)
 
 
@@ -178,6 +181,7 @@ def report(
     device: Device = None,
     dtype: Dtype = None,
     bos: Bos = None,
+    max_length: MaxLength = None,
 ) -> None:
     """Write one HTML file about a model or a run; it opens offline and can be shared."""
     from interp.analyses.tasks.standard import PromptSizes
@@ -195,7 +199,7 @@ def report(
     elif folder.is_dir() and not (folder / "config.json").is_file():
         raise RunError(f"{folder} is neither a run folder nor a model folder; it has no manifest.json or config.json.")
     else:
-        loaded, _ = _load(source, None, device, dtype, bos)
+        loaded, _ = _load(source, None, device, dtype, bos, max_length)
         own_run = output.with_name(f"{output.stem}-run") if run is None else run
         plan = ScorePlan(sizes=PromptSizes(seed=seed))
         found = Run.open(own_run, plan, loaded.model, loaded.tokenizer).finish()
@@ -246,9 +250,16 @@ def _settings(given: list[str]) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _load(model: str, prompts: Path | None, device: str | None, dtype: str | None, bos: bool | None) -> tuple[Any, Any]:
+def _load(
+    model: str,
+    prompts: Path | None,
+    device: str | None,
+    dtype: str | None,
+    bos: bool | None,
+    max_length: int | None,
+) -> tuple[Any, Any]:
     """The model with its tokenizer, and the user's prompts."""
-    loaded = interp.load(model, device=device, dtype=dtype, bos=bos)
+    loaded = interp.load(model, device=device, dtype=dtype, bos=bos, max_length=max_length)
     if loaded.tokenizer is None:
         raise UsageError(f"{model} has no tokenizer, which the prompts need; put its tokenizer files into the folder.")
     return loaded, None if prompts is None else interp.Prompts.from_file(prompts, loaded.tokenizer)

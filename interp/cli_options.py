@@ -27,6 +27,10 @@ Bos = Annotated[
     bool | None,
     typer.Option("--bos/--no-bos", help="Whether prompts begin with BOS; by default as the tokenizer begins them."),
 ]
+MaxLength = Annotated[
+    int | None,
+    typer.Option(help="Tokens that a prompt and its reply may have; by default the context of the model."),
+]
 T = TypeVar("T")
 
 

@@ -12,6 +12,7 @@ import torch
 
 from interp.errors import ModelError, UsageError
 from interp.hooks.model.bos import with_bos
+from interp.hooks.model.context import set_context_length
 from interp.hooks.model.origin import set_origin
 from interp.models.demo import DEMO_NOTE, DEMO_TITLE, FOLDER_NAME, demo_folder
 from interp.models.gguf_header import read_gguf_header
@@ -66,6 +67,7 @@ def load(
     revision: str | None = None,
     allow_pickle: bool = False,
     bos: bool | None = None,
+    max_length: int | None = None,
 ) -> LoadedModel:
     """Load a `transformers` causal language model and its tokenizer.
 
@@ -83,13 +85,15 @@ def load(
         allow_pickle: Also load weights that are pickled, which can run code when they are read.
         bos: Whether prompts begin with the BOS token; None for the rule of the tokenizer: what its own call and its
             chat template do.
+        max_length: Number of tokens that prompts and replies may have; None for the context that the config states,
+            stretched where its RoPE is.
 
     Returns:
         LoadedModel: the model in eval mode, and its tokenizer, None for a folder without one.
 
     Raises:
         ModelError: If the model does not exist, is not a causal language model, or its weights do not fit its config.
-        UsageError: If `device`, `dtype` or `revision` is not valid.
+        UsageError: If `device`, `dtype`, `revision` or `max_length` is not valid.
         PromptError: If `bos` is given and the tokenizer cannot follow it.
 
     Examples:
@@ -117,6 +121,8 @@ def load(
             set_origin(model, DEMO_TITLE, f"{DEMO_NOTE}; {BENCHMARKS}")
     else:
         model, tokenizer = _from_gguf(source, options)
+    if max_length is not None:
+        set_context_length(model, max_length)
     if bos is not None:
         tokenizer = with_bos(tokenizer, bos)
     return LoadedModel(model.eval(), tokenizer)

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, get_args
 
 from interp.analyses import registry
-from interp.analyses.prompt_sizes import PromptSizes, doubling
+from interp.analyses.prompt_sizes import LENGTHS, PromptSizes, doubling, sizes_used
 from interp.analyses.registry import Analysis
 from interp.analyses.results.set_test import N_RANDOM_SETS
-from interp.errors import UsageError
+from interp.errors import PromptError, UsageError
 from interp.hooks.limits import check_counts
 
 if TYPE_CHECKING:
@@ -142,6 +142,8 @@ class ScorePlan:
         from interp.runs.stages.control_stages import control_stage, named_heads_stage, profile_stage
 
         plan = self._fitted(model)
+        if own is None:
+            plan._check_lengths(model)
         tables = [entry for entry in self.entries if entry.inputs is None]
         others = [entry for entry in self.entries if entry.inputs is not None]
         if tables:
@@ -164,11 +166,22 @@ class ScorePlan:
         explored = entry.prompts in (standard.explored, standard.explored_passage)
         return (self.sizes.explorer_tokens > 0 or not explored) and all(self._has(need) for need in entry.needs)
 
+    def _check_lengths(self, model: "nn.Module") -> None:
+        """Refuse lengths beyond the context of the model, before texts of these lengths are made."""
+        from interp.hooks.model.context import context_length
+
+        limit, makers = context_length(model), [entry.prompts for entry in self.entries]
+        used = {name for maker in makers for name in sizes_used(maker) or ()}
+        for name in LENGTHS:
+            length = getattr(self.sizes, name)
+            if limit is not None and name in used and length > limit:
+                raise PromptError(f"{name}={length:,} is too long: the context of this model is {limit:,}; shorten it.")
+
     def _fitted(self, model: "nn.Module") -> "ScorePlan":
         """The plan with texts of the explorer and of the needle sweep no longer than the context of the model."""
-        from interp.hooks.model.layers import context_length
+        from interp.hooks.model.context import usual_context
 
-        context, sizes = context_length(model), self.sizes
+        context, sizes = usual_context(model), self.sizes
         if context:
             lengths = sizes.sweep_lengths or doubling(max(1, context - sizes.reply_tokens))
             sizes = replace(sizes, explorer_tokens=min(sizes.explorer_tokens, context), sweep_lengths=lengths)

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from interp.errors import CostError, ModelError, PromptError, UsageError
+from interp.hooks.model.context import context_length
 from interp.hooks.model.heads import HeadLayout, HeadSet
-from interp.hooks.model.layers import context_length, projection_inputs, unwrap
+from interp.hooks.model.layers import projection_inputs, unwrap
 from interp.hooks.prompts.batch_spans import BatchSpans
 from interp.hooks.prompts.prompts import Prompts
 from interp.hooks.read.assemble import Chunks, ReadRows
