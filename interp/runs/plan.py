@@ -145,18 +145,18 @@ class ScorePlan:
         if own is None:
             plan._check_lengths(model)
         tables = [entry for entry in self.entries if entry.inputs is None]
+        tested = [entry for entry in tables if entry.control is not None] if self.check else []
+        if self.check:
+            _check_control_sizes(model, self.heads, self.n_heads, [entry.control for entry in tested])
         others = [entry for entry in self.entries if entry.inputs is not None]
         if tables:
             others += [e for e in registry.entries() if e.automatic and e not in others and plan._wanted(e)]
         found = [analysis_stage(entry, plan, model, tokenizer, own) for entry in tables]
         if self.check:
-            tested = [entry for entry in tables if entry.control is not None]
             answered = any(not entry.control.own_prompts for entry in tested)
             found += [control_stage(entry, plan, tokenizer, own) for entry in tested]
             found += [profile_stage(entry, plan, tokenizer, own) for entry in tested if self.thorough]
             found += [named_heads_stage(plan, tokenizer)] if self.heads and not answered else []
-            if answered or self.heads:
-                _check_control_size(model, self.heads, self.n_heads)
         return [*found, *(analysis_stage(entry, plan, model, tokenizer, own) for entry in others)]
 
     def _wanted(self, entry: Analysis) -> bool:
@@ -212,13 +212,23 @@ def at_least_one(plan: Any, *names: str) -> None:
             raise UsageError(f"{name}={getattr(plan, name)} is too small; give at least 1.")
 
 
-def _check_control_size(model: "nn.Module", heads: str, n_heads: int) -> None:
+def _check_control_sizes(model: "nn.Module", heads: str, n_heads: int, controls: "Sequence[Any]") -> None:
+    """Refuse more ablated heads than leave a random control, before anything is scored.
+
+    Args:
+        model: The model.
+        heads: Heads that the user names.
+        n_heads: Number of heads from the top of the scores.
+        controls: The controls of the run.
+    """
     from interp.hooks.model.heads import HeadLayout, HeadSet
 
     layout = HeadLayout.of(model)
     named = HeadSet.parse(heads, layout) if heads else HeadSet(())
-    layout.check(named)
-    ablated = len(named) or n_heads
+    counts = [count for control in controls for count in control.head_counts(n_heads, layout)]
+    # named heads take the place of the top ones where prompts do not depend on the analysis
+    own = [count for control in controls if control.own_prompts for count in control.head_counts(n_heads, layout)]
+    ablated = max([len(named), *own], default=0) if named else max(counts, default=0)
     if 2 * ablated > layout.size:
         raise UsageError(
             f"{ablated} ablated heads of {layout.size} leave too few for a random control; ablate at most half of them "

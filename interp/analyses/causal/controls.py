@@ -158,7 +158,11 @@ class Control:
         """
         used, counted = self.showing(model, self.used(prompts), batch_size)
         name, measure = self.measure_on(used, batch_size)
-        counts = self.head_counts(n_heads, scores.layout) if heads is None else [len(heads)]
+        counts = [len(heads)] if heads is not None else self.head_counts(n_heads, scores.layout)
+        if heads is None:
+            # heads that share the lowest score are never ranked, so a table may rank fewer than are ablated
+            n_ranked = len(scores.top(max(counts)))
+            counts = sorted({min(count, n_ranked) for count in counts if n_ranked}) or counts
         found = causal_curve(
             model,
             {scores.name: scores if heads is None else list(heads)},
