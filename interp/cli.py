@@ -107,7 +107,7 @@ def score(
         raise UsageError("safety is a separate command; run interp safety MODEL --out DIR.")
     names = tuple(part.strip() for part in analyses.split(",") if part.strip())
     plan = from_options(ScorePlan, options, analyses=names, settings=_settings(settings or []))
-    loaded, own = _load(model, prompts, device, dtype, bos, max_length)
+    loaded, own = _load(model, prompts, device, dtype, bos, max_length, out)
     if dry_run:
         cost = estimate(plan, loaded.model, loaded.tokenizer, own)
         _echo(json.dumps(cost.to_dict(), indent=1) if as_json else str(cost))
@@ -257,11 +257,17 @@ def _load(
     dtype: str | None,
     bos: bool | None,
     max_length: int | None,
+    out: Path | None = None,
 ) -> tuple[Any, Any]:
-    """The model with its tokenizer, and the user's prompts."""
+    """The model with its tokenizer, and the user's prompts; both have the date of the run in `out`."""
+    from interp.runs.date import dated
+
     loaded = interp.load(model, device=device, dtype=dtype, bos=bos, max_length=max_length)
     if loaded.tokenizer is None:
         raise UsageError(f"{model} has no tokenizer, which the prompts need; put its tokenizer files into the folder.")
+    if out is not None:
+        # own prompts have the date of the run too
+        loaded = loaded._replace(tokenizer=dated(out, loaded.tokenizer))
     return loaded, None if prompts is None else interp.Prompts.from_file(prompts, loaded.tokenizer)
 
 

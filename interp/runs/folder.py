@@ -15,7 +15,7 @@ from interp.runs.lock import LOCK, only_writer
 
 FORMAT = "interp.run/3"
 MANIFEST = RUN_MANIFEST
-SAME_ENTRIES = ("interp", "recipe", "plan", "inputs", "prompts")
+SAME_ENTRIES = ("interp", "recipe", "plan", "inputs", "date", "prompts")
 """entries of a manifest that must not differ when a run continues"""
 ENTRIES = {"run": str, "plan": dict, "layout": dict, "provenance": dict, "stages": list}
 """entries that every manifest has, and their types"""

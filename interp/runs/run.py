@@ -14,6 +14,7 @@ from interp.analyses.results.head_scores import HeadScores
 from interp.analyses.results.leading import leading_heads
 from interp.analyses.results.result import Result
 from interp.errors import InterpError, RunError, ScoreError
+from interp.hooks.model.chat_template import fixed_date
 from interp.hooks.model.heads import Head, HeadLayout, HeadSet
 from interp.hooks.model.portable import portable, portable_text
 from interp.hooks.model.provenance import Provenance
@@ -21,6 +22,7 @@ from interp.hooks.prompts.prompts import Prompts
 from interp.hooks.read.capture import check_context
 from interp.hooks.writer import make_folder
 from interp.runs import folder as folders
+from interp.runs.date import dated
 from interp.runs.estimate import check_memory
 from interp.runs.lock import only_writer
 from interp.runs.plan import Plan
@@ -69,6 +71,7 @@ class Run:
             PromptError: For a prompt that does not fit.
         """
         layout = HeadLayout.of(model)
+        tokenizer = dated(folder, tokenizer)
         stages = tuple(plan.stages(model, tokenizer, own))
         for stage in stages:
             for prompts, new_tokens in stage.prompts:
@@ -87,6 +90,7 @@ class Run:
             "inputs": digests(asdict(cast(Any, self.plan))),
             "layout": asdict(self.layout),
             "own_prompts": self.own_prompts,
+            "date": fixed_date(self.tokenizer),
             "prompts": {name: prompts.fingerprint() for name, prompts in prompts_of(self.stages)},
             "stages": [{"name": stage.name, "shown": stage.shown, "cells": list(stage.keys)} for stage in self.stages],
             "provenance": self.provenance.to_dict(),
