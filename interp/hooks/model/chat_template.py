@@ -78,8 +78,7 @@ def render(tokenizer: Any, messages: Sequence[Mapping[str, Any]], what: str = "a
         '<s>user:Hi</s>'
     """
     try:
-        template = tokenizer.get_chat_template(None, None)
-        check_template(template)
+        check_template(tokenizer.get_chat_template(options.get("chat_template"), options.get("tools")))
         with _limited():
             return tokenizer.apply_chat_template([dict(message) for message in messages], tokenize=False, **options)
     # a template can fail with any error of Python
@@ -120,16 +119,19 @@ def uses_date(tokenizer: Any) -> bool:
     Args:
         tokenizer: The tokenizer.
     """
+    template = getattr(tokenizer, "chat_template", None)
+    templates = template.values() if isinstance(template, Mapping) else (template,)
+    return any(_is_dated(each) for each in templates if isinstance(each, str))
+
+
+@lru_cache(maxsize=64)
+def _is_dated(template: str) -> bool:
     from jinja2 import TemplateError, meta
 
-    def dated(template: Any) -> bool:
-        try:
-            return isinstance(template, str) and "strftime_now" in meta.find_undeclared_variables(_parsed(template))
-        except (TemplateError, RecursionError):
-            return False
-
-    template = getattr(tokenizer, "chat_template", None)
-    return any(map(dated, template.values() if isinstance(template, Mapping) else (template,)))
+    try:
+        return "strftime_now" in meta.find_undeclared_variables(_parsed(template))
+    except (TemplateError, RecursionError):
+        return False
 
 
 def with_date(tokenizer: Any, day: str) -> Any:
@@ -169,6 +171,17 @@ def with_date(tokenizer: Any, day: str) -> Any:
 def fixed_date(tokenizer: Any) -> str:
     """The date that `with_date` fixed; "" where there is none."""
     return str(getattr(tokenizer, DATE, ""))
+
+
+def date_note(tokenizer: Any) -> str:
+    """A remark on the date in chats, for the provenance of a result; "" for templates without a date.
+
+    Args:
+        tokenizer: The tokenizer of the prompts, or None.
+    """
+    if day := fixed_date(tokenizer):
+        return f"chats hold the fixed date {day}"
+    return "chats hold the date on which they were rendered" if uses_date(tokenizer) else ""
 
 
 def _macro(when: date) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from interp.errors import ScoreError
 from interp.hooks.model.bos import bos_rule
-from interp.hooks.model.chat_template import fixed_date
+from interp.hooks.model.chat_template import date_note
 from interp.hooks.model.origin import origin_of
 from interp.hooks.model.portable import portable_command, portable_model, portable_text
 from interp.kernels.select import usual
@@ -99,8 +99,7 @@ class Provenance:
         first = next(model.parameters())
         loaded = portable_model(str(getattr(config, "_name_or_path", "") or ""))
         origin = origin_of(model)
-        day = fixed_date(tokenizer)
-        notes = (origin.note, f"chats hold the fixed date {day}" if day else "", note)
+        notes = (origin.note, date_note(tokenizer), note)
         return cls(
             model=portable_model(origin.name) or loaded,
             architecture=type(model).__name__,

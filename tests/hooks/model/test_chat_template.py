@@ -9,7 +9,7 @@ import interp
 from interp.errors import PromptError
 from interp.hooks.model import chat_template
 from interp.hooks.model.bos import begins_chat
-from interp.hooks.model.chat_template import fixed_date, render, uses_date, with_date
+from interp.hooks.model.chat_template import date_note, fixed_date, render, uses_date, with_date
 from interp.hooks.model.provenance import template_hash
 
 CHAT = [{"role": "user", "content": "hello"}]
@@ -124,6 +124,8 @@ def test_a_date_can_be_fixed(case):
     assert uses_date(made)
     assert not uses_date(fixed)
     assert (fixed_date(made), fixed_date(fixed)) == ("", "2026-03-05")
+    assert date_note(made) == "chats hold the date on which they were rendered"
+    assert date_note(fixed) == "chats hold the fixed date 2026-03-05"
     assert template_hash(fixed) != template_hash(with_date(made, "2026-03-06"))
     # the given tokenizer stays as it is
     assert made.chat_template == DATED[case]
@@ -140,6 +142,7 @@ def test_several_templates_are_all_fixed():
 def test_a_template_without_a_date_is_left_alone(template):
     made = tokenizer(template)
     assert with_date(made, "2026-03-05") is made
+    assert date_note(made) == ""
 
 
 def test_a_date_is_a_date():
