@@ -10,7 +10,8 @@ import typer
 
 import interp
 from interp.cli_options import AsJson, Bos, Device, Dtype, MaxLength, Model, Out, from_options, with_options
-from interp.errors import InterpError, RunError, UsageError
+from interp.errors import InterpError, PromptError, RunError, UsageError
+from interp.hooks.limits import refusing
 
 app = typer.Typer(
     name="interp",
@@ -23,6 +24,7 @@ app = typer.Typer(
 EXIT_INTERRUPTED = 130
 """exit code after Ctrl-C, as in shells"""
 N_TOP_HEADS = 10
+TRACEBACK = "set INTERP_TRACEBACK=1 to see where"
 
 
 def _version(value: bool) -> None:
@@ -109,7 +111,8 @@ def score(
     plan = from_options(ScorePlan, options, analyses=names, settings=_settings(settings or []))
     loaded, own = _load(model, prompts, device, dtype, bos, max_length, out)
     if dry_run:
-        cost = estimate(plan, loaded.model, loaded.tokenizer, own)
+        with refusing("this model cannot be run with these settings", UsageError, TRACEBACK):
+            cost = estimate(plan, loaded.model, loaded.tokenizer, own)
         _echo(json.dumps(cost.to_dict(), indent=1) if as_json else str(cost))
         return
     _finish(plan, loaded, out, own, as_json)
@@ -189,20 +192,21 @@ def report(
     from interp.runs.folder import is_run
     from interp.runs.plan import ScorePlan
     from interp.runs.results import read_results
-    from interp.runs.run import Run
 
     # now rather than after the run
     check_writable(output, RunError)
     folder = Path(source)
     if is_run(folder):
-        found = read_results(folder)
-    elif folder.is_dir() and not (folder / "config.json").is_file():
+        with refusing(f"the run in {folder} cannot be shown", RunError, f"make it again; {TRACEBACK}"):
+            page = interp.make_report(read_results(folder), output)
+        _echo(str(page.resolve()))
+        return
+    if folder.is_dir() and not (folder / "config.json").is_file():
         raise RunError(f"{folder} is neither a run folder nor a model folder; it has no manifest.json or config.json.")
-    else:
-        loaded, _ = _load(source, None, device, dtype, bos, max_length)
-        own_run = output.with_name(f"{output.stem}-run") if run is None else run
-        plan = ScorePlan(sizes=PromptSizes(seed=seed))
-        found = Run.open(own_run, plan, loaded.model, loaded.tokenizer).finish()
+    plan = ScorePlan(sizes=PromptSizes(seed=seed))
+    loaded, _ = _load(source, None, device, dtype, bos, max_length)
+    own_run = output.with_name(f"{output.stem}-run") if run is None else run
+    found = _opened(own_run, plan, loaded, None).finish()
     _echo(str(interp.make_report(found, output).resolve()))
 
 
@@ -220,15 +224,18 @@ def show(
 
     if not path.exists() and not codec.json_path(path).exists():
         raise RunError(f"{path} does not exist; give a run folder or the file of a result.")
+    if top < 1:
+        raise UsageError(f"--top {top} is too small; give at least 1.")
     loaded = None if model is None else interp.load(model).model
-    if path.is_dir():
-        found = read_results(path)
-        if loaded is not None:
-            found.provenance.check_model(loaded)
-        _print(found, top, as_json)
-    else:
-        one = Result.load(path, loaded)
-        _echo(json.dumps(_data(one, top), indent=1) if as_json else one.summary(top))
+    with refusing(f"{path} cannot be shown", RunError, f"make it again; {TRACEBACK}"):
+        if path.is_dir():
+            found = read_results(path)
+            if loaded is not None:
+                found.provenance.check_model(loaded)
+            _print(found, top, as_json)
+        else:
+            one = Result.load(path, loaded)
+            _echo(json.dumps(_data(one, top), indent=1) if as_json else one.summary(top))
 
 
 def _echo(text: str, err: bool = False) -> None:
@@ -268,13 +275,22 @@ def _load(
     if out is not None:
         # own prompts have the date of the run too
         loaded = loaded._replace(tokenizer=dated(out, loaded.tokenizer))
-    return loaded, None if prompts is None else interp.Prompts.from_file(prompts, loaded.tokenizer)
+    if prompts is None:
+        return loaded, None
+    with refusing(f"the prompts in {prompts} cannot be encoded", PromptError, TRACEBACK):
+        return loaded, interp.Prompts.from_file(prompts, loaded.tokenizer)
+
+
+def _opened(out: Path, plan: Any, loaded: Any, own: Any) -> Any:
+    """The run in a folder, with all its prompts; nothing is computed yet, so an error here is one of the inputs."""
+    from interp.runs.run import Run
+
+    with refusing("this model cannot be run with these settings", UsageError, TRACEBACK):
+        return Run.open(out, plan, loaded.model, loaded.tokenizer, own)
 
 
 def _finish(plan: Any, loaded: Any, out: Path, own: Any, as_json: bool) -> None:
-    from interp.runs.run import Run
-
-    found = Run.open(out, plan, loaded.model, loaded.tokenizer, own).finish()
+    found = _opened(out, plan, loaded, own).finish()
     _print(found, N_TOP_HEADS, as_json)
     _echo(f"{out.resolve()}", err=True)
 

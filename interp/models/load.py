@@ -169,7 +169,7 @@ def _from_folder(folder: Path, allow_pickle: bool, options: dict[str, Any]) -> t
         log.warning("%s has no tokenizer, so prompts must be given as token ids", folder)
         return model, None
     with _loading_errors(f"the tokenizer of {folder}"):
-        return model, AutoTokenizer.from_pretrained(folder, **local)
+        return model, _tried(AutoTokenizer.from_pretrained(folder, **local))
 
 
 def _from_gguf(file: Path, options: dict[str, Any]) -> tuple[Any, Any]:
@@ -191,7 +191,7 @@ def _from_gguf(file: Path, options: dict[str, Any]) -> tuple[Any, Any]:
             log.warning("%s has no tokenizer, so prompts must be given as token ids", file)
             return model, None
         with _loading_errors(f"the tokenizer of {file}"):
-            tokenizer = AutoTokenizer.from_pretrained(only.parent, **where)
+            tokenizer = _tried(AutoTokenizer.from_pretrained(only.parent, **where))
     tokenizer.name_or_path = str(file)
     return model, tokenizer
 
@@ -209,7 +209,14 @@ def _from_hub(name: str, revision: str | None, allow_pickle: bool, options: dict
         loaded = AutoModelForCausalLM.from_pretrained(
             name, config=config, use_safetensors=safe, output_loading_info=True, **where | options
         )
-        return check_report(loaded, name), AutoTokenizer.from_pretrained(name, **where)
+        return check_report(loaded, name), _tried(AutoTokenizer.from_pretrained(name, **where))
+
+
+def _tried(tokenizer: Any) -> Any:
+    """The tokenizer, after a use: entries of its files that have wrong types fail only then."""
+    tokenizer.decode(tokenizer("a b")["input_ids"])
+    tokenizer.convert_ids_to_tokens(tokenizer.all_special_ids)
+    return tokenizer
 
 
 def _downloaded(name: str, revision: str | None, allow_pickle: bool) -> Path:
