@@ -9,8 +9,9 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 import interp
-from interp.cli_options import AsJson, Bos, Device, Dtype, Model, Out, from_options, with_options
-from interp.errors import InterpError, RunError, UsageError
+from interp.cli_options import AsJson, Bos, Device, Dtype, MaxLength, Model, Out, from_options, with_options
+from interp.errors import InterpError, PromptError, RunError, UsageError
+from interp.hooks.limits import refusing
 
 app = typer.Typer(
     name="interp",
@@ -23,6 +24,7 @@ app = typer.Typer(
 EXIT_INTERRUPTED = 130
 """exit code after Ctrl-C, as in shells"""
 N_TOP_HEADS = 10
+TRACEBACK = "set INTERP_TRACEBACK=1 to see where"
 
 
 def _version(value: bool) -> None:
@@ -52,9 +54,9 @@ def list_entries(
     from interp.cli_list import card, card_data, table, table_data
 
     if name:
-        typer.echo(json.dumps(card_data(name), indent=1) if as_json else card(name))
+        _echo(json.dumps(card_data(name), indent=1) if as_json else card(name))
     else:
-        typer.echo(json.dumps(table_data(), indent=1) if as_json else table())
+        _echo(json.dumps(table_data(), indent=1) if as_json else table())
 
 
 @app.command()
@@ -62,7 +64,7 @@ def doctor(model: Model, as_json: AsJson = False, device: Device = None, dtype: 
     """Check which features work for a model, and report why others do not."""
     loaded = interp.load(model, device=device, dtype=dtype)
     found = interp.doctor(loaded.model, loaded.tokenizer)
-    typer.echo(json.dumps(found.to_dict(), indent=1) if as_json else str(found))
+    _echo(json.dumps(found.to_dict(), indent=1) if as_json else str(found))
     if not found.ok:
         raise typer.Exit(1)
 
@@ -96,6 +98,7 @@ def score(
     device: Device = None,
     dtype: Dtype = None,
     bos: Bos = None,
+    max_length: MaxLength = None,
     **options: Any,
 ) -> None:
     """Score the heads of a model, test the top heads of analyses that have a control, and print the results."""
@@ -106,10 +109,11 @@ def score(
         raise UsageError("safety is a separate command; run interp safety MODEL --out DIR.")
     names = tuple(part.strip() for part in analyses.split(",") if part.strip())
     plan = from_options(ScorePlan, options, analyses=names, settings=_settings(settings or []))
-    loaded, own = _load(model, prompts, device, dtype, bos)
+    loaded, own = _load(model, prompts, device, dtype, bos, max_length, out)
     if dry_run:
-        cost = estimate(plan, loaded.model, loaded.tokenizer, own)
-        typer.echo(json.dumps(cost.to_dict(), indent=1) if as_json else str(cost))
+        with refusing("this model cannot be run with these settings", UsageError, TRACEBACK):
+            cost = estimate(plan, loaded.model, loaded.tokenizer, own)
+        _echo(json.dumps(cost.to_dict(), indent=1) if as_json else str(cost))
         return
     _finish(plan, loaded, out, own, as_json)
 
@@ -123,13 +127,14 @@ def safety(
     device: Device = None,
     dtype: Dtype = None,
     bos: Bos = None,
+    max_length: MaxLength = None,
     **options: Any,
 ) -> None:
     """Find the heads that refusals depend on, and measure refusals with those heads ablated."""
     from interp.runs.safety import SafetyPlan
 
     # in 16 bits the rounding error of a divergence is as large as what it measures
-    loaded, _ = _load(model, None, device, dtype or "float32", bos)
+    loaded, _ = _load(model, None, device, dtype or "float32", bos, max_length)
     _finish(from_options(SafetyPlan, options), loaded, out, None, as_json)
 
 
@@ -145,6 +150,7 @@ def steer(
     device: Device = None,
     dtype: Dtype = None,
     bos: Bos = None,
+    max_length: MaxLength = None,
     **options: Any,
 ) -> None:
     """Steer a model on a task: profile heads, choose how many to steer, and judge replies with and without steering."""
@@ -157,7 +163,7 @@ def steer(
     given = _settings(dotted)
     if other := [name for name in given if name != method]:
         raise UsageError(f"--set names {other[0]!r}, but the method is {method!r}; set fields of {method}.")
-    loaded, _ = _load(model, None, device, dtype, bos)
+    loaded, _ = _load(model, None, device, dtype, bos, max_length)
     _finish(from_options(SteerPlan, options, settings=given.get(method, {})), loaded, out, None, as_json)
 
 
@@ -178,26 +184,30 @@ def report(
     device: Device = None,
     dtype: Dtype = None,
     bos: Bos = None,
+    max_length: MaxLength = None,
 ) -> None:
     """Write one HTML file about a model or a run; it opens offline and can be shared."""
     from interp.analyses.tasks.standard import PromptSizes
+    from interp.hooks.writer import check_writable
     from interp.runs.folder import is_run
     from interp.runs.plan import ScorePlan
     from interp.runs.results import read_results
-    from interp.runs.run import Run
 
-    _writable(output)
+    # now rather than after the run
+    check_writable(output, RunError)
     folder = Path(source)
     if is_run(folder):
-        found = read_results(folder)
-    elif folder.is_dir() and not (folder / "config.json").is_file():
+        with refusing(f"the run in {folder} cannot be shown", RunError, f"make it again; {TRACEBACK}"):
+            page = interp.make_report(read_results(folder), output)
+        _echo(str(page.resolve()))
+        return
+    if folder.is_dir() and not (folder / "config.json").is_file():
         raise RunError(f"{folder} is neither a run folder nor a model folder; it has no manifest.json or config.json.")
-    else:
-        loaded, _ = _load(source, None, device, dtype, bos)
-        own_run = output.with_name(f"{output.stem}-run") if run is None else run
-        plan = ScorePlan(sizes=PromptSizes(seed=seed))
-        found = Run.open(own_run, plan, loaded.model, loaded.tokenizer).finish()
-    typer.echo(str(interp.make_report(found, output).resolve()))
+    plan = ScorePlan(sizes=PromptSizes(seed=seed))
+    loaded, _ = _load(source, None, device, dtype, bos, max_length)
+    own_run = output.with_name(f"{output.stem}-run") if run is None else run
+    found = _opened(own_run, plan, loaded, None).finish()
+    _echo(str(interp.make_report(found, output).resolve()))
 
 
 @app.command()
@@ -214,15 +224,25 @@ def show(
 
     if not path.exists() and not codec.json_path(path).exists():
         raise RunError(f"{path} does not exist; give a run folder or the file of a result.")
+    if top < 1:
+        raise UsageError(f"--top {top} is too small; give at least 1.")
     loaded = None if model is None else interp.load(model).model
-    if path.is_dir():
-        found = read_results(path)
-        if loaded is not None:
-            found.provenance.check_model(loaded)
-        _print(found, top, as_json)
-    else:
-        one = Result.load(path, loaded)
-        typer.echo(json.dumps(_data(one, top), indent=1) if as_json else one.summary(top))
+    with refusing(f"{path} cannot be shown", RunError, f"make it again; {TRACEBACK}"):
+        if path.is_dir():
+            found = read_results(path)
+            if loaded is not None:
+                found.provenance.check_model(loaded)
+            _print(found, top, as_json)
+        else:
+            one = Result.load(path, loaded)
+            _echo(json.dumps(_data(one, top), indent=1) if as_json else one.summary(top))
+
+
+def _echo(text: str, err: bool = False) -> None:
+    """Print a text whose names may come from files of others: no character in it can act on a terminal."""
+    from interp.hooks.visible import visible
+
+    typer.echo(visible(text), err=err)
 
 
 def _settings(given: list[str]) -> dict[str, dict[str, Any]]:
@@ -237,28 +257,51 @@ def _settings(given: list[str]) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _load(model: str, prompts: Path | None, device: str | None, dtype: str | None, bos: bool | None) -> tuple[Any, Any]:
-    """The model with its tokenizer, and the user's prompts."""
-    loaded = interp.load(model, device=device, dtype=dtype, bos=bos)
+def _load(
+    model: str,
+    prompts: Path | None,
+    device: str | None,
+    dtype: str | None,
+    bos: bool | None,
+    max_length: int | None,
+    out: Path | None = None,
+) -> tuple[Any, Any]:
+    """The model with its tokenizer, and the user's prompts; both have the date of the run in `out`."""
+    from interp.runs.date import dated
+
+    loaded = interp.load(model, device=device, dtype=dtype, bos=bos, max_length=max_length)
     if loaded.tokenizer is None:
         raise UsageError(f"{model} has no tokenizer, which the prompts need; put its tokenizer files into the folder.")
-    return loaded, None if prompts is None else interp.Prompts.from_file(prompts, loaded.tokenizer)
+    if out is not None:
+        # own prompts have the date of the run too
+        loaded = loaded._replace(tokenizer=dated(out, loaded.tokenizer))
+    if prompts is None:
+        return loaded, None
+    with refusing(f"the prompts in {prompts} cannot be encoded", PromptError, TRACEBACK):
+        return loaded, interp.Prompts.from_file(prompts, loaded.tokenizer)
+
+
+def _opened(out: Path, plan: Any, loaded: Any, own: Any) -> Any:
+    """The run in a folder, with all its prompts; nothing is computed yet, so an error here is one of the inputs."""
+    from interp.runs.run import Run
+
+    with refusing("this model cannot be run with these settings", UsageError, TRACEBACK):
+        return Run.open(out, plan, loaded.model, loaded.tokenizer, own)
 
 
 def _finish(plan: Any, loaded: Any, out: Path, own: Any, as_json: bool) -> None:
-    from interp.runs.run import Run
-
-    found = Run.open(out, plan, loaded.model, loaded.tokenizer, own).finish()
+    found = _opened(out, plan, loaded, own).finish()
     _print(found, N_TOP_HEADS, as_json)
-    typer.echo(f"{out.resolve()}", err=True)
+    _echo(f"{out.resolve()}", err=True)
 
 
 def _print(found: Any, top: int, as_json: bool) -> None:
     if as_json:
         results = {name: _data(result, top) for name, result in found.items()}
-        typer.echo(json.dumps({"results": results, "missing": found.missing}, indent=1))
+        left = {name: {"cells": made, "of": n} for name, (made, n) in found.unfinished.items()}
+        _echo(json.dumps({"results": results, "missing": found.missing, "unfinished": left}, indent=1))
     else:
-        typer.echo(found.summary(top))
+        _echo(found.summary(top))
 
 
 def _data(result: Any, top: int) -> Any:
@@ -274,14 +317,6 @@ def _data(result: Any, top: int) -> Any:
         halves = None if result.split_half != result.split_half else result.split_half
         return {**about, "split_half": halves, "top": rows}
     return json.loads(result.to_frame().to_json(orient="records"))
-
-
-def _writable(path: Path) -> None:
-    """Raise RunError now rather than after the run."""
-    if path.is_dir():
-        raise RunError(f"{path} is a folder; name the HTML file to write.")
-    if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
-        raise RunError(f"{path} cannot be written: {path.parent} is not a folder you may write to; name another place.")
 
 
 def main() -> None:
@@ -311,5 +346,5 @@ def main() -> None:
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    typer.echo(f"interp: {' '.join(message.split())}", err=True)
+    _echo(f"interp: {' '.join(message.split())}", err=True)
     sys.exit(code)

@@ -1,6 +1,5 @@
 """Options of the command line, made from the fields of plans."""
 
-import ast
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
@@ -12,6 +11,7 @@ from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 import typer
 
 from interp.errors import UsageError
+from interp.hooks.limits import shortened
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="Hub name, folder with safetensors, .gguf file, or demo.")]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Run folder; an unfinished run in it is continued.")]
@@ -26,6 +26,10 @@ Dtype = Annotated[
 Bos = Annotated[
     bool | None,
     typer.Option("--bos/--no-bos", help="Whether prompts begin with BOS; by default as the tokenizer begins them."),
+]
+MaxLength = Annotated[
+    int | None,
+    typer.Option(help="Tokens that a prompt and its reply may have; by default the context of the model."),
 ]
 T = TypeVar("T")
 
@@ -113,7 +117,9 @@ def _value(name: str, hint: Any, given: Any) -> Any:
     if get_args(hint)[0] is str:
         return tuple(parts)
     try:
-        return tuple(get_args(hint)[0](ast.literal_eval(part)) for part in parts)
-    except (ValueError, SyntaxError, TypeError):
+        return tuple(get_args(hint)[0](part) for part in parts)
+    except ValueError:
         option = name.replace("_", "-")
-        raise UsageError(f"--{option} {given!r} is not a list of numbers; give numbers separated by commas.") from None
+        raise UsageError(
+            f"--{option} {shortened(given)!r} is not a list of numbers; give numbers separated by commas."
+        ) from None

@@ -1,8 +1,18 @@
 """Errors of the package. Each message says what was given, what was expected and what to do."""
 
+MAX_MESSAGE = 1500
+"""characters of a message; an input that it quotes may be of any length"""
+
 
 class InterpError(Exception):
-    """Base class of every error that interp raises on purpose."""
+    """Base class of every error that interp raises on purpose.
+
+    A longer message than 1,500 characters is cut in the middle, so that what was given and what to do remain.
+    """
+
+    def __init__(self, message: str = "") -> None:
+        half = MAX_MESSAGE // 2
+        super().__init__(message if len(message) <= MAX_MESSAGE else f"{message[:half]} ... {message[-half:]}")
 
 
 class HeadError(InterpError, ValueError):

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 import subprocess
 import sys
 import textwrap
@@ -209,3 +210,12 @@ def test_what_make_writes_is_ignored():
     written = ("report.html", "report-run/", "site/", "build/", ".coverage", ".coverage.host.1.x", ".venv", "runs/")
     ignored = (ROOT / ".gitignore").read_text().split()
     assert all(any(Path(name.strip("/")).match(rule.strip("/")) for rule in ignored) for name in written)
+
+
+def test_the_page_on_security_names_what_exists():
+    text = (ROOT / "SECURITY.md").read_text()
+    named = re.findall(r"`(interp/[\w./]+)`", text)
+    assert named == ["interp/hooks/writer.py", "interp/hooks/model/portable.py"]
+    assert all((ROOT / name).is_file() for name in named)
+    assert all(heading in text for heading in ("## How to report", "## Trusted", "## Not trusted", "## Limits"))
+    assert all("SECURITY.md" in (ROOT / name).read_text() for name in ("README.md", "CONTRIBUTING.md"))

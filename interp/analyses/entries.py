@@ -8,6 +8,7 @@ from typing import Any, Literal
 from interp.analyses.docstrings import Setting, sections_of, settings_of
 from interp.analyses.setting_types import fits
 from interp.errors import UsageError
+from interp.hooks.limits import shortened
 
 Kind = Literal["analysis", "edit", "selector"]
 KINDS: tuple[Kind, ...] = ("analysis", "edit", "selector")
@@ -65,7 +66,8 @@ class Entry:
                 default = settings[name].default
                 example = "" if default is None or default == "" else f", as in {self.name}.{name}={default}"
                 raise UsageError(
-                    f"{self.name}.{name} is {value!r}, expected {settings[name].kind}; give such a value{example}."
+                    f"{self.name}.{name} is {shortened(repr(value))}, expected {settings[name].kind}; give such a "
+                    f"value{example}."
                 )
 
 

@@ -6,12 +6,17 @@ from string import Formatter
 from typing import Any, TypeVar
 
 from interp.errors import UsageError
+from interp.hooks.limits import check_counts
 
 T = TypeVar("T", bound=Callable[..., Any])
 REPLY_TOKENS = 32
 """default number of new tokens of a reply, of every analysis and test that lets the model reply"""
 
 
+MAX_PROMPTS = 100_000
+"""largest number of prompts of a kind"""
+LENGTHS = ("needle_length", "long_length", "text_length", "check_length", "n_repeated")
+"""sizes that are numbers of tokens"""
 SHORTEST_SWEEP = 256
 """smallest number of tokens of a needle sweep, where the user gives none"""
 
@@ -84,11 +89,14 @@ class PromptSizes:
     explorer_tokens: int = 1024
 
     def __post_init__(self) -> None:
+        check_counts(vars(self))
         for name in (field.name for field in fields(self)):
             if name in ("seed", "needle_depths", "haystack", "sweep_lengths", "explorer_tokens"):
                 continue
             if getattr(self, name) < 1:
                 raise UsageError(f"{name}={getattr(self, name)} is too small; give a number of at least 1.")
+            if name.startswith("n_") and getattr(self, name) > MAX_PROMPTS:
+                raise UsageError(f"{name}={getattr(self, name):,} is too large; give at most {MAX_PROMPTS:,}.")
         if self.explorer_tokens < 0:
             raise UsageError(
                 f"explorer_tokens={self.explorer_tokens} is negative; give the length of the explorer's text, "

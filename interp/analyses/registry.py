@@ -6,7 +6,6 @@ when its entry is first used. Other packages join through the entry point groups
 `interp.selectors`, whose names are the names of the entries.
 """
 
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -18,6 +17,7 @@ from typing import Any, TypeVar
 
 from interp.analyses.entries import KINDS, Analysis, EditEntry, Entry, Kind, SelectorEntry, near
 from interp.errors import UsageError
+from interp.hooks.limits import parse_json
 
 ENTRY_POINTS: dict[Kind, str] = {
     "analysis": "interp.analyses",
@@ -266,7 +266,7 @@ def parse_setting(text: str) -> tuple[str, str, Any]:
     if not sign or not dot or not entry or not setting:
         raise UsageError(f"cannot read the setting {text!r}; write name.setting=value, as in qada.tau=0.9.")
     try:
-        return entry, setting, json.loads(value)
+        return entry, setting, parse_json(value)
     except ValueError:
         return entry, setting, value.strip()
 

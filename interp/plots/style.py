@@ -1,12 +1,12 @@
 """Colours, axes and layout that all figures share, and the escaping of text from outside."""
 
-import re
 from html import escape
 from importlib.resources import files
 from textwrap import wrap
 from typing import Any
 
 from interp.analyses import registry
+from interp.hooks.visible import visible
 
 BLUE, ORANGE, GREY = "#3b82c4", "#d55e00", "#8a8f98"
 # Okabe and Ito's colours, which colour-blind readers can separate
@@ -14,8 +14,6 @@ LINES = (ORANGE, BLUE, "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 # one hue, lightness falling evenly: reads the same in grey and for colour-blind readers
 SCALE = ((0.0, "#f3f6fa"), (0.25, "#c3d9ed"), (0.5, "#7fb0d8"), (0.75, "#3677b0"), (1.0, "#08305f"))
 _FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif"
-# would change or hide the text around them: controls, line separators, marks of writing direction, half characters
-_UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 ABOVE: dict[str, Any] = {
@@ -25,18 +23,6 @@ ABOVE: dict[str, Any] = {
     "title": {"y": 0.985, "yref": "container", "yanchor": "top"},
 }
 """layout of a figure with its legend above the plot, applied after `layout`"""
-
-
-def visible(text: str) -> str:
-    """Write characters that are invisible, or that reorder others, as symbols or \\u codes.
-
-    Args:
-        text: Any text.
-
-    Returns:
-        The text.
-    """
-    return _UNSEEN.sub(lambda found: _symbol(ord(found[0])), text)
 
 
 def title_of(name: str) -> str:
@@ -169,7 +155,3 @@ def whole(count: int) -> dict[str, Any]:
         count: Number of layers or heads.
     """
     return {"dtick": 1 if count <= 12 else None, "tickangle": 0, "showgrid": False, "zeroline": False}
-
-
-def _symbol(code: int) -> str:
-    return chr(0x2400 + code) if code < 0x20 else "\u2421" if code == 0x7F else f"\\u{code:04x}"

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from interp import plots
-from interp.analyses.results.files import write_atomic
 from interp.analyses.results.head_scores import HeadScores
 from interp.analyses.views.head_roles import HeadRoles, head_roles, threshold_of
-from interp.errors import RunError, ScoreError
+from interp.errors import RunError
+from interp.hooks.writer import check_writable, write_atomic
 from interp.report import words
 from interp.report.compared import compared
 from interp.report.heads import MAX_CARDS, N_EACH, cards
@@ -57,15 +57,8 @@ def make_report(results: RunResults, path: str | Path) -> Path:
         ScoreError: For results of another model.
     """
     _check(results)
-    path = Path(path)
-    page = render(results).encode()
-    if path.is_dir():
-        raise RunError(f"{path} is a folder; give a file name for the report, such as {path / 'report.html'}.")
-    try:
-        write_atomic(path, page)
-    except ScoreError as error:
-        raise RunError(f"the report {error}") from error
-    return path
+    check_writable(path, RunError)
+    return write_atomic(path, render(results).encode(), RunError)
 
 
 def render(results: RunResults) -> str:

@@ -1,30 +1,58 @@
-"""The folder of a run: a manifest, finished cells and results, each file written whole or not at all."""
+"""The folder of a run: its manifest, which names the run and lists its cells, and who may write to it."""
 
 import json
+import re
+import uuid
 from pathlib import Path
 from typing import Any
 
-from interp.analyses.results.files import write_atomic
-from interp.errors import RunError, ScoreError
+from interp.analyses.results.files import is_sealed, seal
+from interp.errors import RunError
+from interp.hooks.limits import parse_json, read_text
 from interp.hooks.model.provenance import Provenance
+from interp.hooks.writer import RUN_MANIFEST, RUN_PARTS, make_folder, sweep, write_atomic
+from interp.runs.lock import LOCK, only_writer
 
-FORMAT = "interp.run/2"
-MANIFEST = "manifest.json"
-SAME_ENTRIES = ("interp", "recipe", "plan", "prompts")
+FORMAT = "interp.run/3"
+MANIFEST = RUN_MANIFEST
+SAME_ENTRIES = ("interp", "recipe", "plan", "inputs", "date", "prompts")
 """entries of a manifest that must not differ when a run continues"""
+ENTRIES = {"run": str, "plan": dict, "layout": dict, "provenance": dict, "stages": list}
+"""entries that every manifest has, and their types"""
+STAGE_NAME = re.compile(r"[\w][\w.,+-]*")
+"""names of stages and keys of cells, which are parts of file names"""
 
 
-def begin(folder: Path, manifest: dict[str, Any]) -> None:
+def begin(folder: Path, manifest: dict[str, Any]) -> str:
     """Write the manifest of a new run, or check that the one in the folder is of the same model, plan and versions.
 
+    Args:
+        folder: The folder.
+        manifest: The manifest, without an id.
+
+    Returns:
+        The id of the run.
+
     Raises:
-        RunError: Where the folder holds something else, another run, or cannot be made.
+        RunError: Where the folder holds something else, another run, or cannot be made, or another process writes to
+            it.
     """
     manifest = json.loads(json.dumps({"format": FORMAT, **manifest}))
-    if not (folder / MANIFEST).exists():
+    # a folder of something else gets no lock
+    claim(folder) if not (folder / MANIFEST).exists() else read_manifest(folder)
+    with only_writer(folder):
+        sweep_all(folder)
+        if (folder / MANIFEST).exists():
+            return _continued(folder, manifest)
+        # another process may have been quicker
         claim(folder)
-        write(folder / MANIFEST, manifest)
-        return
+        run = uuid.uuid4().hex
+        write(folder / MANIFEST, seal({"format": FORMAT, "run": run, **manifest}))
+        return run
+
+
+def _continued(folder: Path, manifest: dict[str, Any]) -> str:
+    """The id of the run in a folder. Raises RunError where it is another one."""
     stored = read_manifest(folder)
     before, now = (Provenance.from_dict(entry["provenance"]) for entry in (stored, manifest))
     if not before.same_model(now):
@@ -42,6 +70,9 @@ def begin(folder: Path, manifest: dict[str, Any]) -> None:
         raise RunError(
             f"{folder} holds a run with other package versions or another chat template; name another folder."
         )
+    if stored["stages"] != manifest["stages"]:
+        raise RunError(f"{folder} holds a run with other stages, as of another set of packages; name another folder.")
+    return stored["run"]
 
 
 def claim(folder: Path) -> None:
@@ -52,11 +83,26 @@ def claim(folder: Path) -> None:
     """
     try:
         # files of an earlier start that was killed at once are no obstacle
-        if folder.exists() and any(not path.name.endswith(".tmp") for path in folder.iterdir()):
+        if folder.exists() and any(path.name != LOCK and path.suffix != ".tmp" for path in folder.iterdir()):
             raise RunError(f"{folder} exists and is not a run folder; name a new or empty folder.")
-        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(f"{folder} cannot be made ({error.strerror}); name a folder you may write to.") from error
+    make_folder(folder, RunError)
+
+
+def check_same(folder: Path, run: str) -> None:
+    """Raise RunError where a folder does not hold the run with an id any more."""
+    if read_manifest(folder)["run"] != run:
+        raise RunError(f"{folder} was replaced by another run; name another folder.")
+
+
+def sweep_all(folder: Path) -> None:
+    """Remove the hidden files that killed processes left anywhere in the folder of a run."""
+    for part in (*RUN_PARTS, "steps"):
+        for path in (folder / part).rglob("*/"):
+            sweep(path)
+        sweep(folder / part)
+    sweep(folder)
 
 
 def is_run(folder: Path) -> bool:
@@ -68,7 +114,7 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     """The manifest of a run folder.
 
     Raises:
-        RunError: Where there is none, or one of another version.
+        RunError: Where there is none, or one of another version, or one that was changed.
     """
     path = Path(folder) / MANIFEST
     if not path.is_file():
@@ -79,14 +125,30 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
             f"{folder} holds a run of the format {stored.get('format')!r}, this version reads {FORMAT!r}; make the run "
             "again in another folder."
         )
+    if not is_sealed(stored):
+        raise RunError(
+            f"{path} was changed or damaged after it was written, so nothing says what the run measured; make the run "
+            "again in another folder."
+        )
+    wrong = [name for name, kind in ENTRIES.items() if not isinstance(stored.get(name), kind)]
+    if wrong or not all(map(_is_stage, stored["stages"])):
+        raise RunError(f"{path} has no usable {', '.join(wrong) or 'stages'}; make the run again in another folder.")
     return stored
+
+
+def _is_stage(stage: Any) -> bool:
+    """Whether an entry of a manifest is a stage whose names can be file names."""
+    if not isinstance(stage, dict) or not isinstance(stage.get("cells"), list):
+        return False
+    names = [stage.get("name"), *stage["cells"]]
+    return all(isinstance(name, str) and STAGE_NAME.fullmatch(name) for name in names) and "shown" in stage
 
 
 def read(path: Path) -> dict[str, Any]:
     """The JSON object in a file. Raises RunError."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        content = parse_json(read_text(path, RunError))
+    except ValueError as error:
         raise RunError(f"{path} cannot be read as JSON ({error}); delete it and run again.") from error
     if not isinstance(content, dict):
         raise RunError(f"{path} holds a {type(content).__name__}, expected an object; delete it and run again.")
@@ -95,10 +157,7 @@ def read(path: Path) -> dict[str, Any]:
 
 def write(path: Path, content: dict[str, Any]) -> None:
     """Write a JSON object, whole or not at all. Raises RunError."""
-    try:
-        write_atomic(path, (json.dumps(content, indent=1) + "\n").encode())
-    except ScoreError as error:
-        raise RunError(str(error)) from error
+    write_atomic(path, (json.dumps(content, indent=1) + "\n").encode(), RunError, in_run=True)
 
 
 def _difference(before: Any, now: Any, entry: str) -> str:

@@ -8,10 +8,11 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, get_args
 
 from interp.analyses import registry
-from interp.analyses.prompt_sizes import PromptSizes, doubling
+from interp.analyses.prompt_sizes import LENGTHS, PromptSizes, doubling, sizes_used
 from interp.analyses.registry import Analysis
 from interp.analyses.results.set_test import N_RANDOM_SETS
-from interp.errors import UsageError
+from interp.errors import PromptError, UsageError
+from interp.hooks.limits import check_counts
 
 if TYPE_CHECKING:
     from torch import nn
@@ -141,19 +142,21 @@ class ScorePlan:
         from interp.runs.stages.control_stages import control_stage, named_heads_stage, profile_stage
 
         plan = self._fitted(model)
+        if own is None:
+            plan._check_lengths(model)
         tables = [entry for entry in self.entries if entry.inputs is None]
+        tested = [entry for entry in tables if entry.control is not None] if self.check else []
+        if self.check:
+            _check_control_sizes(model, self.heads, self.n_heads, [entry.control for entry in tested])
         others = [entry for entry in self.entries if entry.inputs is not None]
         if tables:
             others += [e for e in registry.entries() if e.automatic and e not in others and plan._wanted(e)]
         found = [analysis_stage(entry, plan, model, tokenizer, own) for entry in tables]
         if self.check:
-            tested = [entry for entry in tables if entry.control is not None]
             answered = any(not entry.control.own_prompts for entry in tested)
             found += [control_stage(entry, plan, tokenizer, own) for entry in tested]
             found += [profile_stage(entry, plan, tokenizer, own) for entry in tested if self.thorough]
             found += [named_heads_stage(plan, tokenizer)] if self.heads and not answered else []
-            if answered or self.heads:
-                _check_control_size(model, self.heads, self.n_heads)
         return [*found, *(analysis_stage(entry, plan, model, tokenizer, own) for entry in others)]
 
     def _wanted(self, entry: Analysis) -> bool:
@@ -163,11 +166,22 @@ class ScorePlan:
         explored = entry.prompts in (standard.explored, standard.explored_passage)
         return (self.sizes.explorer_tokens > 0 or not explored) and all(self._has(need) for need in entry.needs)
 
+    def _check_lengths(self, model: "nn.Module") -> None:
+        """Refuse lengths beyond the context of the model, before texts of these lengths are made."""
+        from interp.hooks.model.context import context_length
+
+        limit, makers = context_length(model), [entry.prompts for entry in self.entries]
+        used = {name for maker in makers for name in sizes_used(maker) or ()}
+        for name in LENGTHS:
+            length = getattr(self.sizes, name)
+            if limit is not None and name in used and length > limit:
+                raise PromptError(f"{name}={length:,} is too long: the context of this model is {limit:,}; shorten it.")
+
     def _fitted(self, model: "nn.Module") -> "ScorePlan":
         """The plan with texts of the explorer and of the needle sweep no longer than the context of the model."""
-        from interp.hooks.model.layers import context_length
+        from interp.hooks.model.context import usual_context
 
-        context, sizes = context_length(model), self.sizes
+        context, sizes = usual_context(model), self.sizes
         if context:
             lengths = sizes.sweep_lengths or doubling(max(1, context - sizes.reply_tokens))
             sizes = replace(sizes, explorer_tokens=min(sizes.explorer_tokens, context), sweep_lengths=lengths)
@@ -192,18 +206,29 @@ def at_least_one(plan: Any, *names: str) -> None:
         plan: The plan.
         names: Fields that are checked.
     """
+    check_counts(vars(plan))
     for name in names:
         if getattr(plan, name) < 1:
             raise UsageError(f"{name}={getattr(plan, name)} is too small; give at least 1.")
 
 
-def _check_control_size(model: "nn.Module", heads: str, n_heads: int) -> None:
+def _check_control_sizes(model: "nn.Module", heads: str, n_heads: int, controls: "Sequence[Any]") -> None:
+    """Refuse more ablated heads than leave a random control, before anything is scored.
+
+    Args:
+        model: The model.
+        heads: Heads that the user names.
+        n_heads: Number of heads from the top of the scores.
+        controls: The controls of the run.
+    """
     from interp.hooks.model.heads import HeadLayout, HeadSet
 
     layout = HeadLayout.of(model)
     named = HeadSet.parse(heads, layout) if heads else HeadSet(())
-    layout.check(named)
-    ablated = len(named) or n_heads
+    counts = [count for control in controls for count in control.head_counts(n_heads, layout)]
+    # named heads take the place of the top ones where prompts do not depend on the analysis
+    own = [count for control in controls if control.own_prompts for count in control.head_counts(n_heads, layout)]
+    ablated = max([len(named), *own], default=0) if named else max(counts, default=0)
     if 2 * ablated > layout.size:
         raise UsageError(
             f"{ablated} ablated heads of {layout.size} leave too few for a random control; ablate at most half of them "

@@ -5,14 +5,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from interp.analyses.results import codec
 from interp.analyses.results.head_scores import HeadScores
 from interp.analyses.results.result import Result
-from interp.errors import InterpError, RunError, UsageError
+from interp.errors import RunError, UsageError
 from interp.hooks.model.heads import HeadLayout
 from interp.hooks.model.provenance import Provenance
 from interp.runs import folder as folders
-from interp.runs.stage import CellRecord, join
+from interp.runs.stage_files import DamagedError, StageFiles, check_strays, stages_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +38,8 @@ class RunResults(Mapping[str, Any]):
     """time spent measuring, over all sessions"""
     own_prompts: bool = False
     """whether the user's own prompts took the place of the standard ones"""
+    unfinished: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """name of a stage that is not finished -> number of its finished cells, and of all its cells"""
 
     @property
     def scores(self) -> dict[str, HeadScores]:
@@ -49,6 +50,19 @@ class RunResults(Mapping[str, Any]):
         """The control of an analysis, None where there is none."""
         return self.results.get(f"{name}.control")
 
+    @property
+    def progress(self) -> str:
+        """How far an unfinished run is, in sentences; empty for a finished one."""
+        if not self.unfinished:
+            return ""
+        begun = [f"{name} ({made} of {n} cells)" for name, (made, n) in self.unfinished.items() if made]
+        absent = [name for name, (made, _) in self.unfinished.items() if not made]
+        made, n = (sum(counts) for counts in zip(*self.unfinished.values(), strict=True))
+        text = f"This run is not finished: {made} of {n} cells of {len(self.unfinished)} stages are made."
+        text += f" Numbers are of the finished cells alone for {', '.join(begun)}." if begun else ""
+        text += f" Nothing is made yet of {', '.join(absent)}." if absent else ""
+        return f"{text} Run the same command with the same settings to continue."
+
     def summary(self, top: int = 10) -> str:
         """All results as text, for a terminal.
 
@@ -58,7 +72,7 @@ class RunResults(Mapping[str, Any]):
         Returns:
             The text.
         """
-        lines = []
+        lines = [self.progress] if self.unfinished else []
         for name, found in self.results.items():
             text = found.summary(top)
             lines += [text] if isinstance(found, HeadScores) else [f"{name}:", text]
@@ -87,8 +101,9 @@ class RunResults(Mapping[str, Any]):
 def read_results(folder: str | Path) -> RunResults:
     """The results of a run folder, finished or not; no model is needed.
 
-    A stage that is not finished is joined from its finished cells. Finished runs in folders inside of this one, such as
-    a steering run, come along under "folder/name".
+    Every file is compared with its checksum. A stage that is not finished is joined from its finished cells, and
+    `unfinished` counts them. Finished runs in folders inside of this one, such as a steering run, come along under
+    "folder/name"; of others, `unfinished` names the stages.
 
     Args:
         folder: A folder that `Run.finish` has written.
@@ -97,24 +112,30 @@ def read_results(folder: str | Path) -> RunResults:
         RunResults: every result by its name.
 
     Raises:
-        RunError: Where the folder is not a run, is of another version, or has no finished cell yet.
+        RunError: Where the folder is not a run, is of another version, has no finished cell yet, or holds a file that
+            is damaged, missing or not of the run.
         ScoreError: For a run of another model inside of it.
     """
     folder = Path(folder)
     manifest = folders.read_manifest(folder)
+    stages = stages_of(folder, manifest)
+    check_strays(folder, stages)
     results: dict[str, Result] = {}
     texts: dict[str, tuple[str, ...]] = {}
     missing: dict[str, str] = {}
+    unfinished: dict[str, tuple[int, int]] = {}
     seconds = 0.0
-    for stage in manifest["stages"]:
-        record = _found(folder, stage["name"])
+    for stage in stages:
+        state = stage.state()
+        unfinished |= {} if state.finished else {stage.name: (state.n_made, state.n_cells)}
+        record = state.record
         if record is None:
             continue
         seconds += record.seconds
-        if stage["shown"]:
-            results |= {} if record.result is None else {stage["name"]: record.result}
-            texts |= {stage["name"]: record.texts} if record.texts else {}
-            missing |= {stage["name"]: record.missing} if record.missing else {}
+        if stage.shown:
+            results |= {} if record.result is None else {stage.name: record.result}
+            texts |= {stage.name: record.texts} if record.texts else {}
+            missing |= {stage.name: record.missing} if record.missing else {}
     found = RunResults(
         provenance=Provenance.from_dict(manifest["provenance"]),
         layout=HeadLayout(**manifest["layout"]),
@@ -124,20 +145,49 @@ def read_results(folder: str | Path) -> RunResults:
         missing=missing,
         seconds=seconds,
         own_prompts=manifest.get("own_prompts", False),
+        unfinished=unfinished,
     )
-    for inner in sorted(path.parent for path in folder.glob(f"*/{folders.MANIFEST}")):
-        if is_finished(inner):
-            other = read_results(inner)
-            found.provenance.check_model(other.provenance)
-            results |= {f"{inner.name}/{name}": result for name, result in other.results.items()}
     if not results:
-        raise RunError(f"{folder} has no finished result yet; run the same command with the same settings to continue.")
+        made, n = (sum(counts) for counts in zip(*unfinished.values(), strict=True)) if unfinished else (0, 0)
+        raise RunError(
+            f"{folder} has no finished result yet ({made} of {n} cells are made); run the same command with the same "
+            "settings to continue."
+        )
+    for inner in sorted(path.parent for path in folder.glob(f"*/{folders.MANIFEST}")):
+        _add_inner(found, inner)
     return found
 
 
-def is_finished(folder: Path) -> bool:
-    """Whether every stage of a run has its result, or the reason why it has none."""
-    return all(stage_record(folder, stage["name"]) for stage in folders.read_manifest(folder)["stages"])
+def _add_inner(found: RunResults, inner: Path) -> None:
+    """Add the results of a finished run inside of another, or the state of one that is not finished."""
+    states = {stage.name: stage.state() for stage in stages_of(inner, folders.read_manifest(inner))}
+    if left := {name: state for name, state in states.items() if not state.finished}:
+        for name, state in left.items():
+            found.unfinished[f"{inner.name}/{name}"] = (state.n_made, state.n_cells)
+        return
+    other = read_results(inner)
+    found.provenance.check_model(other.provenance)
+    for name, result in other.results.items():
+        found.results[f"{inner.name}/{name}"] = result
+
+
+def is_finished(folder: str | Path) -> bool:
+    """Whether every stage of a run has its result, or the reason why it has none, and no file is damaged.
+
+    Args:
+        folder: The folder of a run.
+
+    Returns:
+        Whether it is finished and whole.
+
+    Raises:
+        RunError: Where the folder is not a run, or holds a file that is not of the run.
+    """
+    folder = Path(folder)
+    try:
+        return all(stage.record() is not None for stage in stages_of(folder, folders.read_manifest(folder)))
+    except DamagedError:
+        return False
 
 
 def result_path(folder: Path, name: str) -> Path:
@@ -150,11 +200,11 @@ def result_path(folder: Path, name: str) -> Path:
     Returns:
         Its path.
     """
-    return folder / "results" / f"{name}.json"
+    return StageFiles(folder, "", name, ()).result_path
 
 
 def record_path(folder: Path, name: str) -> Path:
-    """The file that is written last of a stage, with the seconds that it took and the reason for a missing result.
+    """The file that is written last of a stage, with the checksums of its cells and of its result.
 
     Args:
         folder: The folder of a run.
@@ -163,7 +213,7 @@ def record_path(folder: Path, name: str) -> Path:
     Returns:
         Its path.
     """
-    return folder / "stages" / f"{name}.json"
+    return StageFiles(folder, "", name, ()).record_path
 
 
 def cell_files(folder: Path, name: str) -> Path:
@@ -176,49 +226,4 @@ def cell_files(folder: Path, name: str) -> Path:
     Returns:
         Its path.
     """
-    return folder / "cells" / name
-
-
-def is_whole(path: Path) -> bool:
-    """Whether the file of a cell or result is there and can be read."""
-    if not path.is_file():
-        return False
-    try:
-        codec.load(path)
-    except InterpError:
-        return False
-    return True
-
-
-def stage_record(folder: Path, name: str) -> dict[str, Any] | None:
-    """The record of a finished stage: seconds, texts and why it has no result; None where it is not finished.
-
-    Args:
-        folder: The folder of a run.
-        name: Name of the stage.
-
-    Returns:
-        The record, or None.
-    """
-    path = record_path(folder, name)
-    if not path.is_file():
-        return None
-    try:
-        stored = folders.read(path)
-    except RunError:
-        return None
-    return stored if stored["missing"] or is_whole(result_path(folder, name)) else None
-
-
-def _found(folder: Path, name: str) -> CellRecord | None:
-    """The state of a stage: its result, or its finished cells joined; None where there is nothing."""
-    stored = stage_record(folder, name)
-    if stored is not None:
-        result = None if stored["missing"] else codec.load(result_path(folder, name))
-        return CellRecord(result, stored["seconds"], tuple(stored["texts"]), stored["missing"])
-    records = [codec.load(path) for path in sorted(cell_files(folder, name).glob("*.json")) if is_whole(path)]
-    parts = [record.result for record in records if record.result is not None]
-    if not parts:
-        return None
-    texts = tuple(text for record in records for text in record.texts)
-    return CellRecord(join(parts), sum(record.seconds for record in records), texts)
+    return StageFiles(folder, "", name, ()).cells

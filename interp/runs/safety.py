@@ -87,8 +87,15 @@ class SafetyPlan:
         Returns:
             The stages.
         """
+        from interp.hooks.model.heads import HeadLayout
         from interp.runs.stages.refusals import Refusals
 
+        n_heads = HeadLayout.of(model).size
+        if 2 * min(self.head_set_sizes) > n_heads:
+            raise UsageError(
+                f"head_set_sizes={self.head_set_sizes} are all more than half of the {n_heads} heads of this model, "
+                "which leaves no random control; give smaller sizes."
+            )
         refusals = Refusals.of(self, model, tokenizer)
         found = [refusals.replies("harmful"), refusals.replies("harmless"), refusals.importance()]
         for ablation in self.ablations:

@@ -29,6 +29,12 @@ class CellRecord:
     """how each of its prompts begins, or what it asks"""
     missing: str = ""
     """why there is no result"""
+    run: str = ""
+    """id of the run that it belongs to"""
+    stage: str = ""
+    """name of its stage"""
+    key: str = ""
+    """its place in the stage"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,11 +74,21 @@ class Stage:
     cost: Callable[[nn.Module], Cost] | None = field(default=None, repr=False)
     """the cost of the stage on a model, where it is known"""
 
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The keys of its cells, known before they are made."""
+        return tuple(map(cell_key, range(self.n_cells)))
+
     def joined(self, parts: Sequence[Result]) -> Result:
         """The results of the cells as one."""
         if self.join is not None:
             return self.join(parts)
         return join(parts)
+
+
+def cell_key(number: int) -> str:
+    """The key of a cell by its number in the stage."""
+    return f"{number:04d}"
 
 
 def join(parts: Sequence[Result]) -> Result:
@@ -94,7 +110,7 @@ def single(name: str, work: Callable[["Run", Path], Result], **more: Any) -> Sta
     Returns:
         Stage: the stage.
     """
-    return Stage(name, lambda run: (Cell("0000", lambda steps: work(run, steps)),), **more)
+    return Stage(name, lambda run: (Cell(cell_key(0), lambda steps: work(run, steps)),), **more)
 
 
 def prompts_of(stages: Sequence[Stage]) -> Iterator[tuple[str, Prompts]]:

@@ -50,7 +50,7 @@ def test_score_show_and_report(call, finished, tmp_path):
     assert code == 0
     assert {"retrieval", "sinks"} <= set(shown["results"])
     assert len(shown["results"]["sinks"]["top"]) == 3
-    assert set(shown) == {"results", "missing"}
+    assert set(shown) == {"results", "missing", "unfinished"}
     code, out, _ = call("show", finished)
     assert code == 0
     assert "sinks: share of attention, 2 prompts counted" in out

@@ -26,6 +26,36 @@ def other_model(t):
     return tiny_chat_model.folder(t / "m", seed=1)
 
 
+def piped(path):
+    os.mkfifo(path)
+    return path
+
+
+def score_of_pipe(t, f, r):
+    return ["score", "sinks", f, "--out", t / "x", "--prompts", piped(t / "p.txt")]
+
+
+def changed(place, folder, name, **entries):
+    """A model folder of which one file has other entries."""
+    shutil.copytree(folder, place)
+    stored = json.loads((place / name).read_text())
+    write(place / name, json.dumps(stored | entries))
+    return place
+
+
+def bomb(place, folder):
+    return changed(place, folder, "config.json", num_hidden_layers=10**9)
+
+
+def oddly(place, folder):
+    return changed(place, folder, "tokenizer_config.json", model_max_length=[[]])
+
+
+def link(path):
+    path.symlink_to(write(path.with_name("victim"), "kept"))
+    return path
+
+
 def score(analyses, *options):
     return lambda t, f, r: ["score", analyses, f, "--out", t / "x", *options]
 
@@ -65,6 +95,12 @@ SCORE = {
     "too many heads": (score("retrieval", *LONGER, "--n-heads", 7), "leave too few for a random control"),
     "unwritable output": (lambda t, f, r: ["report", r, "-o", t / "none" / "r.html"], "not a folder you may write to"),
     "output is a folder": (lambda t, f, r: ["report", r, "-o", t], "is a folder"),
+    "output is a link": (lambda t, f, r: ["report", r, "-o", link(t / "r.html")], "since it is a symbolic link"),
+    "output is a device": (lambda t, f, r: ["report", r, "-o", "/dev/null"], "since it is a device"),
+    "output is the screen": (lambda t, f, r: ["report", r, "-o", "/dev/stdout"], "cannot be written, since"),
+    "output is a manifest": (lambda t, f, r: ["report", r, "-o", r / "manifest.json"], "belongs to the run in"),
+    "output is a result": (lambda t, f, r: ["report", r, "-o", r / "results" / "sinks.json"], "belongs to the run in"),
+    "run folder is a file": (score("sinks", *LONGER, "-o", "/dev/null"), "name a folder"),
     "report of nothing": (lambda t, f, r: ["report", t, "-o", t / "r.html"], "neither a run folder nor a model folder"),
     "scores of another model": (
         lambda t, f, r: ["show", r / "results" / "sinks.json", "--model", other_model(t)], "weights",
@@ -78,6 +114,25 @@ SCORE = {
     "a word for a number": (score("sinks", "--n-texts", "many"), "--n-texts"),
     "depths in words": (score("sinks", "--needle-depths", "deep"), "is not a list of numbers"),
     "depths outside": (score("sinks", "--needle-depths", "2"), "between 0 and 1"),
+    "a number of many digits": (score("sinks", "--n-texts", 10**30), "is too large; give at most 10,000,000"),
+    "a number of too many digits": (score("sinks", "--n-texts", "9" * 5000), "--n-texts"),
+    "many prompts": (score("sinks", "--n-texts", 10**6), "n_texts=1,000,000 is too large"),
+    "a negative seed": (score("sinks", "--seed", -1), "seed=-1 is not valid"),
+    "a large seed": (score("sinks", "--seed", 2**64), "is not valid; give a number from 0"),
+    "nested depths": (score("sinks", "--needle-depths", "[" * 1000), "is not a list of numbers"),
+    "a depth that is no number": (score("sinks", "--needle-depths", "nan"), "needle_depths=nan is not finite"),
+    "a setting of many digits": (score("qada", "--set", "qada.tau=" + "9" * 5000), "expected float"),
+    "a large setting": (score("retrieval", "--set", "retrieval.max_new_tokens=1" + "0" * 30), "is too large"),
+    "a head of many digits": (score("sinks", *LONGER, "--heads", f"L{'9' * 5000}H0"), "more than any model has"),
+    "many heads": (score("sinks", *LONGER, "--heads", "L0H0-L0H999999999"), "more than any model has"),
+    "a context of nothing": (score("sinks", "--max-length", 0), "max_length=0 is not valid"),
+    "a text longer than the model": (score("sinks", "--text-length", 10**6), "context of this model is 2,048"),
+    "no heads to show": (lambda t, f, r: ["show", r, "--top", 0], "--top 0 is too small"),
+    "a name of many characters": (lambda t, f, r: ["list", "x" * 50_000], "unknown name"),
+    "a result that is a pipe": (lambda t, f, r: ["show", piped(t / "a.json")], "since it is a named pipe"),
+    "prompts that are a pipe": (score_of_pipe, "since it is a named pipe"),
+    "a model that is a bomb": (lambda t, f, r: ["doctor", bomb(t / "m", f)], "states num_hidden_layers=1000000000"),
+    "a tokenizer of wrong types": (lambda t, f, r: ["score", "sinks", oddly(t / "m", f), "-o", t / "x"], "tokenizer"),
     "no such ablation": (score("sinks", "--ablation", "none"), "--ablation"),
     "nearly a setting": (score("qada", "--set", "qada.tua=1"), "has no setting 'tua' (did you mean 'tau'?); it has"),
     "nearly a name": (score("qada", "--set", "quada.tau=0.5"), "did you mean 'qada'?"),

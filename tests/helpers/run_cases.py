@@ -13,8 +13,11 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from interp.analyses.tasks.standard import PromptSizes
+from interp.errors import InterpError
 from interp.hooks.model.provenance import Provenance
+from interp.report import render
 from interp.runs.plan import ScorePlan
+from interp.runs.results import read_results, record_path
 from interp.runs.safety import SafetyPlan
 from interp.runs.steer import SteerPlan
 from interp.testing import planted
@@ -109,3 +112,29 @@ def difference(one: Any, other: Any, where: str = "") -> str:
         same = one == other or (one != one and other != other)
         return "" if same else f"{where}: {one!r} and {other!r}"
     return next((found for name, *pair in pairs if (found := difference(pair[0], pair[1], name))), "")
+
+
+def unfinish(folder, name="sinks"):
+    """Take the last steps of a run back: the record of a stage, and its result."""
+    record_path(folder, name).unlink()
+    for path in (folder / "results").glob(f"{name}.*"):
+        path.unlink()
+
+
+def outcome(folder, found):
+    """Whether a change is "reported" (the run is refused or called unfinished) or "harmless"; else what it changed."""
+    try:
+        again = read_results(folder)
+    except InterpError as error:
+        return "reported" if "\n" not in str(error) and len(str(error)) < 700 else f"reported in many words: {error}"
+    for name, result in again.results.items():
+        if wrong := difference(result, found[name], name):
+            return f"reported, {wrong}" if name in again.unfinished else wrong
+    if again.unfinished:
+        assert "This run is not finished" in again.summary()
+        assert "This run is not finished" in render(again)
+        return "reported"
+    for name in ("texts", "missing", "settings", "own_prompts", "layout", "provenance"):
+        if wrong := difference(getattr(again, name), getattr(found, name), name):
+            return wrong
+    return "harmless" if list(again) == list(found) else "other results"

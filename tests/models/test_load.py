@@ -8,12 +8,13 @@ import subprocess
 import sys
 import zipfile
 
-import gguf
 import pytest
 import torch
+from gguf_file import write_gguf
 from tokenizers_tiny import byte_level
 
 from interp.errors import ModelError, UsageError
+from interp.hooks.model.origin import origin_of
 from interp.models import demo as demo_module
 from interp.models.load import cache_folder, load
 
@@ -183,41 +184,6 @@ def test_invalid_settings_are_refused(folder, settings):
         load(folder, revision="main")
 
 
-def write_gguf(path, model):
-    """Write a model as a float32 GGUF file in the layout of llama.cpp, with a tokenizer of two letters."""
-    config = model.config
-    heads, groups = config.num_attention_heads, config.num_key_value_heads
-    out = gguf.GGUFWriter(path, "llama")
-    out.add_context_length(config.max_position_embeddings)
-    out.add_embedding_length(config.hidden_size)
-    out.add_block_count(config.num_hidden_layers)
-    out.add_feed_forward_length(config.intermediate_size)
-    out.add_head_count(heads)
-    out.add_head_count_kv(groups)
-    out.add_key_length(config.head_dim)
-    out.add_value_length(config.head_dim)
-    out.add_rope_freq_base(config.rope_parameters["rope_theta"])
-    out.add_layer_norm_rms_eps(config.rms_norm_eps)
-    out.add_vocab_size(config.vocab_size)
-    out.add_tokenizer_model("gpt2")
-    out.add_token_list(["a", "b", "ab", "abb", *(f"t{i}" for i in range(4, config.vocab_size))])
-    out.add_token_types([gguf.TokenType.NORMAL] * config.vocab_size)
-    out.add_token_merges(["a b", "ab b"])
-    out.add_bos_token_id(1)
-    out.add_eos_token_id(2)
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
-    for name, weight in model.state_dict().items():
-        if "q_proj" in name or "k_proj" in name:
-            n = heads if "q_proj" in name else groups
-            # llama.cpp rotates neighbours, transformers rotates halves
-            weight = weight.view(n, 2, -1, weight.shape[-1]).transpose(1, 2).reshape(weight.shape)
-        out.add_tensor(names.get_name(name, try_suffixes=(".weight",)) or name, weight.float().numpy())
-    out.write_header_to_file()
-    out.write_kv_data_to_file()
-    out.write_tensors_to_file()
-    out.close()
-
-
 def test_gguf_gives_the_weights_and_a_note(tiny_model, tmp_path):
     written = tiny_model("llama")
     write_gguf(tmp_path / "tiny-q.gguf", written)
@@ -226,8 +192,8 @@ def test_gguf_gives_the_weights_and_a_note(tiny_model, tmp_path):
     assert model.dtype == torch.float32
     assert tokenizer is not None
     assert tokenizer.convert_tokens_to_ids(["abb", "t9"]) == [3, 9]
-    assert model.config.interp_name == "tiny-q"
-    assert model.config.interp_note == (
+    assert origin_of(model).name == "tiny-q"
+    assert origin_of(model).note == (
         "The weights were dequantised from tiny-q.gguf; benchmark results may differ from those of the original "
         "weights."
     )
@@ -257,9 +223,9 @@ def test_demo_is_the_expected_model(demo):
         64,
     )
     assert model.dtype == torch.float32
-    assert config.interp_name == "SmolLM2-135M-Instruct"
+    assert origin_of(model).name == "SmolLM2-135M-Instruct"
     # made when the model is loaded: folders of earlier versions store another note
-    assert config.interp_note == (
+    assert origin_of(model).note == (
         "The weights were dequantised from a 4-bit GGUF file (Q4_1 matrices, Q8_0 embedding); benchmark results may "
         "differ from those of the original weights."
     )

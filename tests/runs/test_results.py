@@ -9,6 +9,7 @@ import tiny_chat_model
 import torch
 from run_cases import difference
 
+from interp.analyses.results.files import seal
 from interp.errors import RunError, ScoreError, UsageError
 from interp.report import make_report
 from interp.runs.results import cell_files, is_finished, read_results, record_path, result_path
@@ -74,11 +75,19 @@ def test_an_unfinished_run_can_be_read(finished, tmp_path):
     assert len(partial.texts["sinks"]) == 2
     assert "induction.control" not in partial
     assert "induction.control" not in partial.missing
+    assert partial.unfinished == {"sinks": (1, 2), "previous_token": (1, 2), "induction.control": (0, 1)}
+    first = partial.summary().splitlines()[0]
+    assert first.startswith("This run is not finished: 2 of 5 cells of 3 stages are made.")
+    assert "alone for previous_token (1 of 2 cells), sinks (1 of 2 cells)." in first
+    assert "Nothing is made yet of induction.control." in first
+    assert first in make_report(partial, tmp_path / "r.html").read_text(encoding="utf-8")
+    assert not found.unfinished
+    assert "not finished" not in found.summary()
 
 
 def test_a_run_without_any_result_says_how_to_continue(model, tokenizer, tmp_path):
     Run.open(tmp_path / "run", run_cases.score_plan("sinks"), model, tokenizer)
-    with pytest.raises(RunError, match="no finished result yet; run the same command"):
+    with pytest.raises(RunError, match=r"no finished result yet \(0 of 6 cells are made\); run the same command"):
         read_results(tmp_path / "run")
 
 
@@ -106,9 +115,10 @@ def test_a_steering_run_inside_of_a_run_comes_along(finished, model, tokenizer, 
     cut = shutil.copytree(inner, outer / "steer-cut")
     record_path(cut, "steering").unlink()
     assert "steer-cut/steering" not in read_results(outer)
+    assert read_results(outer).unfinished == {"steer-cut/steering": (1, 1)}
     shutil.rmtree(cut)
     manifest = json.loads((inner / "manifest.json").read_text())
     manifest["provenance"]["weights_hash"] = "another"
-    (inner / "manifest.json").write_text(json.dumps(manifest))
+    (inner / "manifest.json").write_text(json.dumps(seal(manifest)))
     with pytest.raises(ScoreError, match="belong to"):
         read_results(outer)

@@ -10,6 +10,7 @@ import tiny_chat_model
 
 import interp
 from interp.analyses import tasks
+from interp.analyses.results.files import seal
 from interp.analyses.tasks import standard
 from interp.analyses.tasks.standard import PromptSizes
 from interp.errors import HeadError, PromptError, RunError, UsageError
@@ -72,11 +73,11 @@ def test_another_version_is_refused(model, tokenizer, tmp_path, monkeypatch):
     Run.open(tmp_path / "run", PLAN, model, tokenizer)
     path = tmp_path / "run" / "manifest.json"
     manifest = json.loads(path.read_text())
-    path.write_text(json.dumps(manifest | {"interp": "0.0.1"}))
+    path.write_text(json.dumps(seal(manifest | {"interp": "0.0.1"})))
     with pytest.raises(RunError, match=r"another interp \('0.0.1', now"):
         Run.open(tmp_path / "run", PLAN, model, tokenizer)
     manifest["provenance"]["versions"]["torch"] = "1.0"
-    path.write_text(json.dumps(manifest))
+    path.write_text(json.dumps(seal(manifest)))
     with pytest.raises(RunError, match="other package versions"):
         Run.open(tmp_path / "run", PLAN, model, tokenizer)
 

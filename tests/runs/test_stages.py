@@ -115,13 +115,14 @@ def test_killed_at_every_write_it_ends_with_the_same_results(made, case, tmp_pat
     start, folder, found = made(case)
     write, left = files.write_atomic, []
 
-    def dying(path, data):
+    def dying(path, data, *error, **settings):
         if not left:
             raise KeyboardInterrupt
         left.pop()
-        write(path, data)
+        write(path, data, *error, **settings)
         if not left:
             raise KeyboardInterrupt
+        return path
 
     for module in (files, codec, folders):
         monkeypatch.setattr(module, "write_atomic", dying)

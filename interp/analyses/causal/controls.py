@@ -29,10 +29,8 @@ from interp.hooks.edit.ablation import AblationKind
 from interp.hooks.model.heads import HeadLayout, HeadSet
 from interp.hooks.prompts.prompts import Prompts
 
-OWN_PROMPTS = (
-    "The heads were chosen by this measure on these prompts, so their effect is overestimated, and there is no test "
-    "against random heads."
-)
+OWN_PROMPTS = """The heads were chosen by this measure on these prompts, so their effect is overestimated, and there \
+is no test against random heads."""
 MAX_LOSS_LENGTH = 96
 """tokens of a prompt that a loss with a limit of tokens reads, where all tokens of a prompt count"""
 
@@ -158,7 +156,9 @@ class Control:
         """
         used, counted = self.showing(model, self.used(prompts), batch_size)
         name, measure = self.measure_on(used, batch_size)
-        counts = self.head_counts(n_heads, scores.layout) if heads is None else [len(heads)]
+        # heads that share the lowest score are never ranked, so a table may rank fewer than are asked for
+        n_ranked = len(scores.top(n_heads)) or n_heads
+        counts = [len(heads)] if heads is not None else self.head_counts(min(n_heads, n_ranked), scores.layout)
         found = causal_curve(
             model,
             {scores.name: scores if heads is None else list(heads)},

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from interp.analyses.results.files import reason, write_atomic
+from interp.analyses.results.files import pack, unpack
 from interp.errors import ScoreError, UsageError
 from interp.hooks.edit.layer_checkpoints import layer_checkpoints
 from interp.hooks.edit.streaming_mix import streaming_mix
@@ -20,6 +20,7 @@ from interp.hooks.model.heads import HeadLayout
 from interp.hooks.model.layers import attention_layers, projection_inputs
 from interp.hooks.prompts.prompts import Prompts
 from interp.hooks.read.capture import model_inputs
+from interp.hooks.writer import make_folder, write_atomic
 
 Full = Literal["teacher", "student"]
 
@@ -68,19 +69,16 @@ class State:
         Raises:
             ScoreError: If the file is broken.
         """
-        from safetensors import SafetensorError
-        from safetensors.torch import load
-
         gates = nn.Parameter(torch.ones(layout.layers, layout.kv_heads))
         state = cls(gates, torch.optim.AdamW([gates], settings.lr, weight_decay=0.0), torch.zeros(0))
         if path is None or not path.is_file():
             return state
         try:
-            held = load(path.read_bytes())
+            held = unpack(path)
             gates.data = held["gates"]
             state.losses = held["losses"]
             moments = {name: held[name] for name in ("step", "exp_avg", "exp_avg_sq")}
-        except (SafetensorError, OSError, KeyError) as error:
+        except KeyError as error:
             raise ScoreError(f"{path} is broken ({error}); delete it and run again.") from None
         state.optimiser.state[gates] = moments
         return state
@@ -107,18 +105,11 @@ class State:
         Raises:
             ScoreError: If the file cannot be written.
         """
-        from safetensors.torch import save
-
         if path is None:
             return
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ScoreError(
-                f"{path.parent} cannot be created ({reason(error)}); name a folder that you may write to."
-            ) from error
+        make_folder(path.parent)
         moments = {name: value.detach() for name, value in self.optimiser.state[self.gates].items()}
-        write_atomic(path, save({"gates": self.gates.detach(), "losses": self.losses, **moments}))
+        write_atomic(path, pack({"gates": self.gates, "losses": self.losses, **moments}, path.name))
 
 
 @contextlib.contextmanager

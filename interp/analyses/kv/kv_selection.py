@@ -14,12 +14,14 @@ from interp.analyses.kv.kv_tasks import KVTask, kv_tasks
 from interp.analyses.kv.selectors_of import condition_of, depth_of, has_global_layers, selectors_of
 from interp.analyses.prompt_sizes import described
 from interp.analyses.registry import SelectorEntry, analysis
+from interp.analyses.results import codec
 from interp.analyses.results.files import digest
 from interp.analyses.results.head_scores import HeadScores
 from interp.analyses.results.trials import Trials
 from interp.errors import UsageError
 from interp.hooks.model.provenance import Provenance
 from interp.hooks.prompts.prompts import Prompts
+from interp.hooks.writer import make_folder
 
 SEED_OFFSET = 3_000_017
 """added to the seed of a run, so that no prompt is one on which heads were scored"""
@@ -144,7 +146,7 @@ def kv_selection(
     for task in KVTask.from_whole(prompts):
         path = None
         if folder is not None:
-            Path(folder).mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
             path = Path(folder) / f"kv-{_key(model, task, about, given, selector_settings, keep_ratios, seed)}.json"
         if path is not None and path.is_file():
             parts.append(Trials.load(path))
@@ -154,7 +156,7 @@ def kv_selection(
         )
         found = replace(found, settings={"selectors": about, "selector_settings": _plain(selector_settings)})
         if path is not None:
-            found.save(path)
+            codec.save(found, path, is_step=True)
         parts.append(found)
     return Trials.concat(parts)
 

@@ -15,12 +15,17 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 from torch import Tensor
 
-from interp.analyses.results.files import read_text, reason, write_atomic
+from interp.analyses.results.files import SEAL, is_sealed, read_text, seal
 from interp.errors import InterpError, ScoreError
+from interp.hooks.limits import check_regular, parse_json, refusing
 from interp.hooks.model.heads import Head, HeadLayout, HeadSet
+from interp.hooks.model.portable import portable
 from interp.hooks.model.provenance import Provenance
+from interp.hooks.writer import check_writable, reason, write_atomic
 
 FORMAT = "interp.result/2"
+STEP = "$file"
+"""entry of a step of a computation: the name of its file"""
 T = TypeVar("T")
 _TYPES: dict[str, type] = {"HeadLayout": HeadLayout}
 _MAPPINGS = (dict, Mapping)
@@ -47,12 +52,14 @@ def result(cls: type[T]) -> type[T]:
     return cls
 
 
-def save(value: Any, path: str | Path) -> Path:
+def save(value: Any, path: str | Path, *, in_run: bool = False, is_step: bool = False) -> Path:
     """Write a marked dataclass, its tensors to a second file next to the first.
 
     Args:
         value: The dataclass.
         path: A file name; ".json" is added where it is missing.
+        in_run: Whether a run writes a file inside its folder.
+        is_step: Whether the file is a step of a computation, whose name says what it holds; a renamed one is refused.
 
     Returns:
         Path: The JSON file.
@@ -63,15 +70,16 @@ def save(value: Any, path: str | Path) -> Path:
     from safetensors.torch import save as serialise
 
     path = json_path(path)
+    check_writable(path, in_run=in_run)
     tensors: dict[str, Tensor] = {}
     content = {"format": FORMAT, **_encode(value, type(value).__name__, "", tensors)}
+    content |= {STEP: path.name} if is_step else {}
     if tensors:
         data = serialise({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
         # tensors first: a kill in between leaves a pair whose hashes differ, which load refuses
-        write_atomic(path.with_suffix(".safetensors"), data)
+        write_atomic(path.with_suffix(".safetensors"), data, in_run=in_run)
         content["tensors_sha256"] = hashlib.sha256(data).hexdigest()
-    write_atomic(path, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
-    return path
+    return write_atomic(path, (json.dumps(seal(content), indent=1, allow_nan=False) + "\n").encode(), in_run=in_run)
 
 
 def load(path: str | Path) -> Any:
@@ -84,25 +92,59 @@ def load(path: str | Path) -> Any:
         The dataclass, bit for bit as it was saved.
 
     Raises:
-        ScoreError: If the file holds no result, is of another version, is broken, or its tensors are missing or
-            belong to another file.
+        ScoreError: If the file holds no result, is of another version, is broken or was changed, or its tensors are
+            missing or belong to another file.
     """
     path = json_path(path)
+    content = _content(path)
+    if "$type" not in content:
+        raise ScoreError(f"{path} names no type of result; give a file that a result's save() wrote.")
+    tensors = _tensors(path, content)
+    try:
+        with refusing(f"{path} is broken", ScoreError, "make it again"):
+            return _made(content, tensors)
+    except ScoreError:
+        raise
+    except InterpError as error:
+        raise ScoreError(f"{path} is broken: {error}") from error
+
+
+def checksum(path: Path) -> str:
+    """The checksum of a file that `save` wrote and of its tensors, which is compared with them.
+
+    Args:
+        path: The JSON file.
+
+    Returns:
+        The checksum of the JSON file, which holds that of its tensors.
+
+    Raises:
+        ScoreError: If a file is missing or broken, or was changed.
+    """
+    content = _content(path)
+    _tensor_bytes(path, content)
+    if SEAL not in content:
+        raise ScoreError(f"{path} has no checksum; make it again.")
+    return content[SEAL]
+
+
+def _content(path: Path) -> dict[str, Any]:
+    """The JSON object of a result, whose format and checksum are right; other programs may leave the checksum out."""
     content = read_json(path)
     if content.get("format") != FORMAT:
         raise ScoreError(
             f"{path} has the format {content.get('format')!r}, expected {FORMAT!r}; make the result again with this "
             "version, or give a file that it wrote."
         )
-    if "$type" not in content:
-        raise ScoreError(f"{path} names no type of result; give a file that a result's save() wrote.")
-    tensors = _tensors(path, content)
     try:
-        return _made(content, tensors)
-    except InterpError as error:
-        raise ScoreError(f"{path} is broken: {error}") from error
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, RecursionError) as error:
-        raise ScoreError(f"{path} is broken ({type(error).__name__}: {error}); make it again.") from error
+        same = SEAL not in content or is_sealed(content)
+    except RecursionError as error:
+        raise ScoreError(f"{path} is broken (it is nested too deeply); make it again.") from error
+    if content.get(STEP, path.name) != path.name:
+        raise ScoreError(f"{path} was renamed, and is a step of a computation; delete it and run again.")
+    if not same:
+        raise ScoreError(f"{path} was changed or damaged after it was written (its checksum differs); make it again.")
+    return content
 
 
 def json_path(path: str | Path) -> Path:
@@ -114,8 +156,8 @@ def json_path(path: str | Path) -> Path:
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file. Raises ScoreError."""
     try:
-        content = json.loads(read_text(path))
-    except (ValueError, RecursionError) as error:
+        content = parse_json(read_text(path))
+    except ValueError as error:
         if isinstance(error, ScoreError):
             raise
         raise ScoreError(f"{path} is not JSON ({error}); the file is broken, make it again.") from error
@@ -128,10 +170,23 @@ def _tensors(path: Path, content: Mapping[str, Any]) -> dict[str, Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load as deserialise
 
-    if "tensors_sha256" not in content:
+    if (data := _tensor_bytes(path, content)) is None:
         return {}
+    try:
+        return deserialise(data)
+    except SafetensorError as error:
+        raise ScoreError(
+            f"{path.with_suffix('.safetensors')} is not a safetensors file ({error}); make it again."
+        ) from error
+
+
+def _tensor_bytes(path: Path, content: Mapping[str, Any]) -> bytes | None:
+    """The file of the tensors, whose hash is right; None where there are none."""
+    if "tensors_sha256" not in content:
+        return None
     companion = path.with_suffix(".safetensors")
     try:
+        check_regular(companion, ScoreError, None)
         data = companion.read_bytes()
     except OSError as error:
         raise ScoreError(
@@ -139,10 +194,7 @@ def _tensors(path: Path, content: Mapping[str, Any]) -> dict[str, Tensor]:
         ) from error
     if hashlib.sha256(data).hexdigest() != content["tensors_sha256"]:
         raise ScoreError(f"{companion} does not belong to {path.name}; keep the two files of one save together.")
-    try:
-        return deserialise(data)
-    except SafetensorError as error:
-        raise ScoreError(f"{companion} is not a safetensors file ({error}); make it again.") from error
+    return data
 
 
 def _encode(value: Any, what: str, key: str, tensors: dict[str, Tensor]) -> Any:
@@ -164,7 +216,7 @@ def _encode(value: Any, what: str, key: str, tensors: dict[str, Tensor]) -> Any:
             raise ScoreError(f"{what} holds a {name}, which is not a result; mark its class with codec.result.")
         inner = f"{key}." if key else ""
         stored = {
-            f.name: _encode(getattr(value, f.name), f"{name}.{f.name}", inner + f.name, tensors)
+            f.name: _encode(_leaving(f.name, getattr(value, f.name)), f"{name}.{f.name}", inner + f.name, tensors)
             for f in fields(value)
             if f.init
         }
@@ -180,6 +232,11 @@ def _encode(value: Any, what: str, key: str, tensors: dict[str, Tensor]) -> Any:
     if value is None or isinstance(value, bool | int | float | str):
         return value
     raise ScoreError(f"{what} is a {type(value).__name__}, which cannot be stored; use numbers, texts or tensors.")
+
+
+def _leaving(field: str, value: Any) -> Any:
+    """The value of a field as it may leave the machine: settings name files without the way to them."""
+    return portable(value) if field == "settings" and isinstance(value, Mapping) else value
 
 
 def _decode(content: Any, hint: Any, tensors: Mapping[str, Tensor]) -> Any:

@@ -1,10 +1,10 @@
-"""Files of results: written whole or not at all, and finished pieces of long computations that are kept in a folder."""
+"""Files of results: their text and JSON, and finished pieces of long computations that are kept in a folder."""
 
+import contextlib
 import hashlib
 import json
 import os
-import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,32 +13,12 @@ import torch
 from torch import Tensor
 
 from interp.errors import ScoreError
+from interp.hooks import limits
+from interp.hooks.limits import check_regular, parse_json
+from interp.hooks.writer import make_folder, write_atomic
 
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write a temporary file in the same folder, then rename it, so that no reader sees half a file.
-
-    Args:
-        path: The file.
-        data: Its content.
-
-    Raises:
-        ScoreError: If the file cannot be written.
-    """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        try:
-            with temporary.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise ScoreError(
-            f"{path} cannot be written ({reason(error)}); give a path in a folder that you may write to."
-        ) from error
+SEAL = "sha256"
+"""entry of a JSON object that holds the checksum of the others"""
 
 
 def read_text(path: Path) -> str:
@@ -47,10 +27,7 @@ def read_text(path: Path) -> str:
     Raises:
         ScoreError: If the file cannot be read.
     """
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ScoreError(f"{path} cannot be read as UTF-8 text ({reason(error)}); give a readable file.") from error
+    return limits.read_text(path, ScoreError)
 
 
 def plain(value: Any, what: str) -> Any:
@@ -69,6 +46,76 @@ def plain(value: Any, what: str) -> Any:
         raise ScoreError(f"{what} cannot be written as JSON ({error}); use numbers, texts, lists and dicts.") from error
 
 
+def seal(content: Mapping[str, Any]) -> dict[str, Any]:
+    """A JSON object with a checksum of all its other entries, so that a change is found when it is read.
+
+    Args:
+        content: The object.
+
+    Returns:
+        The object with the entry "sha256". It protects against damage and mistakes, and against nobody who means it.
+
+    Examples:
+        >>> from interp.analyses.results.files import is_sealed, seal
+        >>> stored = seal({"seed": 0})
+        >>> is_sealed(stored), is_sealed(stored | {"seed": 1})
+        (True, False)
+    """
+    return {**content, SEAL: _checksum(content)}
+
+
+def is_sealed(content: Mapping[str, Any]) -> bool:
+    """Whether an object is as `seal` returned it."""
+    return content.get(SEAL) == _checksum(content)
+
+
+def _checksum(content: Mapping[str, Any]) -> str:
+    rest = {name: value for name, value in content.items() if name != SEAL}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def pack(tensors: Mapping[str, Tensor], name: str) -> bytes:
+    """Tensors as a safetensors file that holds a checksum of them and of its name.
+
+    Args:
+        tensors: The tensors.
+        name: Name of the file.
+    """
+    from safetensors.torch import save as serialise
+
+    whole = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+    return serialise(whole, {SEAL: _checksum_of(serialise(whole), name)})
+
+
+def unpack(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file that `pack` made.
+
+    Args:
+        path: The file.
+
+    Raises:
+        ScoreError: If the file cannot be read, or is damaged or renamed.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load as deserialise
+    from safetensors.torch import save as serialise
+
+    check_regular(path, ScoreError, None)
+    try:
+        data = path.read_bytes()
+        tensors = deserialise(data)
+        header = parse_json(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ScoreError(f"{path} is broken ({error}); delete it and run again.") from None
+    if header.get("__metadata__", {}).get(SEAL) != _checksum_of(serialise(tensors), path.name):
+        raise ScoreError(f"{path} is broken (its checksum differs); delete it and run again.")
+    return tensors
+
+
+def _checksum_of(data: bytes, name: str) -> str:
+    return hashlib.sha256(name.encode() + b"\0" + data).hexdigest()
+
+
 def joined(tensors: Sequence[Tensor], name: str) -> Tensor:
     """Concatenate tensors along the first axis; shorter later axes are padded with NaN, -1 or False.
 
@@ -85,11 +132,6 @@ def joined(tensors: Sequence[Tensor], name: str) -> Tensor:
         full[tuple(slice(size) for size in tensor.shape)] = tensor
         padded.append(full)
     return torch.cat(padded)
-
-
-def reason(error: Exception) -> str:
-    """The cause of an error in a few words."""
-    return str(getattr(error, "strerror", None) or error)
 
 
 @dataclass(frozen=True)
@@ -115,12 +157,7 @@ class Parts:
             ScoreError: If the folder cannot be made.
         """
         if folder is not None:
-            try:
-                Path(folder).mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise ScoreError(
-                    f"{folder} cannot be made ({reason(error)}); name a folder that you may write to."
-                ) from error
+            make_folder(folder)
         return cls(None if folder is None else Path(folder), name, digest(inputs))
 
     def get(self, piece: Any, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -133,20 +170,13 @@ class Parts:
         Raises:
             ScoreError: If the file is broken or cannot be written.
         """
-        from safetensors import SafetensorError
-        from safetensors.torch import load as deserialise
-        from safetensors.torch import save as serialise
-
         if self.folder is None:
             return make()
         path = self.folder / f"{self.name}-{self.key}-{digest(piece)}.safetensors"
         if path.is_file():
-            try:
-                return deserialise(path.read_bytes())
-            except (SafetensorError, OSError) as error:
-                raise ScoreError(f"{path} is broken ({error}); delete it and run again.") from None
+            return unpack(path)
         made = {name: tensor.detach().cpu().contiguous() for name, tensor in make().items()}
-        write_atomic(path, serialise(made))
+        write_atomic(path, pack(made, path.name))
         return made
 
 
@@ -158,6 +188,29 @@ def texts_to_tensor(texts: Sequence[str]) -> Tensor:
 def texts_from_tensor(stored: Tensor) -> tuple[str, ...]:
     """The inverse of `texts_to_tensor`."""
     return tuple(json.loads(bytes(stored.tolist())))
+
+
+def digests(settings: Mapping[str, Any], before: str = "") -> dict[str, str]:
+    """The SHA-256 of every file that settings name, since their paths are not stored.
+
+    Args:
+        settings: Names and values; a value may hold further settings.
+        before: Beginning of the names.
+
+    Returns:
+        Name of the setting -> the first 16 hexadecimal digits.
+    """
+    found: dict[str, str] = {}
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            found |= digests(value, f"{before}{name}.")
+        # a word such as the name of a task is none, even where a file has that name
+        elif isinstance(value, str) and (os.path.basename(value) != value or Path(value).suffix):
+            for path in (Path(value).expanduser(), Path(f"{value}.json").expanduser()):
+                with contextlib.suppress(OSError, ValueError):
+                    if path.is_file():
+                        found[before + name] = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    return found
 
 
 def digest(inputs: Any) -> str:

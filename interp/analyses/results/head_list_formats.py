@@ -9,11 +9,13 @@ from typing import Any, Literal
 
 import torch
 
-from interp.analyses.results.files import read_text, write_atomic
+from interp.analyses.results.files import read_text
 from interp.analyses.results.head_scores import HeadScores
 from interp.analyses.results.table_statistics import order_of
 from interp.errors import HeadError, ScoreError
+from interp.hooks.limits import MAX_INDEX, parse_json, parse_yaml, shortened
 from interp.hooks.model.heads import Head, HeadLayout, HeadSet
+from interp.hooks.writer import write_atomic
 
 # far more heads than any model has: a file with more is broken
 _MAX_HEADS = 1_000_000
@@ -176,13 +178,12 @@ def read_qrhead(path: str | Path, layout: HeadLayout | None = None) -> HeadScore
     Source:
         Zhang et al. 2506.09944.
     """
-    import yaml
-
     path = Path(path)
+    text = read_text(path)
     try:
-        stored = yaml.safe_load(read_text(path))
-    except (yaml.YAMLError, RecursionError) as error:
-        raise ScoreError(f"{path} is not YAML ({' '.join(str(error).split())}).") from error
+        stored = parse_yaml(text)
+    except ValueError as error:
+        raise ScoreError(f"{path} is not YAML that can be read ({error}); expected a list of heads.") from error
     stored = stored if isinstance(stored, Mapping) else {}
     listed = stored.get("attn_head_set")
     if not isinstance(listed, str | list) or not listed:
@@ -303,9 +304,8 @@ def write_compresskv(scores: HeadScores, path: str | Path) -> Path:
 def _json(path: Path, what: str) -> Any:
     text = read_text(path)
     try:
-        return json.loads(text)
-    # a number of thousands of digits is a ValueError that is no JSONDecodeError
-    except (ValueError, RecursionError) as error:
+        return parse_json(text)
+    except ValueError as error:
         raise ScoreError(f"{path} is not JSON ({error}); expected one object of {what}.") from error
 
 
@@ -315,28 +315,31 @@ def _check_scored(scores: HeadScores, what: str) -> None:
 
 
 def _write(path: str | Path, text: str) -> Path:
-    path = Path(path)
-    write_atomic(path, text.encode())
-    return path
+    return write_atomic(path, text.encode())
 
 
 def _head(name: Any, path: Path) -> Head:
     try:
         return Head.parse(name)
     except HeadError as error:
-        raise ScoreError(f'{path} names the head {name!r}; expected "layer-head", such as "13-18".') from error
+        shown = reprlib.repr(name)
+        if "than any model has" in str(error):
+            raise ScoreError(f"{path} names {shown}, more heads than any model has; the file is broken.") from error
+        raise ScoreError(f'{path} names the head {shown}; expected "layer-head", such as "13-18".') from error
 
 
 def _layer(name: str, path: Path) -> int:
     # more digits than any model needs, which int() may refuse
     if not (name.isascii() and name.isdigit()) or len(name) > 6:
-        raise ScoreError(f'{path} names the layer {name!r}; expected a number, such as "13".')
+        raise ScoreError(f'{path} names the layer {reprlib.repr(name)}; expected a number, such as "13".')
     return int(name)
 
 
 def _order(heads: Any, layer: str, path: Path) -> list[int]:
     if not isinstance(heads, list) or not heads or any(type(head) is not int or head < 0 for head in heads):
         raise ScoreError(f"{path} has {reprlib.repr(heads)} for layer {layer}; expected heads, best first: [3, 0, 1].")
+    if max(heads) > MAX_INDEX:
+        raise ScoreError(f"{path} names H{shortened(str(max(heads)))}, more heads than any model has; it is broken.")
     if len(set(heads)) < len(heads):
         raise ScoreError(f"{path} names a head of layer {layer} twice; expected each once, best first.")
     return heads
@@ -370,7 +373,8 @@ def _row(line: str, number: int, path: Path) -> list[float]:
     try:
         row = [float(cell) for cell in line.strip().split("\t")]
     except ValueError as error:
-        raise ScoreError(f"row {number} of {path} is not numbers separated by tabs ({error}).") from error
+        reason = shortened(str(error), 100)
+        raise ScoreError(f"row {number} of {path} is not numbers separated by tabs ({reason}).") from error
     if not all(map(math.isfinite, row)):
         raise ScoreError(f"row {number} of {path} holds a value that is not finite; expected gates.")
     return row

@@ -21,6 +21,7 @@ from interp.hooks.generate import Reply, generate
 from interp.hooks.model.heads import HeadLayout, HeadSet, permute_in_layers
 from interp.hooks.model.provenance import Provenance
 from interp.hooks.prompts.prompts import Prompt, Prompts
+from interp.hooks.writer import make_folder
 
 STEERED = "steered"
 """condition of the edit in its own heads"""
@@ -172,7 +173,7 @@ def steer_check(
         bar.update()
         path = None
         if folder is not None:
-            Path(folder).mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
             key = digest([shared, condition.name, condition.draw, [part.to_dict() for part in condition.edits]])
             path = Path(folder) / f"steer_check-{key}.json"
         if path is not None and path.is_file():
@@ -192,7 +193,7 @@ def steer_check(
             replies=texts,
         )
         if path is not None:
-            codec.save(made, path)
+            codec.save(made, path, is_step=True)
         return made
 
     with bar:

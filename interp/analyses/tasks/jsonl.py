@@ -8,6 +8,7 @@ from typing import Any
 
 from interp.analyses.tasks.judges import JUDGES
 from interp.errors import PromptError, SpanError
+from interp.hooks.limits import parse_json, read_text
 from interp.hooks.prompts.spans import locate
 
 RESERVED = ("task", "split")
@@ -27,12 +28,8 @@ def read(path: Path) -> list[dict[str, Any]]:
         PromptError: With the file and the line, if the file is not UTF-8 or not JSON, an entry is missing or of the
             wrong type, a span is not in the text, a judge is unknown, or an id comes twice.
     """
-    try:
-        # not splitlines, which would also break a text at its line separators (U+2028)
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise PromptError(f"{path} cannot be read as UTF-8 text ({reason}); give another file.") from error
+    # not splitlines, which would also break a text at its line separators (U+2028)
+    lines = read_text(path, PromptError).split("\n")
     items: list[dict[str, Any]] = []
     seen: dict[str, int] = {}
     for number, line in enumerate(lines, 1):
@@ -53,11 +50,10 @@ def read(path: Path) -> list[dict[str, Any]]:
 def checked(line: str, where: str) -> dict[str, Any]:
     """One line as an item; `where` names the line in errors."""
     try:
-        item = json.loads(line)
+        item = parse_json(line)
         # half of an escaped surrogate pair is valid JSON, but no text for a tokenizer
         json.dumps(item, ensure_ascii=False).encode()
-    # json raises RecursionError for a thousand brackets
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise PromptError(f"{where} is not JSON in UTF-8 ({error}); write one object in each line.") from error
     if not isinstance(item, dict) or ("text" in item) == ("messages" in item):
         raise PromptError(f'{where} has no prompt; write an object with either "text" or "messages".')

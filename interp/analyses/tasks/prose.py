@@ -8,6 +8,8 @@ from pathlib import Path
 from random import Random
 
 from interp.errors import PromptError
+from interp.hooks.limits import read_text
+from interp.hooks.model.portable import last_part
 
 ENDINGS = (".txt", ".md", ".rst")
 """files that are read"""
@@ -41,7 +43,7 @@ def prose_name(folder: str | Path) -> str:
         folder: As in `prose`.
     """
     digest = hashlib.sha256(repr(paragraphs_of(folder)).encode()).hexdigest()[:8]
-    return f"{Path(folder).resolve().name} ({digest})"
+    return f"{last_part(str(Path(folder).expanduser().resolve()))} ({digest})"
 
 
 def paragraphs_of(folder: str | Path) -> tuple[tuple[str, ...], ...]:
@@ -65,10 +67,7 @@ def paragraphs_of(folder: str | Path) -> tuple[tuple[str, ...], ...]:
 def _read(files: tuple[tuple[Path, int], ...]) -> tuple[tuple[str, ...], ...]:
     found: dict[tuple[str, ...], None] = {}
     for path, _ in files:
-        try:
-            text = path.read_text(encoding="utf-8-sig")
-        except (OSError, UnicodeDecodeError) as error:
-            raise PromptError(f"{path} cannot be read as UTF-8 text ({error}); convert it or take it out.") from error
+        text = read_text(path, PromptError)
         # what is fenced or indented is code
         text = re.sub(r"^(```|~~~).*?^\1", "\n", text, flags=re.M | re.S)
         for block in re.split(r"\n\s*\n", text):

@@ -20,6 +20,7 @@ from interp.analyses.tasks.refused import judge_error as judge_error
 from interp.analyses.tasks.refused import refused as refused
 from interp.analyses.tasks.task import data
 from interp.errors import PromptError, UsageError
+from interp.hooks.limits import check_regular
 from interp.hooks.prompts.prompts import Prompts
 
 Kind = Literal["harmful", "harmless", "borderline"]
@@ -143,6 +144,7 @@ def item_of(tokenizer: Any, text: str, meta: Mapping[str, Any], system: str | No
 
 def read(path: Path, column: str | None) -> dict[int, str]:
     """Texts of a column by the number of their row, from 1."""
+    check_regular(path, PromptError, what="a CSV file")
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             header, *rows = list(csv.reader(file)) or [[]]

@@ -13,13 +13,15 @@ from tqdm.auto import tqdm
 
 from interp.analyses.measures.head_outputs import HeadOutputs, bridged, by_length
 from interp.analyses.memory import free_memory
-from interp.analyses.results.files import plain, reason, write_atomic
+from interp.analyses.results.files import plain
 from interp.errors import CostError, HeadError, ScoreError, UsageError
 from interp.hooks.model.heads import Head, HeadLayout
 from interp.hooks.model.layers import unwrap
+from interp.hooks.model.portable import portable
 from interp.hooks.model.provenance import Provenance
 from interp.hooks.prompts.prompts import Prompts
 from interp.hooks.read.capture import check_context
+from interp.hooks.writer import reason, write_atomic
 
 FORMAT = "interp.lens/1"
 MAX_LOGITS = 1 << 25
@@ -122,12 +124,11 @@ class Lens:
         from safetensors.torch import save as serialise
 
         path = _named(path)
-        about = {"layer": self.layer, "losses": self.losses, "settings": self.settings}
+        about = {"layer": self.layer, "losses": self.losses, "settings": portable(self.settings)}
         about |= {"provenance": self.provenance.to_dict()}
         tensors = {name: getattr(self, name).detach().cpu().contiguous() for name in ("weight", "bias")}
         header = {"format": FORMAT, "about": json.dumps(plain(about, "the header of this lens"))}
-        write_atomic(path, serialise(tensors, header))
-        return path
+        return write_atomic(path, serialise(tensors, header))
 
     @classmethod
     def load(cls, path: str | Path, model: nn.Module | None = None) -> "Lens":

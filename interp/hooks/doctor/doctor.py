@@ -11,6 +11,7 @@ from torch import nn
 from interp.errors import InterpError
 from interp.hooks.doctor.checks import CHECKS, Check, ModelUnderTest
 from interp.hooks.model.layers import unwrap
+from interp.hooks.model.portable import portable_text
 
 STATUS_MARKS = {True: "ok", False: "FAIL", None: "-"}
 
@@ -133,8 +134,8 @@ def _run_check(subject: ModelUnderTest, name: str, check: Check) -> CheckResult:
     try:
         return CheckResult(name, *check(subject))
     except InterpError as error:
-        return CheckResult(name, False, str(error))
+        return CheckResult(name, False, portable_text(str(error)))
     except Exception as error:  # a model may fail in any way, which is a result of the check
         return CheckResult(
-            name, False, f"the model raised {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            name, False, f"the model raised {type(error).__name__}: {portable_text(' '.join(str(error).split()))[:200]}"
         )

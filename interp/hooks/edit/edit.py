@@ -20,6 +20,7 @@ from interp.errors import SpanError, UsageError
 from interp.hooks.edit.edit_context import EditContext
 from interp.hooks.edit.open_edits import opened_once
 from interp.hooks.edit.steering_state import GateInput, SteeringState
+from interp.hooks.limits import parse_json, read_text, refusing
 from interp.hooks.model.heads import HeadLayout, HeadSet
 from interp.hooks.model.layers import projection_inputs, unwrap
 from interp.hooks.model.scope import Scope
@@ -27,6 +28,7 @@ from interp.hooks.prompts.batch_spans import BatchSpans, TokenSpan
 from interp.hooks.prompts.prompts import Prompts
 from interp.hooks.read.reductions import normalize_spans
 from interp.hooks.seam import AttentionTap, Seam, Site, tapping
+from interp.hooks.writer import write_atomic
 from interp.kernels.contract import Call
 
 
@@ -159,10 +161,12 @@ class Edits:
 
         Returns:
             Path: The file.
+
+        Raises:
+            UsageError: If the file cannot be written.
         """
-        path = Path(path)
-        path.write_text(json.dumps([edit.to_dict() for edit in self.edits], indent=1), encoding="utf-8")
-        return path
+        stored = json.dumps([edit.to_dict() for edit in self.edits], indent=1)
+        return write_atomic(path, f"{stored}\n".encode(), UsageError)
 
     @classmethod
     def from_dicts(cls, entries: Iterable[Mapping[str, Any]], find: Callable[[str], "type[Edit] | None"]) -> "Edits":
@@ -180,10 +184,9 @@ class Edits:
             kind = find(str(entry.get("edit")))
             if kind is None:
                 raise UsageError(f"unknown edit {entry.get('edit')!r}; install or import the package that defines it.")
-            try:
+            what = f"{kind.__name__} cannot be made from {sorted(entry)}"
+            with refusing(what, UsageError, "give the fields that Edits.save wrote"):
                 made.append(kind(**{name: _with_ranges(value) for name, value in entry.items() if name != "edit"}))
-            except TypeError as error:
-                raise UsageError(f"{kind.__name__} cannot be made from {sorted(entry)} ({error}).") from None
         return cls(tuple(made))
 
     @classmethod
@@ -198,8 +201,8 @@ class Edits:
             UsageError: For a file that holds no edits, or an unknown one.
         """
         try:
-            stored = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            stored = parse_json(read_text(path, UsageError))
+        except ValueError as error:
             raise UsageError(f"{path} holds no saved edits ({error}); give a file that Edits.save wrote.") from None
         if not isinstance(stored, list) or not all(isinstance(entry, dict) for entry in stored):
             raise UsageError(f"{path} holds no saved edits; give a file that Edits.save wrote.")

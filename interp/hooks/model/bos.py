@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from interp.errors import PromptError
+from interp.hooks.model.chat_template import render
 
 CHANGED = "interp_bos"
 """attribute of a tokenizer that `with_bos` made"""
@@ -53,13 +54,10 @@ def begins_chat(tokenizer: Any) -> bool | None:
     bos = getattr(tokenizer, "bos_token", None)
     if not bos or not getattr(tokenizer, "chat_template", None):
         return None
-    from jinja2 import TemplateError
-
     try:
-        text = tokenizer.apply_chat_template([{"role": "user", "content": "a"}], tokenize=False)
-    except (TemplateError, ValueError, TypeError, KeyError):
+        return render(tokenizer, [{"role": "user", "content": "a"}]).startswith(bos)
+    except PromptError:
         return None
-    return text.startswith(bos)
 
 
 def bos_rule(tokenizer: Any) -> str:

@@ -17,7 +17,7 @@ _SAMPLE_SIZE = 4096
 # entries of a config about storage and run settings, which do not change the computation of the model
 _RUN_SETTINGS = {
     "_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache", "output_attentions",
-    "output_hidden_states", "return_dict", "interp_note", "interp_name", "_attn_implementation", "attn_implementation",
+    "output_hidden_states", "return_dict", "_attn_implementation", "attn_implementation",
     "_attn_implementation_internal", "_attn_implementation_autoset",
 }  # fmt: skip
 # types of RoPE that compute their frequencies anew for each length

@@ -1,11 +1,14 @@
 """The name of an attention head, such as "L5H3", and the words that name several heads."""
 
+import itertools
 import operator
 import re
+import reprlib
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from interp.errors import HeadError
+from interp.hooks.limits import MAX_HEADS, MAX_INDEX, parse_index, shortened
 
 if TYPE_CHECKING:
     from interp.hooks.model.heads import HeadLayout
@@ -59,14 +62,19 @@ class Head(NamedTuple):
         if isinstance(spec, str):
             found = _HEAD.fullmatch(spec.strip())
             if found:
-                layer, head = (int(part) for part in found.groups() if part is not None)
+                layer, head = (parse_index(part, HeadError, spec) for part in found.groups() if part is not None)
                 return cls(layer, head)
         elif isinstance(spec, tuple | list) and len(spec) == 2 and all(_is_index(part) for part in spec):
             layer, head = (operator.index(part) for part in spec)
+            if max(layer, head) > MAX_INDEX:
+                raise HeadError(
+                    f"a layer or head above {MAX_INDEX:,} is more than any model has; give one that it has."
+                )
             if min(layer, head) < 0:
-                raise HeadError(f"{spec!r} has a negative index; layers and heads are counted from 0 upwards.")
+                shown = f"{spec!r}" if min(layer, head) > -MAX_INDEX else "a pair"
+                raise HeadError(f"{shown} has a negative index; layers and heads are counted from 0 upwards.")
             return cls(layer, head)
-        raise HeadError(f'{spec!r} does not name a head; write "L5H3", "5.3", "5-3" or (5, 3).')
+        raise HeadError(f'{reprlib.repr(spec)} does not name a head; write "L5H3", "5.3", "5-3" or (5, 3).')
 
 
 def parse_heads(spec: Any, layout: "HeadLayout | None") -> Iterable[Head]:
@@ -88,12 +96,20 @@ def parse_heads(spec: Any, layout: "HeadLayout | None") -> Iterable[Head]:
         words = re.sub(r"\s*-\s*", "-", spec).replace(",", " ").replace(";", " ").split()
         if not words:
             raise HeadError('an empty text does not name heads; write "L5H3", "L5H*", "L8-L12" or "all".')
-        return [head for word in words for head in _parse_word(word, layout)]
+        return _at_most(MAX_HEADS, (head for word in words for head in _parse_word(word, layout)))
     if isinstance(spec, tuple | list) and len(spec) == 2 and all(_is_index(part) for part in spec):
         return (Head.parse(spec),)
     if isinstance(spec, Iterable):
-        return [head for part in spec for head in parse_heads(part, layout)]
-    raise HeadError(f'{spec!r} does not name heads; write "L5H3, L7H0", (5, 3), or a list of these.')
+        return _at_most(MAX_HEADS, (head for part in spec for head in parse_heads(part, layout)))
+    raise HeadError(f'{reprlib.repr(spec)} does not name heads; write "L5H3, L7H0", (5, 3), or a list of these.')
+
+
+def _at_most(limit: int, heads: Iterable[Head]) -> list[Head]:
+    """The heads as a list, which no input makes longer than any model is large."""
+    found = list(itertools.islice(heads, limit + 1))
+    if len(found) > limit:
+        raise HeadError(f"more than {limit:,} heads are named, more than any model has; name each head once.")
+    return found
 
 
 def _parse_word(word: str, layout: "HeadLayout | None") -> Iterable[Head]:
@@ -102,20 +118,25 @@ def _parse_word(word: str, layout: "HeadLayout | None") -> Iterable[Head]:
     if ends := _HEADS.fullmatch(word):
         first, last = (Head.parse(end) for end in ends.groups())
         if first <= last and first.layer == last.layer:
+            if layout is not None:
+                layout.check([first, last])
             return [Head(first.layer, head) for head in range(first.head, last.head + 1)]
         return _between(word, first, last, layout)
     if found := _LAYERS.fullmatch(word):
-        first, last = Head(int(found[1]), 0), Head(int(found[2]), _require_layout(word, layout).heads - 1)
+        one, other = (parse_index(part, HeadError, word) for part in found.groups())
+        first, last = Head(one, 0), Head(other, _require_layout(word, layout).heads - 1)
         return _between(word, first, last, layout)
     if found := _HEADS_OF_LAYER.fullmatch(word):
-        layer = int(found[1] or found[2])
+        layer = parse_index(found[1] or found[2], HeadError, word)
         return [Head(layer, head) for head in range(_require_layout(word, layout).heads)]
     if found := _HEAD_OF_LAYERS.fullmatch(word):
-        head = int(found[1] or found[2])
+        head = parse_index(found[1] or found[2], HeadError, word)
         return [Head(layer, head) for layer in range(_require_layout(word, layout).layers)]
     if word.lower() == "all":
         return _require_layout(word, layout).all()
-    raise HeadError(f'"{word}" does not name heads; write "L5H3", "5.3", "L5H*", "L8-L12", "L3H1-L3H4" or "all".')
+    raise HeadError(
+        f'"{shortened(word)}" does not name heads; write "L5H3", "5.3", "L5H*", "L8-L12", "L3H1-L3H4" or "all".'
+    )
 
 
 def _between(word: str, first: Head, last: Head, layout: "HeadLayout | None") -> Iterable[Head]:

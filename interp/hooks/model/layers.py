@@ -48,11 +48,6 @@ def uses_interface(model: Any, layers: Iterable[nn.Module]) -> bool:
     )
 
 
-def context_length(model: Any) -> int | None:
-    """Return the number of tokens that fit into the model's context; None where its config does not state it."""
-    return getattr(unwrap(model).config.get_text_config(), "max_position_embeddings", None)
-
-
 def attention_layers(model: nn.Module) -> dict[int, nn.Module]:
     """Find the self-attention modules of a causal language model.
 

@@ -1,8 +1,6 @@
 """Provenance of a result: the model, tokenizer, software versions and command that produced it."""
 
-import os
 import platform
-import re
 import sys
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
@@ -14,7 +12,10 @@ import torch
 
 from interp.errors import ScoreError
 from interp.hooks.model.bos import bos_rule
+from interp.hooks.model.chat_template import date_note
 from interp.hooks.model.fingerprint import UNKNOWN, config_hash, innermost, template_hash, tokenizer_hash, weights_hash
+from interp.hooks.model.origin import origin_of
+from interp.hooks.model.portable import portable_command, portable_model, portable_text
 from interp.kernels.select import usual
 
 _PACKAGES = ("interp", "torch", "transformers", "tokenizers", "transformer-lens", "triton", "numpy")
@@ -88,8 +89,11 @@ class Provenance:
         given, model = model, innermost(model)
         config = model.config
         first = next(model.parameters())
+        loaded = portable_model(str(getattr(config, "_name_or_path", "") or ""))
+        origin = origin_of(model)
+        notes = (origin.note, date_note(tokenizer), note)
         return cls(
-            model=_model_name(str(getattr(config, "interp_name", "") or getattr(config, "_name_or_path", "") or "")),
+            model=portable_model(origin.name) or loaded,
             architecture=type(model).__name__,
             config_hash=config_hash(config),
             weights_hash=weights_hash(given),
@@ -101,9 +105,9 @@ class Provenance:
             dtype=str(first.dtype).removeprefix("torch."),
             device=_device(first.device),
             backend=backend or f"{config._attn_implementation} + {usual(first.device)}",
-            command=_command(sys.argv),
+            command=portable_command(sys.argv, {loaded}),
             time=datetime.now(UTC).isoformat(timespec="seconds"),
-            note="; ".join(part for part in (str(getattr(config, "interp_note", "") or ""), note) if part),
+            note=portable_text("; ".join(part for part in notes if part)),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -210,23 +214,3 @@ def _versions() -> dict[str, str]:
 
 def _device(device: torch.device) -> str:
     return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
-
-
-def _model_name(name: str) -> str:
-    """Shorten the name of a model: a folder to its last part, a folder of the hub's cache to its hub id."""
-    if cached := re.search(r"models--([^/\\]+?)--([^/\\]+)", name):
-        return f"{cached[1]}/{cached[2]}"
-    local = os.path.isabs(name) or name.startswith((".", "~")) or "\\" in name or os.path.isdir(name)
-    return _last_part(name) if local else name
-
-
-def _last_part(path: str) -> str:
-    return re.split(r"[/\\]", path.rstrip("/\\"))[-1]
-
-
-def _command(argv: list[str]) -> str:
-    words = [_last_part(argv[0]) if argv else ""]
-    for word in argv[1:]:
-        option, equals, value = word.rpartition("=")
-        words.append(option + equals + (_last_part(value) if os.path.isabs(value) else value))
-    return " ".join(words)

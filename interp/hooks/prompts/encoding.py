@@ -1,13 +1,14 @@
 """Encoding of one prompt: the item that a user gives, its rendered text, and its tokens."""
 
-import json
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from interp.errors import PromptError
+from interp.hooks.limits import parse_json, refusing
 from interp.hooks.model.bos import n_added_after
+from interp.hooks.model.chat_template import render
 
 
 def normalize_item(item: Any, number: int) -> dict[str, Any]:
@@ -61,23 +62,11 @@ def render_text(
         raise PromptError(f"prompt {number} is a chat, but chat=False; give it as a text, or leave chat=None.")
     if not getattr(tokenizer, "chat_template", None):
         raise PromptError(f"prompt {number} is a chat, but the tokenizer has no chat template; give it as a text.")
-    from jinja2 import TemplateError
-
     answered = messages[-1]["role"] == "assistant"
     go_on = continue_final and answered
     generation = not answered if add_generation_prompt is None else add_generation_prompt
-    try:
-        text = tokenizer.apply_chat_template(
-            [dict(message) for message in messages],
-            tokenize=False,
-            add_generation_prompt=generation and not go_on,
-            continue_final_message=go_on,
-            **(template_kwargs or {}),
-        )
-    except (TemplateError, ValueError, TypeError, KeyError) as error:
-        raise PromptError(
-            f"the chat template refuses prompt {number} ({one_line(error)}); change its messages, or give it as a text."
-        ) from error
+    settings = {"add_generation_prompt": generation and not go_on, "continue_final_message": go_on}
+    text = render(tokenizer, messages, f"prompt {number}", **settings, **(template_kwargs or {}))
     end = getattr(tokenizer, "eos_token", None)
     if end and add_generation_prompt is None and not answered and text.rstrip().endswith(end):
         warnings.warn(
@@ -93,15 +82,16 @@ def tokenize(tokenizer: Any, text: str, number: int, special: bool, keep_end: bo
 
     Those that it adds after the text are left out, with a warning, unless `keep_end` keeps them.
     """
-    encoded = tokenizer(
-        text,
-        add_special_tokens=special,
-        return_offsets_mapping=True,
-        return_special_tokens_mask=True,
-        truncation=False,
-        padding=False,
-        verbose=False,
-    )
+    with refusing(f"the tokenizer cannot encode prompt {number}", PromptError, "change the text, or load it again"):
+        encoded = tokenizer(
+            text,
+            add_special_tokens=special,
+            return_offsets_mapping=True,
+            return_special_tokens_mask=True,
+            truncation=False,
+            padding=False,
+            verbose=False,
+        )
     ids = encoded["input_ids"]
     if not ids:
         raise PromptError(f"prompt {number} has no tokens; give a text that the tokenizer keeps.")
@@ -131,14 +121,9 @@ def padding_id(tokenizer: Any) -> int:
 def parse_json_line(line: str, path: Path, number: int) -> Any:
     """Parse one line of a .jsonl file as an object."""
     try:
-        item = json.loads(line)
+        item = parse_json(line)
     except ValueError as error:
         raise PromptError(f"line {number} of {path} is not JSON ({error}); write one object on each line.") from error
     if not isinstance(item, Mapping):
         raise PromptError(f'line {number} of {path} is not an object; write {{"text": ...}} or {{"messages": [...]}}.')
     return item
-
-
-def one_line(error: Exception) -> str:
-    """Return the message of an error on one line, cut to 200 characters."""
-    return " ".join(str(getattr(error, "strerror", None) or error).split())[:200]

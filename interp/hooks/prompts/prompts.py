@@ -12,8 +12,9 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from interp.errors import PromptError, SpanError
+from interp.hooks.limits import read_text
 from interp.hooks.model.provenance import tokenizer_hash
-from interp.hooks.prompts.encoding import normalize_item, one_line, padding_id, parse_json_line, render_text, tokenize
+from interp.hooks.prompts.encoding import normalize_item, padding_id, parse_json_line, render_text, tokenize
 from interp.hooks.prompts.spans import check_ranges, locate, token_ranges
 
 Spans = Mapping[str, tuple[tuple[int, int], ...]]
@@ -219,11 +220,8 @@ class Prompts:
             raise PromptError(
                 f"{path} is neither a .txt nor a .jsonl file; give one with one prompt or one object on each line."
             )
-        try:
-            # splitlines() would also split a prompt at line separators (U+2028)
-            lines = path.read_text(encoding="utf-8-sig").split("\n")
-        except (OSError, UnicodeDecodeError) as error:
-            raise PromptError(f"{path} cannot be read as UTF-8 text ({one_line(error)}); give another file.") from error
+        # splitlines() would also split a prompt at line separators (U+2028)
+        lines = read_text(path, PromptError).split("\n")
         items: list[Any] = [line for line in lines if line.strip()]
         if path.suffix == ".jsonl":
             items = [parse_json_line(line, path, number) for number, line in enumerate(lines, 1) if line.strip()]

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from interp.errors import ModelError, PromptError, UsageError
+from interp.hooks.model.context import context_length
 from interp.hooks.model.finite import check_output
 from interp.hooks.model.heads import HeadLayout, HeadSet
-from interp.hooks.model.layers import context_length, projection_inputs, unwrap
+from interp.hooks.model.layers import projection_inputs, unwrap
 from interp.hooks.model.torch_state import own_state
 from interp.hooks.prompts.batch_spans import BatchSpans
 from interp.hooks.prompts.prompts import Prompts
@@ -53,8 +54,7 @@ def capture(
         heads: Heads to read: anything that `HeadSet.parse` takes. The axes `l h` of the results become one, in the
             order of the HeadSet.
         queries: Query positions to read: the name of a span, positions, a slice or a range, or "generated" for those
-            after the prompt. Results then list only these, each prompt's own, in order; `cap.queries` has their
-            positions.
+            after the prompt. Results then list only these, in each prompt's order; `cap.queries` has their positions.
         engine: "naive", "chunked" or "triton" to force one. By default the kernels are used where there is a GPU.
 
     Returns:

@@ -16,7 +16,7 @@ from interp.analyses.tasks import standard
 from interp.errors import UsageError
 from interp.hooks.prompts.prompts import Prompt, Prompts
 from interp.runs.inputs import RunInputs
-from interp.runs.stage import Cell, Stage
+from interp.runs.stage import Cell, Stage, cell_key
 
 if TYPE_CHECKING:
     from interp.runs.plan import ScorePlan
@@ -55,7 +55,7 @@ def analysis_stage(
         extra = entry.inputs(run_inputs(run)) if entry.inputs is not None else {}
         return [
             Cell(
-                f"{number:04d}",
+                cell_key(number),
                 partial(_called, entry, run, batch, made, partners, settings | extra),
                 tuple(brief(prompt, tokenizer) for prompt in batch) if isinstance(batch, Prompts) else (),
             )

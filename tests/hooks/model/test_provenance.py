@@ -11,6 +11,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from interp.errors import ScoreError
 from interp.hooks.model.fingerprint import config_hash, template_hash, tokenizer_hash
+from interp.hooks.model.origin import set_origin
 from interp.hooks.model.provenance import Provenance
 
 MAKE = """
@@ -18,6 +19,7 @@ import sys; sys.path[:0] = {path!r}
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 from tokenizers_tiny import byte_level
+from interp.hooks.model.origin import set_origin
 from interp.hooks.model.provenance import Provenance
 torch.manual_seed(0)
 config = LlamaConfig(num_hidden_layers=2, num_attention_heads=4, hidden_size=32, intermediate_size=48, vocab_size=300)
@@ -53,7 +55,6 @@ def test_only_entries_about_the_computation_change_the_config_hash():
     model.config.use_cache = False
     model.config._name_or_path = "elsewhere"
     model.config._attn_implementation = "eager"
-    model.config.interp_note = "a note"
     assert config_hash(model.config) == before
     model.config.rms_norm_eps = 0.5
     assert config_hash(model.config) != before
@@ -92,8 +93,8 @@ def test_provenance_records_how_the_result_was_made(monkeypatch):
         sys, "argv", ["/opt/bin/interp", "report", "org/model", "/data/me/out", "--out=/data/me/x.html", "-k=3"]
     )
     model = llama()
-    model.config.interp_note = "weights dequantised"
-    model.config.interp_name = "demo"
+    set_origin(model, "demo", "weights dequantised")
+    model.config._name_or_path = "org/model"
     made = Provenance.of(model, seed=7, backend="chunked", note="trial")
     assert made.command == "interp report org/model out --out=x.html -k=3"
     assert (made.model, made.architecture, made.seed, made.backend) == ("demo", "LlamaForCausalLM", 7, "chunked")
