@@ -17,6 +17,7 @@ from interp.errors import CostError
 from interp.hooks.edit.streaming_mix import MAX_LOGITS
 from interp.hooks.model.heads import HeadLayout
 from interp.hooks.model.layers import unwrap
+from interp.hooks.model.weights import compute_dtype
 from interp.hooks.prompts.prompts import Prompts
 from interp.hooks.read.capture_cost import format_bytes
 from interp.kernels.streaming import MIN_BLOCK_QUERIES
@@ -56,7 +57,7 @@ class Shape:
         experts = getattr(config, "num_experts_per_tok", None) or 1
         return cls(
             layout.layers, layout.heads, layout.kv_heads, layout.head_dim, config.hidden_size, inner * experts,
-            config.vocab_size, next(network.parameters()).element_size(), config._attn_implementation == "eager",
+            config.vocab_size, compute_dtype(network).itemsize, config._attn_implementation == "eager",
         )  # fmt: skip
 
     def residual(self, tokens: float) -> float:

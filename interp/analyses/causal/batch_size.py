@@ -7,6 +7,7 @@ import torch
 
 from interp.analyses.memory import free_memory
 from interp.errors import UsageError
+from interp.hooks.model.weights import compute_dtype, input_device
 
 T = TypeVar("T")
 MAX_TOKENS = {"cpu": 2048, "cuda": 65536}
@@ -25,14 +26,14 @@ def rows_that_fit(model: Any, tokens: int, vocabulary: int) -> int:
         tokens: Number of tokens of a row.
         vocabulary: Number of entries of the vocabulary.
     """
-    weight = next(model.parameters())
+    device = input_device(model)
     config = model.config.get_text_config()
     width = config.hidden_size
     inner = getattr(config, "intermediate_size", None) or 4 * width
     # a divergence in float64 takes several copies of a row of logits
-    each = tokens * (8 * width + 3 * inner) * weight.element_size() + 64 * vocabulary
-    fast = MAX_TOKENS.get(weight.device.type, MAX_TOKENS["cpu"]) // max(tokens, 1)
-    return max(1, min(fast, int(MEMORY_SHARE * free_memory(weight.device) / each)))
+    each = tokens * (8 * width + 3 * inner) * compute_dtype(model).itemsize + 64 * vocabulary
+    fast = MAX_TOKENS.get(device.type, MAX_TOKENS["cpu"]) // max(tokens, 1)
+    return max(1, min(fast, int(MEMORY_SHARE * free_memory(device) / each)))
 
 
 def halved(work: Callable[[], T], again: bool) -> T | None:

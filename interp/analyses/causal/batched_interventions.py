@@ -24,6 +24,7 @@ from interp.hooks.model.finite import check_logits
 from interp.hooks.model.heads import HeadSet
 from interp.hooks.model.layers import check_eval, unwrap
 from interp.hooks.model.scope import ModuleHook, module_hooks
+from interp.hooks.model.weights import input_device
 from interp.hooks.prompts.prompts import Prompts
 from interp.hooks.read.capture import check_context
 
@@ -85,7 +86,7 @@ class BatchedInterventions:
             raise ModelError(
                 f"{type(self.model).__name__} has no output embeddings, whose input is read; give a language model."
             )
-        device = next(self.model.parameters()).device
+        device = input_device(self.model)
         width = max(self.prompts.lengths)
         # padded on the right: causality hides the padding, so no mask is needed and columns are positions
         rows = [[*prompt.ids, *[self.prompts.pad_id] * (width - len(prompt))] for prompt in self.prompts]

@@ -22,6 +22,7 @@ from interp.hooks.edit.ablation import Intervention, ReferenceOutputs
 from interp.hooks.model.heads import HeadLayout, HeadSet
 from interp.hooks.model.layers import attention_layers, projection_name, unwrap
 from interp.hooks.model.provenance import Provenance
+from interp.hooks.model.weights import compute_dtype, input_device
 from interp.hooks.prompts.prompts import Prompt, Prompts
 from interp.hooks.read import keep as keeps
 
@@ -198,11 +199,11 @@ def function_vector(model: nn.Module, clean: Prompts, heads: Any, *, batch_size:
     wrote = []
     for layer, own in chosen.by_layer().items():
         project = getattr(modules[layer], str(projection_name(modules[layer])))
-        like = next(network.parameters())
         z = torch.zeros_like(mean[layer])
         z[list(own)] = mean[layer][list(own)]
         with torch.no_grad():
-            both = project(torch.stack([z.flatten(), torch.zeros_like(z.flatten())]).to(like))
+            rows = torch.stack([z.flatten(), torch.zeros_like(z.flatten())])
+            both = project(rows.to(input_device(network), compute_dtype(network)))
         wrote.append((both[0] - both[1]).float().cpu())
     return torch.stack(wrote).sum(0)
 

@@ -17,6 +17,7 @@ from interp.errors import UsageError
 from interp.hooks.model.heads import HeadLayout
 from interp.hooks.model.layers import attention_layers, unwrap
 from interp.hooks.model.provenance import Provenance
+from interp.hooks.model.weights import input_device
 from interp.hooks.prompts.prompts import Prompts
 from interp.hooks.read.attention_calls import AttentionCallTap, read_attention_calls
 from interp.hooks.read.visibility import visible_at
@@ -134,7 +135,7 @@ def pairs_of_dimensions(model: Any) -> Int[Tensor, "m 2"] | None:
     by_kind = "layer_type" in inspect.signature(embedding.forward).parameters
     kind = {"layer_type": network.config.get_text_config().layer_types[0]} if by_kind else {}
     dims = HeadLayout.of(network).head_dim
-    device = next(network.parameters()).device
+    device = input_device(network)
     place = torch.ones(1, 1, dtype=torch.int64, device=device)
     with torch.no_grad():
         cos, sin = embedding(torch.zeros(1, device=device), place, **kind)

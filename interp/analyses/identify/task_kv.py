@@ -17,6 +17,7 @@ from interp.errors import UsageError
 from interp.hooks.model.heads import Head, HeadLayout, HeadSet
 from interp.hooks.model.layers import projection_name
 from interp.hooks.model.provenance import Provenance
+from interp.hooks.model.weights import acting_weight
 from interp.hooks.prompts.prompts import Prompts
 from interp.hooks.read.attention_calls import AttentionCallTap, read_attention_calls
 from interp.hooks.seam import ReadRequest, Site
@@ -171,7 +172,7 @@ class _Reader(AttentionCallTap):
             else call.row_live[:, -self.rows :].sum(1)
         )
         mean = received / live.clamp(min=1)[:, None, None]
-        weights = output_weights(site.module, h) if self.weighted else None
+        weights = output_weights(site.module, h, call.v) if self.weighted else None
         far = distances(mean, call.v.detach(), self.top, weights)
         self.found[site.layer] = {"distance": far.float().cpu()}
 
@@ -193,10 +194,7 @@ def distances(
     return (gathered - gathered.mean(1, keepdim=True)).norm(dim=-1)
 
 
-def output_weights(module: nn.Module, heads: int) -> Float[Tensor, "h d m"]:
-    """The output projection of an attention module, split by head."""
+def output_weights(module: nn.Module, heads: int, like: Tensor) -> Float[Tensor, "h d m"]:
+    """The output projection of an attention module, split by head; `like` has the dtype and device of its inputs."""
     projection: Any = getattr(module, str(projection_name(module)))
-    weight = projection.weight.detach()
-    # Linear stores [out, in], Conv1D [in, out]
-    weight = weight.T if isinstance(projection, nn.Linear) else weight
-    return weight.unflatten(0, (heads, -1))
+    return acting_weight(projection, like).detach().unflatten(0, (heads, -1))

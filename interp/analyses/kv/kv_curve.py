@@ -19,6 +19,7 @@ from interp.hooks.edit.edit import Edits, steering
 from interp.hooks.model.finite import check_output
 from interp.hooks.model.layers import unwrap
 from interp.hooks.model.provenance import Provenance
+from interp.hooks.model.weights import input_device
 from interp.hooks.prompts.prompts import Prompts
 from interp.hooks.read.capture import check_context
 
@@ -128,7 +129,7 @@ def _batch(model: nn.Module, task: KVTask, part: slice, made: Mapping[Run, KeySe
     """The row of each prompt, with all keys and for every selector at its ratio."""
     network: Any = unwrap(model)
     contexts = task.contexts[part]
-    inputs = contexts.tensors(device=next(network.parameters()).device)
+    inputs = contexts.tensors(device=input_device(network))
     mask = inputs["attention_mask"]
     # controls of several selectors may be the same
     distinct = tuple(dict.fromkeys(made.values()))

@@ -14,6 +14,7 @@ from interp.errors import UsageError
 from interp.hooks.edit.edit import Edits, Steering
 from interp.hooks.model.heads import HeadLayout
 from interp.hooks.model.layers import unwrap
+from interp.hooks.model.weights import input_device
 from interp.hooks.prompts.batch_spans import BatchSpans
 from interp.hooks.prompts.prompts import Prompts
 from interp.hooks.seam import Site, tapping
@@ -79,7 +80,7 @@ def layer_errors(
     for batch in bar:
         read = _Errors(layout=layout, edits=Edits((selector,)), bound=BatchSpans(batch))
         with tapping(network, read):
-            inputs = batch.tensors(device=next(network.parameters()).device)
+            inputs = batch.tensors(device=input_device(network))
             network.generate(
                 **inputs, max_new_tokens=max_new_tokens + 1, min_new_tokens=max_new_tokens + 1, do_sample=False
             )
@@ -102,7 +103,7 @@ class _Errors(Steering):
     def edit(self, site: Site) -> Call:
         call = super().edit(site)
         if call is not site.call:
-            weights = output_weights(site.module, call.sizes[1])
+            weights = output_weights(site.module, call.sizes[1], call.v)
             written = [torch.einsum("bhqd,hdm->bqm", _z(x), weights.float()) for x in (site.call, call)]
             lost, whole = self.sums.get(site.layer, (0.0, 0.0))
             lost += float((written[0] - written[1]).square().sum())

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from interp.errors import ModelError, UsageError
 from interp.hooks.model.finite import check_logits
 from interp.hooks.model.heads import HeadLayout
-from interp.hooks.model.layers import check_eval, unwrap
+from interp.hooks.model.layers import check_eval
+from interp.hooks.model.weights import input_device
 from interp.hooks.prompts.prompts import Prompts
 from interp.hooks.transformerlens.bridge import bridge
 
@@ -55,7 +56,8 @@ def bridged(model: nn.Module) -> Iterator[Any]:
     """
     check_eval(model)
     with contextlib.ExitStack() as stack:
-        tl: Any = model if unwrap(model) is not model else stack.enter_context(bridge(model))
+        is_bridge = isinstance(getattr(model, "original_model", None), nn.Module)
+        tl: Any = model if is_bridge else stack.enter_context(bridge(model))
         # logits of all positions would take most of the memory
         stack.enter_context(tl.hooks(fwd_hooks=[("unembed.hook_in", lambda x, hook: x[:, -1:])]))
         yield tl
@@ -63,7 +65,7 @@ def bridged(model: nn.Module) -> Iterator[Any]:
 
 def ids(prompts: Prompts, model: nn.Module) -> Int[Tensor, "b q"]:
     """Token ids of prompts of equal length, on the device of the model."""
-    return prompts.tensors(next(model.parameters()).device)["input_ids"]
+    return prompts.tensors(input_device(model))["input_ids"]
 
 
 @dataclass(frozen=True, eq=False)

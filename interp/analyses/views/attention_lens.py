@@ -19,6 +19,7 @@ from interp.hooks.model.heads import Head, HeadLayout
 from interp.hooks.model.layers import unwrap
 from interp.hooks.model.portable import portable
 from interp.hooks.model.provenance import Provenance
+from interp.hooks.model.weights import input_device
 from interp.hooks.prompts.prompts import Prompts
 from interp.hooks.read.capture import check_context
 from interp.hooks.writer import reason, write_atomic
@@ -338,7 +339,7 @@ def _affordable(model: nn.Module, layer: int, seed: int) -> Lens:
     m, v = config.hidden_size, config.vocab_size
     # weight, gradient, and two moments of Adam
     needed = 4 * 4 * layout.heads * m * v
-    free_bytes = free_memory(next(model.parameters()).device)
+    free_bytes = free_memory(input_device(model))
     if needed > MAX_MEMORY_SHARE * free_bytes:
         raise CostError(
             f"training a lens of {layout.heads} heads, {m} to {v}, takes {needed / 1e9:.1f} GB, and "

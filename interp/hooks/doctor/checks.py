@@ -15,6 +15,7 @@ from torch import Tensor
 from interp.hooks.model.bos import last_tokens
 from interp.hooks.model.heads import HeadLayout
 from interp.hooks.model.layers import attention_layers, projection_inputs
+from interp.hooks.model.weights import compute_dtype, input_device
 from interp.hooks.prompts.prompts import Prompts
 from interp.hooks.read import keep as keeps
 from interp.hooks.read.capture import capture, run
@@ -100,7 +101,7 @@ class ModelUnderTest:
 
     @property
     def tolerance(self) -> float:
-        return TOLERANCE_BY_DTYPE.get(next(self.model.parameters()).dtype, 0.15)
+        return TOLERANCE_BY_DTYPE.get(compute_dtype(self.model), 0.15)
 
     def logits(self, prompts: Prompts) -> Tensor:
         """Compute the logits of the real tokens of all prompts, concatenated: float `[tokens vocabulary]`."""
@@ -202,7 +203,7 @@ def _padding(subject: ModelUnderTest) -> tuple[bool | None, str]:
 def _generation(subject: ModelUnderTest) -> tuple[bool | None, str]:
     """Cached generation gives the tokens and attention of one run over the whole text."""
     prompts, item = subject.prompts[:1], keeps.entropy()
-    inputs = prompts.tensors(next(subject.model.parameters()).device)
+    inputs = prompts.tensors(input_device(subject.model))
     settings = {"max_new_tokens": N_NEW_TOKENS, "min_new_tokens": N_NEW_TOKENS, "do_sample": False, "num_beams": 1}
     # a penalty in the model's generation settings would select other tokens than the likeliest
     settings |= {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
@@ -285,9 +286,8 @@ def _softcap(subject: ModelUnderTest) -> tuple[bool | None, str]:
 
 def _implementation(subject: ModelUnderTest) -> tuple[bool | None, str]:
     """Report the attention implementation, dtype and device."""
-    weight = next(subject.model.parameters())
     name = getattr(subject.model.config, "_attn_implementation", None)
-    return None, f"{name}, {str(weight.dtype).removeprefix('torch.')} on {weight.device}"
+    return None, f"{name}, {str(compute_dtype(subject.model)).removeprefix('torch.')} on {input_device(subject.model)}"
 
 
 def _tokenizer(subject: ModelUnderTest) -> tuple[bool | None, str]:

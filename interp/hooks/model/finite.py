@@ -11,6 +11,7 @@ from interp.errors import ModelError, SpanError, UsageError
 from interp.hooks.model.layers import attention_layers, unwrap
 from interp.hooks.model.repeats import repeating
 from interp.hooks.model.scope import ModuleHook, module_hooks
+from interp.hooks.model.weights import compute_dtype
 
 ADVICE = "load the model in bfloat16 or float32, and check that its weights are finite."
 
@@ -67,7 +68,7 @@ def check_logits(model: nn.Module, logits: Tensor, inputs: Mapping[str, Any]) ->
     if not bool((top < torch.inf).all()):
         check_model(model, inputs)
         # an open context does not take a second pass, so the layer is unknown
-        dtype = next(unwrap(model).parameters()).dtype
+        dtype = compute_dtype(model)
         raise ModelError(f"the logits are NaN or infinite in {_named(dtype)}; {ADVICE}")
     return logits
 
@@ -109,7 +110,7 @@ def check_model(model: nn.Module, inputs: Mapping[str, Any]) -> None:
             f"the logits are NaN or infinite, and so is the attention of layer {layer} in {_named(dtype)}; {ADVICE}"
         )
     if output is not None and not bool((rows_of(output.logits).amax(-1) < torch.inf).all()):
-        dtype = next(network.parameters()).dtype
+        dtype = compute_dtype(network)
         raise ModelError(f"the logits are NaN or infinite in {_named(dtype)}, after the last attention layer; {ADVICE}")
 
 

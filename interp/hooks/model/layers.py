@@ -20,11 +20,14 @@ simplest one."""
 
 
 def unwrap(model: Any) -> Any:
-    """Return the transformers model itself, given the model, a compiled one or a TransformerLens bridge over it."""
+    """Return the transformers model itself, given the model, a compiled one, a model of peft, or a bridge over it."""
     while isinstance(model, nn.Module) and isinstance(inner := model._modules.get("_orig_mod"), nn.Module):
         model = inner
     inner = getattr(model, "original_model", None)
-    return inner if isinstance(inner, nn.Module) else model
+    model = inner if isinstance(inner, nn.Module) else model
+    # adapters of peft are inside of the base model; virtual tokens are outside, and need the model of peft
+    base = None if hasattr(model, "prompt_encoder") else getattr(model, "get_base_model", None)
+    return base() if callable(base) else model
 
 
 def wrapped_module(module: nn.Module) -> nn.Module | None:

@@ -16,6 +16,7 @@ from interp.hooks.model.chat_template import date_note
 from interp.hooks.model.fingerprint import UNKNOWN, config_hash, innermost, template_hash, tokenizer_hash, weights_hash
 from interp.hooks.model.origin import origin_of
 from interp.hooks.model.portable import portable_command, portable_model, portable_text
+from interp.hooks.model.weights import compute_dtype, input_device
 from interp.kernels.select import usual
 
 _PACKAGES = ("interp", "torch", "transformers", "tokenizers", "transformer-lens", "triton", "numpy")
@@ -88,7 +89,6 @@ class Provenance:
         """
         given, model = model, innermost(model)
         config = model.config
-        first = next(model.parameters())
         loaded = portable_model(str(getattr(config, "_name_or_path", "") or ""))
         origin = origin_of(model)
         notes = (origin.note, date_note(tokenizer), note)
@@ -102,9 +102,9 @@ class Provenance:
             bos=bos_rule(tokenizer),
             versions=_versions(),
             seed=seed,
-            dtype=str(first.dtype).removeprefix("torch."),
-            device=_device(first.device),
-            backend=backend or f"{config._attn_implementation} + {usual(first.device)}",
+            dtype=str(compute_dtype(model)).removeprefix("torch."),
+            device=_device(input_device(model)),
+            backend=backend or f"{config._attn_implementation} + {usual(input_device(model))}",
             command=portable_command(sys.argv, {loaded}),
             time=datetime.now(UTC).isoformat(timespec="seconds"),
             note=portable_text("; ".join(part for part in notes if part)),

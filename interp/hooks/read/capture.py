@@ -17,6 +17,7 @@ from interp.hooks.model.finite import check_output
 from interp.hooks.model.heads import HeadLayout, HeadSet
 from interp.hooks.model.layers import projection_inputs, unwrap
 from interp.hooks.model.torch_state import own_state
+from interp.hooks.model.weights import input_device
 from interp.hooks.prompts.batch_spans import BatchSpans
 from interp.hooks.prompts.prompts import Prompts
 from interp.hooks.read.assemble import Chunks, ReadRows
@@ -42,9 +43,8 @@ def capture(
     Results are on the CPU and indexed by positions of the unpadded prompt, whatever the padding: index q is position q.
     Entries that a shorter prompt of the batch does not have are NaN, and -1 for keys. A row of generate() ends with the
     token before its end token, as if it had run alone: what transformers feeds until the other rows end is not read.
-    With a cache that held tokens before the context was opened, results by query begin at the first query that runs,
-    and `cap.queries` has the position of each; keys count from the first token in the cache. Beam search reorders the
-    batch between steps; results follow the rows as they were computed.
+    With a cache that held tokens before the context was opened, results by query begin at the first query that runs
+    (`cap.queries`), and keys count from the first token in the cache. Beam search reorders rows; results do not.
 
     Args:
         model: A transformers causal language model, or a TransformerBridge over one.
@@ -356,7 +356,7 @@ def model_inputs(model: nn.Module, prompts: Prompts, more: int = 0) -> dict[str,
         PromptError: If a prompt and its reply are longer than the model's context.
     """
     check_context(model, prompts, more)
-    inputs = prompts.tensors(device=next(model.parameters()).device)
+    inputs = prompts.tensors(device=input_device(model))
     # learned positions ignore the mask, so left padding would shift them
     inputs["position_ids"] = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
     return inputs

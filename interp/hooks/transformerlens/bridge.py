@@ -17,7 +17,7 @@ from interp.errors import ModelError, UsageError
 from interp.hooks.model.layers import attention_layers, unwrap, wrapped_module
 from interp.hooks.model.snapshot import ModuleSnapshot
 from interp.hooks.seam import AttentionTap, tapping
-from interp.hooks.transformerlens.components import AttentionPoints, DelegatingAttention, rewire
+from interp.hooks.transformerlens.components import AttentionPoints, DelegatingAttention, Unembedding, mix_in, rewire
 
 
 @contextlib.contextmanager
@@ -61,6 +61,11 @@ def bridge(model: nn.Module, tokenizer: Any = None) -> Iterator[Any]:
         raise ModelError(
             "the modules of this model are already in a TransformerBridge; use that bridge, or load the model again."
         )
+    if any(weight.is_meta for weight in model.parameters()):
+        raise ModelError(
+            "accelerate keeps weights of this model outside of its modules, where transformer-lens cannot use them; "
+            "load the whole model into memory, or use it without a bridge."
+        )
     snapshot = ModuleSnapshot(model)
     with contextlib.ExitStack() as stack:
         stack.callback(snapshot.restore)
@@ -69,6 +74,7 @@ def bridge(model: nn.Module, tokenizer: Any = None) -> Iterator[Any]:
         finally:
             # some adapters set eager attention
             snapshot.restore_configs()
+        mix_in(built.unembed, Unembedding)
         points: dict[nn.Module, AttentionPoints] = {}
         attentions: list[Any] = [m for m in model.modules() if isinstance(m, DelegatingAttention)]
         for attn in attentions:
@@ -83,7 +89,13 @@ def bridge(model: nn.Module, tokenizer: Any = None) -> Iterator[Any]:
         seam.points.update(points)
         stack.callback(seam.points.clear)
         stack.callback(object.__setattr__, built, "forward", _refuse_to_run)
-        yield built
+        try:
+            yield built
+        except NotImplementedError as error:
+            raise ModelError(
+                f"{type(model).__name__} has weights of a form that transformer-lens or their library cannot use here "
+                f"({str(error).splitlines()[0]}); load the model without quantisation, or use it without a bridge."
+            ) from error
 
 
 def _build(model: nn.Module, tokenizer: Any) -> Any:

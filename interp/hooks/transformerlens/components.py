@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from interp.errors import ModelError, UsageError
 from interp.hooks.model.layers import projection_name
+from interp.hooks.model.weights import acting_weight, compute_dtype, input_device, is_plain
 from interp.hooks.seam import ReadRequest
 from interp.kernels import naive
 from interp.kernels.contract import Call, TopKeys
@@ -22,6 +23,17 @@ MergeFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 class DelegatingAttention:
     """An attention component that runs the module it wraps."""
+
+    @property
+    def W_O(self: Any) -> Tensor:
+        """`[h d m]`, the output projection as it acts, with adapters and from any stored form."""
+        inner = self.original_component
+        projection = getattr(inner, str(projection_name(inner)), None)
+        projection = getattr(projection, "original_component", projection)
+        if projection is None or is_plain(projection):
+            return super().W_O  # pyright: ignore[reportAttributeAccessIssue]
+        weight = acting_weight(projection, _like(inner))
+        return weight.unflatten(0, (self.config.n_heads, -1))
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         if "hidden_states" in kwargs:
@@ -43,6 +55,22 @@ class DelegatingAttention:
             out = self.hook_hidden_states(out)
         out = self.hook_out(out)
         return (out, *rest) if isinstance(output, tuple) else out
+
+
+class Unembedding:
+    """Output embeddings whose weight is read as it acts."""
+
+    @property
+    def W_U(self: Any) -> Tensor:
+        """`[m v]`, with adapters and from any stored form."""
+        if is_plain(self.original_component):
+            return super().W_U  # pyright: ignore[reportAttributeAccessIssue]
+        return acting_weight(self.original_component, _like(self.original_component))
+
+
+def _like(module: nn.Module) -> Tensor:
+    """A tensor with the dtype and device of the inputs of a module."""
+    return torch.zeros((), dtype=compute_dtype(module), device=input_device(module))
 
 
 def _fork_inputs(attn: Any, x: Tensor) -> dict[str, Tensor]:
@@ -123,21 +151,21 @@ def rewire(attn: Any) -> None:
     parts = attn._modules
     for letter in ("q", "k", "v"):
         if letter in parts:
-            _mix_in(parts[letter], HeadProjection, attention=attn, letter=letter)
+            mix_in(parts[letter], HeadProjection, attention=attn, letter=letter)
     for letter, count in (("q", config.n_heads), ("k", getattr(config, "n_key_value_heads", None) or config.n_heads)):
         if f"{letter}_norm" in parts and hasattr(attn, f"hook_{letter}_normed"):
-            _mix_in(parts[f"{letter}_norm"], HeadNorm, heads=count, shown=getattr(attn, f"hook_{letter}_normed"))
+            mix_in(parts[f"{letter}_norm"], HeadNorm, heads=count, shown=getattr(attn, f"hook_{letter}_normed"))
     name = projection_name(inner)
     if name is not None and "o" in parts:
-        _mix_in(attn.o, OutputProjection, attention=attn)
+        mix_in(attn.o, OutputProjection, attention=attn)
         # TransformerLens does not attach it where it computes the projection itself
         setattr(inner, name, attn.o)
     if "qkv" in attn.submodules:
-        _mix_in(attn.qkv, FusedProjection, attention=attn, merge=_find_merge(attn))
+        mix_in(attn.qkv, FusedProjection, attention=attn, merge=_find_merge(attn))
         setattr(inner, attn.qkv.name, attn.qkv)
 
 
-def _mix_in(component: Any, mixin: type, **known: Any) -> None:
+def mix_in(component: Any, mixin: type, **known: Any) -> None:
     """Add a mixin to the class of one component, and give it attributes."""
     component.__class__ = type(type(component).__name__, (mixin, type(component)), {})
     # bypasses nn.Module, which would register the parent as a child of its own child

@@ -127,7 +127,7 @@ def test_output_weights_add_up_to_the_projection(tiny_model):
         module: Any = attention_layers(tiny_model(name))[0]
         x = torch.randn(3, 64)
         projection = module.c_proj if name == "gpt2" else module.o_proj
-        parts = torch.einsum("nhd,hdm->nm", x.unflatten(1, (4, 16)), output_weights(module, 4))
+        parts = torch.einsum("nhd,hdm->nm", x.unflatten(1, (4, 16)), output_weights(module, 4, x))
         torch.testing.assert_close(parts, projection(x) - projection(torch.zeros(3, 64)), atol=1e-5, rtol=1e-5)
 
 
