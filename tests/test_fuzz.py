@@ -44,6 +44,13 @@ SECONDS = float(os.environ.get("INTERP_FUZZ_SECONDS", "60")) / N_TESTS
 SEED = int(os.environ.get("INTERP_FUZZ_SEED", "0"))
 LONGEST = 10.0
 """seconds for one input"""
+SLOW_TESTS = (
+    HealthCheck.too_slow,
+    HealthCheck.data_too_large,
+    HealthCheck.filter_too_much,
+    HealthCheck.function_scoped_fixture,
+    HealthCheck.large_base_example,
+)
 LAYOUT = interp.HeadLayout(layers=2, heads=4, kv_heads=2)
 
 numbers = st.one_of(
@@ -107,10 +114,10 @@ def fuzzed(*strategies, **named):
         within.__name__, within.__doc__ = test.__name__, test.__doc__
         within.__signature__ = inspect.signature(test)
         limits = settings(
-            max_examples=int(200 * SECONDS) + 20,
+            max_examples=int(50 * SECONDS) + 20,
             deadline=None,
             database=None,
-            suppress_health_check=tuple(HealthCheck.__members__.values()),
+            suppress_health_check=SLOW_TESTS,
             phases=[hypothesis.Phase.generate, hypothesis.Phase.shrink],
             print_blob=False,
         )

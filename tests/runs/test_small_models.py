@@ -38,7 +38,7 @@ def test_every_control_is_checked_before_the_run(model, tokenizer):
     """No control of the registry asks for more heads than the check allows."""
     named = [entry for entry in registry.entries() if entry.control is not None and entry.prompts is not None]
     tested = {entry.name: entry.control for entry in named if not entry.needs and entry.inputs is None}
-    assert len(tested) > 10
+    assert len(tested) >= 10
     for name, control in tested.items():
         for n_heads in (1, 2, 3, 4, 5, 8, 10, 100):
             most = max(control.head_counts(n_heads, LAYOUT))
