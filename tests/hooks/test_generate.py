@@ -93,7 +93,7 @@ def test_a_stop_text_ends_the_steps_whatever_the_tokenizer(model, prompts, token
     for used in (tokenizer, words):
         given = replace(prompts, tokenizer=used)
         whole = generate(model, given, max_new_tokens=LIMIT)
-        stop = used.decode([whole[0].ids[1]])
+        stop = str(used.decode([whole[0].ids[1]]))
         steps: list[None] = []
         handle = model.register_forward_pre_hook(lambda *_, steps=steps: steps.append(None))
         found = generate(model, given[:1], max_new_tokens=LIMIT, stop=stop)
