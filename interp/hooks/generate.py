@@ -78,10 +78,10 @@ def generate(
         max_new_tokens=max_new_tokens,
         eos_token_id=ends or None,
         pad_token_id=prompts.pad_id,
-        stop_strings=None if stop is None or tokenizer is None else [stop],
     )
     n = inputs["input_ids"].shape[1]
-    criteria = [] if ended is None else [_EndedRows(prompts, n, ended)]
+    stop = None if tokenizer is None else stop
+    criteria = [] if ended is None and stop is None else [_EndedRows(prompts, n, ended, stop)]
     # generate() fills open settings from those of the model, and a repetition penalty would work against copying
     network.generation_config = GenerationConfig()
     try:
@@ -90,7 +90,6 @@ def generate(
             tokens = network.generate(
                 **inputs,
                 generation_config=config,
-                tokenizer=tokenizer,
                 logits_processor=check,
                 stopping_criteria=StoppingCriteriaList(criteria),
             )
@@ -106,23 +105,32 @@ def generate(
 
 
 class _EndedRows:
-    """Which rows end here, as a stopping criterion of transformers."""
+    """Which rows end here, as a stopping criterion of transformers.
 
-    def __init__(self, prompts: Prompts, n: int, ended: Ended) -> None:
-        self.prompts, self.n, self.ended = prompts, n, ended
+    The criterion of transformers for stop texts goes through the whole vocabulary in each call of generate(), which
+    takes longer than some steps, and fails on tokenizers of whole words.
+    """
+
+    def __init__(self, prompts: Prompts, n: int, ended: Ended | None, stop: str | None) -> None:
+        self.prompts, self.n, self.ended, self.stop = prompts, n, ended, stop
         self.lengths = [sys.maxsize] * len(prompts)
         """number of new tokens of each row that has ended"""
+        self._stopped = [False] * len(prompts)
+        # a character has up to 4 tokens, and some tokens have no character
+        self._tail = 0 if stop is None else 8 * len(stop)
 
     def __call__(self, tokens: Tensor, scores: Any, **_: Any) -> Tensor:
         tokenizer: Any = self.prompts.tokenizer
         new = tokens[:, self.n :].tolist()
         for row, prompt in enumerate(self.prompts):
-            if len(new[row]) < self.lengths[row]:
-                text = tokenizer.decode(new[row], skip_special_tokens=True)
-                if self.ended(text, prompt):
-                    self.lengths[row] = len(new[row])
-        have_ended = [length <= len(row) for length, row in zip(self.lengths, new, strict=True)]
-        return torch.tensor(have_ended, device=tokens.device)
+            if self._stopped[row] or len(new[row]) >= self.lengths[row]:
+                continue
+            if self.ended is not None and self.ended(tokenizer.decode(new[row], skip_special_tokens=True), prompt):
+                self.lengths[row] = len(new[row])
+            if self.stop is not None:
+                self._stopped[row] = self.stop in tokenizer.decode(new[row][-self._tail :])
+        done = [stopped or length <= len(new[0]) for stopped, length in zip(self._stopped, self.lengths, strict=True)]
+        return torch.tensor(done, device=tokens.device)
 
 
 @dataclass(frozen=True, eq=False)

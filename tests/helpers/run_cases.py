@@ -24,7 +24,7 @@ from interp.testing import planted
 
 SIZES = PromptSizes(
     n_needles=3, needle_length=560, needle_depths=(0.5,), reply_tokens=3, n_texts=3, text_length=40, n_repeated=12,
-    n_pairs=3, n_check_needles=3, check_length=560, training_steps=2, explorer_tokens=560,
+    n_pairs=3, n_few_shot=4, n_check_needles=3, check_length=560, training_steps=2, explorer_tokens=560,
 )  # fmt: skip
 REFUSAL = "I'm sorry, but I can't help with that."
 

@@ -1,7 +1,11 @@
 """Greedy replies: where they end, and whether it was the limit that ended them."""
 
+from dataclasses import replace
+
 import pytest
 import tiny_chat_model
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
 
 from interp.hooks.generate import generate
 from interp.hooks.prompts.prompts import Prompts
@@ -80,3 +84,20 @@ def test_a_row_ends_where_more_text_makes_no_difference(model, prompts, tokenize
     assert len(seen) == LIMIT + first
     bare = generate(model, Prompts(prompts.items, None, prompts.pad_id), max_new_tokens=2, ended=ended)
     assert [len(reply.ids) for reply in bare] == [2, 2]
+
+
+def test_a_stop_text_ends_the_steps_whatever_the_tokenizer(model, prompts, tokenizer):
+    """A tokenizer of whole words has no bytes, on which the stop texts of transformers fail."""
+    vocab = {f"w{i}": i for i in range(len(tokenizer))}
+    words = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel(vocab, unk_token="w0")), unk_token="w0")
+    for used in (tokenizer, words):
+        given = replace(prompts, tokenizer=used)
+        whole = generate(model, given, max_new_tokens=LIMIT)
+        stop = str(used.decode([whole[0].ids[1]]))
+        steps: list[None] = []
+        handle = model.register_forward_pre_hook(lambda *_, steps=steps: steps.append(None))
+        found = generate(model, given[:1], max_new_tokens=LIMIT, stop=stop)
+        handle.remove()
+        assert found[0].ids == whole[0].ids[: len(found[0].ids)]
+        assert len(found[0].ids) <= 1
+        assert len(steps) == len(found[0].ids) + 1

@@ -202,7 +202,9 @@ def test_the_table_has_every_kind_of_stage(made):
 def test_pairs_and_words_continue_on_the_demo_model(demo, name, tmp_path, monkeypatch):
     """Analyses whose prompts need whole words, on the demo model: killed in its second and third cell."""
     model, tokenizer = demo
-    sizes = replace(run_cases.SIZES, n_pairs=2, n_texts=2, explorer_tokens=0)
+    # a pair takes one forward pass for each head
+    n_pairs = 1 if name in ("activation_patching", "path_patching") else 2
+    sizes = replace(run_cases.SIZES, n_pairs=n_pairs, n_texts=2, explorer_tokens=0)
     plan = run_cases.score_plan(name, sizes=sizes, batch_size=1, check=False)
     found = Run.open(tmp_path / "whole", plan, model, tokenizer).finish(progress=False)
     make, left = Run._cell, [0]

