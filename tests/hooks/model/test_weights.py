@@ -40,12 +40,16 @@ def packed() -> Any:
     return torch.ao.quantization.quantize_dynamic(llama(), {nn.Linear}, dtype=torch.qint8)
 
 
+def offloaded() -> Any:
+    return cpu_offload(llama(), execution_device=CPU)
+
+
 PROJECTIONS = {
     "a linear map": lambda: nn.Linear(6, 5),
     "one of GPT-2": lambda: Conv1D(5, 6),
     "an adapter": lambda: unwrap(adapted()).model.layers[0].self_attn.o_proj,
     "packed weights": lambda: packed().model.layers[0].self_attn.o_proj,
-    "weights kept elsewhere": lambda: cpu_offload(llama(), execution_device=CPU).model.layers[0].self_attn.o_proj,
+    "weights kept elsewhere": lambda: offloaded().model.layers[0].self_attn.o_proj,
 }
 
 
@@ -64,9 +68,9 @@ def test_the_weight_of_a_projection_maps_as_it_does(name):
 
 def test_inputs_go_where_the_layers_run():
     assert input_device(llama()) == CPU
-    offloaded = cpu_offload(llama(), execution_device=CPU)
-    assert next(offloaded.parameters()).device.type == "meta"
-    assert input_device(offloaded) == CPU
+    model = offloaded()
+    assert next(model.parameters()).device.type == "meta"
+    assert input_device(model) == CPU
 
 
 def test_the_dtype_of_activations_is_that_of_an_open_autocast():
@@ -97,7 +101,7 @@ def test_a_bridge_over_weights_kept_elsewhere_is_refused():
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("make", [llama, adapted, lambda: cpu_offload(llama(), execution_device=CPU)])
+@pytest.mark.parametrize("make", [llama, adapted, offloaded])
 def test_methods_with_gradients_and_losses_run_in_every_state(make):
     model = make()
     prompts = interp.tasks.repeated(299, n=8, batch=2)
