@@ -36,13 +36,11 @@ def model(split: bool, cpu: bool) -> Any:
         "num_key_value_heads": 2, "initializer_range": 0.2, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
     }  # fmt: skip
     made = LlamaForCausalLM(LlamaConfig(**sizes)).eval()
-    if cpu:
-        return made
-    if not split:
-        return made.cuda()
+    if cpu or not split:
+        return made if cpu else made.to(torch.device("cuda"))  # pyright: ignore[reportCallIssue]
     from accelerate import dispatch_model
 
-    places = {f"model.layers.{layer}": layer // 2 for layer in range(4)}
+    places: dict[str, Any] = {f"model.layers.{layer}": layer // 2 for layer in range(4)}
     places |= {"model.embed_tokens": 0, "model.rotary_emb": 0, "model.norm": 1, "lm_head": 1}
     return dispatch_model(made, places)
 

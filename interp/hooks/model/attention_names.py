@@ -209,6 +209,8 @@ def original_attention(
             "load the model with attn_implementation='sdpa'."
         )
     whole = mask.facts_for(module).mask if isinstance(mask, DeferredMask) else mask
+    # accelerate moves the tensors of a layer to its device, and a deferred mask is none
+    whole = whole if whole is None or whole.device == query.device else whole.to(query.device)
     return function(module, query, key, value, whole, **kw)
 
 
