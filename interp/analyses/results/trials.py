@@ -339,7 +339,7 @@ class Trials(Result):
             line = f"{name}  {row['measure']:16s} {numbers}"
             if "gain" in row:
                 gain = self.show(row["measure"], row["gain"], row["gain_low"], row["gain_high"], signed=True)
-                line += f"  from {self.control}: {gain}"
+                line += f"  difference from {self.control}: {gain}"
             if "p_value" in row:
                 beyond = f"beyond {row['n_beyond']} of {row['n_sets']} random sets"
                 line += (
