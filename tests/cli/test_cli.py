@@ -167,7 +167,11 @@ def test_list_has_every_task(call):
 @pytest.mark.parametrize(
     ("name", "first", "line"),
     [
-        ("snapkv", "snapkv: SnapKV (selector)", "keep_ratio (in a run: kv.keep_ratios)  Share of the prompt's keys"),
+        (
+            "snapkv",
+            "snapkv: SnapKV (selector)",
+            "keep_ratio (in a run: --set kv.keep_ratios)  Share of the prompt's keys",
+        ),
         ("pasta", "pasta: PASTA (edit, spans)", "heads (in a run: --heads)  Heads to edit."),
         (
             "retrieval",
