@@ -346,7 +346,8 @@ class Trials(Result):
                     f"  {beyond}, {'p = ' + format(row['p_value'], '.2g') if row['decided'] else 'too few for a test'}"
                 )
             lines.append(line)
-        ended = sentence_of_trials(self.trials, self.settings)
+        # the counts of each condition have a line of their own
+        ended = sentence_of_trials(self.trials, self.settings).replace(". By condition:", ".\n  By condition:")
         counted = sentences_of_counted(self.settings, n_items(self.trials))
         return "\n".join([*counted, *lines, *([ended] if ended else [])])
 

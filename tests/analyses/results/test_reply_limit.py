@@ -87,7 +87,7 @@ def test_an_ablation_test_counts_them_under_each_condition(model, needles):
         "although a right answer might have followed. By condition: baseline 2 of 3, top 2 of 3, random 2 of 3, random "
         "by layer 2 of 3."
     )
-    assert trials.summary().splitlines()[-1] == sentence
+    assert trials.summary().splitlines()[-2:] == sentence.replace(". By", ".\n  By").splitlines()
     assert trials_words(trials)[-1] == sentence
     joined = Trials.concat([trials, trials]).summary()
     assert "16 of these were not right by then" in joined
