@@ -104,6 +104,12 @@ def few_needles(sizes: PromptSizes, tokenizer: Any) -> Prompts:
     return needles(sizes, tokenizer)[:N_FEW_NEEDLES]
 
 
+@described("one of the {n_needles} retrieval prompts")
+def one_needle(sizes: PromptSizes, tokenizer: Any) -> Prompts:
+    """The prompts of `needles`, of which an analysis shows one."""
+    return needles(sizes, tokenizer)
+
+
 @described(
     "up to {n_check_needles} texts of at most {check_length} tokens, each with a made-up fact (the needle) at "
     "one of the depths {needle_depths}, and a question about it, which the unmodified model answers right"

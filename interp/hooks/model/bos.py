@@ -45,7 +45,7 @@ def begins_chat(tokenizer: Any) -> bool | None:
 
 
 def bos_rule(tokenizer: Any) -> str:
-    """The first tokens of texts and of chats, in words, such as "of texts: <s>; of chats: <s>"; "" without a tokenizer.
+    """The first tokens of texts and of chats, in words, such as "texts: <s>; chats: <s>"; "" without a tokenizer.
 
     Args:
         tokenizer: The tokenizer of the prompts.
@@ -54,10 +54,10 @@ def bos_rule(tokenizer: Any) -> str:
         return ""
     first = "".join(tokenizer.convert_ids_to_tokens(list(first_tokens(tokenizer))))
     chat = begins_chat(tokenizer)
-    parts = [f"of texts: {first or 'none'}"]
-    parts += [] if chat is None else [f"of chats: {tokenizer.bos_token if chat else 'none'}"]
+    parts = [f"texts: {first or 'none added'}"]
+    parts += [] if chat is None else [f"chats: {tokenizer.bos_token if chat else 'none added'}"]
     changed = getattr(tokenizer, CHANGED, None)
-    rule = "rule of the tokenizer" if changed is None else f"set by bos={changed}"
+    rule = "default of the tokenizer" if changed is None else f"set by bos={changed}"
     return f"{'; '.join(parts)} ({rule})"
 
 
