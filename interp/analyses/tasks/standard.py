@@ -104,7 +104,10 @@ def few_needles(sizes: PromptSizes, tokenizer: Any) -> Prompts:
     return needles(sizes, tokenizer)[:N_FEW_NEEDLES]
 
 
-@described("one of the {n_needles} retrieval prompts")
+@described(
+    "one of {n_needles} texts of at most {needle_length} tokens, each with a made-up fact (the needle) at one of the "
+    "depths {needle_depths}, and a question about it"
+)
 def one_needle(sizes: PromptSizes, tokenizer: Any) -> Prompts:
     """The prompts of `needles`, of which an analysis shows one."""
     return needles(sizes, tokenizer)
