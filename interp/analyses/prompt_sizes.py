@@ -49,8 +49,8 @@ class PromptSizes:
         n_few_shot: Number of few-shot prompts of function vectors, over all relations.
         sweep_lengths: Numbers of tokens of the needle sweep; by default they double from 256 to the model's context.
         n_sweep: Number of needle prompts of each length and depth of the needle sweep.
-        n_check_needles: Number of needle prompts of an ablation test, at most, of those that the unmodified model
-            answers right. Twice as many are drawn.
+        n_check_needles: Largest number of needle prompts in an ablation test. Twice this number are drawn, and only
+            those that the unmodified model answers right are used.
         check_length: Number of tokens of a needle prompt of an ablation test, at most.
         training_steps: Number of optimisation steps of a method that trains, such as DuoAttention.
         explorer_tokens: Number of tokens of the text in the explorer, at most; 0 for no explorer.

@@ -63,13 +63,15 @@ class ScorePlan:
         n_heads: Number of top heads that a test ablates; in small models some tests use fewer, at most a quarter of
             all heads.
         n_random_sets: Number of random head sets, matched by layer, that a test compares with, at most; a verdict
-            needs 39. Draws end early where the verdict is certain. Up to 3 more sets, of heads from any layer, are
-            shown; the test does not use them.
+            needs a plan of at least 39. Drawing ends early where no further set could make p <= 0.05, or after 39 sets
+            if none had as large an effect. Up to 3 more sets, of heads from any layer, are shown; the test does not use
+            them.
         ablation: How heads are ablated: zero (output set to 0), uniform (attend evenly) or first (attend to the first
             token).
         kinds: Ablations under which the tested heads are shown, in addition to that of `--ablation`; a repeated name
-            counts once. Choose from zero, mean, resample, uniform and first. Those other than that of `--ablation` are
-            not compared with random head sets. Mean and resample take values from other prompts of the same form.
+            counts once. Choose from zero, mean, resample, uniform and first. Without `--thorough`, only the ablation
+            of `--ablation` is compared with random head sets. Mean and resample take values from other prompts of the
+            same form.
         thorough: Add a section to the report for each tested analysis. It tests three sets: the top head, the top third
             of the tested heads, and all of them. Under each ablation of `--kinds`, a set is either ablated, or kept
             while all other heads above the threshold are ablated. Each case is compared with at most 39 random head

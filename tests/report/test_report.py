@@ -152,7 +152,7 @@ def test_overlaps_are_shown_with_both_chances_and_the_depth_profile(results, pag
     numbers = [plots.number(getattr(agreed, f"expected_{over}")) for over in ("overlap", "within_layers")]
     depth = plots.number(agreed.depth_overlap)
     assert f"{agreed.overlap} {numbers[0]}; {numbers[1]}, {plots.p_text(agreed.p_overlap)}; {depth}" in page.words
-    assert "(3) if the column’s list knew only which layers score high, not which heads" in page.words
+    assert "(3) if the heads of the column’s analysis were ranked only by the mean score of their layer" in page.words
 
 
 def test_heads_at_the_floor_are_in_no_list():
