@@ -77,8 +77,9 @@ def score(
         typer.Argument(
             metavar="ANALYSES",
             help="Names separated by commas, or a set of them: basic (the five analyses of `interp report`), long "
-            "(analyses of long contexts), all (every analysis that needs no results of another, without "
-            "needle_sweep and those of `interp safety`). `interp list` prints names and sets.",
+            "(the analyses of the group `long context` that need no results of another, without needle_sweep), all "
+            "(every analysis that needs no results of another, without needle_sweep and those of `interp safety`). "
+            "`interp list` prints names and sets.",
         ),
     ],
     model: Model,
@@ -101,7 +102,8 @@ def score(
     max_length: MaxLength = None,
     **options: Any,
 ) -> None:
-    """Score the heads of a model, test the top heads of analyses that have a control, and print the results."""
+    """Score the heads of a model, test the top heads by ablation against random heads (for some analyses, such as
+    retrieval and induction), and print the results."""
     from interp.runs.estimate import estimate
     from interp.runs.plan import ScorePlan
 
@@ -144,7 +146,8 @@ def steer(
     model: Model,
     out: Out,
     settings: Annotated[
-        list[str] | None, typer.Option("--set", help="A setting of the method, as in alpha=0.01; may be repeated.")
+        list[str] | None,
+        typer.Option("--set", help="A setting of the method, as in alpha=0.01 or pasta.alpha=0.01; may be repeated."),
     ] = None,
     as_json: AsJson = False,
     device: Device = None,

@@ -1,5 +1,6 @@
 """Tables and cards of analyses, edits, key selectors and tasks, for `interp list`."""
 
+import re
 from typing import Any
 
 from interp.analyses import registry, tasks
@@ -16,15 +17,15 @@ HEADINGS = {
     "edit": "Edits (interp steer MODEL --method NAME)",
     "selector": "Key selectors (interp score kv MODEL)",
 }
-GIVEN_BY = {"edit": {"heads": "--heads"}, "selector": {"keep_ratio": "kv.keep_ratios"}}
+GIVEN_BY = {"edit": {"heads": "--heads"}, "selector": {"keep_ratio": "--set kv.keep_ratios"}}
 """kind -> fields that are not settings, and the option or setting of a run that gives them"""
 SECTIONS = ("returns", "raises", "source", "differs", "limits")
-SOURCE_WIDTH = 60
+SOURCE_WIDTH = 70
 ANY_HEADS = "heads"
 """the need of an analysis that takes the heads of any other"""
 SETS = {
     "basic": "the five analyses of `interp report`",
-    "long": "analyses of long contexts",
+    "long": "analyses of the group `long context` that need no results of another, without needle_sweep",
     "all": "every analysis that needs no results of another, without needle_sweep and those of `interp safety`",
 }
 """the sets of this package in words"""
@@ -37,7 +38,7 @@ def table_data() -> list[dict[str, Any]]:
     rows = [
         {
             "kind": entry.kind, "name": entry.name, "title": entry.title, "group": entry.group,
-            "source": first_sentence(entry.source), "needs": list(_needs(entry)), "command": _command(entry),
+            "source": citation(entry.source), "needs": list(_needs(entry)), "command": _command(entry),
             "sets": list(registry.sets_of(entry)) if isinstance(entry, registry.Analysis) else [],
             "package": entry.distribution,
         }
@@ -59,13 +60,12 @@ def table() -> str:
         for group in dict.fromkeys(row["group"] for row in of_kind):
             lines += [f"  {group}"] if group else []
             for row in (row for row in of_kind if row["group"] == group):
-                source = (
-                    row["source"] if len(row["source"]) <= SOURCE_WIDTH else f"{row['source'][: SOURCE_WIDTH - 1]}…"
-                )
                 notes = f"  needs {_needs_text(row['needs'])}" if row["needs"] else ""
                 if kind == "analysis" and row["command"] != "score":
                     notes += f"  part of interp {row['command']}"
-                lines.append(f"    {row['name']:{width}s}  {row['title']:{title_width}s}  {source}{notes}".rstrip())
+                lines.append(
+                    f"    {row['name']:{width}s}  {row['title']:{title_width}s}  {row['source']}{notes}".rstrip()
+                )
     lines += ["", *_task_lines(width)]
     sets = {name: [e.name for e in registry.entries() if name in registry.sets_of(e)] for name in registry.sets()}
     lines += ["", "Sets of analyses (interp score SET MODEL)"]
@@ -109,13 +109,13 @@ def _card(entry: Entry) -> str:
         lines += [f"    {s.name} = {_plain(s.default)!r}{_in_run(entry, s.name)}  {s.help}".rstrip()
                   for s in entry.settings.values()]  # fmt: skip
     if rows := [row for row in setting_rows(entry) if row.source]:
-        cells = [("Setting", "This run", "Source"), *((row.name, row.used, row.source) for row in rows)]
+        cells = [("Setting", "Default", "Source"), *((row.name, row.used, row.source) for row in rows)]
         widths = [max(len(row[place]) for row in cells) for place in (0, 1)]
-        lines += ["", "Settings of a run without options, and of the source"]
+        lines += ["", "Default settings of `interp score`, and those of the source"]
         lines += [f"    {one:{widths[0]}s}  {two:{widths[1]}s}  {three}" for one, two, three in cells]
     helps = argument_lines(entry.thing)
     if given := {name: by for name, by in GIVEN_BY.get(entry.kind, {}).items() if name in helps}:
-        lines += ["", "Fields that a run sets in another way"]
+        lines += ["", "Set by a separate option"]
         lines += [f"    {name} (in a run: {by})  {helps[name]}" for name, by in given.items()]
     if memory := memory_at_reference(entry):
         lines += ["", f"Memory\n    {memory}"]
@@ -197,9 +197,13 @@ def _task_lines(width: int, found: list[Task] | None = None) -> list[str]:
     return ["Tasks (interp steer MODEL --task NAME, or a .jsonl file of your own items)", *lines]
 
 
-def first_sentence(text: str) -> str:
-    """The first line of a section, for a table."""
-    return " ".join(text.split("\n\n")[0].split())
+def citation(text: str) -> str:
+    """The beginning of a section "Source" for a table: its first sentence or part of one, without clauses at its end
+    that make it too long."""
+    line = re.split(r"[;:](?= )|(?<!\bal)\.(?= [A-Z]|$)", " ".join(text.split()), maxsplit=1)[0]
+    while len(line) > SOURCE_WIDTH and ", " in line:
+        line = line.rpartition(", ")[0]
+    return line
 
 
 def _plain(value: Any) -> Any:

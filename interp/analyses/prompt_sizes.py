@@ -46,16 +46,16 @@ class PromptSizes:
             task_kv; it has to be much larger than that number.
         haystack: Folder of texts (.txt, .md or .rst) in which needles are hidden; by default prose from a grammar.
         reply_tokens: Number of new tokens of a reply to a needle prompt, at most, also in ablation tests.
-        n_texts: Number of plain texts; also the number of prompts of repeated tokens. The analysis kv has as many
-            prompts in each of its three tests.
+        n_texts: Number of plain texts. It is also the number of prompts of repeated tokens. The analysis kv uses this
+            number of prompts in each of its three tasks.
         text_length: Number of tokens of a plain text.
         n_repeated: Number of random tokens that are repeated.
         n_pairs: Number of pairs of prompts for patching and for methods that contrast two kinds of prompts.
         n_few_shot: Number of few-shot prompts of function vectors, over all relations.
         sweep_lengths: Numbers of tokens of the needle sweep; by default they double from 256 to the model's context.
         n_sweep: Number of needle prompts of each length and depth of the needle sweep.
-        n_check_needles: Number of needle prompts of an ablation test. Twice as many are drawn, and of those that the
-            unmodified model answers right, up to this number is used.
+        n_check_needles: Largest number of needle prompts in an ablation test. Twice this number are drawn, and only
+            those that the unmodified model answers right are used.
         check_length: Number of tokens of a needle prompt of an ablation test, at most.
         training_steps: Number of optimisation steps of a method that trains, such as DuoAttention.
         explorer_tokens: Number of tokens of the text in the explorer, at most; 0 for no explorer.

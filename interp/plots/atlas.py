@@ -86,14 +86,17 @@ def atlas(scores: Mapping[str, HeadScores] | HeadRoles) -> "Figure":
     picture.add_scatter(
         x=[None], y=[None], mode="markers", name=f"no role: {int((main < 0).sum())}", **_key(GREY, NO_ROLE)
     )
+    sentences = [
+        "A head with several roles is drawn once, in the colour of the first role in the legend that is confident (if "
+        "none is, of its first role).",
+        "The legend gives the heads drawn in this colour and, in brackets, all heads with the role.",
+    ]
+    if heads <= 16 and layers <= 40:
+        sentences.append("The number in a cell is the index of the head in its layer.")
     notes = [
         f"{layers * heads} heads",
         "solid: confidently above the role's threshold (false discovery rate 5 %)",
-        "pale: mean above it, but not confidently",
-        "a head with several roles has the colour of the first in the legend for which it is confident, or, if there "
-        "is none, of the first",
-        "legend: heads drawn in this colour (of all heads with the role)",
-        "number in a cell: the head" if heads <= 16 and layers <= 40 else "",
+        f"pale: mean above it, but not confidently. {' '.join(sentences)}",
     ]
     picture.update_layout(**layout("Roles of the heads", notes, size * heads + 184), meta=_table(found))
     picture.update_layout(**ABOVE)

@@ -201,12 +201,12 @@ def scatter(one: HeadScores, other: HeadScores, k: int = 10) -> "Figure":
             hovertemplate="%{customdata}<br>%{x:.3f}, %{y:.3f}<extra></extra>",
         )
     notes = [
-        f"Spearman {number(agreed.spearman)}",
-        f"{agreed.overlap} of the top {k} shared",
-        f"by chance {number(agreed.expected_overlap)}; by random lists with as many heads in each layer as these two "
-        f"{number(agreed.expected_within_layers)} ({p_text(agreed.p_overlap)} for {agreed.overlap} or more)",
-        f"shared by the top {k} of {title_of(one.name).lower()} and a list that ranks heads by the mean score of their "
-        f"layer in {title_of(other.name).lower()}: {number(agreed.depth_overlap)} expected",
+        f"Spearman {number(agreed.spearman)}. The two top {k} share {agreed.overlap} "
+        f"head{'' if agreed.overlap == 1 else 's'}. Expected: {number(agreed.expected_overlap)} for random lists",
+        f"{number(agreed.expected_within_layers)} for random lists with the same number of heads in each layer "
+        f"({p_text(agreed.p_overlap)} for {agreed.overlap} or more)",
+        f"{number(agreed.depth_overlap)} if heads were ranked by their layer's mean {title_of(other.name).lower()} "
+        "score only.",
     ]
     picture.update_layout(**layout(f"{title_of(one.name)} against {title_of(other.name).lower()}", notes, 460))
     picture.update_layout(**ABOVE)
@@ -286,7 +286,9 @@ def positions(scores: HeadScores, k: int = 5) -> "Figure":
             line={"width": width, "color": color},
             hovertemplate=f"{name}<br>position %{{x}}: %{{y:.3f}}<extra></extra>",
         )
-    notes = ["mean over the queries that see the position, and over prompts", "0 is the first token"]
+    visible = scores.settings.get("rows") == "visible"
+    queries = "the queries that can see the position" if visible else "all queries at or after the position"
+    notes = [f"mean over {queries}, and over prompts", "0 is the first token"]
     picture.update_layout(**layout(f"{title_of(scores.name)}: attention by position", notes, 360))
     # within the axes: past the first positions the lines lie low
     picture.update_layout(legend={"x": 1, "xanchor": "right", "y": 1, "yanchor": "top", "bgcolor": "rgba(0,0,0,0)"})

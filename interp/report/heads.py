@@ -9,7 +9,7 @@ from interp.analyses.views.explore import Explored
 from interp.analyses.views.head_roles import HeadRoles, threshold_of
 from interp.analyses.views.ov_tokens import OvTokens
 from interp.hooks.model.heads import Head
-from interp.report.read_tokens import query_words, span_words
+from interp.report.read_tokens import query_words, repeated_texts, span_words
 from interp.report.words import cut
 from interp.runs.results import RunResults
 
@@ -84,9 +84,11 @@ def _written(view: OvTokens, head: Head) -> list[dict[str, Any]]:
     if str(head) not in view.heads:
         return []
     most = sorted(view.of(head), key=lambda reading: -reading.attention)[:N_READ]
+    repeated = repeated_texts(most)
     return [
         {
             "read": reading.token.text,
+            "position": f"{reading.token.position:,}" if reading.token.text in repeated else "",
             "attention": reading.attention,
             "tokens": [token.text for token in reading.writes],
         }

@@ -10,6 +10,7 @@ from interp.analyses.measures.refusals import RefusalResult
 from interp.analyses.prompt_sizes import description
 from interp.analyses.source_settings import SettingRow, setting_rows
 from interp.analyses.steer.result import SteeringResult
+from interp.analyses.views.explore import Explored
 from interp.report.page import about
 from interp.report.words import CONTROL, named_settings
 from interp.runs.results import RunResults
@@ -97,6 +98,9 @@ def _used(entry: registry.Entry, plan: Mapping[str, Any], result: Any) -> dict[s
         stored["threshold"] = threshold
     if isinstance(result, SteeringResult):
         stored |= {name: getattr(edit, name) for edit in result.edits for name in entry.settings if hasattr(edit, name)}
+    if isinstance(result, Explored) and stored.get("heads") == "given":
+        n = f"{len(result.heads)} head{'' if len(result.heads) == 1 else 's'}"
+        stored["heads"] = f"{n} (named)" if plan.get("heads") else f"{n} (those of the section Heads)"
     if isinstance(result, RefusalResult):
         stored |= {"size": plan["group_size"]} if "group_size" in plan else {}
         stored |= {"ablation": list(result.groups)} if result.groups else {}

@@ -1,6 +1,9 @@
 """The tokens that a view of written tokens reads, in words: which span, of which prompt, from which query."""
 
-from interp.analyses.views.ov_tokens import OvTokens
+from collections import Counter
+from collections.abc import Sequence
+
+from interp.analyses.views.ov_tokens import OvTokens, Reading
 from interp.report.words import cut
 
 MAX_CHARACTERS = 60
@@ -17,6 +20,16 @@ def span_words(view: OvTokens) -> str:
     text = "".join(view.texts[str(token)] for token in ids[ids >= 0].tolist()).strip()
     name = f"the {view.span}" if view.span == "answer" or view.span.startswith("last ") else f"the span “{view.span}”"
     return f"{name} “{cut(text, MAX_CHARACTERS)}”" if text else name
+
+
+def repeated_texts(readings: Sequence[Reading]) -> set[str]:
+    """Texts of tokens that several readings have, so that only their positions differ.
+
+    Args:
+        readings: The readings that are shown for one head.
+    """
+    counts = Counter(reading.token.text for reading in readings)
+    return {text for text, count in counts.items() if count > 1}
 
 
 def query_words(view: OvTokens) -> str:

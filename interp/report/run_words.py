@@ -22,7 +22,7 @@ NAMES = {
     "check": "ablation tests",
     "heads": "tested heads",
     "kinds": "further ablations",
-    "thorough": "additional section for each analysis, with several numbers of heads (--thorough)",
+    "thorough": "extra ablation section for each analysis, with different numbers of ablated heads (--thorough)",
 }
 """settings of a run whose lines in the documentation are too long for a name"""
 OF_TESTS = {"n_heads", "n_random_sets", "ablation", "kinds", "thorough"}

@@ -2,6 +2,7 @@
 
 from typing import get_args
 
+from interp.analyses import registry
 from interp.analyses.causal.ablated_measures import NEUTRAL
 from interp.analyses.results.trial import BY_DEPTH, KEPT, RANDOM, RANDOM_BY_LAYER, RANDOM_KEPT, TOP
 from interp.analyses.results.trial_rows import sized
@@ -54,16 +55,14 @@ def condition_notes(result: Trials) -> list[str]:
     elif others:
         found.append(f"{', '.join(f'({kind})' for kind in others)}: the kind of ablation.")
     if any(name.partition(" (")[0].endswith(f" {KEPT}") for name in result.tested):
-        found.append(
-            f"{KEPT}: the tested heads stay, and the other heads above the threshold of the scores are ablated (above "
-            "the lowest score, where the scores have no threshold)."
-        )
+        found.append(f"{KEPT}: the tested heads stay, and the other heads {_of_role(result)}.")
     if by_depth := [name for name in result.tested if name.partition(" (")[0].endswith(f" {BY_DEPTH}")]:
         sizes = {size for name in by_depth for size in result.sizes(name)}
         first = sized(result, max(sizes)) if len(sizes) == 1 else "heads"
         found.append(
-            f"{BY_DEPTH}: {first}, taken layer by layer from the layer with the highest mean score; where a part of a "
-            "layer is needed, its heads are chosen at random."
+            f"{BY_DEPTH}: {first} chosen by layer. First come all heads of the layer with the highest mean score, then "
+            "those of the layer with the next highest; of the last layer used, as many as are needed are chosen at "
+            "random."
         )
     if RANDOM_BY_LAYER in names:
         found.append(
@@ -76,6 +75,18 @@ def condition_notes(result: Trials) -> list[str]:
     return found
 
 
+def _of_role(result: Trials) -> str:
+    """The ablated heads where tested heads are kept: those above the threshold of the analysis, where it has one."""
+    entry, lowest = registry.find(result.name), "above the lowest score"
+    if entry is None:
+        threshold = "above the threshold of the scores are ablated"
+        return f"{threshold} ({lowest}, where the scores have no threshold)"
+    setting = entry.settings.get("threshold")
+    if entry.threshold is None and (setting is None or setting.default is None):
+        return f"{lowest} are ablated, since the scores have no threshold"
+    return "above the threshold of the scores are ablated"
+
+
 def measure_notes(result: Trials) -> list[str]:
     """Which texts each loss is over, and which measures have too few prompts for an interval.
 
@@ -84,13 +95,14 @@ def measure_notes(result: Trials) -> list[str]:
     """
     found, measures = [], result.measures
     if NEUTRAL in measures and len(measures) > 1:
-        n, first = n_prompts(result, NEUTRAL), measures[0]
-        texts = "of 1 plain text, which is no prompt" if n == 1 else f"mean over {n} plain texts, which are not prompts"
-        found.append(f"{NEUTRAL[:1].upper()}{NEUTRAL[1:]}: {texts} of this test.")
+        n, first, other = n_prompts(result, NEUTRAL), measures[0], ""
         if first.startswith("loss"):
+            items, other = ("texts" if first == "loss" else "prompts"), "other "
             found.append(
-                f"{first[:1].upper()}{first[1:]}: mean over the {n_prompts(result, first)} prompts of this test."
+                f"{first[:1].upper()}{first[1:]}: mean over the {n_prompts(result, first)} {items} of this test."
             )
+        texts = f"that of 1 {other}plain text" if n == 1 else f"mean over {n} {other}plain texts"
+        found.append(f"{NEUTRAL[:1].upper()}{NEUTRAL[1:]}: {texts}, the same in all ablation tests of the run.")
     for measure in measures:
         if not has_interval(result, measure):
             n = n_prompts(result, measure)

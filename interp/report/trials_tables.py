@@ -5,12 +5,13 @@ from itertools import product
 from typing import Any
 
 from interp.analyses.results.intervals import Estimate
+from interp.analyses.results.shown_behaviour import ACCURACY
 from interp.analyses.results.trial import BASELINE, DRAWN, Trial
 from interp.analyses.results.trial_rows import groups, sizes
 from interp.analyses.results.trial_tests import counted
 from interp.analyses.results.trials import Trials
 from interp.report.lists import joined
-from interp.report.trials_notes import has_interval
+from interp.report.trials_notes import has_interval, is_ablation
 from interp.report.trials_words import gain_text, test_text
 from interp.report.words import cut
 
@@ -189,7 +190,14 @@ def replies_words(result: Trials) -> str:
     shown = f"{N_REPLIES} of {n} prompts are shown" if n > N_REPLIES else f"All {n} prompts are shown"
     if tested is not first:
         shown += f", beginning with those where only one of {first.condition} and {tested.condition} is right"
-    return f"{shown}. Conditions with the same reply share a row."
+    words = f"{shown}. Conditions with the same reply share a row."
+    if is_ablation(result) and result.measures[0] == ACCURACY and "judge" not in result.settings:
+        words += (
+            " Right: the reply contains all content words of the expected answer, in order (stricter than the setting "
+            "recall of retrieval). A reply ends as soon as it is certain to be right, so right replies may break off "
+            "after one more word."
+        )
+    return words
 
 
 def _with_replies(result: Trials) -> tuple[list[Trial], Trial | None, Trial | None]:

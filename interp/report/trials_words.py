@@ -190,9 +190,11 @@ def set_words(result: Trials, measure: str, test: SetTest, condition: str = "", 
     claimed = CLAIMED.get(claim or "", "as large an effect")
     ended = ""
     if test.ended_early:
-        why = ", since no further set could make p \u2264 0.05" if reached else f": none had {claimed}"
-        sure = "" if reached else ", which already gives p < 0.05"
-        ended = f" Drawing stopped after {test.n_sets} of {test.n_planned} planned sets{why}{sure}."
+        n = f"{test.n_sets} of {test.n_planned}"
+        ended = f" Drawing stopped after {n} planned sets, since no further set could make p \u2264 0.05."
+        if not reached:
+            p_value = f"p = 1/{test.n_sets + 1}"
+            ended = f" Drawing stopped at the planned check after {n} sets: none of them had {claimed} ({p_value})."
     shared, n_heads = _shared_heads(result, condition, size)
     if not test.is_beyond:
         sets = f"{reached} of {test.n_sets} random sets {'has' if reached == 1 else 'have'} {claimed}"

@@ -22,7 +22,9 @@ from interp.runs.results import RunResults
 
 N_LABELS, REPLY_CHARACTERS, LENGTH = 6, 80, " tokens"
 """labels of prompts that are listed, characters of a reply, and end of a label that is a length"""
-STORED_NAMES = {"bos": "first token"}
+QUERIES_AFTER = "all queries at or after it"
+"""queries over which the attention to a key is averaged, except with `rows="visible"`"""
+STORED_NAMES = {"bos": "BOS token"}
 """fields of a provenance whose names are not clear"""
 SETTING_NAMES = {
     "ablation": "ablation",
@@ -191,9 +193,10 @@ def facts(scores: HeadScores, threshold: float | None) -> list[str]:
         limit = scores.settings.get("column_threshold")
         bar = f"more than {limit:g}" if isinstance(limit, int | float) else "much"
         mean = number(float(columns.float().nanmean()))
+        queries = "the queries that can see it" if scores.settings.get("rows") == "visible" else QUERIES_AFTER
         sentences.append(
             f"On average over heads and prompts, {mean} keys of a prompt receive {bar} of a head's attention. The "
-            "attention to a key is averaged over the queries that see it."
+            f"attention to a key is averaged over {queries}."
         )
     if (learned := scores.extras.get("learned")) is not None and bool((learned > 0).any()):
         sentences.append(f"Learned sinks of the model take {float(learned.float().nanmean()):.1%} of the attention.")

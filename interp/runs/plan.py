@@ -59,20 +59,24 @@ class ScorePlan:
         analyses: Names of the analyses, or of sets of them.
         sizes: Number and length of the prompts.
         settings: Settings by analysis, edit or selector, as {"qada": {"tau": 0.9}}.
-        check: Test the top heads against random heads, for analyses that have a control.
+        check: Test the top heads by ablation against random heads, for some analyses, such as retrieval and induction.
         heads: Heads to test instead of the top ones, such as L18H6,L17H3 or L8-L12.
-        n_heads: Number of top heads that a test ablates; some tests ablate at most a quarter of the model's heads.
+        n_heads: Number of top heads that a test ablates; in small models some tests use fewer, at most a quarter of
+            all heads.
         n_random_sets: Number of random head sets, matched by layer, that a test compares with, at most; a verdict
-            needs 39. Draws end early where the verdict is certain. Up to 3 more sets, from all layers, are shown but
-            not tested against.
+            needs a plan of at least 39. Drawing ends early where no further set could make p <= 0.05, or after 39 sets
+            if none had as large an effect. Up to 3 more sets, of heads from any layer, are shown; the test does not use
+            them.
         ablation: How heads are ablated: zero (output set to 0), uniform (attend evenly) or first (attend to the first
             token).
-        kinds: Further ablations under which the tested heads are shown: zero, mean, resample, uniform or first. They
-            are not compared with random head sets. Mean and resample take values from other prompts of the same form.
-        thorough: Add a section for each tested analysis. It takes the first, the first third and all of the tested
-            heads. For every ablation in kinds there are two cases: these heads are ablated, or they are kept and all
-            other heads above the threshold of the analysis are ablated. Each case is compared with random head sets, at
-            most 39.
+        kinds: Ablations under which the tested heads are shown, in addition to that of `--ablation`; a repeated name
+            counts once. Choose from zero, mean, resample, uniform and first. Without `--thorough`, only the ablation
+            of `--ablation` is compared with random head sets. Mean and resample take values from other prompts of the
+            same form.
+        thorough: Add a section to the report for each tested analysis. It tests three sets: the top head, the top third
+            of the tested heads, and all of them. Under each ablation of `--kinds`, a set is either ablated, or kept
+            while all other heads above the threshold are ablated. Each case is compared with at most 39 random head
+            sets.
         batch_size: Number of prompts per forward pass.
     """
 

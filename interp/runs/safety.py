@@ -36,9 +36,9 @@ class SafetyPlan:
         head_set_sizes: Numbers of heads that the curves ablate.
         stop_below: Stop ablating more heads of a ranking once the share of refusals falls to this.
         reply_tokens: Number of new tokens of a reply.
-        n_random_sets: Number of random head sets, matched by layer, for each ranking and size; a verdict needs 39, and
-            more where few of the rankings and sizes have an effect. Up to 3 more, from all layers, are shown but not
-            tested against.
+        n_random_sets: Number of random head sets, matched by layer, for each ranking and size; a verdict needs 39,
+            and more where few of the rankings and sizes have an effect. Up to 3 more, of heads from any layer, are
+            shown; the test does not use them.
         seed: Seed of random head sets and confidence intervals.
         batch_size: Number of prompts per forward pass.
         keep_text: Store whole replies rather than their first 40 characters.

@@ -35,6 +35,7 @@ OWN = {
     "function_vectors": {"right_only": False},
     "duo_gates": {"steps": 4, "batch_size": 1, "sink": 1, "recent": 8},
 }
+SWEEPS = ("activation_patching", "path_patching")
 DECODING = ("retrieval", "semantic_retrieval", "retrieval_reasoning", "lookback")
 MADE = {
     "context_entropy": lambda sizes, tokenizer: tasks.contexts(tokenizer, questions=1, each=3, length=700),
@@ -92,7 +93,12 @@ def size_of(value):
     return sum(map(size_of, value)) if isinstance(value, tuple | list) else 0
 
 
-@pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.name)
+@pytest.mark.parametrize(
+    "entry",
+    # a sweep over all heads of the demo model, for each of its pairs of prompts
+    [pytest.param(entry, marks=pytest.mark.slow if entry.name in SWEEPS else ()) for entry in ENTRIES],
+    ids=lambda entry: entry.name,
+)
 def test_declared_cost_is_what_runs(tiny, demo, entry):
     name = entry.name
     model, tokenizer = tiny

@@ -9,6 +9,7 @@ import pytest
 
 import interp
 from interp.analyses import registry
+from interp.cli_list import citation
 from interp.runs.plan import ScorePlan
 from interp.runs.run import Run
 
@@ -167,7 +168,11 @@ def test_list_has_every_task(call):
 @pytest.mark.parametrize(
     ("name", "first", "line"),
     [
-        ("snapkv", "snapkv: SnapKV (selector)", "keep_ratio (in a run: kv.keep_ratios)  Share of the prompt's keys"),
+        (
+            "snapkv",
+            "snapkv: SnapKV (selector)",
+            "keep_ratio (in a run: --set kv.keep_ratios)  Share of the prompt's keys",
+        ),
         ("pasta", "pasta: PASTA (edit, spans)", "heads (in a run: --heads)  Heads to edit."),
         (
             "retrieval",
@@ -181,6 +186,22 @@ def test_cards_name_the_group_and_the_fields_that_a_run_sets(call, name, first, 
     assert code == 0
     assert out.splitlines()[0] == first
     assert line in out
+
+
+@pytest.mark.parametrize(
+    ("source", "shown"),
+    [
+        ("Wu et al. 2404.15574, section 2. The authors use 50 new tokens.", "Wu et al. 2404.15574, section 2"),
+        ("Gu et al. 2410.10781: the score and its\nthreshold.", "Gu et al. 2410.10781"),
+        (
+            "QRHead, Zhang et al. 2506.09944, by the released code, which keeps 16 heads.",
+            "QRHead, Zhang et al. 2506.09944, by the released code",
+        ),
+        ("", ""),
+    ],
+)
+def test_list_gives_the_citation_of_a_source_whole(source, shown):
+    assert citation(source) == shown
 
 
 def test_list_prints_the_memory_of_gradients(call):

@@ -86,18 +86,32 @@ def test_a_row_ends_where_more_text_makes_no_difference(model, prompts, tokenize
     assert [len(reply.ids) for reply in bare] == [2, 2]
 
 
-def test_a_stop_text_ends_the_steps_whatever_the_tokenizer(model, prompts, tokenizer):
-    """A tokenizer of whole words has no bytes, on which the stop texts of transformers fail."""
+def words_of(tokenizer):
+    """A tokenizer of whole words, which has no bytes, on which the stop texts of transformers fail."""
     vocab = {f"w{i}": i for i in range(len(tokenizer))}
-    words = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel(vocab, unk_token="w0")), unk_token="w0")
-    for used in (tokenizer, words):
-        given = replace(prompts, tokenizer=used)
-        whole = generate(model, given, max_new_tokens=LIMIT)
-        stop = str(used.decode([whole[0].ids[1]]))
-        steps: list[None] = []
-        handle = model.register_forward_pre_hook(lambda *_, steps=steps: steps.append(None))
-        found = generate(model, given[:1], max_new_tokens=LIMIT, stop=stop)
-        handle.remove()
-        assert found[0].ids == whole[0].ids[: len(found[0].ids)]
-        assert len(found[0].ids) <= 1
-        assert len(steps) == len(found[0].ids) + 1
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel(vocab, unk_token="w0")), unk_token="w0")
+
+
+@pytest.mark.parametrize("n", [1, 2])
+@pytest.mark.parametrize("kind", ["bytes", "words"])
+@pytest.mark.parametrize(("start", "width"), [(0, 1), (1, 1), (1, 2), (2, 3), (LIMIT - 1, 1)])
+def test_a_stop_text_ends_the_steps_at_the_token_that_completes_it(model, prompts, tokenizer, kind, start, width, n):
+    used = tokenizer if kind == "bytes" else words_of(tokenizer)
+    given = replace(prompts[:n], tokenizer=used)
+    whole = generate(model, given, max_new_tokens=LIMIT)
+    stop = str(used.decode(list(whole[0].ids[start : start + width])))
+
+    def completed(ids):
+        """The number of tokens with which a row has the stop text, or the limit."""
+        return next((i for i in range(1, LIMIT + 1) if stop in used.decode(ids[:i])), LIMIT)
+
+    steps: list[None] = []
+    handle = model.register_forward_pre_hook(lambda *_: steps.append(None))
+    found = generate(model, given, max_new_tokens=LIMIT, stop=stop)
+    handle.remove()
+    # the steps end with the last row
+    assert len(steps) == max(completed(reply.ids) for reply in whole)
+    for reply, row in zip(found, whole, strict=True):
+        stopped = stop in used.decode(list(row.ids))
+        assert reply.ids == row.ids[: completed(row.ids) - stopped]
+        assert reply.at_limit is not stopped

@@ -91,12 +91,12 @@ def test_scatter_shows_the_numbers_of_compare():
     one, other = scores(0), scores(1, "induction")
     figure, agreed = plots.scatter(one, other, 4), one.compare(other, 4)
     assert f"Spearman {plots.number(agreed.spearman)}" in title(figure)
-    assert f"{agreed.overlap} of the top 4 shared" in title(figure)
+    assert f"The two top 4 share {agreed.overlap} head" in title(figure)
     chances = [plots.number(value) for value in (agreed.expected_overlap, agreed.expected_within_layers)]
-    within = f"by random lists with as many heads in each layer as these two {chances[1]}"
-    assert f"by chance {chances[0]}; {within}" in title(figure)
+    within = f"{chances[1]} for random lists with the same number of heads in each layer"
+    assert f"Expected: {chances[0]} for random lists; {within}" in title(figure)
     depth = plots.number(agreed.depth_overlap)
-    assert f"layer in induction: {depth} expected" in title(figure)
+    assert f"{depth} if heads were ranked by their layer" in title(figure)
     found = {
         name: (x, y)
         for trace in figure.data

@@ -127,8 +127,8 @@ def test_the_overview_shows_the_numbers_of_the_tables(results, page: Page):
 
 
 def test_roles_are_confident_or_tentative(page: Page):
-    assert "Confident: a test over prompts shows the score to be above the threshold." in page.words
-    assert "The tests of all heads of an analysis are adjusted by Benjamini and Hochberg's method" in page.words
+    assert "Confident: a test that assumes nothing about the distribution of the scores (Gaffke's test" in page.words
+    assert "of the heads called confident have a true mean at or below the threshold." in page.words
     assert "Tentative: the mean is above the threshold, but not confidently." in page.words
     assert "Role Threshold Confident Tentative Heads, strongest first" in page.words
 
@@ -152,7 +152,7 @@ def test_overlaps_are_shown_with_both_chances_and_the_depth_profile(results, pag
     numbers = [plots.number(getattr(agreed, f"expected_{over}")) for over in ("overlap", "within_layers")]
     depth = plots.number(agreed.depth_overlap)
     assert f"{agreed.overlap} {numbers[0]}; {numbers[1]}, {plots.p_text(agreed.p_overlap)}; {depth}" in page.words
-    assert "(3) for the list of the row and a list that ranks heads by the mean score of their layer" in page.words
+    assert "(3) if the heads of the column’s analysis were ranked only by the mean score of their layer" in page.words
 
 
 def test_heads_at_the_floor_are_in_no_list():

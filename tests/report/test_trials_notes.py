@@ -21,6 +21,10 @@ RANDOM_NOTES = [
     "random by layer: random sets matched by layer, with as many heads of each layer as the tested heads.",
     "random: random sets of other heads, from all layers.",
 ]
+BY_DEPTH = (
+    "by depth: 2 heads chosen by layer. First come all heads of the layer with the highest mean score, then those of "
+    "the layer with the next highest; of the last layer used, as many as are needed are chosen at random."
+)
 NAMED = {
     ("top",): ["top: the 2 heads under test, zero-ablated."],
     ("top", "top (mean)", "top (resample)"): [
@@ -32,13 +36,9 @@ NAMED = {
         "(mean): the same heads under another ablation.",
         "kept: the tested heads stay, and the other heads above the threshold of the scores are ablated (above the "
         "lowest score, where the scores have no threshold).",
-        "by depth: 2 heads, taken layer by layer from the layer with the highest mean score; where a part of a "
-        "layer is needed, its heads are chosen at random.",
+        BY_DEPTH,
     ],
-    ("induction", "induction by depth"): [
-        "by depth: 2 heads, taken layer by layer from the layer with the highest mean score; where a part of a "
-        "layer is needed, its heads are chosen at random."
-    ],
+    ("induction", "induction by depth"): [BY_DEPTH],
 }
 
 
@@ -53,6 +53,19 @@ def test_each_part_of_a_name_is_explained_where_it_occurs(names):
     assert condition_notes(named(*names)) == NAMED[names]
     page = Page(render(run({"made": named(*names)}))).words
     assert all(note in page for note in NAMED[names])
+
+
+@pytest.mark.parametrize(
+    ("name", "ablated"),
+    [
+        ("retrieval", "above the threshold of the scores are ablated."),
+        ("induction", "above the threshold of the scores are ablated."),
+        ("path_patching", "above the lowest score are ablated, since the scores have no threshold."),
+    ],
+)
+def test_the_heads_that_are_ablated_where_the_tested_ones_stay_depend_on_a_threshold(name, ablated):
+    notes = condition_notes(replace(named("top kept"), name=name))
+    assert f"kept: the tested heads stay, and the other heads {ablated}" in notes
 
 
 def test_random_heads_are_explained():
@@ -75,11 +88,11 @@ def losses(*counts: int) -> Trials:
 @pytest.mark.parametrize("n", [1, 2, 3, 5])
 def test_each_loss_has_its_texts_and_a_few_of_them_no_interval(n):
     made = losses(n)
-    texts = "of 1 plain text, which is no prompt" if n == 1 else f"mean over {n} plain texts, which are not prompts"
+    texts = "that of 1 other plain text" if n == 1 else f"mean over {n} other plain texts"
     notes = measure_notes(made)
     assert notes[:2] == [
-        f"Loss on neutral text: {texts} of this test.",
-        "Loss: mean over the 4 prompts of this test.",
+        "Loss: mean over the 4 texts of this test.",
+        f"Loss on neutral text: {texts}, the same in all ablation tests of the run.",
     ]
     intervals = {row["measure"]: bool(row["interval"]) for row in table(made)}
     assert intervals == {"loss": True, NEUTRAL: n >= 3}
@@ -184,5 +197,5 @@ def test_draws_that_end_after_39_sets_state_why():
     made = replace(ablation((12, 1, 11, 11, *[10, 11, 12] * 13), n_prompts=12), n_random_sets=99)
     (found,) = [sentence for sentence in trials_words(made) if sentence.startswith("The top heads")]
     assert found.endswith(
-        "Drawing stopped after 39 of 99 planned sets: none had as large an effect, which already gives p < 0.05."
+        "Drawing stopped at the planned check after 39 of 99 sets: none of them had as large an effect (p = 1/40)."
     )

@@ -139,8 +139,12 @@ def test_replies_begin_with_those_that_the_heads_change_and_join_equal_ones():
     assert replies_words(curve()) == ""
     assert replies_words(ablation()) == (
         "4 of 8 prompts are shown, beginning with those where only one of baseline and top is right. Conditions with "
-        "the same reply share a row."
+        "the same reply share a row. Right: the reply contains all content words of the expected answer, in order "
+        "(stricter than the setting recall of retrieval). A reply ends as soon as it is certain to be right, so right "
+        "replies may break off after one more word."
     )
+    other = replace(ablation(), settings={"judge": "exact"})
+    assert replies_words(other).endswith("Conditions with the same reply share a row.")
     few = tuple(
         replace(trial, values={"accuracy": trial.values["accuracy"][:3]}, replies=trial.replies[:3])
         for trial in ablation().trials
@@ -209,6 +213,7 @@ def test_side_results_of_sinks_in_sentences():
     assert share.startswith("When each prompt is taken alone, ")
     assert share.endswith("% of the heads are above the threshold, on average over prompts.")
     assert keys.startswith("On average over heads and prompts, 3.00 keys of a prompt receive more than 0.1 of a head's")
+    assert keys.endswith("The attention to a key is averaged over all queries at or after it.")
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,8 @@ from interp.hooks.model.heads import HeadLayout, HeadSet
 from interp.hooks.model.provenance import Provenance
 from interp.hooks.prompts.prompts import Prompts
 
+DEFAULT_JUDGE = judge
+
 
 def ablation_test(
     model: nn.Module,
@@ -211,6 +213,7 @@ def ablation_test(
             "n_heads": len(heads), "n_random_sets": n_random_sets, "ablation": ablation, "kinds": list(kinds),
             "max_new_tokens": max_new_tokens, "prompts": prompts.fingerprint(),
             **({COUNTED: counted} if counted else {}),
+            **({} if judge is DEFAULT_JUDGE else {"judge": getattr(judge, "__name__", type(judge).__name__)}),
         },
         provenance=source,
     )  # fmt: skip

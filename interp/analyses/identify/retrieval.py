@@ -65,11 +65,14 @@ def retrieval(
     seed: int = 0,
     progress: bool = False,
 ) -> HeadScores:
-    """Score each head by the number of tokens that it copies from the answer, divided by the number of answer tokens.
-    A head copies a generated token where its most attended position lies in the answer and holds the same token.
+    """Score each head by the number of tokens that it copies from the answer span of the prompt (the part of the needle
+    that answers the question), divided by the number of tokens of that span.
+    A step counts for a head where its most attended position lies in that span and holds the same token that is
+    generated (Wu et al. call this copying; what the head writes is not examined).
     A prompt is used where the reply contains more than half of the words of the answer.
 
-    The model decodes greedily. Let w_t be the token generated at step t, and r_t the query whose logits give it.
+    The model decodes greedily. Let w_t be the token generated at step t, and r_t the position whose output logits give
+    it.
     `hit[n l h t] = 1` where argmax over k of `pattern[n l h r_t k]` lies in the prompt's span "answer" and holds w_t.
     `score[n l h] = sum over t of hit / number of answer tokens`. A head above `threshold` is called a retrieval head.
     `scores.frequency` is the share of prompts in which a head scores above 0.
@@ -80,7 +83,7 @@ def retrieval(
         form: "decode" reads the attention while the model generates its reply. "forced" is a cheaper variant: it
             appends the tokens of the answer to the prompt, reads them in one forward pass, and counts every prompt. It
             scores each answer token once. In "decode", a reply that goes on after the answer may copy answer tokens
-            again, and these repeats count too.
+            again; with `count="steps"` these repeats count too.
         count: "steps" counts each step, as the authors' code does, so that a score can exceed 1. "set" counts each
             distinct answer token once and divides by the number of distinct answer tokens, as in the paper's Eq. 1.
         by_value: Weight each key by the norm of its value vector: the most attended position is the key with the
@@ -119,9 +122,10 @@ def retrieval(
         The answer's tokens are located by exact character offsets, whereas the released code searches for similar
         tokens. The prompts of this package (`tasks.needle`: a made-up fact, the needle, hidden in a long text, and a
         question about it) use the chat template of any tokenizer that has one, whereas the released code uses it for
-        two models. They end with the first words of the answer's sentence, so that the model copies from its first new
-        token on, whereas the prompts of the released code end with the question. By default a reply has at most 32 new
-        tokens, not 50; the setting `max_new_tokens` (option `--reply-tokens`) changes this limit.
+        two models. The prompts of this package end with the first words of the answer's sentence, so that the model
+        copies from its first new token on, whereas the prompts of the released code end with the question. By default a
+        reply has at most 32 new tokens, not 50; the setting `max_new_tokens` (option `--reply-tokens`) changes this
+        limit.
 
     Limits:
         Does not show that the model needs the head; an ablation test shows that. Does not find heads that retrieve

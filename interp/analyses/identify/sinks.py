@@ -58,25 +58,25 @@ def sinks(
     """Score each head by the mean attention that the first token (of the prompt, not of the padding) receives.
 
     `alpha[n l h k] = 1 / (T - k) * sum over q >= k of pattern[n l h q k]`, where T is the number of tokens: the mean
-    over all queries from key k on, itself included. The score is alpha at k = 0. A head above `threshold` is called a
-    sink head.
+    over the queries at positions k, k + 1, ..., T - 1. The score is alpha at k = 0. A head above `threshold` is called
+    a sink head.
 
-    In a layer with a window, queries farther from key k than the window give 0. With `rows="visible"` alpha is the mean
-    over the queries that see key k, and the table is called sinks_visible: a head with a window of 16 may look at the
-    first token as long as it can, which is 16 of 64 queries. Without windows both are equal.
+    In a layer with a window, queries farther from key k than the window give 0. With `rows="visible"` the mean is only
+    over the queries that can see key k, and the result is named sinks_visible. Example: with a window of 16, only 16 of
+    64 queries can see the first token. Without windows both are equal.
 
-    alpha falls with T, which the labels state, so compare scores at equal T.
+    alpha is smaller on longer prompts, so compare scores only at equal T. `scores.labels` gives T for each prompt.
 
     Args:
         model: A transformers causal language model, or a TransformerBridge over one.
         prompts: Any prompts, such as `tasks.passages`.
-        rows: "all" takes the mean over all queries from the key on, as the paper does; "visible" over those whose
-            window reaches the key.
+        rows: "all" takes the mean over all queries at or after the key, as the paper does; "visible" only over those
+            that can see the key.
         threshold: Score above which a head is called a sink head.
-        column_threshold: A key counts as a sink of a head if its mean attention is above this value; the extra
+        column_threshold: A key counts as a sink of a head if its mean attention is above this value. The extra
             "columns" is the number of such keys.
-        by_value: Weight the attention p by value norms: `alpha = p_0 |v_0| / (sum over k of p_k |v_k|)`. The
-            score is then small where the first token is attended to but carries nothing.
+        by_value: Replace `pattern[q k]` by `pattern[q k] |v_k| / (sum over j of pattern[q j] |v_j|)` before the mean.
+            The score is then small if the first token has a small value vector.
         batch_size: Number of prompts per forward pass.
         seed: Seed of the confidence intervals over prompts.
         progress: Show a progress bar.
@@ -85,9 +85,9 @@ def sinks(
         HeadScores: float32 `per_prompt [n l h]`, in shares of attention. Extras for each prompt: "sink", 1 where alpha
             at k = 0 is above the threshold, whose mean over everything is the paper's Sink_1(threshold); "by_value",
             the score with attention weighted by value norms, which is always measured; "positions",
-            alpha of the first 32 positions; "columns", the number of keys with alpha above `column_threshold`, which
-            are the sinks of ACT and include the first token; "learned", the mass of a learned sink (gpt-oss), 0 without
-            one.
+            alpha of the first 32 positions; "columns", the number of keys with alpha above `column_threshold` (the
+            first token is counted if it is above; the edit `act` leaves it out and has its own threshold); "learned",
+            the mass of a learned sink (gpt-oss), 0 without one.
 
     Raises:
         UsageError: If `rows` is unknown.
@@ -112,7 +112,7 @@ def sinks(
     """
     if rows not in get_args(Rows):
         raise UsageError(
-            f"unknown rows {rows!r}; choose from 'all' (every query from the key on), 'visible' (those that see it)."
+            f"unknown rows {rows!r}; choose from 'all' (queries at or after the key), 'visible' (those that see it)."
         )
     learned = any(getattr(module, "sinks", None) is not None for module in attention_layers(model).values())
     received, weighted = (columns("sum" if rows == "all" else "mean", by_value=by) for by in (by_value, True))

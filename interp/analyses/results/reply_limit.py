@@ -66,7 +66,10 @@ def sentence_of_trials(trials: Iterable[Any], settings: Mapping[str, Any]) -> st
     if not parts:
         return f"{cut}, and none of these is counted as wrong."
     counted = wrong.total()
-    which = "all of these" if counted == ended else f"{counted} of these"
-    which = "it" if ended == 1 else which
-    are = "is" if counted == 1 else "are"
-    return f"{cut}, so a later answer would be missed; {which} {are} counted as wrong: {'; '.join(parts)}."
+    are, were = ("is", "was") if counted == 1 else ("are", "were")
+    if counted < ended:
+        counts = f"{cut}. {counted} of these {were} not right by then and {are} counted as wrong"
+    else:
+        not_right = "it was not right" if counted == 1 else "none was right"
+        counts = f"{cut} and {are} counted as wrong: {not_right} by then"
+    return f"{counts}, although a right answer might have followed. By condition: {', '.join(parts)}."

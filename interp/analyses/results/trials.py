@@ -339,14 +339,15 @@ class Trials(Result):
             line = f"{name}  {row['measure']:16s} {numbers}"
             if "gain" in row:
                 gain = self.show(row["measure"], row["gain"], row["gain_low"], row["gain_high"], signed=True)
-                line += f"  from {self.control}: {gain}"
+                line += f"  difference from {self.control}: {gain}"
             if "p_value" in row:
                 beyond = f"beyond {row['n_beyond']} of {row['n_sets']} random sets"
                 line += (
                     f"  {beyond}, {'p = ' + format(row['p_value'], '.2g') if row['decided'] else 'too few for a test'}"
                 )
             lines.append(line)
-        ended = sentence_of_trials(self.trials, self.settings)
+        # the counts of each condition have a line of their own
+        ended = sentence_of_trials(self.trials, self.settings).replace(". By condition:", ".\n  By condition:")
         counted = sentences_of_counted(self.settings, n_items(self.trials))
         return "\n".join([*counted, *lines, *([ended] if ended else [])])
 

@@ -23,7 +23,8 @@ class KeyScale(Edit):
     copied. With all heads of a kv group it is the paper's form. In a sum of edits, temperatures belong before it.
 
     It is not ZeroTuning: its gamma becomes `exp((factor - 1) z[b h q 0])`, which differs from row to row and changes
-    direction where z < 0. The same factor raises the first token for some queries and lowers it for others.
+    direction where z < 0. The same factor raises the attention to the first token for some queries and lowers it for
+    others.
 
     Args:
         factor: Factor of the key, above 0; 1 changes nothing.

@@ -12,26 +12,27 @@ from interp.kernels.contract import Call
 @edit(title="PASTA", group="spans", order=1)
 @dataclass(frozen=True)
 class Pasta(SpanEdit):
-    """Attention outside of marked spans is multiplied by `alpha`, then each row is renormalised.
+    """Attention to keys outside of the marked spans is multiplied by `alpha`, then each row is renormalised.
 
-    Post-hoc attention steering multiplies `pattern[b h q k]` by `alpha` on the keys outside of the span, and divides
-    the row by its new sum. In logits, this adds `log alpha` to those keys. By default only keys of the prompt are
-    lowered, see `scope`. Several spans count as one set.
+    Post-hoc attention steering multiplies `pattern[b h q k]` by `alpha` on the keys outside of the marked spans, and
+    divides the row by its new sum. This equals adding `log alpha` to the attention logits (before the softmax) of those
+    keys. By default this lowers only the attention to keys of the prompt, see `scope`. Several spans count as one set.
 
     Where a span is given by positions, a prompt that is too short to have any of them is unchanged. Where it is given
     by name, a prompt without it is an error.
 
     Args:
         spans: Names, positions or ranges of the spans.
-        alpha: Factor of the attention outside of the span, above 0. The paper uses 0.01; 1 changes nothing.
-        mode: "exclude" lowers the keys outside of the span. "include" multiplies attention to the span by `1 / alpha`
-            instead, before the row is renormalised; it ignores `scope` and `protect_first`. In a model without learned
-            sinks it equals "exclude" with `scope="all"` and `protect_first=False`.
-        scope: Keys that "exclude" lowers. "prompt" lowers those of the prompt outside of the span, as the authors' code
-            does, which leaves generated keys neutral. "all" also lowers generated keys, which is the paper's rule.
-            "generated" lowers every key of the prompt, the span included, so that generated keys gain: the mode
-            "generation" of the authors' code.
-        protect_first: Do not lower the first token, which many heads use as an attention sink.
+        alpha: Factor of the attention to keys outside of the marked spans, above 0. The paper uses 0.01; 1 changes
+            nothing.
+        mode: "exclude" lowers the attention to keys outside of the marked spans. "include" multiplies attention to the
+            spans by `1 / alpha` instead, before the row is renormalised; it ignores `scope` and `protect_first`. In a
+            model without learned sinks it equals "exclude" with `scope="all"` and `protect_first=False`.
+        scope: Keys to which "exclude" lowers the attention. "prompt": those of the prompt outside of the spans, as in
+            the authors' code, which leaves generated keys unchanged. "all": the paper's rule, which counts generated
+            keys as outside of the spans. "generated": every key of the prompt, the spans included, so that generated
+            keys gain attention; this is the mode "generation" of the authors' code.
+        protect_first: Do not lower the attention to the first token, which many heads use as an attention sink.
         heads: Heads to edit.
 
     Raises:
@@ -46,7 +47,8 @@ class Pasta(SpanEdit):
         Zhang et al. 2311.02262, equation 2.
 
     Differs:
-        Spans are united before the bias is added. The released code adds it once for each span.
+        Several spans are merged first, so that `log alpha` is added once to each key outside of all of them. The
+        released code adds it separately for each span.
 
     Limits:
         Does not show which heads to steer. Steering all of them at once can be much worse than no steering:

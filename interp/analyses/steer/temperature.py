@@ -7,7 +7,7 @@ from interp.hooks.edit.edit import Edit, EditContext, check_positive
 from interp.kernels.contract import Call
 
 
-@edit(title="Temperature", group="heads", order=10)
+@edit(title="Temperature", group="sharpness", order=10)
 @dataclass(frozen=True)
 class Temperature(Edit):
     """The logits of the heads are divided by `temperature`: below 1 attention sharpens, above 1 it flattens.

@@ -105,6 +105,15 @@ def few_needles(sizes: PromptSizes, tokenizer: Any) -> Prompts:
 
 
 @described(
+    "one of {n_needles} texts of at most {needle_length} tokens, each with a made-up fact (the needle) at one of the "
+    "depths {needle_depths}, and a question about it"
+)
+def one_needle(sizes: PromptSizes, tokenizer: Any) -> Prompts:
+    """The prompts of `needles`, of which an analysis shows one."""
+    return needles(sizes, tokenizer)
+
+
+@described(
     "up to {n_check_needles} texts of at most {check_length} tokens, each with a made-up fact (the needle) at "
     "one of the depths {needle_depths}, and a question about it, which the unmodified model answers right"
 )

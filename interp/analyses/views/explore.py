@@ -40,7 +40,7 @@ SUMMARIES = {
 @result
 @dataclass(frozen=True, eq=False, repr=False)
 class Explored(Result):
-    """Attention on one prompt: mean numbers and block maps of the heads, and the top keys of chosen heads."""
+    """Attention on one prompt: averages and block maps of the heads, and the top keys of chosen heads."""
 
     title: str
     tokens: tuple[str, ...]
@@ -159,8 +159,8 @@ def explore(
     marks: Sequence[str] = (),
     seed: int = 0,
 ) -> Explored:
-    """Read the attention of every head on one prompt, as mean numbers for each head, maps of the attention between
-    blocks of tokens, and the most attended keys of each query for chosen heads.
+    """Read the attention of every head on one prompt, as averages for each head (such as distance and entropy), maps of
+    the attention between blocks of tokens, and the most attended keys of each query for chosen heads.
 
     `maps[i n m] = mean over q in block n of sum over k in block m of pattern[q k]`. The summaries `[l h]` are means
     over queries:

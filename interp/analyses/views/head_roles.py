@@ -112,8 +112,9 @@ def head_roles(scores: Mapping[str, HeadScores], thresholds: Mapping[str, float]
 
     `has[f l h] = scores[f l h] > threshold[f]`. A role is confident if a test of the head over prompts rejects that its
     true score is at most the threshold. The tests of all heads of a table are adjusted by Benjamini and Hochberg's
-    method: of the heads that have a role confidently, at most 5 % on average are not above the threshold. The test is
-    exact for scores of 0 and 1, so a head with equal scores on all prompts is not certain. See `HeadScores.adjusted_p`.
+    method: of the heads called confident, on average at most 5 % have a true mean at or below the threshold. The test
+    is exact for scores of 0 and 1, so a head with equal scores on all prompts is not certain. See
+    `HeadScores.adjusted_p`.
 
     The threshold of a table is that of `thresholds`, else the table's own, else the one that its analysis declares.
     Tables without any of these are left out (gradients, patching: importance is no role). Roles keep the order of

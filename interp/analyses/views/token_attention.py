@@ -85,7 +85,7 @@ class TokenAttention(Result):
 
 
 @analysis(
-    title="Attention at the start of a reply", group="views", order=35, prompts=standard.needles, joint=True,
+    title="Attention at the start of a reply", group="views", order=35, prompts=standard.one_needle, joint=True,
     in_all=False, automatic=True, needs=("retrieval",), inputs=lambda run: {"heads": run.scores["retrieval"]},
     max_new_tokens=REPLY_TOKENS,
 )  # fmt: skip
@@ -93,7 +93,7 @@ def token_attention(
     model: nn.Module, prompts: Prompts, heads: Any, *, max_new_tokens: int = REPLY_TOKENS, stop: str = "\n"
 ) -> TokenAttention:
     """Read the attention of some heads at the last token of one prompt, where the model begins its reply.
-    In a report, the prompt is one of the retrieval prompts, and the heads are the 8 with the highest retrieval scores.
+    `interp score` shows the 8 heads with the highest retrieval scores.
 
     `weights[h k] = pattern[h q k]` with q the last token; only these rows are computed.
 

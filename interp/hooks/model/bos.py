@@ -61,7 +61,7 @@ def begins_chat(tokenizer: Any) -> bool | None:
 
 
 def bos_rule(tokenizer: Any) -> str:
-    """The special tokens at both ends of texts and chats, as "of texts: <s>; of chats: <s>"; "" without a tokenizer.
+    """The special tokens at both ends of texts and chats, as "texts: <s>; chats: <s>"; "" without a tokenizer.
 
     Args:
         tokenizer: The tokenizer of the prompts.
@@ -71,11 +71,11 @@ def bos_rule(tokenizer: Any) -> str:
     first = "".join(tokenizer.convert_ids_to_tokens(list(first_tokens(tokenizer))))
     chat = begins_chat(tokenizer)
     last = "".join(tokenizer.convert_ids_to_tokens(list(last_tokens(tokenizer))))
-    parts = [f"of texts: {first or 'none'}"]
+    parts = [f"texts: {first or 'none added'}"]
     parts += [f"left out after texts: {last}"] if last else []
-    parts += [] if chat is None else [f"of chats: {tokenizer.bos_token if chat else 'none'}"]
+    parts += [] if chat is None else [f"chats: {tokenizer.bos_token if chat else 'none added'}"]
     changed = getattr(tokenizer, CHANGED, None)
-    rule = "rule of the tokenizer" if changed is None else f"set by bos={changed}"
+    rule = "default of the tokenizer" if changed is None else f"set by bos={changed}"
     return f"{'; '.join(parts)} ({rule})"
 
 

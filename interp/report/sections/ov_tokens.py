@@ -2,7 +2,7 @@
 
 from interp.analyses.views.ov_tokens import N_COPIED, OvTokens
 from interp.report.page import Page, Section, title_of
-from interp.report.read_tokens import query_words, span_words
+from interp.report.read_tokens import query_words, repeated_texts, span_words
 from interp.report.sections.dispatch import section
 
 N_READ = 3
@@ -11,14 +11,11 @@ N_READ = 3
 
 @section.register(OvTokens)
 def _(result: OvTokens, name: str, page: Page) -> Section:
-    rows = [
-        {
-            "head": head,
-            "copied": f"{result.copying(head):.0%}",
-            "read": sorted(result.of(head), key=lambda reading: -reading.attention)[:N_READ],
-        }
-        for head in result.heads
-    ]
+    rows = []
+    for head in result.heads:
+        read = sorted(result.of(head), key=lambda reading: -reading.attention)[:N_READ]
+        copied = f"{result.copying(head):.0%}"
+        rows.append({"head": head, "copied": copied, "read": read, "repeated": repeated_texts(read)})
     body = page.render(
         "sections/ov_tokens.html.j2",
         rows=rows, span=span_words(result), query=query_words(result), n_tokens=int((result.ids >= 0).sum()),

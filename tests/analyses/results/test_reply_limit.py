@@ -83,12 +83,15 @@ def test_an_ablation_test_counts_them_under_each_condition(model, needles):
         assert trial.facts["at_limit"] == 1
         assert trial.facts["wrong_at_limit"] == pytest.approx(2 / 3)
     sentence = (
-        "12 of 12 replies were cut at 2 new tokens, so a later answer would be missed; 8 of these are counted as "
-        "wrong: baseline 2 of 3; top 2 of 3; random 2 of 3; random by layer 2 of 3."
+        "12 of 12 replies were cut at 2 new tokens. 8 of these were not right by then and are counted as wrong, "
+        "although a right answer might have followed. By condition: baseline 2 of 3, top 2 of 3, random 2 of 3, random "
+        "by layer 2 of 3."
     )
-    assert trials.summary().splitlines()[-1] == sentence
+    assert trials.summary().splitlines()[-2:] == sentence.replace(". By", ".\n  By").splitlines()
     assert trials_words(trials)[-1] == sentence
-    assert "16 of these are counted as wrong: baseline 4 of 6; top 4 of 6;" in Trials.concat([trials, trials]).summary()
+    joined = Trials.concat([trials, trials]).summary()
+    assert "16 of these were not right by then" in joined
+    assert "By condition: baseline 4 of 6, top 4 of 6," in joined
 
 
 def test_a_reply_that_ends_by_itself_is_not_counted(needles):
@@ -108,10 +111,10 @@ def test_a_reply_that_ends_by_itself_is_not_counted(needles):
 @pytest.mark.parametrize(
     ("cut", "wrong", "said"),
     [
-        (1, 1, "1 of 4 replies was cut at 9 new tokens, so a later answer would be missed; it is counted as wrong"),
-        (3, 1, "3 of 4 replies were cut at 9 new tokens, so a later answer would be missed; 1 of these is counted as"),
-        (3, 2, "3 of 4 replies were cut at 9 new tokens, so a later answer would be missed; 2 of these are counted as"),
-        (3, 3, "3 of 4 replies were cut at 9 new tokens, so a later answer would be missed; all of these are counted"),
+        (1, 1, "1 of 4 replies was cut at 9 new tokens and is counted as wrong: it was not right by then, although"),
+        (3, 1, "3 of 4 replies were cut at 9 new tokens. 1 of these was not right by then and is counted as wrong,"),
+        (3, 2, "3 of 4 replies were cut at 9 new tokens. 2 of these were not right by then and are counted as wrong,"),
+        (3, 3, "3 of 4 replies were cut at 9 new tokens and are counted as wrong: none was right by then, although"),
         (1, 0, "1 of 4 replies was cut at 9 new tokens, and none of these is counted as wrong."),
     ],
 )

@@ -157,7 +157,7 @@ def test_the_summary_has_one_line_a_row():
     mean, low, high = MADE.mean("top", size=2)
     gain = MADE.gain("top", size=2)
     own = f"top 2 accuracy {mean:.0%} [{low:.0%}, {high:.0%}]"
-    over = f"from random: {100 * gain.mean:+.0f} points [{100 * gain.low:+.0f}, {100 * gain.high:+.0f}]"
+    over = f"difference from random: {100 * gain.mean:+.0f} points [{100 * gain.low:+.0f}, {100 * gain.high:+.0f}]"
     assert lines[2].split() == f"{own} {over}".split()
     assert lines[4].endswith("9.000")
     assert str(MADE) == MADE.summary()

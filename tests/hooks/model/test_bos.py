@@ -73,15 +73,15 @@ def test_what_a_template_writes_as_text_remains():
 @pytest.mark.parametrize(
     ("tokenizer", "rule"),
     [
-        (byte_level(bos=True, chat=False), "of texts: <s> (rule of the tokenizer)"),
-        (byte_level(), "of texts: none; of chats: <s> (rule of the tokenizer)"),
-        (with_bos(byte_level(), True), "of texts: <s>; of chats: <s> (set by bos=True)"),
-        (with_bos(byte_level(bos=True, chat=False), False), "of texts: none (set by bos=False)"),
+        (byte_level(bos=True, chat=False), "texts: <s> (default of the tokenizer)"),
+        (byte_level(), "texts: none added; chats: <s> (default of the tokenizer)"),
+        (with_bos(byte_level(), True), "texts: <s>; chats: <s> (set by bos=True)"),
+        (with_bos(byte_level(bos=True, chat=False), False), "texts: none added (set by bos=False)"),
         (
             byte_level(bos=True, eos=True, chat=False),
-            "of texts: <s>; left out after texts: </s> (rule of the tokenizer)",
+            "texts: <s>; left out after texts: </s> (default of the tokenizer)",
         ),
-        (words(), "of texts: none (rule of the tokenizer)"),
+        (words(), "texts: none added (default of the tokenizer)"),
         (None, ""),
     ],
 )
