@@ -15,9 +15,17 @@ import torch
 from torch import Tensor, nn
 
 from interp.errors import ModelError, UsageError
+from interp.hooks.custom_attention import check_same, is_custom
 from interp.hooks.model import attention_names
 from interp.hooks.model.finite import finite_values
-from interp.hooks.model.layers import attention_layers, embeddings, n_recomputed_layers, unwrap, uses_interface
+from interp.hooks.model.layers import (
+    attention_layers,
+    embeddings,
+    has_encoder,
+    n_recomputed_layers,
+    unwrap,
+    uses_interface,
+)
 from interp.hooks.model.mask import DeferredMask, MaskFacts
 from interp.hooks.model.repeats import is_repeating, marking_repeats
 from interp.hooks.model.row_ends import Generation
@@ -95,6 +103,12 @@ def running_tokens(module: nn.Module) -> Tensor | None:
     """The token ids `[b q]` of the forward pass that runs an attention module; None where they are unknown."""
     seam = _owners.get(module)
     return None if seam is None else seam.tokens.get(threading.get_ident())
+
+
+def attends_to_outputs(module: nn.Module) -> bool:
+    """Whether an attention module is one of a decoder next to an encoder, whose text is not the `input_ids`."""
+    seam = _owners.get(module)
+    return seam is not None and has_encoder(seam.model)
 
 
 def _generation_of(model: nn.Module) -> Generation | None:
@@ -318,7 +332,7 @@ class Seam:
             return original()
         operands = for_attention(query, key, value)
         with own_state():
-            site = self.site(module, *operands, mask, kw)
+            site = given = self.site(module, *operands, mask, kw)
             for each in acting:
                 before, site = site, replace(site, call=each.tap.edit(site))
                 each.scope.edited |= site.call is not before.call
@@ -330,18 +344,24 @@ class Seam:
             raise UsageError(
                 "the model is in training mode with attention dropout, which edits do not support; call model.eval()."
             )
+        if is_custom(module.config):
+            computed = original()[0]
+            with own_state(), torch.no_grad():
+                check_same(module, given, computed)
 
         if hooked is not None:
             out, pattern = hooked.attend(site.call)
             for tap, want in wants:
                 values = hooked.values(site.reading(site.call, want.counted), pattern, want)
                 tap.take(site, want, finite_values(site, values))
-            return out.transpose(1, 2), pattern if attention_names.returns_weights(module, kw) else None
+            # a bridge runs every layer like this one, so that weights are returned by all of them
+            returned = attention_names.returns_weights(module, kw, if_unknown=True)
+            return out.transpose(1, 2), pattern if returned else None
 
         # the original function computes the output where an engine would have to compute more than is read
         use_engine = site.call.edited or not (
             kw.get("dropout")
-            or attention_names.returns_weights(module, kw)
+            or attention_names.returns_weights(module, kw, if_unknown=True)
             or attention_names.ignores_softcap(module, kw)
             or site.outside is not None
             or (torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value)))

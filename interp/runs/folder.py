@@ -63,8 +63,8 @@ def _continued(folder: Path, manifest: dict[str, Any]) -> str:
     for entry in SAME_ENTRIES:
         if stored.get(entry) != manifest[entry]:
             raise RunError(
-                f"{folder} holds a run with another {_difference(stored.get(entry), manifest[entry], entry)}; use the "
-                "same settings to continue it, or name another folder."
+                f"{folder} holds a run that differs in its {_difference(stored.get(entry), manifest[entry], entry)}; "
+                "use the same settings to continue it, or name another folder."
             )
     if (before.versions, before.template_hash) != (now.versions, now.template_hash):
         raise RunError(

@@ -107,4 +107,4 @@ def test_a_profile_of_the_same_name_with_another_content_is_another_run(call, ho
     assert not leaks(home / "two")
     code, _, err = call(*steer, "-o", home / "two", "--profile", profiles[1], *few)
     assert code == 2
-    assert "another inputs (profile was" in err
+    assert "differs in its inputs (profile was" in err

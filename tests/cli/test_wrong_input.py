@@ -74,12 +74,12 @@ SCORE = {
     "no such analysis": (score("speed"), "unknown analysis 'speed'"),
     "nearly an analysis": (score("sink"), "did you mean 'sinks'?"),
     "no analysis": (score(","), "no analysis is named"),
-    "pairs of one's own": (own("activation_patching", "hello"), MADE),
+    "pairs of one's own": (own("activation_patching", "hello", "--n-heads", 2), MADE),
     "documents of one's own": (own("qrhead", "hello"), MADE),
     "selectors on own prompts": (own("kv", "hello"), MADE),
     "gates without a step": (score("duo_gates", "--training-steps", 0), "training_steps=0 is too small"),
     "views of no heads": (score("qk_projection"), "add an analysis that finds heads to the analyses, or name heads"),
-    "names in pieces": (score("path_patching"), "single token"),
+    "names in pieces": (score("path_patching", "--n-heads", 2), "single token"),
     "selectors on too short a text": (score("kv", "--needle-length", 40), "length 40 is too short"),
     "selectors on too long a text": (score("kv", "--needle-length", 3000), "context of this model is 2,048"),
     "influence of nothing": (score("attention_influence"), "add retrieval to the analyses"),
@@ -226,4 +226,4 @@ def test_a_steering_run_does_not_take_the_folder_of_another(call, folder, finish
     few = ["--n-profile-items", 2, "--n-dev-items", 2, "--n-test-items", 2, "--heads", "L0H1"]
     code, _, err = call("steer", folder, "--method", "boost", "--task", items, "-o", finished, *few)
     assert code == 2, err
-    assert "holds a run with another recipe" in err
+    assert "holds a run that differs in its recipe" in err

@@ -66,7 +66,7 @@ def test_the_prompts_of_a_run_have_its_date(model, dated, tmp_path, monkeypatch)
 def test_a_tokenizer_with_another_date_is_another_run(model, dated, tmp_path):
     begin(tmp_path / "run", model, with_date(dated, "2026-01-31"))
     begin(tmp_path / "run", model, with_date(dated, "2026-01-31"))
-    with pytest.raises(RunError, match=r"another date \('2026-01-31', now '2026-02-01'\)"):
+    with pytest.raises(RunError, match=r"differs in its date \('2026-01-31', now '2026-02-01'\)"):
         begin(tmp_path / "run", model, with_date(dated, "2026-02-01"))
 
 
@@ -79,5 +79,5 @@ def test_a_template_without_a_date_has_none(model, tokenizer, tmp_path):
 
 def test_settings_still_tell_runs_apart(model, dated, tmp_path):
     begin(tmp_path / "run", model, dated)
-    with pytest.raises(RunError, match="another plan"):
+    with pytest.raises(RunError, match="differs in its plan"):
         begin(tmp_path / "run", model, dated, replace(PLAN, batch_size=5))

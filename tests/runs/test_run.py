@@ -33,7 +33,7 @@ def test_another_model_plan_or_folder_is_refused(finished, model, tokenizer, tmp
     folder, _ = finished
     with pytest.raises(RunError, match=r"holds a run of .* \(weights [0-9a-f]+\), not of .* \(weights [0-9a-f]+\)"):
         Run.open(folder, PLAN, tiny_chat_model.model(seed=1), tokenizer)
-    with pytest.raises(RunError, match=r"holds a run with another sizes \(seed was 0, now 1\)"):
+    with pytest.raises(RunError, match=r"holds a run that differs in its sizes \(seed was 0, now 1\)"):
         Run.open(folder, replace(PLAN, sizes=replace(PLAN.sizes, seed=1)), model, tokenizer)
     with pytest.raises(RunError, match=r"another plan \(batch_size was 2, now 3\)"):
         Run.open(folder, replace(PLAN, batch_size=3), model, tokenizer)

@@ -115,7 +115,7 @@ def test_plans_refuse_what_they_cannot_run(case):
 def test_the_folder_of_another_run_is_refused(tmp_path, requests):
     plan = run_cases.safety_plan(requests)
     started(tmp_path / "run", plan)
-    with pytest.raises(RunError, match=r"another plan \(n_random_sets was 2, now 5\)"):
+    with pytest.raises(RunError, match=r"differs in its plan \(n_random_sets was 2, now 5\)"):
         started(tmp_path / "run", replace(plan, n_random_sets=5))
     with pytest.raises(RunError, match="holds a run of"):
         started(tmp_path / "run", plan, planted.refusing(1, "llama").model)

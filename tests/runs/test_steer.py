@@ -123,7 +123,7 @@ def test_items_that_changed_are_another_run(model, plan, items, tmp_path):
     Run.open(tmp_path / "run", replace(plan, task=str(mine)), model, tiny_chat_model.tokenizer())
     rows = [json.loads(line) for line in items.read_text().splitlines()]
     mine.write_text("\n".join(json.dumps(row | {"right": row["wrong"], "wrong": row["right"]}) for row in rows))
-    with pytest.raises(RunError, match="another prompts"):
+    with pytest.raises(RunError, match="differs in its inputs"):
         Run.open(tmp_path / "run", replace(plan, task=str(mine)), model, tiny_chat_model.tokenizer())
 
 

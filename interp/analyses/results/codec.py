@@ -100,13 +100,11 @@ def load(path: str | Path) -> Any:
     if "$type" not in content:
         raise ScoreError(f"{path} names no type of result; give a file that a result's save() wrote.")
     tensors = _tensors(path, content)
-    try:
-        with refusing(f"{path} is broken", ScoreError, "make it again"):
+    with refusing(f"{path} is broken", ScoreError, "make it again"):
+        try:
             return _made(content, tensors)
-    except ScoreError:
-        raise
-    except InterpError as error:
-        raise ScoreError(f"{path} is broken: {error}") from error
+        except InterpError as error:
+            raise ScoreError(f"{path} is broken: {error}") from error
 
 
 def checksum(path: Path) -> str:
@@ -186,7 +184,9 @@ def _tensor_bytes(path: Path, content: Mapping[str, Any]) -> bytes | None:
         return None
     companion = path.with_suffix(".safetensors")
     try:
-        check_regular(companion, ScoreError, None)
+        # a missing file is named together with the file that needs it
+        if companion.exists():
+            check_regular(companion, ScoreError, None)
         data = companion.read_bytes()
     except OSError as error:
         raise ScoreError(

@@ -144,7 +144,7 @@ def item_of(tokenizer: Any, text: str, meta: Mapping[str, Any], system: str | No
 
 def read(path: Path, column: str | None) -> dict[int, str]:
     """Texts of a column by the number of their row, from 1."""
-    check_regular(path, PromptError, what="a CSV file")
+    check_regular(path, PromptError, what="a CSV file in UTF-8")
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             header, *rows = list(csv.reader(file)) or [[]]

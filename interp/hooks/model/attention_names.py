@@ -214,15 +214,16 @@ def original_attention(
     return function(module, query, key, value, whole, **kw)
 
 
-def returns_weights(module: nn.Module, kw: dict[str, Any]) -> bool:
+def returns_weights(module: nn.Module, kw: dict[str, Any], *, if_unknown: bool | None = None) -> bool:
     """Whether the caller collects attention weights, and the model's own function returns them.
 
     Args:
         module: The attention module.
         kw: The keyword arguments of its attention function.
+        if_unknown: The answer where it is unknown whether the function returns weights; None raises an error.
 
     Raises:
-        UsageError: If it is unknown whether the function returns weights.
+        UsageError: If it is unknown whether the function returns weights, and no answer was given for this case.
     """
     config: Any = module.config
     if not (kw.get("output_attentions") or getattr(config, "output_attentions", False) or _collects()):
@@ -232,6 +233,8 @@ def returns_weights(module: nn.Module, kw: dict[str, Any]) -> bool:
         return True
     if name == "sdpa" or "flash" in str(name):
         return False
+    if if_unknown is not None:
+        return if_unknown
     raise UsageError(
         f"attentions are collected while a context edits {type(module).__name__}, and interp does not know what the "
         f"attention implementation {name!r} returns; load the model with attn_implementation='eager', or read "

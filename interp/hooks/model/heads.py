@@ -61,13 +61,18 @@ class HeadLayout:
             HeadLayout(layers=2, heads=4, kv_heads=2, head_dim=16)
         """
         config = getattr(getattr(model, "original_model", model), "config", model)
-        text = config.get_text_config() if hasattr(config, "get_text_config") else config
+        # of an encoder and a decoder, the decoder is the part whose heads can be read
+        part = {"decoder": True} if getattr(config, "is_encoder_decoder", False) else {}
+        text = config.get_text_config(**part) if hasattr(config, "get_text_config") else config
         layers, heads = getattr(text, "num_hidden_layers", None), getattr(text, "num_attention_heads", None)
         if not isinstance(layers, int) or not isinstance(heads, int):
             raise ModelError(
                 f"the config of {type(model).__name__} does not give the number of layers and attention heads "
                 f"(num_hidden_layers={layers!r}, num_attention_heads={heads!r}); give a causal language model."
             )
+        if getattr(text, "is_decoder", False) and not part:
+            # a decoder that was taken from its encoder has a config of both
+            layers, heads = getattr(text, "decoder_layers", layers), getattr(text, "decoder_attention_heads", heads)
         head_dim = getattr(text, "head_dim", None) or getattr(text, "hidden_size", 0) // heads
         return cls(layers, heads, _kv_heads(text, heads), head_dim)
 

@@ -54,7 +54,8 @@ def uses_interface(model: Any, layers: Iterable[nn.Module]) -> bool:
 def attention_layers(model: nn.Module) -> dict[int, nn.Module]:
     """Find the self-attention modules of a causal language model.
 
-    An attention module has a `layer_idx` and an output projection.
+    An attention module has a `layer_idx` and an output projection. Of a model with an encoder and a decoder, these are
+    the modules of the decoder, whose token ids are then the text: give those as prompts.
 
     Args:
         model: A transformers causal language model, or a TransformerBridge over one.
@@ -63,7 +64,7 @@ def attention_layers(model: nn.Module) -> dict[int, nn.Module]:
         Layer index to module, in order of the layers.
 
     Raises:
-        ModelError: If the model has no such module.
+        ModelError: If the model has no such module, or it has an encoder and does not name its decoder.
 
     Examples:
         >>> from interp.hooks.model.layers import attention_layers
@@ -71,7 +72,7 @@ def attention_layers(model: nn.Module) -> dict[int, nn.Module]:
         [0, 1]
     """
     found: dict[int, nn.Module] = {}
-    for module in unwrap(model).modules():
+    for module in text_model(model).modules():
         if wrapped_module(module) is not None:
             # a component of TransformerLens has the attributes of the module inside it, which comes later
             continue
@@ -89,10 +90,35 @@ def attention_layers(model: nn.Module) -> dict[int, nn.Module]:
     return dict(sorted(found.items()))
 
 
+def has_encoder(model: Any) -> bool:
+    """Whether a model has an encoder, so that the text which its decoder attends to is not that of its `input_ids`."""
+    return bool(getattr(getattr(unwrap(model), "config", None), "is_encoder_decoder", False))
+
+
+def text_model(model: Any) -> nn.Module:
+    """The part of a model that attends to its own text: the decoder where there is an encoder, or else the model.
+
+    Raises:
+        ModelError: If the model has an encoder and does not name its decoder.
+    """
+    whole = unwrap(model)
+    if not has_encoder(whole):
+        return whole
+    find = getattr(whole, "get_decoder", None)
+    decoder = find() if callable(find) else None
+    if not isinstance(decoder, nn.Module) or decoder is whole:
+        raise ModelError(
+            f"{type(whole).__name__} has an encoder, and its get_decoder() does not return the decoder, so its "
+            "self-attention cannot be told from that of the encoder; pass a decoder-only model of transformers."
+        )
+    return decoder
+
+
 def embeddings(model: Any) -> list[nn.Module]:
-    """The module that embeds token ids, in a list; an empty list where a model does not name it."""
+    """The module that embeds the ids of the text, in a list; an empty list where a model does not name it."""
     try:
-        found = unwrap(model).get_input_embeddings()
+        found: Any = text_model(model)
+        found = found.get_input_embeddings()
     except (AttributeError, NotImplementedError):
         return []
     return [found] if isinstance(found, nn.Module) else []

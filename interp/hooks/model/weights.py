@@ -32,7 +32,8 @@ def compute_dtype(model: nn.Module) -> torch.dtype:
         model: As in `input_device`.
     """
     kind = input_device(model).type
-    if torch.is_autocast_enabled(kind):
+    # a model without values is on the device "meta", which has no autocast
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
         return torch.get_autocast_dtype(kind)
     network = unwrap(model)
     return next((weight.dtype for weight in network.parameters() if weight.is_floating_point()), torch.float32)

@@ -9,7 +9,7 @@ from torch import Tensor
 from interp.errors import SpanError
 from interp.hooks.model.row_text import RowText
 from interp.hooks.prompts.prompts import Prompts
-from interp.hooks.seam import Site, running_tokens
+from interp.hooks.seam import Site, attends_to_outputs, running_tokens
 
 TokenSpan = str | int | tuple[int, int]
 """The name of a span, one position, or a half-open range of positions."""
@@ -56,14 +56,16 @@ class BatchSpans:
 
         On its first run each row must be the prompt or a first part of it, in one or several forward passes, or go on
         where its cache holds exactly the prompt. A longer row must begin with the tokens of the prompt, as with the
-        candidates of assisted generation and prompt lookup. Otherwise only lengths are compared, so a different batch
-        with suitable lengths is not detected.
+        candidates of assisted generation and prompt lookup. A decoder next to an encoder must run the tokens of the
+        prompts, because those of the encoder are another text. Otherwise only lengths are compared, so a different
+        batch with suitable lengths is not detected.
 
         Args:
             site: An attention call of the batch.
 
         Raises:
-            SpanError: If the numbers of rows or the lengths do not match.
+            SpanError: If the numbers of rows or the lengths do not match, or a decoder next to an encoder runs other
+                tokens.
         """
         self.text = site.text
         if self.prompts is None or any(site.text is checked for checked in self._checked):
@@ -71,9 +73,14 @@ class BatchSpans:
         start, rows = site.call.q_start, site.call.q.shape[0]
         before, after = (site.text.count(column) for column in (start, start + site.call.q.shape[2]))
         lengths = torch.tensor(self.lengths(rows))
+        if attends_to_outputs(site.module) and not bool(before.any()) and self._agree_with_prompts(site) is False:
+            raise SpanError(
+                "the given prompts are not the text of the decoder, whose attention interp reads and edits in a model "
+                "with an encoder; pass the batch of decoder_input_ids as prompts=, or no prompts."
+            )
         if not self._goes_on(before, after, lengths):
             fits = (after <= lengths) | ((before == lengths) & (before > 0))
-            if not bool(fits.all()) and (bool(before.any()) or not self._begins_with_prompts(site)):
+            if not bool(fits.all()) and (bool(before.any()) or not self._agree_with_prompts(site)):
                 raise SpanError(
                     f"the running batch has rows of {(after - before).tolist()} tokens"
                     + (f" after {before.tolist()} in its cache" if bool(before.any()) else "")
@@ -101,18 +108,16 @@ class BatchSpans:
             return self._seen.repeat_interleave(rows // len(self._seen))
         return self._seen.view(rows, -1).amax(1)
 
-    def _begins_with_prompts(self, site: Site) -> bool:
-        """Whether the rows that run begin with the tokens of the prompts."""
+    def _agree_with_prompts(self, site: Site) -> bool | None:
+        """Whether the tokens of each row are those of its prompt as far as both go; None if they are unknown."""
         ids = running_tokens(site.module)
         rows = site.call.q.shape[0]
         if ids is None or self.prompts is None or ids.shape != (rows, site.call.q.shape[2]):
-            return False
+            return None
         each, prompts, text = self.repeat(rows), list(self.prompts), ids.cpu()
         there = (site.text.position >= 0).cpu()
-        return all(
-            text[row, there[row]][: len(prompts[row // each])].tolist() == list(prompts[row // each].ids)
-            for row in range(rows)
-        )
+        pairs = ((text[row, there[row]].tolist(), list(prompts[row // each].ids)) for row in range(rows))
+        return all(ran[: len(given)] == given[: len(ran)] for ran, given in pairs)
 
     def mask(self, where: TokenSpan, rows: int, width: int) -> Tensor:
         """Make a mask of a span over positions.

@@ -343,7 +343,7 @@ def test_attention_that_is_gated_is_refused_by_the_view_of_values():
     try:
         model.set_attn_implementation("gated")
         logit_lens(model, batch, "L0H0")
-        with pytest.raises(ModelError, match="not the sum of their values weighted by attention"):
+        with pytest.raises(ModelError, match="does not compute the softmax attention"):
             ov_tokens(model, batch, "L0H0", "early")
     finally:
         for interface in (AttentionInterface, AttentionMaskInterface):
