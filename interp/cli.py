@@ -46,7 +46,9 @@ def _main(
 def list_entries(
     name: Annotated[
         str,
-        typer.Argument(help="An analysis, edit, selector or task, or tasks for all tasks."),
+        typer.Argument(
+            help='Name of an analysis, edit, selector or task, or the word "tasks" for a list of all tasks.'
+        ),
     ] = "",
     as_json: AsJson = False,
 ) -> None:

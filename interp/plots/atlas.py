@@ -89,7 +89,8 @@ def atlas(scores: Mapping[str, HeadScores] | HeadRoles) -> "Figure":
     sentences = [
         "A head with several roles is drawn once, in the colour of the first role in the legend that is confident (if "
         "none is, of its first role).",
-        "The legend gives the heads drawn in this colour and, in brackets, all heads with the role.",
+        "For each role, the legend gives the number of heads drawn in its colour and, in brackets, of all heads that "
+        "have the role.",
     ]
     if heads <= 16 and layers <= 40:
         sentences.append("The number in a cell is the index of the head in its layer.")

@@ -95,14 +95,15 @@ def measure_notes(result: Trials) -> list[str]:
     """
     found, measures = [], result.measures
     if NEUTRAL in measures and len(measures) > 1:
-        n, first, other = n_prompts(result, NEUTRAL), measures[0], ""
+        n, first, others = n_prompts(result, NEUTRAL), measures[0], ""
         if first.startswith("loss"):
-            items, other = ("texts" if first == "loss" else "prompts"), "other "
+            items = "texts" if first == "loss" else "prompts"
+            others = f" that {'is' if n == 1 else 'are'} not among the {items} of this test"
             found.append(
                 f"{first[:1].upper()}{first[1:]}: mean over the {n_prompts(result, first)} {items} of this test."
             )
-        texts = f"that of 1 {other}plain text" if n == 1 else f"mean over {n} {other}plain texts"
-        found.append(f"{NEUTRAL[:1].upper()}{NEUTRAL[1:]}: {texts}, the same in all ablation tests of the run.")
+        texts = "that of 1 plain text" if n == 1 else f"mean over {n} plain texts"
+        found.append(f"{NEUTRAL[:1].upper()}{NEUTRAL[1:]}: {texts}{others}, the same in all tests of the run.")
     for measure in measures:
         if not has_interval(result, measure):
             n = n_prompts(result, measure)

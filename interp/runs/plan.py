@@ -63,10 +63,9 @@ class ScorePlan:
         heads: Heads to test instead of the top ones, such as L18H6,L17H3 or L8-L12.
         n_heads: Number of top heads that a test ablates; in small models some tests use fewer, at most a quarter of
             all heads.
-        n_random_sets: Number of random head sets, matched by layer, that a test compares with, at most; a verdict
-            needs a plan of at least 39. Drawing ends early where no further set could make p <= 0.05, or after 39 sets
-            if none had as large an effect. Up to 3 more sets, of heads from any layer, are shown; the test does not use
-            them.
+        n_random_sets: Largest number of random head sets, matched by layer, that a test compares with. A value below
+            39 gives no verdict. Drawing ends early where no further set could make p <= 0.05, or after 39 sets if none
+            had as large an effect. Up to 3 more sets, of heads from any layer, are shown; the test does not use them.
         ablation: How heads are ablated: zero (output set to 0), uniform (attend evenly) or first (attend to the first
             token).
         kinds: Ablations under which the tested heads are shown, in addition to that of `--ablation`; a repeated name

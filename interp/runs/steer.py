@@ -26,15 +26,15 @@ class SteerPlan:
         heads: Heads to steer; by default heads are profiled and the best are chosen.
         profile: File of an earlier profile, from which heads are taken.
         head_set_sizes: Sizes of the sets of top heads that are compared on the dev items. Two further sets are
-            compared: of the heads profiled on all items (see `--n-profiled-heads`), those that improve the result when
-            steered alone, and all heads of the model. The set with the best replies is used.
+            compared: all heads of the model, and the heads that improve the result when steered alone (only heads
+            profiled on all items, see `--n-profiled-heads`). The set with the best replies is used.
         n_profile_items: Number of items of the task on which heads are profiled.
         n_dev_items: Number of other items, the dev items, on which the head set is chosen.
         n_test_items: Number of further items whose replies are judged in the end.
         n_profiled_heads: Number of heads that are profiled on all items; the others are eliminated after fewer items.
-        n_random_sets: Number of random head sets, matched by layer, to which the edit is applied for comparison; a
-            verdict needs a plan of at least 39. Drawing ends early where no further set could make p <= 0.05, or after
-            39 sets if none had as large an effect.
+        n_random_sets: Largest number of random head sets, matched by layer, to which the edit is applied for
+            comparison. A value below 39 gives no verdict. Drawing ends early where no further set could make
+            p <= 0.05, or after 39 sets if none had as large an effect.
         seed: Seed of the order of prompts, of random head sets and of confidence intervals.
         batch_size: Number of replies per forward pass.
     """

@@ -31,7 +31,7 @@ def test_a_head_is_drawn_under_its_first_confident_role():
     figure = plots.atlas(found)
     note = figure.layout.title.subtitle.text
     assert "in the colour of the first role in the legend that is confident (if none is, of its first role)." in note
-    assert "The legend gives the heads drawn in this colour and, in brackets, all heads with the role." in note
+    assert "in brackets, of all heads that have the role." in note
     names = [trace.name for trace in figure.data[1:]]
     assert names == ["Induction: 1 (of 2)", "Sinks: 1 (of 2)", "no role: 1"]
     assert figure.layout.yaxis.title.text == "heads of the layer, sorted by role"

@@ -88,11 +88,11 @@ def losses(*counts: int) -> Trials:
 @pytest.mark.parametrize("n", [1, 2, 3, 5])
 def test_each_loss_has_its_texts_and_a_few_of_them_no_interval(n):
     made = losses(n)
-    texts = "that of 1 other plain text" if n == 1 else f"mean over {n} other plain texts"
+    texts = "that of 1 plain text that is" if n == 1 else f"mean over {n} plain texts that are"
     notes = measure_notes(made)
     assert notes[:2] == [
         "Loss: mean over the 4 texts of this test.",
-        f"Loss on neutral text: {texts}, the same in all ablation tests of the run.",
+        f"Loss on neutral text: {texts} not among the texts of this test, the same in all tests of the run.",
     ]
     intervals = {row["measure"]: bool(row["interval"]) for row in table(made)}
     assert intervals == {"loss": True, NEUTRAL: n >= 3}

@@ -75,7 +75,7 @@ def semantic_retrieval(
         torch.Size([1, 2, 4])
 
     Source:
-        CompressKV 2508.02401, by the released code, whose span is the needle.
+        CompressKV 2508.02401, as in its released code, which counts attention to the whole needle.
 
     Differs:
         The span is located by exact character offsets. The default span is the answer itself, as in `retrieval`. The

@@ -87,7 +87,8 @@ class Offset(Edit):
         ...     logits = model(**prompts.tensors()).logits
 
     Source:
-        Li et al. 2306.03341, with vectors from `iti`; Yin et al. 2406.01563, step 2, whose vectors are trained.
+        Li et al. 2306.03341; Yin et al. 2406.01563, step 2, whose vectors are trained. `interp.steer.iti` computes the
+        vectors of Li et al.
 
     Differs:
         In a full recompute the generated tokens keep their offsets, as they do in a cache.
