@@ -15,6 +15,7 @@ from torch import nn
 from interp.analyses.measures.losses import MAX_HELD_LOGITS
 from interp.errors import CostError
 from interp.hooks.edit.streaming_mix import MAX_LOGITS
+from interp.hooks.model.config_values import largest_of_layers
 from interp.hooks.model.heads import HeadLayout
 from interp.hooks.model.layers import unwrap
 from interp.hooks.model.weights import compute_dtype
@@ -53,8 +54,8 @@ class Shape:
         network = unwrap(model)
         layout = HeadLayout.of(network)
         config: Any = network.config.get_text_config()
-        inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
-        experts = getattr(config, "num_experts_per_tok", None) or 1
+        inner = largest_of_layers(config, "intermediate_size") or 4 * config.hidden_size
+        experts = largest_of_layers(config, "num_experts_per_tok") or 1
         return cls(
             layout.layers, layout.heads, layout.kv_heads, layout.head_dim, config.hidden_size, inner * experts,
             config.vocab_size, compute_dtype(network).itemsize, config._attn_implementation == "eager",

@@ -132,18 +132,20 @@ def _mask(**arguments: Any) -> Tensor | None:
 
 
 def _attend(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kw: Any
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None = None, **kw: Any
 ) -> tuple[Tensor, Tensor | None]:
     """The registered attention function: query `[b h q d]`, key and value `[b g k d]` -> output `[b q h d]`, weights.
+
+    The names are those of transformers, since some models pass the mask by its name.
 
     The weights are those that the original attention function returns, None where it returns none.
     """
     seam = _owners.get(module)
     if seam is None:
         # this model is not tapped; it shares its config with one that is
-        return attention_names.original_attention(module, query, key, value, mask, kw)
+        return attention_names.original_attention(module, query, key, value, attention_mask, kw)
     try:
-        return seam.attend(module, query, key, value, mask, kw)
+        return seam.attend(module, query, key, value, attention_mask, kw)
     except BaseException:
         for each in seam.connections:
             each.scope.failed |= each.scope.acts_here()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from interp.errors import ModelError
-from interp.hooks.model.mask import DeferredMask
+from interp.hooks.model.mask import ComputedMask, DeferredMask
 from interp.hooks.model.row_ends import Generation
 from interp.hooks.model.row_text import RowText
 from interp.kernels.contract import Call
@@ -127,14 +127,16 @@ def make_site(
         "causal": causal,
         "q_start": key.shape[2] - n,
     }
-    if isinstance(mask, DeferredMask):
-        facts = mask.facts_for(module)
+    if isinstance(mask, DeferredMask | ComputedMask):
+        facts = mask.facts_for(module) if isinstance(mask, DeferredMask) else mask.facts
+        dense = facts.dense if isinstance(mask, DeferredMask) else mask.plain
         q_start, k_start, live = facts.start
         key, value = key[:, :, :live], value[:, :, :live]
         text = facts.text(generation.ends(b, q_start + n), query.device)
-        call |= {"q_start": q_start, "k_start": k_start, "window": facts.structure[0]}
-        if facts.dense is not None:
-            call |= {"causal": False, "mask": facts.dense[..., :live].to(query.device)}
+        call |= {"q_start": q_start, "k_start": k_start}
+        call |= {"window": facts.structure[0]} if isinstance(mask, DeferredMask) else {}
+        if dense is not None:
+            call |= {"causal": False, "mask": dense[..., :live].to(query.device)}
         if facts.padding is not None:
             padding = facts.padding.to(query.device)
             call |= {

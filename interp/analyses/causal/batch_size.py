@@ -7,6 +7,7 @@ import torch
 
 from interp.analyses.memory import free_memory
 from interp.errors import UsageError
+from interp.hooks.model.config_values import largest_of_layers
 from interp.hooks.model.weights import compute_dtype, input_device
 
 T = TypeVar("T")
@@ -29,7 +30,7 @@ def rows_that_fit(model: Any, tokens: int, vocabulary: int) -> int:
     device = input_device(model)
     config = model.config.get_text_config()
     width = config.hidden_size
-    inner = getattr(config, "intermediate_size", None) or 4 * width
+    inner = largest_of_layers(config, "intermediate_size") or 4 * width
     # a divergence in float64 takes several copies of a row of logits
     each = tokens * (8 * width + 3 * inner) * compute_dtype(model).itemsize + 64 * vocabulary
     fast = MAX_TOKENS.get(device.type, MAX_TOKENS["cpu"]) // max(tokens, 1)

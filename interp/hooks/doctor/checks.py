@@ -6,13 +6,14 @@ does not apply.
 
 import importlib.util
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from interp.hooks.model.bos import last_tokens
+from interp.hooks.model.config_values import values_of_layers
 from interp.hooks.model.heads import HeadLayout
 from interp.hooks.model.layers import attention_layers, projection_inputs
 from interp.hooks.model.weights import compute_dtype, input_device
@@ -154,13 +155,16 @@ def _needs_calls(check: Check) -> Check:
 @_needs_calls
 def _idle(subject: ModelUnderTest) -> tuple[bool | None, str]:
     """An idle seam does not change the logits."""
-    alone = subject.logits(subject.prompts)
+    # a batch without padding may have no mask at all
+    batches = (subject.prompts, subject.prompts[:1])
+    alone = [subject.logits(batch) for batch in batches]
     with tapping(subject.model, ProbeTap(reads=False)):
-        idle = subject.logits(subject.prompts)
-    if torch.equal(alone, idle):
+        idle = [subject.logits(batch) for batch in batches]
+    if all(map(torch.equal, alone, idle)):
         return True, "logits are identical to the bit while nothing is read"
-    change = f"logits change by {float((alone - idle).abs().max()):.0e} while nothing is read"
-    if torch.equal(alone, subject.logits(subject.prompts)):
+    largest = max(float((before - now).abs().max()) for before, now in zip(alone, idle, strict=True))
+    change = f"logits change by {largest:.0e} while nothing is read"
+    if all(map(torch.equal, alone, map(subject.logits, batches))):
         return False, f"{change}, because a layer computes with the attention mask; do not use interp on this model"
     return None, f"{change}, but they also change from run to run"
 
@@ -226,9 +230,11 @@ def _heads(subject: ModelUnderTest) -> tuple[bool | None, str]:
     """The head layout of the config is that of the attention calls."""
     layout = HeadLayout.of(subject.model)
     wrong = [f"there is a layer {layer}" for layer in subject.layers if layer >= layout.layers]
+    # layers of two kinds may have heads of two widths; keys may be wider than values, which the outputs follow
+    stated_widths = {layout.head_dim, *values_of_layers(subject.config, "head_dim")}
     for layer, call in sorted(subject.probe.calls.items()):
-        seen = HeadLayout(layout.layers, call.sizes[1], call.sizes[2], call.q.shape[-1])
-        if seen != layout:
+        seen = HeadLayout(layout.layers, call.sizes[1], call.sizes[2], call.v.shape[-1])
+        if replace(seen, head_dim=layout.head_dim) != layout or seen.head_dim not in stated_widths:
             wrong.append(f"layer {layer} has {_shape(seen)}")
         width = subject.probe.widths.get(layer)
         if width is not None and width != call.sizes[1] * call.v.shape[-1]:
@@ -238,11 +244,12 @@ def _heads(subject: ModelUnderTest) -> tuple[bool | None, str]:
         return False, f"the config states {stated}, but {', '.join(wrong[:4])}; correct the config"
     if not subject.probe.calls:
         return None, f"{_shape(layout)} according to the config; no attention call was recorded"
-    return True, f"{layout.layers} layers of {_shape(layout)}"
+    widths = " and ".join(map(str, sorted({call.v.shape[-1] for call in subject.probe.calls.values()})))
+    return True, f"{layout.layers} layers of {_shape(layout, widths)}"
 
 
-def _shape(layout: HeadLayout) -> str:
-    return f"{layout.heads} query heads over {layout.kv_heads} kv heads of dimension {layout.head_dim}"
+def _shape(layout: HeadLayout, widths: str = "") -> str:
+    return f"{layout.heads} query heads over {layout.kv_heads} kv heads of dimension {widths or layout.head_dim}"
 
 
 def _windows(subject: ModelUnderTest) -> tuple[bool | None, str]:

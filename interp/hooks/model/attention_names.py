@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from interp.errors import ModelError, UsageError
-from interp.hooks.model.mask import DeferredMask
+from interp.hooks.model.mask import ComputedMask, DeferredMask
 from interp.hooks.model.row_ends import Generation
 from interp.kernels.contract import Call, Rows
 from interp.kernels.select import select
@@ -209,6 +209,7 @@ def original_attention(
             "load the model with attn_implementation='sdpa'."
         )
     whole = mask.facts_for(module).mask if isinstance(mask, DeferredMask) else mask
+    whole = whole.plain if isinstance(whole, ComputedMask) else whole
     # accelerate moves the tensors of a layer to its device, and a deferred mask is none
     whole = whole if whole is None or whole.device == query.device else whole.to(query.device)
     return function(module, query, key, value, whole, **kw)

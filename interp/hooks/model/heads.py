@@ -9,6 +9,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from interp.errors import HeadError, ModelError
+from interp.hooks.model.config_values import largest_of_layers, values_of_layers
 from interp.hooks.model.head_names import Head as Head
 from interp.hooks.model.head_names import parse_heads
 
@@ -34,7 +35,7 @@ class HeadLayout:
     kv_heads: int
     """Number of key-value heads in each layer."""
     head_dim: int = 0
-    """Dimensions of each head; 0 where unknown, as for a score file."""
+    """Dimensions of the output of a head, the largest where layers differ; 0 where unknown, as for a score file."""
 
     def __post_init__(self) -> None:
         if min(self.layers, self.heads, self.kv_heads) < 1 or self.heads % self.kv_heads:
@@ -64,17 +65,20 @@ class HeadLayout:
         # of an encoder and a decoder, the decoder is the part whose heads can be read
         part = {"decoder": True} if getattr(config, "is_encoder_decoder", False) else {}
         text = config.get_text_config(**part) if hasattr(config, "get_text_config") else config
-        layers, heads = getattr(text, "num_hidden_layers", None), getattr(text, "num_attention_heads", None)
+        layers = getattr(text, "num_hidden_layers", None)
+        heads, kv_heads = (_number_of(model, text, name) for name in ("num_attention_heads", "num_key_value_heads"))
+        if getattr(text, "is_decoder", False) and not part:
+            # a decoder that was taken from its encoder has a config of both
+            layers, heads = getattr(text, "decoder_layers", layers), getattr(text, "decoder_attention_heads", heads)
         if not isinstance(layers, int) or not isinstance(heads, int):
             raise ModelError(
                 f"the config of {type(model).__name__} does not give the number of layers and attention heads "
                 f"(num_hidden_layers={layers!r}, num_attention_heads={heads!r}); give a causal language model."
             )
-        if getattr(text, "is_decoder", False) and not part:
-            # a decoder that was taken from its encoder has a config of both
-            layers, heads = getattr(text, "decoder_layers", layers), getattr(text, "decoder_attention_heads", heads)
-        head_dim = getattr(text, "head_dim", None) or getattr(text, "hidden_size", 0) // heads
-        return cls(layers, heads, _kv_heads(text, heads), head_dim)
+        # values may be narrower than keys, and outputs are as wide as values
+        width = largest_of_layers(text, "v_head_dim") or largest_of_layers(text, "head_dim")
+        width = width or (largest_of_layers(text, "hidden_size") or 0) // heads
+        return cls(layers, heads, kv_heads if isinstance(kv_heads, int) else _older_kv_heads(text, heads), width)
 
     @property
     def size(self) -> int:
@@ -368,11 +372,19 @@ def permute_in_layers(
     return [HeadSet(tuple(moved.get(head, head) for head in heads)) for heads in sets]
 
 
-def _kv_heads(text: Any, heads: int) -> int:
-    """The number of key-value heads in a config; older families use multi_query or num_kv_heads for it."""
-    named = getattr(text, "num_key_value_heads", None)
-    if isinstance(named, int):
-        return named
+def _number_of(model: Any, text: Any, name: str) -> Any:
+    """The number of a kind of heads, which all layers have. Raises ModelError where they differ."""
+    found = sorted(set(values_of_layers(text, name)), key=str)
+    if len(found) > 1:
+        raise ModelError(
+            f"the layers of {type(model).__name__} differ in {name} ({', '.join(map(str, found))}), where interp needs "
+            "one number for all layers; use a model whose layers have the same number of heads."
+        )
+    return found[0]
+
+
+def _older_kv_heads(text: Any, heads: int) -> int:
+    """The number of key-value heads in a config of the older families, which use multi_query or num_kv_heads for it."""
     if getattr(text, "multi_query", False) and not getattr(text, "new_decoder_architecture", False):
         return 1
     older = getattr(text, "num_kv_heads", None)

@@ -6,9 +6,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
 
 from interp.errors import ModelError
 from interp.hooks.model.row_text import RowText
+
+DESCRIBING = {
+    "size", "dim", "ndimension", "numel", "nelement", "stride", "is_contiguous", "element_size", "get_device",
+    "data_ptr", "is_floating_point", "is_complex", "is_signed", "storage_offset", "is_inference", "__len__", "__hash__",
+    "as_subclass",
+}  # fmt: skip
+"""functions that say something of a tensor without its values"""
 
 
 @dataclass(eq=False)
@@ -27,6 +35,33 @@ class MaskFacts:
         from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS as makers
 
         return makers[self.implementation](**self.arguments) if self.implementation in makers else None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the mask: a number that is added to the logits in eager attention, truth values elsewhere."""
+        added = self.implementation in (None, "eager")
+        return self.arguments.get("dtype", torch.float32) if added else torch.bool
+
+    def whole(self, device: torch.device) -> Tensor:
+        """The mask for a model that computes with it, which is never left out.
+
+        Args:
+            device: Device of the mask.
+
+        Raises:
+            ModelError: If the attention implementation of the model has masks of another kind.
+        """
+        from transformers.masking_utils import eager_mask, sdpa_mask
+
+        makers = {None: eager_mask, "eager": eager_mask, "sdpa": sdpa_mask}
+        if self.implementation not in makers:
+            raise ModelError(
+                f"a layer computes with its attention mask, which interp cannot make for {self.implementation!r}; load "
+                "the model with attn_implementation='sdpa'."
+            )
+        always = {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
+        found = makers[self.implementation](**{**self.arguments, **always})
+        return found.to(device)
 
     @cached_property
     def start(self) -> tuple[int, int, int]:
@@ -102,7 +137,8 @@ class MaskFacts:
 class DeferredMask(Tensor):
     """A placeholder that travels from the model to its layers in place of the mask.
 
-    It has the shape of the mask, occupies one element of memory, and carries the facts.
+    It has the shape and dtype of the mask, occupies one element of memory, and carries the facts. A model that computes
+    with it computes with the mask itself, and gets a `ComputedMask`.
     """
 
     facts: MaskFacts
@@ -112,7 +148,8 @@ class DeferredMask(Tensor):
         """Make the placeholder of the mask that the facts describe."""
         arguments = facts.arguments
         shape = (arguments["batch_size"], 1, arguments["q_length"], arguments["kv_length"])
-        made = torch.zeros(1, 1, 1, 1, dtype=torch.bool, device=arguments.get("device")).expand(shape).as_subclass(cls)
+        number = torch.zeros(1, 1, 1, 1, dtype=facts.dtype, device=arguments.get("device"))
+        made = number.expand(shape).as_subclass(cls)
         made.facts = facts
         return made
 
@@ -126,28 +163,76 @@ class DeferredMask(Tensor):
             The facts.
 
         Raises:
-            ModelError: If the model computed something from the mask on the way, so that the facts are lost.
+            ModelError: If the mask came to the module without its facts, as through a copy.
         """
         if not hasattr(self, "facts"):
             raise ModelError(
-                f"{type(module).__name__} receives an attention mask that the model has changed, so interp cannot tell "
-                "padding from text; use a model that passes its mask to the layers unchanged."
+                f"{type(module).__name__} receives a copy of the attention mask, so interp cannot tell padding from "
+                "text; use a model that passes its mask to the layers unchanged."
             )
         return self.facts
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
         source = args[0] if args else None
-        if func is Tensor.contiguous and isinstance(source, DeferredMask):
-            # generate() calls it on the mask of a static cache, which would fill q x k elements
-            return source
-        result = super().__torch_function__(func, types, args, kwargs or {})
-        # a copy to another device represents the same mask; a slice or a sum does not
-        if (
-            func is Tensor.to
-            and isinstance(source, DeferredMask)
-            and isinstance(result, DeferredMask)
-            and hasattr(source, "facts")
-        ):
-            result.facts = source.facts
+        if isinstance(source, DeferredMask) and hasattr(source, "facts"):
+            # generate() calls `contiguous` on the mask of a static cache, which would fill q x k elements
+            if func is Tensor.contiguous:
+                return source
+            # a copy to another device represents the same mask; a slice or a sum does not
+            if func is Tensor.to:
+                result = super().__torch_function__(func, types, args, kwargs)
+                if result.dtype == source.dtype:
+                    result.facts = source.facts
+                    return result
+        if _describes(func):
+            return super().__torch_function__(func, types, args, kwargs)
+        found = [each for each in tree_leaves((args, kwargs)) if isinstance(each, DeferredMask)]
+        if not all(hasattr(each, "facts") for each in found):
+            return super().__torch_function__(func, types, args, kwargs)
+        facts = found[0].facts
+        args, kwargs = tree_map(lambda x: x.facts.whole(x.device) if isinstance(x, DeferredMask) else x, (args, kwargs))
+        return _with_facts(func(*args, **kwargs), facts)
+
+
+class ComputedMask(Tensor):
+    """A mask that a model made from the mask of its text, such as a slice or a sum; it carries the facts."""
+
+    facts: MaskFacts
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = [each for each in tree_leaves((args, kwargs)) if isinstance(each, ComputedMask)]
+        with torch._C.DisableTorchFunctionSubclass():
+            result = func(*args, **(kwargs or {}))
+        facts = next((each.facts for each in given if hasattr(each, "facts")), None)
+        if isinstance(result, ComputedMask) and hasattr(result, "facts"):
+            return result
+        return result if facts is None or _describes(func) else _with_facts(result, facts)
+
+    @property
+    def plain(self) -> Tensor:
+        """The same numbers as an ordinary tensor."""
+        with torch._C.DisableTorchFunctionSubclass():
+            return self.as_subclass(Tensor)
+
+
+def _describes(func: Any) -> bool:
+    """Whether a function returns what is known of a tensor without its values, such as its shape."""
+    name = func.__name__
+    if name == "__get__":
+        return func.__self__.__name__ not in ("data", "T", "mT", "H", "mH", "real", "imag")
+    return name in DESCRIBING
+
+
+def _with_facts(result: Any, facts: MaskFacts) -> Any:
+    """A result with the facts, where it has the shape of a mask of the same queries and keys."""
+    arguments = facts.arguments
+    if type(result) not in (Tensor, ComputedMask) or result.dim() < 4:
         return result
+    if result.shape[-2] != arguments["q_length"] or result.shape[-1] > arguments["kv_length"]:
+        return result.as_subclass(Tensor) if isinstance(result, ComputedMask) else result
+    made = result.as_subclass(ComputedMask)
+    made.facts = facts
+    return made
