@@ -64,7 +64,8 @@ def attention_layers(model: nn.Module) -> dict[int, nn.Module]:
         Layer index to module, in order of the layers.
 
     Raises:
-        ModelError: If the model has no such module, or it has an encoder and does not name its decoder.
+        ModelError: If the model has no such module, has an encoder and does not name its decoder, or is split by tensor
+            parallelism, so that each process has other heads.
 
     Examples:
         >>> from interp.hooks.model.layers import attention_layers
@@ -87,7 +88,26 @@ def attention_layers(model: nn.Module) -> dict[int, nn.Module]:
             f"{type(model).__name__} has no attention module with a layer_idx and an output projection "
             f"({', '.join(PROJECTION_NAMES)}); give a decoder model of transformers."
         )
+    _check_whole(unwrap(model), found)
     return dict(sorted(found.items()))
+
+
+def _check_whole(model: nn.Module, layers: dict[int, nn.Module]) -> None:
+    """Raise ModelError where this process computes a part of the heads of each layer."""
+    parts = getattr(model, "_tp_size", None) or 1
+    for layer in layers.values() if parts == 1 else ():
+        weight = getattr(getattr(layer, projection_name(layer) or "", None), "weight", None)
+        # a weight that is split along its inputs takes the heads of one process; FSDP splits along outputs
+        if isinstance(weight, Tensor) and hasattr(weight, "placements"):
+            split: Any = weight
+            sizes = zip(split.placements, split.device_mesh.shape, strict=True)
+            parts = max(parts, *(size if place.is_shard(1) else 1 for place, size in sizes))
+    if parts > 1:
+        raise ModelError(
+            f"{type(model).__name__} is split over {parts} processes by tensor parallelism, where each computes other "
+            "heads of a layer under the same numbers; load it without tp_plan, whole or over several GPUs with "
+            "device_map."
+        )
 
 
 def has_encoder(model: Any) -> bool:

@@ -9,6 +9,8 @@ import tokenizers_tiny
 import torch
 import transformers as tf
 
+import interp
+from interp.errors import ModelError
 from interp.hooks.doctor.checks import CHECKS
 from interp.hooks.doctor.doctor import doctor
 from interp.testing import families
@@ -181,3 +183,52 @@ def test_table_and_json():
     assert loaded["ok"] is True
     assert [check["name"] for check in loaded["checks"]] == list(CHECKS)
     assert str(doctor(sabotaged(without_interface))).endswith("1 of 13 checks failed")
+
+
+SMALL: Any = {
+    "vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "max_position_embeddings": 512, "eos_token_id": None, "bos_token_id": None, "pad_token_id": 0,
+}  # fmt: skip
+WIDTHS = {
+    # the width that the config calls head_dim is the rotary part of the keys
+    "keys wider than values": (
+        lambda: tf.DeepseekV3ForCausalLM(
+            tf.DeepseekV3Config(
+                **SMALL, num_key_value_heads=4, q_lora_rank=16, kv_lora_rank=8, qk_rope_head_dim=4, qk_nope_head_dim=8,
+                v_head_dim=6, n_routed_experts=4, num_experts_per_tok=2, moe_intermediate_size=16,
+                first_k_dense_replace=1, n_group=1, topk_group=1, n_shared_experts=1,
+            )
+        ),
+        6,
+        "2 layers of 4 query heads over 4 kv heads of dimension 6",
+    ),
+    "layers of two widths": (
+        lambda: tf.Gemma4ForCausalLM(
+            tf.Gemma4TextConfig(
+                **SMALL, num_key_value_heads=2, head_dim=8, global_head_dim=16, sliding_window=4,
+                layer_types=["sliding_attention", "full_attention"], vocab_size_per_layer_input=64,
+                hidden_size_per_layer_input=8, num_kv_shared_layers=0,
+            )
+        ),
+        16,
+        "2 layers of 4 query heads over 2 kv heads of dimension 8 and 16",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WIDTHS)
+def test_widths_of_heads_that_differ_are_no_fault(case):
+    torch.manual_seed(0)
+    make, width, detail = WIDTHS[case]
+    model = make().eval()
+    assert interp.HeadLayout.of(model).head_dim == width
+    found = doctor(model)
+    assert found.ok, found.failed
+    assert found["heads"].detail == detail
+
+
+def test_layers_with_different_numbers_of_heads_are_refused():
+    config = tf.Gemma4TextConfig(**SMALL, num_key_value_heads=2)
+    config.per_layer_config = {0: {"num_key_value_heads": 1}}
+    with pytest.raises(ModelError, match=r"differ in num_key_value_heads \(1, 2\)"):
+        interp.HeadLayout.of(config)
