@@ -224,7 +224,7 @@ METHODS = [
         "interp/analyses/kv/razor_attention.py",
         "_places(induction) / INDUCTION_HEADS_PER_ECHO_HEAD",
         "_places(induction) * INDUCTION_HEADS_PER_ECHO_HEAD",
-        ("tests/analyses/kv", "-k", "razor"),
+        ("tests/analyses/kv/test_selectors_of.py", "tests/analyses/kv/test_selectors.py"),
     ),
     Mutant(
         "random keys are the same in every layer",

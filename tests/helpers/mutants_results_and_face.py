@@ -241,7 +241,7 @@ RESULTS_AND_FACE = [
         "interp/runs/stages/analyses.py",
         "tuple(side.items[place[id(prompt)]] for prompt in batch)",
         "tuple(side.items[number] for number, _ in enumerate(batch))",
-        ("tests/runs/test_run.py", "tests/runs/test_stages.py", "-k", "pair or partner or concept or function"),
+        ("tests/runs/test_run.py", "tests/runs/test_kinds.py", "-m", "not slow"),
     ),
     Mutant(
         "the report compares the end of an interval with a mean",
@@ -283,7 +283,7 @@ RESULTS_AND_FACE = [
         "interp/plots/rankings.py",
         "z[i][j] = agreed.overlap / k",
         "z[i][j] = agreed.overlap / max(agreed.expected_overlap, 1)",
-        ("tests/plots", "-k", "ranking"),
+        ("tests/plots/test_heads.py",),
     ),
     Mutant(
         "options of the command line drop the last number of a list",
