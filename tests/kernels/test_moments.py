@@ -6,7 +6,7 @@ import attention_calls
 import pytest
 import torch
 
-from interp.kernels.moments import Moments, log_bulk
+from interp.kernels.moments import Moments, far_bulk, log_bulk
 
 D, KEYS = 64, 4096
 
@@ -66,3 +66,32 @@ def test_moving_moments_equal_those_of_the_range():
                 torch.testing.assert_close(mean, part.mean(1))
                 torch.testing.assert_close(covariance, torch.stack([torch.cov(x.T, correction=0) for x in part]))
     assert (moments.low, moments.high) == (45, 50)
+
+
+@pytest.mark.parametrize("sliding", [None, 20])
+@pytest.mark.parametrize("refresh", [1, 6])
+def test_estimates_are_of_all_keys_beyond_the_window(refresh, sliding):
+    """The moments end with the last key beyond the window of the first query of each block, which is counted once."""
+    n, sink, window = 50, 2, 5
+    call = attention_calls.causal_call(b=2, h=4, g=2, n=n, window=sliding)
+    first = torch.tensor([0, 9])
+    estimate, v, count, counts = far_bulk(call, first, sink, window, refresh, 3)
+    starts = [0, *range(n % refresh or refresh, n, refresh)]
+    for row in range(n):
+        start = max(each for each in starts if each <= row)
+        for b in range(2):
+            low, low_of_row = (
+                max(sink + int(first[b]), 0 if sliding is None else q - sliding + 1) for q in (start, row)
+            )
+            keys = call.k[b, :, low : max(start - window + 1, low)].double()
+            assert bool(counts[b, 0, row]) is (keys.shape[1] >= 3 and row - window + 1 > low_of_row)
+            if not counts[b, 0, row]:
+                continue
+            assert count[b, 0, row] == row - window + 1 - low_of_row
+            covariance = torch.stack([torch.cov(x.T, correction=0) for x in keys])
+            number = count[b, 0, row].double().expand(2)
+            for g in range(2):
+                q = call.q[b, 2 * g : 2 * g + 2, row].double()
+                expected = log_bulk(q, keys[g].mean(0), covariance[g], number, call.scale)
+                for found, each in zip((estimate, v), expected, strict=True):
+                    torch.testing.assert_close(found[b, 2 * g : 2 * g + 2, row].double(), each, atol=1e-5, rtol=1e-5)

@@ -21,6 +21,7 @@ PADDED = {
     "learned sinks": {"live": LIVE, "row_live": LIVE, "sinks": torch.tensor([0.3, -1.0])},
     "a bias": {"live": LIVE, "row_live": LIVE, "key_bias": torch.linspace(-1, 1, 34).expand(2, 2, -1)},
     "a mask of four axes": {"causal": False, "mask": SEEN},
+    "a mask that differs by head": {"causal": False, "mask": torch.cat([SEEN & (torch.arange(34) != 12), SEEN], 1)},
     "an added mask": {
         "causal": False,
         "mask": torch.zeros(SEEN.shape, dtype=torch.float64).masked_fill(~SEEN, torch.finfo(torch.float64).min),

@@ -167,3 +167,31 @@ def test_a_long_unit_is_broken_into_lines():
     scores = HeadScores("made", torch.rand(3, 2, 4), unit="attention on the <answer>, summed over copied tokens")
     title = plots.top_heads(scores).layout.xaxis.title.text
     assert title == "attention on the &lt;answer&gt;,<br>summed over copied tokens"
+
+
+def test_rankings_draw_the_correlation_below_and_the_shared_share_above():
+    tables = {name: scores(seed, name) for seed, name in enumerate(("retrieval", "induction", "sinks"))}
+    figure = plots.rankings(tables, 5)
+    (cells,) = figure.data
+    names = list(tables)
+    for i in range(3):
+        assert cells.z[i][i] is None
+        for j in range(i + 1, 3):
+            agreed = tables[names[i]].compare(tables[names[j]], 5)
+            assert cells.z[j][i] == agreed.spearman
+            assert cells.z[i][j] == agreed.overlap / 5
+            assert f"{agreed.spearman:.2f}" in cells.text[j][i]
+            assert cells.text[i][j].startswith(f"{agreed.overlap} of 5<br>chance {agreed.expected_overlap:.1f}, ")
+    assert list(figure.layout.xaxis.ticktext) == list(figure.layout.yaxis.ticktext)
+
+
+def test_bars_end_where_the_intervals_do():
+    """Intervals of scores near their bounds are cut off, so that a bar is longer to one side."""
+    values = torch.rand(3, 3, 4, generator=torch.Generator().manual_seed(2)) ** 0.2
+    table = HeadScores("retrieval", values, unit="share")
+    best = table.top(6)
+    (dots,) = plots.top_heads(table, 6).data
+    upper, lower = (np.array(each) for each in (dots.error_x.array, dots.error_x.arrayminus))
+    assert not np.allclose(upper, lower)
+    assert np.allclose(dots.x + upper, [float(table.high[head]) for head in best])
+    assert np.allclose(dots.x - lower, [float(table.low[head]) for head in best])

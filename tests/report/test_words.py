@@ -113,6 +113,18 @@ def test_selectors_in_words_and_numbers():
     assert few_words(kept_keys(3)) == (
         "The intervals below come from only 3 prompts of a task and are rough; use more prompts for reliable ones."
     )
+    made = kept_keys(16)
+    # another one that is above random keys too, by less
+    second = tuple(
+        replace(
+            trial, condition="SnapKV", values={**trial.values, "right": (0.7 + 0.125 * (trial.task != "needle"),) * 16}
+        )
+        for trial in made.trials
+        if trial.condition == "HeadKV-R"
+    )
+    for trials in ((*second, *made.trials), (*made.trials, *second)):
+        (furthest,) = (words for words in plain(trials_words(replace(made, trials=trials))) if "Furthest" in words)
+        assert "at 40% HeadKV-R, +50 points" in furthest
     found = pivot(kept_keys(16), "right")
     assert found["sizes"] == ["10%", "40%", "100%"]
     rows = {name: [cell and (cell["mean"], cell["gain"], cell["apart"]) for cell in cells]
@@ -310,3 +322,14 @@ def test_several_sets_and_measures_in_words():
     rows = [(row["condition"], row["measure"], row["sets"]) for row in table(made)]
     assert ("only b", "loss", "larger effect than 39 of 39, p = 0.025") in rows
     assert ("random by layer for only b (39 sets)", "loss", "") in rows
+
+
+@pytest.mark.parametrize(("lead", "verdict"), [(0.0005, "overlaps"), (0.05, "overlaps"), (0.3, "is above")])
+def test_the_interval_of_the_best_head_is_compared_with_that_of_the_next(lead, verdict):
+    noise = torch.linspace(-0.2, 0.2, 9)
+    scores = HeadScores("made", torch.stack([0.5 + lead + 0.01 * noise, 0.5 + noise, 0.1 + noise.abs()], 1)[:, None])
+    best, after = scores.top(2)
+    # the interval of the best head may be above the mean of the next, and still overlap its interval
+    assert (float(scores.low[best]) > scores[after]) is (lead > 0.01)
+    assert (float(scores.low[best]) > float(scores.high[after])) is (verdict == "is above")
+    assert f"and {verdict} that of the next head, {after}." in words.summary(scores, None).certainty

@@ -1,5 +1,7 @@
 """Controls of scores: the measure with the top heads ablated, on which prompts, and how many heads."""
 
+from dataclasses import replace
+
 import pytest
 import tiny_chat_model
 import torch
@@ -7,6 +9,7 @@ import torch
 import interp
 from interp.analyses import identify, registry, tasks
 from interp.analyses.prompt_sizes import PromptSizes
+from interp.analyses.tasks.standard import CHECK_SEED
 from interp.hooks.edit.ablation import ablate
 from interp.hooks.model.heads import HeadLayout
 from interp.runs.plan import ScorePlan
@@ -99,3 +102,18 @@ def test_a_control_of_a_run_knows_the_threshold_that_its_analysis_declares(tmp_p
     kept = trials.select("top kept")[0].heads if "top kept" in trials.conditions else ()
     # without the threshold, all heads with a score above the lowest have the role
     assert set(kept) == others
+
+
+@pytest.mark.parametrize("name", ["induction", "previous_token"])
+def test_heads_are_tested_on_other_prompts_than_scored_them(tmp_path, name):
+    model, tokenizer = tiny_chat_model.model(), tiny_chat_model.tokenizer()
+    sizes = PromptSizes(n_texts=3, text_length=24, n_repeated=12, seed=5)
+    plan = ScorePlan(analyses=(name,), n_heads=1, n_random_sets=1, sizes=sizes)
+    trials = Run.open(tmp_path, plan, model, tokenizer).finish(progress=False)[f"{name}.control"]
+    entry, (measure, *_) = registry.get(name), trials.measures
+    values = {}
+    for kind, seed in (("scored", sizes.seed), ("tested", sizes.seed + CHECK_SEED)):
+        prompts = entry.control.used(entry.prompts(replace(sizes, seed=seed), tokenizer))
+        values[kind] = tuple(entry.control.measure_on(prompts, plan.batch_size)[1](model).tolist())
+    assert trials.select("baseline")[0].values[measure] == pytest.approx(values["tested"], abs=1e-4)
+    assert values["tested"] != pytest.approx(values["scored"], abs=1e-2)

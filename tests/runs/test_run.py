@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import run_cases
 import tiny_chat_model
+import torch
 
 import interp
 from interp.analyses import tasks
@@ -208,3 +209,16 @@ def test_plans_take_names_and_sets_in_any_order():
     assert "kv" not in named("basic", "long")
     wanted = ("retrieval", "gradient_importance", "activation_patching")
     assert named("activation_patching", "Gradient-Importance", "retrieval") == wanted
+
+
+def test_partners_follow_their_prompts_into_every_batch(model, tokenizer, tmp_path):
+    """The second side of a pair stays with the first, however the prompts are divided."""
+    found = []
+    for size in (1, 8):
+        settings: dict[str, Any] = {"settings": {"concept_induction": {"right_only": False}}, "batch_size": size}
+        plan = run_cases.score_plan("concept_induction", check=False, heads="", **settings)
+        found.append(Run.open(tmp_path / str(size), plan, model, tokenizer).finish(progress=False).scores)
+    one, whole = (scores["concept_induction"].extras["control"] for scores in found)
+    assert len(one) > 2
+    torch.testing.assert_close(one, whole, atol=1e-5, rtol=0, equal_nan=True)
+    assert len({tuple(row.flatten().tolist()) for row in whole.nan_to_num(0.0)}) == len(whole)

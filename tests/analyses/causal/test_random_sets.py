@@ -12,9 +12,11 @@ from interp.analyses import identify, tasks
 from interp.analyses.causal.ablation_test import ablation_test
 from interp.analyses.causal.causal_profile import causal_profile
 from interp.analyses.causal.curve import causal_curve
+from interp.analyses.causal.random_sets import KeptSets, RandomSets
 from interp.analyses.causal.set_difference import set_difference
 from interp.analyses.measures.losses import token_losses
 from interp.analyses.results.trials import Trials
+from interp.hooks.model.heads import HeadLayout, HeadSet
 from interp.hooks.prompts.prompts import Prompts
 
 N = 20
@@ -71,3 +73,28 @@ def test_random_sets_permute_the_heads_of_each_layer(run):
         assert sorted(head.layer for head in trial.heads) == sorted(head.layer for head in own)
     # where no set may share a head with the tested one, random heads differ from random heads too often
     assert any(trial.heads & tested[trial.matched, trial.size] for trial in drawn)
+
+
+@pytest.mark.parametrize("excluded", ["", "L0H1 L1H2", "L0H0 L0H1 L1H2"])
+@pytest.mark.parametrize("name", ["made", "other"])
+def test_sets_differ_by_draw_and_leave_tested_heads_out_by_chance(excluded, name):
+    """The tested heads are drawn like all others, even where the heads of their role are not drawn."""
+    tested, layout = HeadSet.parse("L0H1 L1H2"), HeadLayout(2, 8, 2)
+    sets = RandomSets(tested, layout, 60, 1, name, HeadSet.parse(excluded) if excluded else HeadSet())
+    drawn = [condition.heads for condition in sets.permuted()]
+    assert len(set(map(str, drawn))) > 20
+    shared = [len(heads & tested) for heads in drawn]
+    # of 7 or 8 heads a layer, one is tested
+    assert 0.5 < shared.count(0) / len(shared) < 0.95
+    assert not any(len(heads & (HeadSet.parse(excluded or tested) - tested)) for heads in drawn)
+    free = [condition.heads for condition in sets.free()]
+    assert len(set(map(str, free))) == 3
+    assert not any(len(heads & tested) for heads in free)
+
+
+def test_kept_sets_keep_random_heads_of_the_role():
+    tested, role = HeadSet.parse("L0H1 L1H2"), HeadSet.parse("L0H0 L0H1 L0H5 L1H2 L1H3 L1H7")
+    kept = [role - condition.heads for condition in KeptSets(tested, role, 40).conditions()]
+    assert all(len(heads) == 2 for heads in kept)
+    assert len(set(map(str, kept))) > 8
+    assert {head for heads in kept for head in heads} == set(role)

@@ -157,6 +157,10 @@ def test_random_keys_differ_from_prompt_to_prompt():
         )
         chosen.append(torch.stack([noted[layer].kept for layer in sorted(noted)]))
     assert not torch.equal(*chosen)
+    # layers and kv heads draw keys of their own
+    one, other = chosen[0][:2, 0]
+    assert not torch.equal(one, other)
+    assert not torch.equal(one[0], one[1])
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,11 @@
-"""The loss of the first token of a reply: its value and its sign."""
+"""The loss of the first token of a reply, its value and its sign, and the contrast of refusals."""
 
 import math
 
 import pytest
 import torch
 
-from interp.analyses.measures.refusals import Replies, first_token_loss
+from interp.analyses.measures.refusals import Replies, check_contrast, first_token_loss
 from interp.errors import UsageError
 from interp.hooks.prompts.prompts import Prompts
 
@@ -50,3 +50,16 @@ def test_a_prompt_without_a_reply_is_refused(tokens):
     loss = first_token_loss(Replies(PROMPTS, ("", "no"), (False, True), tokens))
     with pytest.raises(UsageError, match="has no reply to begin with"):
         loss(logits_of([0.7, 0.2, 0.1], [0.6, 0.3, 0.1]), PROMPTS)
+
+
+@pytest.mark.parametrize(
+    ("harmful", "harmless", "shows"), [(30, 0, True), (15, 3, True), (15, 28, False), (6, 30, False), (10, 9, False)]
+)
+def test_a_contrast_needs_more_refusals_of_harmful_requests(harmful, harmless, shows):
+    prompts = Prompts.from_ids([[5]] * 30)
+    sides = [Replies(prompts, ("",) * 30, (True,) * n + (False,) * (30 - n)) for n in (harmful, harmless)]
+    if shows:
+        check_contrast(*sides)
+    else:
+        with pytest.raises(UsageError, match=f"refuses {harmful} of 30 harmful and {harmless} of 30 harmless"):
+            check_contrast(*sides)

@@ -362,3 +362,19 @@ def test_reprs_are_one_line_and_escaped():
     assert "<script>" not in html
     assert "&lt;script&gt;" in html
     assert "<b>" not in html
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 3, 6])
+def test_a_group_has_the_score_of_its_best_query_head(kv_heads):
+    scores = random_scores(heads=6, kv_heads=kv_heads)
+    each = 6 // kv_heads
+    for layer in range(3):
+        for group in range(kv_heads):
+            own = [scores[f"L{layer}H{head}"] for head in range(group * each, (group + 1) * each)]
+            assert scores.by_group()[layer, group] == max(own)
+    assert torch.equal(random_scores(heads=6).by_group(kv_heads), scores.by_group())
+
+
+def test_a_threshold_curve_leaves_heads_at_the_threshold_out():
+    scores = HeadScores("x", torch.tensor([0.25, 0.5, 0.5, 0.75]).expand(3, 1, 4))
+    assert [point.above for point in scores.threshold_curve([0.25, 0.5, 0.6, 0.75])] == [3, 1, 1, 0]

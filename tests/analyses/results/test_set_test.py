@@ -27,6 +27,14 @@ def test_ties_count_against_the_tested_set():
     assert set_test(0.0, [0.0] + [1.0] * 98, 1.0).n_beyond == 98
 
 
+@pytest.mark.parametrize("random", [[2.0, 0.0], [2.0, 0.0, 3.0], [0.2, 0.4, 0.1, 0.9, 0.5]])
+def test_deviations_are_in_standard_deviations_of_the_random_sets(random):
+    test = set_test(-5.0, random, 1.0)
+    assert test.difference == pytest.approx(-5.0 - np.mean(random))
+    assert test.deviations == pytest.approx(test.difference / np.std(random, ddof=1))
+    assert np.isnan(set_test(-5.0, random[:1] * 3, 1.0).deviations)
+
+
 def test_unusable_values_are_refused():
     with pytest.raises(UsageError, match="no random head sets"):
         set_test(1.0, [], 0.0)

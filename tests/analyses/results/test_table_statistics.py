@@ -297,3 +297,20 @@ def test_a_threshold_curve_counts_heads():
         assert point.confident == len(scores.confident(point.threshold)) <= point.above
     assert [point.confident for point in scores.threshold_curve([0.3, 0.99])] == [3, 0]
     assert HeadScores("x", torch.zeros(3, 2, 2)).threshold_curve() == ()
+
+
+@pytest.mark.parametrize(("k", "first"), [(1, 1), (2, 2), (5, 2), (20, 2)])
+def test_heads_at_the_floor_are_never_resampled_to_the_top(k, first):
+    """Two of twelve heads score above 0, so a longer list has two heads in every resample."""
+    values = torch.zeros(25, 12)
+    values[:, 3], values[:, 7] = 2.0, 1.0 + torch.arange(25) / 100
+    shares = table_statistics.top_shares(values, k)
+    expected = torch.zeros(12)
+    expected[[3, 7][:first]] = 1.0
+    assert torch.equal(shares, expected)
+    lone = torch.zeros(25, 12)
+    lone[0, 5] = 1.0
+    # in a resample without the first prompt no head is above the floor
+    share = table_statistics.top_shares(lone, k)
+    assert float(share[5]) == pytest.approx(1 - (24 / 25) ** 25, abs=0.05)
+    assert int((share > 0).sum()) == 1

@@ -260,3 +260,47 @@ def test_draws_that_ended_early_have_the_p_value_of_besag_and_clifford():
     test = made.set_test("top")
     assert test is not None
     assert (test.p_value, test.ended_early, test.decided, test.is_beyond) == (5 / 7, True, True, False)
+
+
+def test_a_set_is_tested_by_the_mean_over_tasks():
+    """A task of 1 prompt and one of 9 have the same weight, under every condition."""
+
+    def trials(condition: str, few: float, many: float, **more: Any) -> list[Trial]:
+        rows = {"few": (few,), "many": (many,) * 9}
+        return [Trial(condition, {"loss": row}, task=task, **more) for task, row in rows.items()]
+
+    made = trials("baseline", 0.0, 0.0) + trials("top", 1.0, 0.0, heads=TOP, size=2)
+    for draw in range(39):
+        made += trials("random by layer", 0.0, 0.6, heads=TOP, size=2, draw=draw)
+    result = Trials("many tasks", tuple(made), control="random by layer", claim="larger effect", n_random_sets=39)
+    test = result.set_test("top", size=2)
+    assert test is not None
+    # by the number of prompts the means are 0.1 and 0.54
+    assert test.difference == pytest.approx(0.5 - 0.3)
+    assert (test.n_beyond, test.is_beyond) == (39, True)
+
+
+def test_findings_hold_for_all_comparisons_together():
+    """A condition whose interval excludes 0 alone is no finding among many."""
+    shift = [0.1, 0.3, -0.1, 0.2, 0.4, -0.2, 0.5, 0.1, 0.3, 0.0]
+    others = [Trial(f"c{i}", {"loss": tuple(x if i == 0 else 0.3 * (-1) ** n for n, x in enumerate(shift))}, TOP, 2)
+              for i in range(20)]  # fmt: skip
+    control = Trial("random", {"loss": (0.0,) * len(shift)}, TOP, 2)
+    alone, among = (Trials("many", (control, *others[:n])) for n in (1, 20))
+    assert alone.findings() == (("c0", 2),)
+    assert among.gain("c0").excludes_zero
+    assert not among.gain("c0", n_comparisons=20).excludes_zero
+    assert among.findings() == ()
+
+
+@pytest.mark.parametrize(("short", "found"), [(9, ()), (10, (("top", 2),))])
+def test_a_share_needs_ten_prompts_of_every_task(short, found):
+    def trial(condition: str, value: float, task: str, n: int, size: int = 2) -> Trial:
+        return Trial(condition, {"accuracy": (value,) * n}, TOP, size, task=task)
+
+    made = [
+        trial(*each, task, n)
+        for task, n in (("long", 30), ("short", short))
+        for each in (("top", 0.0), ("random", 1.0))
+    ]
+    assert Trials("tasks", tuple(made), shares=("accuracy",)).findings() == found

@@ -1,5 +1,7 @@
 """What KeyScale does that ZeroTuning does not, and biases of slots as they are measured."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from steering_oracle import key_scale, literal
@@ -68,6 +70,17 @@ def test_slot_bias_is_attention_per_token_after_the_documents(tiny_model):
     ]
     torch.testing.assert_close(found, torch.stack(expected).mean(0), atol=1e-6, rtol=1e-5)
     torch.testing.assert_close(steer.slot_bias(model, prompts, list(DOCUMENTS), batch_size=2), found)
+
+
+def test_documents_that_end_at_different_places_are_measured_prompt_by_prompt(tiny_model):
+    model, plain = tiny_model("llama"), batch((20, 26, 23))
+    shifted = [{name: ((start + i, stop + i),) for name, (start, stop) in DOCUMENTS.items()} for i in (0, 4, 2)]
+    items = tuple(replace(prompt, spans=spans) for prompt, spans in zip(plain, shifted, strict=True))
+    prompts = replace(plain, items=items)
+    alone = torch.stack([steer.slot_bias(model, prompts[i : i + 1], list(DOCUMENTS)) for i in range(3)])
+    for size in (1, 2, 3):
+        found = steer.slot_bias(model, prompts, list(DOCUMENTS), batch_size=size)
+        torch.testing.assert_close(found, alone.mean(0), atol=1e-6, rtol=1e-5)
 
 
 def test_documents_no_better_than_dummies_share_evenly(tiny_model):

@@ -74,6 +74,9 @@ def test_rounds_change_no_number():
     assert sorted(short.ranking) == sorted(whole.ranking)
     means = [short.scores[h] for h in short.ranking[:3]]
     assert means == sorted(means, reverse=True)
+    # a head ranks above those that left before it, and among heads that left together by its gain
+    measured = [int((~short.scores.per_prompt[:, h.layer, h.head].isnan()).sum()) for h in short.ranking]
+    assert measured == [12] * 3 + [6] * 3 + [3] * 6
     # heads that stayed have been asked everything
     assert all(not short.scores.per_prompt[:, h.layer, h.head].isnan().any() for h in short.ranking[:3])
     assert short.cost["prompts"] == 12 * 3 + 6 * 3 + 3 * 6

@@ -185,3 +185,20 @@ def test_reference_prompts_show_a_progress_bar_only_on_request(tiny_model, monke
         run(model, prompts())
     ReferenceOutputs.of(model, HeadSet.parse("L0H1"), change, progress=True)
     assert shown[-1]
+
+
+def test_resample_beyond_the_end_of_a_prompt_takes_its_last_position(tiny_model):
+    """Reference prompts of different lengths: what follows the shorter one is padding, which is never taken."""
+    model, batch, reference = tiny_model("llama"), prompts(), prompts((40, 7), seed=1)
+    theirs = read(model, reference, keep.z(), heads="L1H2")[:, 0]
+    drawn = set()
+    for seed in range(4):
+        with ablate(model, "L1H2", "resample", reference=reference, seed=seed):
+            found = read(model, batch, keep.z(), heads="L1H2")[:, 0]
+        for b, length in enumerate(batch.lengths):
+            places = (torch.arange(length).clamp(max=end - 1) for end in reference.lengths)
+            expected = (theirs[r, place] for r, place in enumerate(places))
+            same = [torch.allclose(found[b, :length], each, atol=1e-6) for each in expected]
+            assert sum(same) == 1
+            drawn.add(same.index(True))
+    assert drawn == {0, 1}

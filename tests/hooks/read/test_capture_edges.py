@@ -59,6 +59,11 @@ def test_listed_keys_and_row_weights(tiny_model):
     torch.testing.assert_close(cap[listed][1, :, :, 10:, 0], pattern[1, :, :, 10:, 3])
     assert (cap[listed][1, ..., 1] == 0).all()
     torch.testing.assert_close(cap[weighted][0, :, :, :70], 2 * pattern[0, :, :, 20:40, :70].sum(-2))
+    # queries that the weights do not reach weigh nothing
+    short = keep.columns("sum", weights=weights[:, :30])
+    with capture(model, short, batch) as cap:
+        run(model, batch)
+    torch.testing.assert_close(cap[short][0, :, :, :70], 2 * pattern[0, :, :, 20:30, :70].sum(-2))
 
 
 def test_nested_captures_and_two_models(tiny_model):

@@ -4,7 +4,10 @@ import pytest
 import torch
 from capture_oracle import prompts
 
+from interp import steer
 from interp.errors import ModelError, UsageError
+from interp.hooks.edit.ablation import ablate
+from interp.hooks.edit.edit import steering
 from interp.hooks.read import keep
 from interp.hooks.read.capture import capture, run
 from interp.hooks.transformerlens.bridge import bridge
@@ -116,3 +119,21 @@ def test_errors_leave_nothing_on_the_model(tiny_model, monkeypatch):
 
 def hooked(model):
     return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
+
+
+@pytest.mark.parametrize("edit", [steer.Boost((3, 9), 20.0), steer.Temperature(3.0, heads="L0H1 L1H2"), None])
+def test_edits_act_on_layers_that_are_read_without_rotation(tiny_model, edit):
+    """The output of the model is that under the edit alone."""
+    model, batch = tiny_model("llama"), prompts((33, 20))
+
+    def edited():
+        return ablate(model, "L0H1 L1H2", "uniform") if edit is None else steering(model, edit, batch)
+
+    with torch.no_grad():
+        plain = run(model, batch).logits
+        with edited():
+            alone = run(model, batch).logits
+        with edited(), without_rope(model), capture(model, keep.pattern(), batch):
+            read = run(model, batch).logits
+    assert not torch.allclose(alone, plain, atol=1e-4)
+    torch.testing.assert_close(read, alone, atol=1e-5, rtol=0)
