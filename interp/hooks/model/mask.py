@@ -182,7 +182,7 @@ class DeferredMask(Tensor):
                 return source
             # a copy to another device represents the same mask; a slice or a sum does not
             if func is Tensor.to:
-                result = super().__torch_function__(func, types, args, kwargs)
+                result: Any = super().__torch_function__(func, types, args, kwargs)
                 if result.dtype == source.dtype:
                     result.facts = source.facts
                     return result

@@ -57,9 +57,9 @@ def test_a_prompt_without_a_reply_is_refused(tokens):
 )
 def test_a_contrast_needs_more_refusals_of_harmful_requests(harmful, harmless, shows):
     prompts = Prompts.from_ids([[5]] * 30)
-    sides = [Replies(prompts, ("",) * 30, (True,) * n + (False,) * (30 - n)) for n in (harmful, harmless)]
+    first, second = (Replies(prompts, ("",) * 30, (True,) * n + (False,) * (30 - n)) for n in (harmful, harmless))
     if shows:
-        check_contrast(*sides)
+        check_contrast(first, second)
     else:
         with pytest.raises(UsageError, match=f"refuses {harmful} of 30 harmful and {harmless} of 30 harmless"):
-            check_contrast(*sides)
+            check_contrast(first, second)

@@ -185,6 +185,9 @@ def test_table_and_json():
     assert str(doctor(sabotaged(without_interface))).endswith("1 of 13 checks failed")
 
 
+GEMMA4: Any = {
+    "global_head_dim": 16, "vocab_size_per_layer_input": 64, "hidden_size_per_layer_input": 8, "num_kv_shared_layers": 0
+}  # fmt: skip
 SMALL: Any = {
     "vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
     "max_position_embeddings": 512, "eos_token_id": None, "bos_token_id": None, "pad_token_id": 0,
@@ -205,9 +208,8 @@ WIDTHS = {
     "layers of two widths": (
         lambda: tf.Gemma4ForCausalLM(
             tf.Gemma4TextConfig(
-                **SMALL, num_key_value_heads=2, head_dim=8, global_head_dim=16, sliding_window=4,
-                layer_types=["sliding_attention", "full_attention"], vocab_size_per_layer_input=64,
-                hidden_size_per_layer_input=8, num_kv_shared_layers=0,
+                **SMALL, **GEMMA4, num_key_value_heads=2, head_dim=8, sliding_window=4,
+                layer_types=["sliding_attention", "full_attention"],
             )
         ),
         16,

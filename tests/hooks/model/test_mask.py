@@ -2,6 +2,7 @@
 
 import copy
 import types
+from typing import Any
 
 import pytest
 import torch
@@ -105,7 +106,8 @@ def test_a_family_with_a_dynamic_mask_is_right():
         keep_window_size=4,
     )  # fmt: skip
     model = DogeForCausalLM(config).eval()
-    for layer in model.model.layers:
+    layers: Any = model.model.layers
+    for layer in layers:
         torch.nn.init.normal_(layer.self_attn.A)
     eager = copy.deepcopy(model)
     eager.set_attn_implementation("eager")
