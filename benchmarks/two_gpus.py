@@ -37,7 +37,8 @@ def model(split: bool, cpu: bool) -> Any:
     }  # fmt: skip
     made = LlamaForCausalLM(LlamaConfig(**sizes)).eval()
     if cpu or not split:
-        return made if cpu else made.cuda()
+        network: Any = made
+        return network if cpu else network.cuda()
     from accelerate import dispatch_model
 
     places: dict[str, Any] = {f"model.layers.{layer}": layer // 2 for layer in range(4)}
