@@ -17,6 +17,8 @@ FORMAT = "interp.run/3"
 MANIFEST = RUN_MANIFEST
 SAME_ENTRIES = ("interp", "recipe", "plan", "inputs", "date", "prompts")
 """entries of a manifest that must not differ when a run continues"""
+LABELS = {"interp": "version of interp"}
+"""words for these entries, where an entry is named otherwise"""
 ENTRIES = {"run": str, "plan": dict, "layout": dict, "provenance": dict, "stages": list}
 """entries that every manifest has, and their types"""
 STAGE_NAME = re.compile(r"[\w][\w.,+-]*")
@@ -168,4 +170,4 @@ def _difference(before: Any, now: Any, entry: str) -> str:
                 if isinstance(now[name], dict) and isinstance(before.get(name), dict):
                     return _difference(before[name], now[name], name)
                 return f"{entry} ({name} was {before.get(name)!r}, now {now[name]!r})"
-    return f"{entry} ({before!r}, now {now!r})"
+    return f"{LABELS.get(entry, entry)} ({before!r}, now {now!r})"

@@ -218,7 +218,7 @@ def test_usual_configs_are_within_the_limits():
 
 def test_other_readers_have_the_limits_too(tmp_path):
     os.mkfifo(tmp_path / "a.csv")
-    with pytest.raises(PromptError, match="cannot be read as a CSV file, since it is a named pipe"):
+    with pytest.raises(PromptError, match="cannot be read as a CSV file in UTF-8, since it is a named pipe"):
         refusal.read(tmp_path / "a.csv", None)
     (tmp_path / "a.txt").symlink_to("/dev/zero")
     with pytest.raises(PromptError, match="a device"):

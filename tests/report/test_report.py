@@ -127,7 +127,7 @@ def test_the_overview_shows_the_numbers_of_the_tables(results, page: Page):
 
 
 def test_roles_are_confident_or_tentative(page: Page):
-    assert "Confident: a test that assumes nothing about the distribution of the scores (Gaffke's test" in page.words
+    assert "Confident: a test that assumes of the scores only that they are not negative (Gaffke's test" in page.words
     assert "of the heads called confident have a true mean at or below the threshold." in page.words
     assert "Tentative: the mean is above the threshold, but not confidently." in page.words
     assert "Role Threshold Confident Tentative Heads, strongest first" in page.words

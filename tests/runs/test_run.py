@@ -36,10 +36,10 @@ def test_another_model_plan_or_folder_is_refused(finished, model, tokenizer, tmp
         Run.open(folder, PLAN, tiny_chat_model.model(seed=1), tokenizer)
     with pytest.raises(RunError, match=r"holds a run that differs in its sizes \(seed was 0, now 1\)"):
         Run.open(folder, replace(PLAN, sizes=replace(PLAN.sizes, seed=1)), model, tokenizer)
-    with pytest.raises(RunError, match=r"another plan \(batch_size was 2, now 3\)"):
+    with pytest.raises(RunError, match=r"differs in its plan \(batch_size was 2, now 3\)"):
         Run.open(folder, replace(PLAN, batch_size=3), model, tokenizer)
     steered = run_cases.steer_plan(run_cases.items_file(tmp_path / "mine.jsonl"), heads="L0H1")
-    with pytest.raises(RunError, match="another recipe"):
+    with pytest.raises(RunError, match="differs in its recipe"):
         Run.open(folder, steered, model, tokenizer)
 
 
@@ -75,7 +75,7 @@ def test_another_version_is_refused(model, tokenizer, tmp_path, monkeypatch):
     path = tmp_path / "run" / "manifest.json"
     manifest = json.loads(path.read_text())
     path.write_text(json.dumps(seal(manifest | {"interp": "0.0.1"})))
-    with pytest.raises(RunError, match=r"another interp \('0.0.1', now"):
+    with pytest.raises(RunError, match=r"differs in its version of interp \('0.0.1', now"):
         Run.open(tmp_path / "run", PLAN, model, tokenizer)
     manifest["provenance"]["versions"]["torch"] = "1.0"
     path.write_text(json.dumps(seal(manifest)))
@@ -87,7 +87,7 @@ def test_prompts_that_changed_are_another_run(model, tokenizer, tmp_path):
     """A file of prompts that is read again under its old name."""
     one, other = (interp.Prompts.encode(tokenizer, [{"text": text * 9}]) for text in ("a cat sat. ", "a dog sat. "))
     Run.open(tmp_path / "run", PLAN, model, tokenizer, one)
-    with pytest.raises(RunError, match="another prompts"):
+    with pytest.raises(RunError, match="differs in its prompts"):
         Run.open(tmp_path / "run", PLAN, model, tokenizer, other)
 
 

@@ -129,7 +129,7 @@ def test_items_that_changed_are_another_run(model, plan, items, tmp_path):
 
 def test_another_plan_or_model_is_refused(whole, model, plan):
     folder, _ = whole
-    with pytest.raises(RunError, match=r"another plan \(seed was 0, now 1\)"):
+    with pytest.raises(RunError, match=r"differs in its plan \(seed was 0, now 1\)"):
         steered(folder, replace(plan, seed=1), model)
     with pytest.raises(RunError, match="holds a run of"):
         steered(folder, plan, tiny_chat_model.model(seed=1))

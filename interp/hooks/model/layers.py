@@ -128,8 +128,8 @@ def text_model(model: Any) -> nn.Module:
     decoder = find() if callable(find) else None
     if not isinstance(decoder, nn.Module) or decoder is whole:
         raise ModelError(
-            f"{type(whole).__name__} has an encoder, and its get_decoder() does not return the decoder, so its "
-            "self-attention cannot be told from that of the encoder; pass a decoder-only model of transformers."
+            f"{type(whole).__name__} has an encoder, and its get_decoder() does not return the decoder, so "
+            "self-attention of the two cannot be distinguished; pass a decoder-only model of transformers."
         )
     return decoder
 
