@@ -16,7 +16,7 @@ from interp.hooks.model.layers import projection_name
 from interp.hooks.model.weights import acting_weight, compute_dtype, input_device, is_plain
 from interp.hooks.seam import ReadRequest
 from interp.kernels import naive
-from interp.kernels.contract import Call, TopKeys
+from interp.kernels.contract import Call, Entropy, TopKeys
 
 MergeFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -239,12 +239,19 @@ class AttentionPoints:
         if want.heads is not None:
             call, pattern = call.for_heads(want.heads), pattern.index_select(1, want.heads)
         index = torch.arange(pattern.shape[2], device=pattern.device) if want.queries is None else want.queries
+        own = {TopKeys: _top, Entropy: _entropy}
         return tuple(
-            _top(request, call, pattern[:, :, index])
-            if isinstance(request, TopKeys)
+            own[type(request)](request, call, pattern[:, :, index])
+            if type(request) in own
             else naive.reduce(request, call, pattern, index)
             for request in want.requests
         )
+
+
+def _entropy(request: Entropy, call: Call, rows: Tensor) -> Tensor:
+    """The entropy over keys of the pattern itself, without the share of a learned sink."""
+    over_keys = rows / rows.sum(-1, keepdim=True).clamp(min=torch.finfo(rows.dtype).tiny)
+    return torch.special.entr(over_keys).sum(-1)
 
 
 def _top(request: TopKeys, call: Call, rows: Tensor) -> tuple[Tensor, Tensor]:
