@@ -20,7 +20,7 @@ from interp.runs.run import Run
 from interp.runs.stage import CellRecord
 
 STEP = int(os.environ.get("INTERP_STEP", "0"))
-"""distance of changed bytes, by hand: INTERP_STEP=7 python -m pytest -m slow -o timeout=7200 tests/runs/test_damage.py"""
+"""distance of bytes, by hand: INTERP_STEP=7 python -m pytest -m slow -o timeout=9999 tests/runs/test_damage.py"""
 
 ROOT = Path(__file__).resolve().parents[2]
 PLAN = run_cases.score_plan("previous_token", "sinks", check=False, heads="")
