@@ -74,13 +74,13 @@ def main() -> None:
     if given.one:
         print(json.dumps(_measure(given.one, given.lengths[0])))
         return
-    print("| reduction | tokens | results, MB | memory beside them, MB | seconds |\n|---|---|---|---|---|")
+    print("| reduction | tokens | results, MB | other memory, MB | seconds |\n|---|---|---|---|---|")
     found: dict[str, Any] = {}
     for reduction in given.reductions:
         for n in given.lengths:
             row = found.setdefault(reduction, {})[str(n)] = measured(reduction, n)
-            beside = max(0.0, row["extra"] - row["results"])
-            cells = (f"{row['results'] / 1e6:.0f}", f"{beside / 1e6:.0f}", f"{row['seconds']:.0f}")
+            other = max(0.0, row["extra"] - row["results"])
+            cells = (f"{row['results'] / 1e6:.0f}", f"{other / 1e6:.0f}", f"{row['seconds']:.0f}")
             print(f"| {reduction} | {n:,} | {' | '.join(cells)} |", flush=True)
     if given.out:
         import torch

@@ -1,5 +1,6 @@
 """Attention functions that a user registered: they are read and edited where they compute what interp computes."""
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,13 +17,20 @@ LOW_PRECISION = 3e-2
 
 
 def is_custom(config: Any) -> bool:
-    """Whether the attention function that a config names is none of transformers'.
+    """Whether the attention function that a config names was registered by somebody else than transformers.
+
+    The function decides, not its name: a user may register another one as "sdpa".
 
     Args:
         config: The config of an attention module.
     """
-    name = attention_names.original_implementation(config)
-    return name not in (None, "eager", "sdpa", "flex_attention") and "flash" not in str(name)
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    function = ALL_ATTENTION_FUNCTIONS.get(attention_names.original_implementation(config))
+    while isinstance(function, partial):
+        function = function.func
+    # without a function, the eager one of the model's own module runs
+    return function is not None and not getattr(function, "__module__", "").startswith("transformers.")
 
 
 def check_same(module: nn.Module, site: Site, output: Tensor) -> None:

@@ -1,6 +1,7 @@
 """Limits for everything that comes from a file or an argument, so that no input takes all time or memory.
 
-Each reader of the package reads through this module. The limits are far above what real inputs need.
+Each reader of the package reads through this module, or checks its file with it first. The limits are far above what
+real inputs need.
 """
 
 import contextlib
@@ -46,8 +47,8 @@ def check_regular(
         Its size in bytes.
 
     Raises:
-        InterpError: Of the class `error`, for a device, a named pipe or a folder, which may never end or block, and for
-            a file that is too large.
+        InterpError: Of the class `error`, for a folder, for a device or a named pipe, since reading it may block or
+            never end, and for a file that is too large.
     """
     try:
         found = os.stat(path)

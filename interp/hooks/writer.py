@@ -1,4 +1,4 @@
-"""The one writer of all output files: whole or not at all, on disk before it returns, and never over anything else."""
+"""The one writer of all output files: whole or not at all, on disk before it returns, and only over regular files."""
 
 import contextlib
 import hashlib
@@ -35,8 +35,8 @@ def write_atomic(path: str | Path, data: bytes, error: type[InterpError] = Score
     """Write a file so that a reader, or a computer that starts again, sees the old content or all of the new one.
 
     The data go to a hidden file in the same folder and to the disk; then the hidden file takes the name, and the folder
-    goes to the disk. Permissions of a file that is replaced are kept. Hidden files that a killed process left of this
-    name are removed; one that another process is writing is not.
+    goes to the disk. Permissions of a file that is replaced are kept. Hidden files for this name
+    that a killed process left behind are removed; one that another process is writing is not.
 
     Args:
         path: The file.

@@ -73,7 +73,9 @@ def _continued(folder: Path, manifest: dict[str, Any]) -> str:
             f"{folder} holds a run with other package versions or another chat template; name another folder."
         )
     if stored["stages"] != manifest["stages"]:
-        raise RunError(f"{folder} holds a run with other stages, as of another set of packages; name another folder.")
+        raise RunError(
+            f"{folder} holds a run with other stages, as when other packages are installed; name another folder."
+        )
     return stored["run"]
 
 
@@ -121,7 +123,8 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     path = Path(folder) / MANIFEST
     if not path.is_file():
         raise RunError(f"{folder} is not a run folder; name one that interp score, steer or safety wrote.")
-    stored = read(path)
+    # without its manifest nothing says what the other files of the folder are
+    stored = read(path, "make the run again in another folder")
     if stored.get("format") != FORMAT:
         raise RunError(
             f"{folder} holds a run of the format {stored.get('format')!r}, this version reads {FORMAT!r}; make the run "
@@ -146,14 +149,14 @@ def _is_stage(stage: Any) -> bool:
     return all(isinstance(name, str) and STAGE_NAME.fullmatch(name) for name in names) and "shown" in stage
 
 
-def read(path: Path) -> dict[str, Any]:
-    """The JSON object in a file. Raises RunError."""
+def read(path: Path, action: str = "delete it and run again") -> dict[str, Any]:
+    """The JSON object in a file. Raises RunError, which ends with what to do."""
     try:
         content = parse_json(read_text(path, RunError))
     except ValueError as error:
-        raise RunError(f"{path} cannot be read as JSON ({error}); delete it and run again.") from error
+        raise RunError(f"{path} cannot be read as JSON ({error}); {action}.") from error
     if not isinstance(content, dict):
-        raise RunError(f"{path} holds a {type(content).__name__}, expected an object; delete it and run again.")
+        raise RunError(f"{path} holds a {type(content).__name__}, expected an object; {action}.")
     return content
 
 

@@ -18,7 +18,7 @@ except ImportError:  # Windows
 LOCK = ".lock"
 """an empty file in the folder of a run; the system drops the lock on it when its process ends in any way"""
 PATIENCE = 2.0
-"""seconds for which a start waits for another one"""
+"""seconds that the start of a run waits for another process to release the lock"""
 
 
 @contextlib.contextmanager
@@ -29,7 +29,7 @@ def only_writer(folder: Path) -> Iterator[None]:
         folder: The folder of a run.
 
     Raises:
-        RunError: If another process, or another thread, holds it.
+        RunError: If another process, or another thread, holds it, or the lock file cannot be opened.
     """
     if fcntl is None:
         yield from _held_on_windows(folder)

@@ -49,16 +49,22 @@ PROMPTS = interp.Prompts.from_ids([[5, 6, 7, 8, 9, 10], [11, 12, 13, 14]])
 
 
 @contextlib.contextmanager
-def registered(function, family="llama"):
+def registered(function, family="llama", name="custom"):
+    """A model that attends by a function, which may be registered under a name of transformers."""
     model = families.make(family)
-    AttentionInterface.register("custom", function)
-    AttentionMaskInterface.register("custom", sdpa_mask)
+    interfaces = {AttentionInterface: function, AttentionMaskInterface: sdpa_mask}
+    before = {interface: interface._global_mapping.get(name) for interface in interfaces}
+    for interface, made in interfaces.items():
+        interface.register(name, made)
     try:
-        model.set_attn_implementation("custom")
+        model.set_attn_implementation(name)
         yield model
     finally:
-        for interface in (AttentionInterface, AttentionMaskInterface):
-            interface._global_mapping.pop("custom", None)
+        for interface, original in before.items():
+            if original is None:
+                interface._global_mapping.pop(name, None)
+            else:
+                interface.register(name, original)
 
 
 USES = {
@@ -76,6 +82,17 @@ def test_what_is_not_softmax_attention_is_refused(function, use):
         torch.no_grad(),
         pytest.raises(ModelError, match="'custom' of LlamaAttention does not compute the softmax attention"),
         USES[use](model),
+    ):
+        model(**PROMPTS.tensors())
+
+
+@pytest.mark.parametrize("name", ["sdpa", "sdpa_gated", "flex_attention"])
+def test_the_function_decides_and_not_its_name(name):
+    with (
+        registered(gated, name=name) as model,
+        torch.no_grad(),
+        pytest.raises(ModelError, match=f"{name!r} of LlamaAttention does not compute the softmax attention"),
+        interp.capture(model, keep.entropy(), PROMPTS),
     ):
         model(**PROMPTS.tensors())
 

@@ -4,6 +4,7 @@ import json
 import os
 import random
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -19,8 +20,8 @@ from interp.runs.results import cell_files, is_finished, read_results, record_pa
 from interp.runs.run import Run
 from interp.runs.stage import CellRecord
 
-STEP = int(os.environ.get("INTERP_STEP", "0"))
-"""distance of bytes, by hand: INTERP_STEP=7 python -m pytest -m slow -o timeout=9999 tests/runs/test_damage.py"""
+SECONDS = float(os.environ.get("INTERP_DAMAGE_SECONDS", "60"))
+"""time of the test of single bytes; by hand: INTERP_DAMAGE_SECONDS=3600 pytest -m slow -s -o timeout=9999 ..."""
 
 ROOT = Path(__file__).resolve().parents[2]
 PLAN = run_cases.score_plan("previous_token", "sinks", check=False, heads="")
@@ -98,18 +99,27 @@ def test_every_change_of_one_file_is_told_or_harmless(made, tmp_path, change):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not STEP, reason="takes more than ten minutes; set INTERP_STEP to run it")
 def test_every_single_byte_is_told_or_harmless(made, tmp_path):
-    """The lowest bit of bytes of every file, at equal distances."""
+    """The lowest bit of a byte of each file in turn, in a random order, until all were changed or the time is over."""
     folder, _, found = made
     place = shutil.copytree(folder, tmp_path / "run")
-    for path in files_of(place):
-        data = path.read_bytes()
-        for at in range(0, len(data), STEP):
-            path.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
-            said = outcome(place, found)
-            assert said in ("reported", "harmless"), f"byte {at} of {path}: {said}"
+    contents = {path: path.read_bytes() for path in files_of(place)}
+    rng = random.Random(0)
+    orders = {path: rng.sample(range(len(data)), len(data)) for path, data in contents.items()}
+    longest = max(map(len, orders.values()))
+    places = ((path, order[turn]) for turn in range(longest) for path, order in orders.items() if turn < len(order))
+    end, tried = time.monotonic() + SECONDS, 0
+    for path, at in places:
+        data = contents[path]
+        path.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
+        said = outcome(place, found)
+        assert said in ("reported", "harmless"), f"byte {at} of {path}: {said}"
         path.write_bytes(data)
+        tried += 1
+        if time.monotonic() > end:
+            break
+    print(f"{tried} of {sum(map(len, contents.values()))} bytes in {len(contents)} files changed")
+    assert tried >= 2 * len(contents)
 
 
 @pytest.mark.parametrize(
@@ -127,6 +137,20 @@ def test_the_same_command_makes_it_again_or_refuses(made, model, tokenizer, tmp_
             continue
         assert not difference(again.results, found.results, f"{inside}"), inside
         assert is_finished(place)
+
+
+@pytest.mark.parametrize("content", [b"{", b"[1]", b"\xff", b'{"format": "interp.run/3"}', b"deleted"])
+def test_without_its_manifest_a_run_is_made_again_in_another_folder(copy, model, tokenizer, content):
+    """Deleting the manifest would not help: the other files could be those of any run."""
+    manifest = copy / "manifest.json"
+    manifest.write_bytes(content)
+    if content == b"deleted":
+        manifest.unlink()
+    for refused in (lambda: read_results(copy), lambda: Run.open(copy, PLAN, model, tokenizer)):
+        with pytest.raises(RunError) as caught:
+            refused()
+        assert "delete it" not in str(caught.value)
+        assert "run again in another folder" in str(caught.value) or "run folder" in str(caught.value)
 
 
 STRAYS = ["cells/sinks/0007.json", "cells/sinks/0000.txt", "cells/speed/0000.json", "results/mine.json",

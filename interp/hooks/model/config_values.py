@@ -25,5 +25,5 @@ def values_of_layers(config: Any, name: str) -> list[Any]:
 
 
 def largest_of_layers(config: Any, name: str) -> int | None:
-    """The largest_of_layers whole number that a layer has for a setting; None where there is none."""
+    """The largest whole number that a layer has for a setting; None where there is none."""
     return max((value for value in values_of_layers(config, name) if isinstance(value, int)), default=None)

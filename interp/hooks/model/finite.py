@@ -29,7 +29,7 @@ def finite_values(site: Any, values: tuple[Any, ...]) -> tuple[Any, ...]:
         tuple: The values, unchanged.
 
     Raises:
-        ModelError: If a number is NaN or infinite.
+        ModelError: If a number is NaN or plus infinity.
     """
     # a sum needs no memory, and is not below infinity where a number is NaN or infinite; -inf is a hidden key
     sums = [x.sum().float() for value in values for x in _tensors(value) if x.is_floating_point() and x.numel()]
@@ -58,7 +58,7 @@ def check_logits(model: nn.Module, logits: Tensor, inputs: Mapping[str, Any]) ->
         Tensor: The logits, unchanged.
 
     Raises:
-        ModelError: If a logit is NaN or infinite.
+        ModelError: If a logit is NaN or plus infinity.
     """
     # a NaN stays in a maximum
     top = logits.detach().amax(-1)

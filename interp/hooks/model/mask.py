@@ -16,7 +16,10 @@ DESCRIBING = {
     "data_ptr", "is_floating_point", "is_complex", "is_signed", "storage_offset", "is_inference", "__len__", "__hash__",
     "as_subclass",
 }  # fmt: skip
-"""functions that say something of a tensor without its values"""
+"""functions that return what is known of a tensor without its values"""
+IN_PLACE = ("__iadd__", "__iand__", "__ior__", "__isub__", "__imul__", "__itruediv__", "__ifloordiv__", "__imod__",
+            "__ipow__", "__ixor__", "__ilshift__", "__irshift__")  # fmt: skip
+"""operators that change their first operand"""
 
 
 @dataclass(eq=False)
@@ -188,6 +191,13 @@ class DeferredMask(Tensor):
                     return result
         if _describes(func):
             return super().__torch_function__(func, types, args, kwargs)
+        name = func.__name__
+        changes = name == "__setitem__" or (name.endswith("_") and not name.endswith("__")) or name in IN_PLACE
+        if isinstance(kwargs.get("out"), DeferredMask) or (changes and isinstance(source, DeferredMask)):
+            raise ModelError(
+                f"a layer changes its attention mask in place ({name}), which the layers share, and interp has only a "
+                "placeholder there; use a model that makes a new mask."
+            )
         found = [each for each in tree_leaves((args, kwargs)) if isinstance(each, DeferredMask)]
         if not all(hasattr(each, "facts") for each in found):
             return super().__torch_function__(func, types, args, kwargs)
@@ -222,7 +232,7 @@ def _describes(func: Any) -> bool:
     """Whether a function returns what is known of a tensor without its values, such as its shape."""
     name = func.__name__
     if name == "__get__":
-        return func.__self__.__name__ not in ("data", "T", "mT", "H", "mH", "real", "imag")
+        return getattr(func.__self__, "__name__", "") not in ("data", "T", "mT", "H", "mH", "real", "imag")
     return name in DESCRIBING
 
 

@@ -1,4 +1,4 @@
-"""Whether a layer is being computed again, for a backward pass that did not store what it computed."""
+"""Whether a layer is being computed again in a backward pass, because the forward pass did not store its results."""
 
 import contextlib
 import threading

@@ -21,9 +21,9 @@ class RowText:
     position: Int[Tensor, "b n"]
     """Position of the token in each column so far, counted from the first token of its row; -1 for no text."""
     plain: bool = False
-    """Whether every column holds the token of that number."""
+    """Whether column i holds the token at position i in every row."""
     cut: bool = False
-    """Whether columns without text may be none that the model hides, as those after the end of a row."""
+    """Whether some columns without text may be visible to the model, such as those after the end of a row."""
 
     @classmethod
     def unpadded(cls, batch: int, n: int, device: torch.device | None) -> "RowText":
@@ -32,7 +32,7 @@ class RowText:
 
     @classmethod
     def of(cls, live: Bool[Tensor, "b n"]) -> "RowText":
-        """Count positions as the running sum of the columns that hold text.
+        """Count positions as the running sum of the columns that hold text, less one.
 
         Args:
             live: Whether each column holds a token of the text.
@@ -78,7 +78,8 @@ class RowText:
         """Column of the first token of each row, for computations whose positions are columns less the first.
 
         Raises:
-            ModelError: If columns without text lie between two tokens of a row, so that positions are no such numbers.
+            ModelError: If columns without text lie between two tokens of a row, so that positions are not columns less
+                the first.
         """
         n = self.position.shape[1]
         if self.plain or not n:

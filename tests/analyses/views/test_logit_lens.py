@@ -1,5 +1,6 @@
 """Tokens that heads write: compared with plain hooks, as sums over attended tokens, and in planted models."""
 
+import types
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -9,9 +10,8 @@ import tokenizers_tiny
 import torch
 from bridges import FAMILIES
 from patching_oracle import HEADS, LAYERS, TWO, make, projections, recorded
-from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from interp.analyses import identify
 from interp.analyses.views._tokens import token_text
@@ -330,24 +330,25 @@ def test_spans_that_are_not_read():
         ov_tokens(model, batch, "L0H0", (3, 1))
 
 
-def test_attention_that_is_gated_is_refused_by_the_view_of_values():
-    """Where more happens between attention and the output projection than a sum of values."""
+def test_a_gate_after_attention_is_refused_by_the_view_of_values():
+    """The attention function is the usual one, and the module multiplies its output before the projection."""
     model, batch = families.make("llama"), prompts()
 
-    def gated(*args, **kw):
-        out, weights = sdpa_attention_forward(*args, **kw)
-        return 1.5 * out, weights
+    def gated(self, hidden_states, position_embeddings, attention_mask=None, **kwargs):
+        q, k, v = (
+            part(hidden_states).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+            for part in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        q, k = apply_rotary_pos_emb(q, k, *position_embeddings)
+        attend = ALL_ATTENTION_FUNCTIONS[self.config._attn_implementation]
+        out, weights = attend(self, q, k, v, attention_mask, dropout=0.0, scaling=self.scaling)
+        return self.o_proj(1.5 * out.flatten(-2)), weights
 
-    AttentionInterface.register("gated", gated)
-    AttentionMaskInterface.register("gated", sdpa_mask)
-    try:
-        model.set_attn_implementation("gated")
-        logit_lens(model, batch, "L0H0")
-        with pytest.raises(ModelError, match="does not compute the softmax attention"):
-            ov_tokens(model, batch, "L0H0", "early")
-    finally:
-        for interface in (AttentionInterface, AttentionMaskInterface):
-            interface._global_mapping.pop("gated", None)
+    for layer in model.model.layers:
+        layer.self_attn.forward = types.MethodType(gated, layer.self_attn)
+    logit_lens(model, batch, "L0H0")
+    with pytest.raises(ModelError, match="not the sum of their values weighted by attention"):
+        ov_tokens(model, batch, "L0H0", "early")
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])

@@ -95,7 +95,7 @@ SAME = {
     "an adapter that is disabled": (llama, lambda: without(lambda model: model.base_model.disable_adapter_layers())(0)),
     "an adapter that was unloaded": (llama, lambda: lora().unload()),
     "an adapter merged and unloaded": (lambda: merged(), lambda: lora().merge_and_unload()),
-    "an adapter beside the active one": (lora, lambda: two_adapters("default")),
+    "an adapter next to the active one": (lora, lambda: two_adapters("default")),
     "the model inside of one of peft": (lora, lambda: lora().get_base_model()),
     "layers kept on the CPU": (llama, lambda: cpu_offload(llama(), execution_device=CPU)),
     "packed weights": (lambda: packed(llama()), lambda: packed(llama())),

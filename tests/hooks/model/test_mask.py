@@ -1,6 +1,7 @@
 """Models whose layers compute with the attention mask, in place of passing it on."""
 
 import copy
+import operator
 import types
 from typing import Any
 
@@ -135,6 +136,32 @@ def test_nothing_is_computed_where_the_mask_is_passed_on():
     with torch.no_grad(), interp.capture(model, keep.entropy(), PROMPTS):
         model(**PROMPTS.tensors())
     assert set(seen) == {("DeferredMask", (2, 1, 7, 7), 4, torch.bool, "cpu", 7)}
+
+
+def zero(mask):
+    mask[..., 0] = 0
+    return mask
+
+
+IN_PLACE = {
+    "a method": lambda mask: mask.mul_(1),
+    "an operator": lambda mask: operator.imul(mask, 1),
+    "a part": zero,
+    "the target of a function": lambda mask: (torch.logical_not(mask, out=mask), mask)[1],
+    "the result is dropped": lambda mask: (mask.masked_fill_(mask == 0, 0), mask)[1],
+}
+
+
+@pytest.mark.parametrize("case", IN_PLACE)
+def test_a_mask_changed_in_place_is_refused(case):
+    """The layers share the mask, so that a change of the placeholder would be lost."""
+    model = with_mask(IN_PLACE[case])
+    with (
+        torch.no_grad(),
+        pytest.raises(ModelError, match="changes its attention mask in place"),
+        interp.capture(model, keep.entropy(), PROMPTS),
+    ):
+        model(**PROMPTS.tensors())
 
 
 def test_a_mask_of_another_kind_is_refused():
