@@ -86,8 +86,10 @@ def claim(folder: Path) -> None:
         RunError: Where it holds something else, or cannot be made.
     """
     try:
-        # files of an earlier start that was killed at once are no obstacle
-        if folder.exists() and any(path.name != LOCK and path.suffix != ".tmp" for path in folder.iterdir()):
+        # files of an earlier start that was killed at once are no obstacle, and neither is a run that another process
+        # has begun since the caller looked
+        others = folder.exists() and any(path.name != LOCK and path.suffix != ".tmp" for path in folder.iterdir())
+        if others and not is_run(folder):
             raise RunError(f"{folder} exists and is not a run folder; name a new or empty folder.")
     except OSError as error:
         raise RunError(f"{folder} cannot be made ({error.strerror}); name a folder you may write to.") from error

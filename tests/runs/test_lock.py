@@ -75,6 +75,27 @@ def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
         pass
 
 
+def test_a_run_that_began_since_the_folder_was_looked_at_is_compared(made, tmp_path, monkeypatch):
+    """The other process writes its manifest after this one found none: the message names what differs."""
+    place, looked = tmp_path / "run", []
+    manifests = []
+    for folder in made[:2]:
+        stored = folders.read_manifest(folder)
+        manifests.append({name: stored[name] for name in stored if name not in ("run", "sha256", "format")})
+    claim = folders.claim
+
+    def late(folder):
+        if not looked:
+            looked.append(folder)
+            folders.begin(place, manifests[0])
+        claim(folder)
+
+    monkeypatch.setattr(folders, "claim", late)
+    with pytest.raises(RunError, match="differs in its sizes"):
+        folders.begin(place, manifests[1])
+    assert folders.read_manifest(place)["plan"] == manifests[0]["plan"]
+
+
 def test_forty_simultaneous_starts_of_two_plans_mix_nothing(made, tmp_path):
     manifests = []
     for folder in made[:2]:
